@@ -1,0 +1,71 @@
+//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them.
+
+use std::ptr::NonNull;
+
+use memmap2::{Advice, MmapMut};
+
+/// Size of a huge page on x86-64.
+const HUGE: usize = 2 << 20;
+
+/// A zeroed, 64-byte-aligned (2 MiB-aligned when large) region that belongs to us alone.
+pub struct Region {
+    map: MmapMut,
+    offset: usize,
+    len: usize,
+}
+
+impl Region {
+    /// Maps `len` bytes (at least 1). Fails with the operating system's reason.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        let len = len.max(1);
+        let slack = if len >= HUGE { HUGE } else { 0 };
+        let total = len.checked_add(slack).filter(|t| *t <= isize::MAX as usize);
+        let total = total.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let map = MmapMut::map_anon(total)?;
+        if slack > 0 {
+            // Only a wish: kernels without transparent huge pages refuse, and that is fine.
+            let _ = map.advise(Advice::HugePage);
+        }
+        let offset = if slack > 0 { map.as_ptr().align_offset(HUGE) } else { 0 };
+        Ok(Self { map, offset, len })
+    }
+
+    /// First byte.
+    pub fn base(&self) -> NonNull<u8> {
+        // SAFETY: offset + len lie inside the mapping by construction, and mappings are not at 0.
+        unsafe { NonNull::new_unchecked(self.map.as_ptr().add(self.offset).cast_mut()) }
+    }
+
+    /// Bytes from [`Region::base`] on.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region has no bytes: never, kept for the convention.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_zeroed_and_aligned() {
+        for len in [1, 64, 4097, 3 << 20] {
+            let region = Region::new(len).unwrap();
+            assert_eq!(region.base().as_ptr() as usize % 64, 0);
+            assert_eq!(region.len(), len);
+            // SAFETY: the region is len bytes long and nobody else has it.
+            let bytes = unsafe { std::slice::from_raw_parts(region.base().as_ptr(), len) };
+            assert!(bytes.iter().all(|b| *b == 0));
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_an_error_not_a_crash() {
+        assert!(Region::new(1 << 60).is_err());
+        assert!(Region::new(usize::MAX).is_err());
+    }
+}

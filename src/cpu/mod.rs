@@ -1,0 +1,106 @@
+//! What this processor can do and may do: feature bits, the kernel's permission for tile state,
+//! tile configurations and memory for weights.
+
+pub mod amx;
+pub mod memory;
+pub mod tile;
+
+use std::sync::OnceLock;
+
+use crate::diag::env::{IsaCeiling, env};
+
+/// An instruction set the kernels exist for, in rising order. The numbers are the C API's.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, any x86-64.
+    Portable = 1,
+    /// AVX-512 F/BW/VL/DQ with VNNI.
+    Avx512 = 2,
+    /// AMX-TILE and AMX-INT8 besides all of the above.
+    Amx = 3,
+}
+
+impl Isa {
+    /// Lower-case name, as in `GGML_AMX_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
+        }
+    }
+}
+
+/// Proof that the AVX-512 kernels may run: only [`Avx512::new`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// `Some` if the CPU and the operating system support every extension the kernels use.
+    pub fn new() -> Option<Self> {
+        let ok = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
+        ok.then_some(Self(()))
+    }
+}
+
+/// Proof that tile instructions may run on this process's threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Amx(());
+
+impl Amx {
+    /// `Some` if CPU, operating system and kernel permission allow AMX (asked once per process).
+    pub fn new() -> Option<Self> {
+        (Avx512::new().is_some() && amx::status().is_ok()).then_some(Self(()))
+    }
+
+    /// The AVX-512 proof that every AMX CPU gives too.
+    pub fn avx512(self) -> Avx512 {
+        Avx512(())
+    }
+}
+
+/// The best instruction set this CPU may use, whatever the environment's ceiling.
+pub fn best_isa() -> Isa {
+    static BEST: OnceLock<Isa> = OnceLock::new();
+    *BEST.get_or_init(|| {
+        if Amx::new().is_some() {
+            Isa::Amx
+        } else if Avx512::new().is_some() {
+            Isa::Avx512
+        } else {
+            Isa::Portable
+        }
+    })
+}
+
+/// The instruction set to use under the environment's ceiling `GGML_AMX_ISA`.
+pub fn isa() -> Isa {
+    let ceiling = match env().isa {
+        None | Some(IsaCeiling::Amx) => Isa::Amx,
+        Some(IsaCeiling::Avx512) => Isa::Avx512,
+        Some(IsaCeiling::Portable) => Isa::Portable,
+    };
+    best_isa().min(ceiling)
+}
+
+/// Why the drop-in buffer type must stay away, or `None` when it may serve.
+///
+/// Without AMX the host's own paths are the better choice, unless the user asks for a lower
+/// instruction set by name (tests do).
+pub fn refusal() -> Option<String> {
+    match env().isa {
+        Some(IsaCeiling::Portable) => None,
+        Some(IsaCeiling::Avx512) if Avx512::new().is_some() => None,
+        Some(IsaCeiling::Avx512) => Some("GGML_AMX_ISA=avx512, but this CPU lacks AVX-512 VNNI".to_string()),
+        None | Some(IsaCeiling::Amx) => match amx::status() {
+            Err(reason) => Some(reason.clone()),
+            Ok(()) if Avx512::new().is_none() => Some("this CPU has AMX but hides AVX-512 VNNI".to_string()),
+            Ok(()) => None,
+        },
+    }
+}

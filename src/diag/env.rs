@@ -1,0 +1,120 @@
+//! The environment variables, read once. An unknown value is an error line that names the allowed
+//! ones; the default is used then.
+
+use std::sync::OnceLock;
+
+use super::log;
+
+/// `GGML_AMX_MODE`: where weights live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Packed buffers wherever the host offers a place for them.
+    Auto,
+    /// The same, said explicitly.
+    Packed,
+    /// The library steps aside: the buffer type is NULL.
+    Off,
+}
+
+/// `GGML_AMX_ISA`: the highest instruction set that may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IsaCeiling {
+    /// Plain Rust, any x86-64.
+    Portable,
+    /// AVX-512 with VNNI.
+    Avx512,
+    /// AMX-INT8 (and AVX-512 where few rows of activations make it faster).
+    Amx,
+}
+
+/// Everything the environment says, with defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Env {
+    /// `GGML_AMX_MODE`, default `auto`.
+    pub mode: Mode,
+    /// `GGML_AMX_ISA`; `None` when unset: AMX is then required.
+    pub isa: Option<IsaCeiling>,
+    /// `GGML_AMX_THREADS`: threads that pack weights; `None` = all cores, at most 32.
+    pub threads: Option<usize>,
+    /// `GGML_AMX_LOG`, default `info`.
+    pub log: log::Level,
+}
+
+/// The environment as it was at the first call.
+pub fn env() -> &'static Env {
+    static ENV: OnceLock<Env> = OnceLock::new();
+    ENV.get_or_init(|| {
+        let mut complaints = Vec::new();
+        let env = parse(|name| std::env::var(name).ok(), &mut complaints);
+        for line in &complaints {
+            log::early(log::Level::Error, line);
+        }
+        env
+    })
+}
+
+fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> Env {
+    let mut choose = |name: &str, allowed: &[&str]| -> Option<usize> {
+        let value = get(name).filter(|v| !v.is_empty())?;
+        let found = allowed.iter().position(|a| *a == value);
+        if found.is_none() {
+            complaints.push(format!("{name}={value} is unknown; allowed: {}. Using the default.", allowed.join(", ")));
+        }
+        found
+    };
+    let mode = match choose("GGML_AMX_MODE", &["auto", "packed", "off"]) {
+        Some(1) => Mode::Packed,
+        Some(2) => Mode::Off,
+        _ => Mode::Auto,
+    };
+    let isa = choose("GGML_AMX_ISA", &["amx", "avx512", "portable"])
+        .map(|i| [IsaCeiling::Amx, IsaCeiling::Avx512, IsaCeiling::Portable][i]);
+    let log = match choose("GGML_AMX_LOG", &["quiet", "info", "debug"]) {
+        Some(0) => log::Level::Error,
+        Some(2) => log::Level::Debug,
+        _ => log::Level::Info,
+    };
+    let threads = get("GGML_AMX_THREADS").filter(|v| !v.is_empty()).and_then(|value| match value.parse::<usize>() {
+        Ok(n) if (1..=1024).contains(&n) => Some(n),
+        _ => {
+            complaints.push(format!("GGML_AMX_THREADS={value} is unknown; allowed: 1 to 1024. Using the default."));
+            None
+        }
+    });
+    Env { mode, isa, threads, log }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(pairs: &[(&str, &str)]) -> (Env, Vec<String>) {
+        let mut complaints = Vec::new();
+        let get = |name: &str| pairs.iter().find(|p| p.0 == name).map(|p| p.1.to_string());
+        let env = parse(get, &mut complaints);
+        (env, complaints)
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_defaults_silently() {
+        let (env, complaints) = parsed(&[]);
+        assert_eq!((env.mode, env.isa, env.threads), (Mode::Auto, None, None));
+        assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn known_values_are_understood() {
+        let (env, complaints) = parsed(&[("GGML_AMX_MODE", "off"), ("GGML_AMX_ISA", "avx512"), ("GGML_AMX_THREADS", "3")]);
+        assert_eq!((env.mode, env.isa, env.threads), (Mode::Off, Some(IsaCeiling::Avx512), Some(3)));
+        assert!(complaints.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_value_names_the_allowed_ones_and_falls_back() {
+        let (env, complaints) = parsed(&[("GGML_AMX_ISA", "sse9"), ("GGML_AMX_THREADS", "-1")]);
+        assert_eq!((env.isa, env.threads), (None, None));
+        assert_eq!(complaints.len(), 2);
+        assert!(complaints[0].contains("sse9") && complaints[0].contains("amx, avx512, portable"), "{complaints:?}");
+        assert!(complaints[1].contains("1 to 1024"), "{complaints:?}");
+    }
+}

@@ -1,0 +1,79 @@
+//! IQ4_XS: 256 weights in 8 groups of 32, `w = d * (ls - 32) * table[q]`. Block: f16 d, 16 bits with
+//! the upper two bits of eight 6-bit scales, 4 bytes with their lower nibbles, 128 bytes of nibbles,
+//! 16 per group, low nibbles first (ggml-common.h, `block_iq4_xs`).
+
+use std::arch::x86_64::*;
+
+use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
+use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+
+/// The type; see the module.
+pub struct Iq4Xs;
+
+/// The non-linear 4-bit values (ggml-common.h, `kvalues_iq4nl`).
+const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// Packed offsets of the scales' high bits, their low nibbles, and the quants.
+const SCALES_H: usize = 2 * LANES;
+const SCALES_L: usize = 4 * LANES;
+const QS: usize = 8 * LANES;
+
+// SAFETY: constants as in ggml-common.h.
+unsafe impl Format for Iq4Xs {
+    const TYPE: WeightType = WeightType::IQ4_XS;
+    const BLOCK: usize = 256;
+    const BYTES: usize = 136;
+    const GROUP: usize = 32;
+    const ZERO_POINT: i32 = 128;
+    const HAS_MIN: bool = false;
+    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 1), field(8, 128, 4)];
+
+    fn quants(block: &[u8], group: usize, out: &mut [i8]) {
+        nibbles(&block[QS + group * 256..], |i, q| out[i] = TABLE[q as usize]);
+    }
+
+    fn scales(block: &[u8], group: usize) -> GroupScales {
+        let scale = std::array::from_fn(|lane| {
+            let at = SCALES_H + 2 * lane;
+            let high = u16::from_le_bytes([block[at], block[at + 1]]) >> (2 * group) & 3;
+            let low = block[SCALES_L + group / 2 * LANES + lane] >> (4 * (group % 2)) & 15;
+            f16_at(block, 2 * lane) * (i32::from(low) + i32::from(high << 4) - 32) as f32
+        });
+        GroupScales { scale, ..Default::default() }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        const UNSIGNED: [u8; 16] = {
+            let mut t = [0; 16];
+            let mut i = 0;
+            while i < 16 {
+                t[i] = (TABLE[i] as i16 + 128) as u8;
+                i += 1;
+            }
+            t
+        };
+        // SAFETY: the caller's block is large enough; the table is 16 bytes.
+        let (rows, table) = unsafe {
+            (nibbles_avx512(block.add(QS + group * 256)), _mm512_broadcast_i32x4(_mm_loadu_si128(UNSIGNED.as_ptr().cast())))
+        };
+        std::array::from_fn(|r| _mm512_shuffle_epi8(table, rows[r]))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
+        // SAFETY: the caller's block is large enough.
+        let (d, high, low) = unsafe {
+            (
+                f16_lanes(block),
+                _mm512_cvtepu16_epi32(_mm256_loadu_si256(block.add(SCALES_H).cast())),
+                _mm512_cvtepu8_epi32(_mm_loadu_si128(block.add(SCALES_L + group / 2 * LANES).cast())),
+            )
+        };
+        let high = _mm512_and_si512(_mm512_srlv_epi32(high, _mm512_set1_epi32(2 * group as i32)), _mm512_set1_epi32(3));
+        let low = _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_set1_epi32(4 * (group as i32 % 2))), _mm512_set1_epi32(15));
+        let ls = _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32::<4>(high)), _mm512_set1_epi32(32));
+        (_mm512_mul_ps(d, _mm512_cvtepi32_ps(ls)), _mm512_setzero_ps())
+    }
+}

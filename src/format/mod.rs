@@ -1,0 +1,198 @@
+//! GGUF weight types: their blocks, their packed form, and what the kernels read out of it.
+//!
+//! **Packed form.** A matrix of `n` rows of `k` weights is cut into panels of 16 rows ([`LANES`]:
+//! the columns of the product, one zmm of 32-bit lanes). A panel is a sequence of blocks along K;
+//! each holds the same block of all 16 rows, its bytes interleaved so that one vector load gives
+//! the same few weights of every row. That is a permutation of bytes, described by [`Field`]s: it
+//! loses nothing, and any byte of the plain form can be read or written in place.
+//!
+//! **Groups.** Within a block, `GROUP` consecutive weights share one scale (and minimum):
+//! `w = scale * q + min`. A group is what a kernel handles as one integer dot product.
+//!
+//! A new type is one new file here and one line in each of the two tables below.
+
+mod iq4_xs;
+mod k_scales;
+mod layout;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+use std::arch::x86_64::{__m512, __m512i};
+
+pub use layout::Layout;
+
+/// Rows of a panel: 16 lanes of 32 bits.
+pub const LANES: usize = 16;
+
+/// Weights that share one scale of activations.
+pub const ACT_BLOCK: usize = 32;
+
+/// `len` bytes at `offset` of a plain block, interleaved over the 16 rows in runs of `unit` bytes:
+/// byte `j` of row `lane` goes to `16 * offset + (j / unit * 16 + lane) * unit + j % unit`.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// First byte in the plain block.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+    /// 1, 2 or 4: bytes of one row that stay together.
+    pub unit: usize,
+}
+
+/// Shorthand for the tables of fields.
+const fn field(offset: usize, len: usize, unit: usize) -> Field {
+    Field { offset, len, unit }
+}
+
+/// Scales and minima of one group, one per lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GroupScales {
+    /// Multiplies the signed quant.
+    pub scale: [f32; LANES],
+    /// Is added; all zero if the type has no minima.
+    pub min: [f32; LANES],
+}
+
+/// One GGUF weight type. Functions read a packed block: `16 * BYTES` bytes.
+///
+/// # Safety
+/// The constants must describe the type truthfully: kernels index memory by them. `GROUP` must be
+/// 16 or 32 and divide `BLOCK`; `FIELDS` must cover `0..BYTES` exactly once.
+pub unsafe trait Format: 'static {
+    /// Its entry in the table.
+    const TYPE: WeightType;
+    /// Weights per block.
+    const BLOCK: usize;
+    /// Bytes per plain block.
+    const BYTES: usize;
+    /// Weights per scale: 16 or 32.
+    const GROUP: usize;
+    /// What is subtracted from the unsigned quant to get the signed one.
+    const ZERO_POINT: i32;
+    /// Whether a group has a minimum.
+    const HAS_MIN: bool;
+    /// The interleaving.
+    const FIELDS: &'static [Field];
+
+    /// Signed quants of group `group`: weight `k` of row `lane` at `out[k / 4 * 64 + lane * 4 + k % 4]`
+    /// (the layout TDPBSSD wants for its second operand). `out` holds `16 * GROUP`.
+    fn quants(block: &[u8], group: usize, out: &mut [i8]);
+
+    /// Scales and minima of group `group`.
+    fn scales(block: &[u8], group: usize) -> GroupScales;
+
+    /// Like [`Format::quants`] in registers, but *unsigned* (signed + `ZERO_POINT`): vector `r` holds
+    /// weights `4r..4r + 4` of every row. Vectors past `GROUP / 4` are unspecified.
+    ///
+    /// # Safety
+    /// `block` must point to `16 * BYTES` readable bytes; AVX-512 F and BW must be there.
+    unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8];
+
+    /// Like [`Format::scales`] in registers, equal bit for bit.
+    ///
+    /// # Safety
+    /// As for [`Format::quants_avx512`].
+    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512);
+}
+
+/// Facts about a type for code that is not generic over it.
+#[derive(Clone, Copy, Debug)]
+pub struct TypeInfo {
+    /// ggml's name, as `ggml_type_name` gives it.
+    pub name: &'static str,
+    /// Weights per block.
+    pub block: usize,
+    /// Bytes per block.
+    pub bytes: usize,
+    /// Weights per scale.
+    pub group: usize,
+    /// The byte permutation.
+    pub layout: Layout,
+}
+
+/// The table of types: variant, ggml's number, ggml's name, implementation.
+macro_rules! weight_types {
+    ($($variant:ident = $number:literal, $name:literal, $format:ty, $doc:literal;)*) => {
+        /// The weight types that are packed. The numbers are ggml's, and the C API's.
+        #[repr(i32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(non_camel_case_types)]
+        pub enum WeightType {
+            $(#[doc = $doc] $variant = $number,)*
+        }
+
+        impl WeightType {
+            /// All of them, in ggml's order.
+            pub const ALL: &'static [WeightType] = &[$(WeightType::$variant),*];
+
+            /// The type with ggml's number `number`, if it is one that is packed.
+            pub fn from_ggml(number: i32) -> Option<Self> {
+                match number {
+                    $($number => Some(WeightType::$variant),)*
+                    _ => None,
+                }
+            }
+
+            /// Facts for code that is not generic.
+            pub fn info(self) -> &'static TypeInfo {
+                match self {
+                    $(WeightType::$variant => const {
+                        &TypeInfo {
+                            name: $name,
+                            block: <$format>::BLOCK,
+                            bytes: <$format>::BYTES,
+                            group: <$format>::GROUP,
+                            layout: Layout::new::<$format>(),
+                        }
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+weight_types! {
+    Q4_0 = 2, "q4_0", Q4_0, "32 weights: f16 scale, 4-bit quants.";
+    Q4_1 = 3, "q4_1", Q4_1, "32 weights: f16 scale and minimum, 4-bit quants.";
+    Q8_0 = 8, "q8_0", Q8_0, "32 weights: f16 scale, 8-bit quants.";
+    Q4_K = 12, "q4_K", Q4K, "256 weights: 8 groups with 6-bit scales and minima, 4-bit quants.";
+    Q5_K = 13, "q5_K", Q5K, "256 weights: 8 groups with 6-bit scales and minima, 5-bit quants.";
+    Q6_K = 14, "q6_K", Q6K, "256 weights: 16 groups with 8-bit scales, 6-bit quants.";
+    IQ4_XS = 23, "iq4_xs", Iq4Xs, "256 weights: 8 groups with 6-bit scales, 4-bit indices into a fixed table.";
+}
+
+/// Runs `$body` with the type alias `$F` bound to the [`Format`] of the [`WeightType`] `$ty`.
+#[macro_export]
+macro_rules! with_format {
+    ($ty:expr, $F:ident => $body:expr) => {
+        match $ty {
+            $crate::format::WeightType::Q4_0 => { type $F = $crate::format::Q4_0; $body }
+            $crate::format::WeightType::Q4_1 => { type $F = $crate::format::Q4_1; $body }
+            $crate::format::WeightType::Q8_0 => { type $F = $crate::format::Q8_0; $body }
+            $crate::format::WeightType::Q4_K => { type $F = $crate::format::Q4K; $body }
+            $crate::format::WeightType::Q5_K => { type $F = $crate::format::Q5K; $body }
+            $crate::format::WeightType::Q6_K => { type $F = $crate::format::Q6K; $body }
+            $crate::format::WeightType::IQ4_XS => { type $F = $crate::format::Iq4Xs; $body }
+        }
+    };
+}
+
+pub use iq4_xs::Iq4Xs;
+pub use q4_0::Q4_0;
+pub use q4_1::Q4_1;
+pub use q4_k::Q4K;
+pub use q5_k::Q5K;
+pub use q6_k::Q6K;
+pub use q8_0::Q8_0;
+
+/// The f16 at byte `offset`, exactly.
+fn f16_at(bytes: &[u8], offset: usize) -> f32 {
+    half::f16::from_le_bytes([bytes[offset], bytes[offset + 1]]).to_f32()
+}
+
+#[cfg(test)]
+mod tests;

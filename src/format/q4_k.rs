@@ -1,0 +1,48 @@
+//! Q4_K: 256 weights in 8 groups of 32, `w = d * sc * q - dmin * m`. Block: f16 d, f16 dmin, 12 bytes
+//! of 6-bit scales and minima, 128 bytes of nibbles (ggml-common.h, `block_q4_K`).
+
+use std::arch::x86_64::*;
+
+use super::{Field, Format, GroupScales, LANES, WeightType, field, k_scales};
+
+/// The type; see the module.
+pub struct Q4K;
+
+/// Packed offset of the nibbles.
+const QS: usize = k_scales::BYTES * LANES;
+
+// SAFETY: constants as in ggml-common.h.
+unsafe impl Format for Q4K {
+    const TYPE: WeightType = WeightType::Q4_K;
+    const BLOCK: usize = 256;
+    const BYTES: usize = 144;
+    const GROUP: usize = 32;
+    const ZERO_POINT: i32 = 0;
+    const HAS_MIN: bool = true;
+    const FIELDS: &'static [Field] =
+        &[k_scales::FIELDS[0], k_scales::FIELDS[1], k_scales::FIELDS[2], field(k_scales::BYTES, 128, 4)];
+
+    fn quants(block: &[u8], group: usize, out: &mut [i8]) {
+        for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {
+            *o = k_scales::nibble(&block[QS..], group, i) as i8;
+        }
+    }
+
+    fn scales(block: &[u8], group: usize) -> GroupScales {
+        k_scales::scales(block, group)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        // SAFETY: the caller's block is large enough.
+        unsafe { k_scales::nibbles_avx512(block.add(QS), group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
+        // SAFETY: the caller's block is large enough.
+        unsafe { k_scales::scales_avx512(block, group) }
+    }
+}

@@ -1,0 +1,266 @@
+//! AVX-512 VNNI. Up to [`DIRECT_ROWS`] rows of activations read the packed weights directly, several
+//! panels at once so that memory latency overlaps (this is token generation, bound by memory
+//! bandwidth); more rows read panels unpacked once into scratch.
+
+use std::arch::x86_64::*;
+
+use super::{Job, Unpacked, k_chunks};
+use crate::cpu::Avx512;
+use crate::format::{ACT_BLOCK, Format, LANES};
+use crate::panel::activations::Tile;
+
+/// Rows of activations up to which unpacking in registers beats unpacking to scratch.
+const DIRECT_ROWS: usize = 4;
+
+/// Bytes ahead of the reads that packed weights are prefetched, per panel.
+const PREFETCH: usize = 2048;
+
+/// Where a micro kernel takes its weights from.
+trait Source<F: Format> {
+    /// Unsigned quants, scales and minima of group `g` of panel `p`.
+    ///
+    /// # Safety
+    /// Panel and group must exist; AVX-512 must be there.
+    unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512);
+}
+
+/// Packed panels, unpacked in registers.
+struct Direct {
+    panels: *const u8,
+    panel_bytes: usize,
+}
+
+impl<F: Format> Source<F> for Direct {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512) {
+        let groups = F::BLOCK / F::GROUP;
+        let panel = self.panels.wrapping_add(p * self.panel_bytes);
+        let per_group = LANES * F::BYTES / groups;
+        for line in 0..per_group.div_ceil(64) {
+            // A prefetch past the end of the panel is harmless.
+            let ahead = panel.wrapping_add(g * per_group + line * 64 + PREFETCH);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        }
+        // SAFETY: the group exists, so its block does.
+        unsafe {
+            let block = panel.add(g / groups * (LANES * F::BYTES));
+            let (scale, min) = F::scales_avx512(block, g % groups);
+            (F::quants_avx512(block, g % groups), scale, min)
+        }
+    }
+}
+
+/// Panels in scratch, quants unsigned.
+impl<F: Format> Source<F> for Unpacked {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512) {
+        let mut rows = [_mm512_setzero_si512(); 8];
+        // SAFETY: panel and group exist.
+        unsafe {
+            for (r, row) in rows[..F::GROUP / 4].iter_mut().enumerate() {
+                *row = _mm512_load_si512(self.quants(p, g).add(64 * r).cast());
+            }
+            (rows, _mm512_load_ps(self.scales(p, g)), _mm512_load_ps(self.mins(p, g)))
+        }
+    }
+}
+
+/// Adds groups `groups` (numbered from `first` in the activations) of `NP` panels times `MR` rows,
+/// rows `lane..lane + MR` of `tile`, to `acc`.
+///
+/// # Safety
+/// Panels, groups and rows must exist; AVX-512 VNNI must be there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn micro<F: Format, S: Source<F>, const NP: usize, const MR: usize>(
+    source: &S,
+    groups: usize,
+    first: usize,
+    tile: &Tile,
+    lane: usize,
+    acc: &mut [[__m512; MR]; NP],
+) {
+    for g in 0..groups {
+        let ga = first + g;
+        let (b, within) = (ga * F::GROUP / ACT_BLOCK, ga * F::GROUP % ACT_BLOCK);
+        for (p, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: promised by the caller.
+            let (w, scale, min) = unsafe { source.load(p, g) };
+            for (m, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: row lane + m of this tile exists, and has group ga.
+                let (q, d, sum) = unsafe {
+                    (
+                        tile.quants.add((b * tile.rows + lane + m) * ACT_BLOCK + within).cast::<i32>(),
+                        *tile.scales.add(b * tile.rows + lane + m),
+                        *tile.sums.add(ga * tile.rows + lane + m),
+                    )
+                };
+                // Two chains hide the latency of VPDPBUSD; integer sums do not mind the order.
+                let mut even = _mm512_set1_epi32(-F::ZERO_POINT * sum);
+                let mut odd = _mm512_setzero_si512();
+                for r in 0..F::GROUP / 8 {
+                    // SAFETY: the group has GROUP / 4 dwords.
+                    let (x, y) = unsafe { (q.add(2 * r).read_unaligned(), q.add(2 * r + 1).read_unaligned()) };
+                    even = _mm512_dpbusd_epi32(even, w[2 * r], _mm512_set1_epi32(x));
+                    odd = _mm512_dpbusd_epi32(odd, w[2 * r + 1], _mm512_set1_epi32(y));
+                }
+                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+                *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(d)), *acc);
+                if F::HAS_MIN {
+                    *acc = _mm512_fmadd_ps(min, _mm512_set1_ps(d * sum as f32), *acc);
+                }
+            }
+        }
+    }
+}
+
+/// The columns of panel `panel` of `job` that exist, as a mask.
+#[inline]
+fn mask(job: &Job, panel: usize) -> u16 {
+    let lanes = (job.cols - panel * LANES).min(LANES);
+    (u32::MAX >> (32 - lanes)) as u16
+}
+
+/// `NP` panels from `panel` on times `MR` rows from `row` on.
+///
+/// # Safety
+/// As for [`run`]; panels and rows must exist and lie in one tile of activations.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: usize, row: usize) {
+    let mut acc = [[_mm512_setzero_ps(); MR]; NP];
+    let source = Direct { panels: job.panels.wrapping_add(panel * job.panel_bytes), panel_bytes: job.panel_bytes };
+    let tile = job.act.tile(row / LANES);
+    // SAFETY: promised by the caller.
+    unsafe {
+        micro::<F, _, NP, MR>(&source, job.act.k / F::GROUP, 0, &tile, row % LANES, &mut acc);
+        for (p, acc) in acc.iter().enumerate() {
+            for (m, acc) in acc.iter().enumerate() {
+                let out = job.dst_row(row + m).add((panel + p) * LANES);
+                _mm512_mask_storeu_ps(out, mask(job, panel + p), *acc);
+            }
+        }
+    }
+}
+
+/// One unpacked chunk of panel `panel` (number `p` in scratch) times `MR` rows from `row` on, added
+/// to the result unless it is the first chunk.
+///
+/// # Safety
+/// As for [`direct`]; the chunk starts at group `first`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn chunk<F: Format, const MR: usize>(job: &Job, source: &Unpacked, first: usize, panel: usize, row: usize) {
+    let tile = job.act.tile(row / LANES);
+    let mask = mask(job, panel);
+    let mut acc = [[_mm512_setzero_ps(); MR]; 1];
+    // SAFETY: promised by the caller.
+    unsafe {
+        let out = |m: usize| job.dst_row(row + m).add(panel * LANES);
+        if first > 0 {
+            for (m, acc) in acc[0].iter_mut().enumerate() {
+                *acc = _mm512_maskz_loadu_ps(mask, out(m));
+            }
+        }
+        micro::<F, _, 1, MR>(source, source.groups, first, &tile, row % LANES, &mut acc);
+        for (m, acc) in acc[0].iter().enumerate() {
+            _mm512_mask_storeu_ps(out(m), mask, *acc);
+        }
+    }
+}
+
+/// Unpacks chunk `start..start + len` of one panel into number `p` of `out`; signed quants for tiles,
+/// unsigned ones for VNNI.
+///
+/// # Safety
+/// `panel` must be a whole packed panel, `out` large enough.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn unpack<F: Format, const SIGNED: bool>(panel: *const u8, start: usize, out: &Unpacked, p: usize) {
+    let groups = F::BLOCK / F::GROUP;
+    let zero_point = _mm512_set1_epi8(F::ZERO_POINT as i8);
+    for g in 0..out.groups {
+        let at = start / F::GROUP + g;
+        // SAFETY: the group is inside the panel, and inside the scratch.
+        unsafe {
+            let block = panel.add(at / groups * (LANES * F::BYTES));
+            let rows = F::quants_avx512(block, at % groups);
+            for (r, row) in rows[..F::GROUP / 4].iter().enumerate() {
+                let row = if SIGNED { _mm512_sub_epi8(*row, zero_point) } else { *row };
+                _mm512_store_si512(out.quants(p, g).add(64 * r).cast(), row);
+            }
+            let (scale, min) = F::scales_avx512(block, at % groups);
+            _mm512_store_ps(out.scales(p, g), scale);
+            _mm512_store_ps(out.mins(p, g), min);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`super::run`].
+pub(super) unsafe fn run<F: Format>(_proof: Avx512, job: &Job, scratch: *mut u8) {
+    // SAFETY: the proof stands for the features; the rest is the caller's promise.
+    unsafe {
+        if job.rows.len() <= DIRECT_ROWS { few_rows::<F>(job) } else { many_rows::<F>(job, scratch) }
+    }
+}
+
+/// # Safety
+/// As for [`super::run`], on a CPU with AVX-512 VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn few_rows<F: Format>(job: &Job) {
+    let (panels, row) = (job.panel_count(), job.rows.start);
+    let mut panel = 0;
+    // SAFETY: panels and rows exist; at most 4 rows from a multiple of 32 lie in one tile.
+    unsafe {
+        while panel + 4 <= panels {
+            match job.rows.len() {
+                1 => direct::<F, 4, 1>(job, panel, row),
+                2 => direct::<F, 4, 2>(job, panel, row),
+                3 => direct::<F, 4, 3>(job, panel, row),
+                _ => direct::<F, 4, 4>(job, panel, row),
+            }
+            panel += 4;
+        }
+        for panel in panel..panels {
+            match job.rows.len() {
+                1 => direct::<F, 1, 1>(job, panel, row),
+                2 => direct::<F, 1, 2>(job, panel, row),
+                3 => direct::<F, 1, 3>(job, panel, row),
+                _ => direct::<F, 1, 4>(job, panel, row),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`super::run`], on a CPU with AVX-512 VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn many_rows<F: Format>(job: &Job, scratch: *mut u8) {
+    for panel in 0..job.panel_count() {
+        for (start, len) in k_chunks(job.act.k) {
+            let chunk_of = Unpacked { base: scratch, groups: len / F::GROUP, group: F::GROUP };
+            let first = start / F::GROUP;
+            // SAFETY: the panel exists; every step stays inside one tile of 16 rows, because rows
+            // start at a multiple of 32 and steps shrink from 8 only at the very end.
+            unsafe {
+                unpack::<F, false>(job.panels.add(panel * job.panel_bytes), start, &chunk_of, 0);
+                let mut row = job.rows.start;
+                while row < job.rows.end {
+                    let step = match job.rows.end - row {
+                        8.. => 8,
+                        4.. => 4,
+                        2.. => 2,
+                        _ => 1,
+                    };
+                    match step {
+                        8 => chunk::<F, 8>(job, &chunk_of, first, panel, row),
+                        4 => chunk::<F, 4>(job, &chunk_of, first, panel, row),
+                        2 => chunk::<F, 2>(job, &chunk_of, first, panel, row),
+                        _ => chunk::<F, 1>(job, &chunk_of, first, panel, row),
+                    }
+                    row += step;
+                }
+            }
+        }
+    }
+}

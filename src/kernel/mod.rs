@@ -1,0 +1,137 @@
+//! The inner loops, one file per instruction set. All compute the same thing in the same order:
+//!
+//! ```text
+//! for every row m of activations and column n (row of the weight matrix):
+//!     acc = 0
+//!     for every group g along K:
+//!         dot = sum over the group of q_activation * q_weight        (exact, int32)
+//!         acc = fma(dot, scale_w[n][g] * scale_a[m][g], acc)
+//!         if the type has minima:
+//!             acc = fma(min_w[n][g], scale_a[m][g] * sum_a[m][g], acc)
+//! ```
+//!
+//! so that their results agree bit for bit, whatever the shape, the thread count or the CPU.
+
+mod amx;
+mod avx512;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use crate::cpu::{Amx, Avx512, Isa};
+use crate::format::{ACT_BLOCK, Format, LANES};
+use crate::panel::activations::Activations;
+
+/// Rows of activations from which on the tile path beats the vector path.
+pub const AMX_MIN_ROWS: usize = 8;
+
+/// Columns that a tile kernel handles at once: two panels.
+pub const TILE_COLS: usize = 2 * LANES;
+
+/// Weights along K that are unpacked at a time, so that two unpacked panels (32 bytes per weight
+/// with scales) stay well inside a 2 MiB second-level cache.
+const K_CHUNK: usize = 16384;
+
+/// A piece of one product: some panels of one weight matrix times some rows of activations.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// First packed panel.
+    pub panels: *const u8,
+    /// Bytes from one panel to the next.
+    pub panel_bytes: usize,
+    /// Columns of the result; the last panel may be partly used.
+    pub cols: usize,
+    /// The other operand.
+    pub act: Activations,
+    /// Its rows to compute; starts at a multiple of 32.
+    pub rows: Range<usize>,
+    /// Where row 0 of the activations and the first of our columns meet.
+    pub dst: *mut f32,
+    /// Bytes from one row of the result to the next.
+    pub dst_stride: usize,
+}
+
+impl Job {
+    fn panel_count(&self) -> usize {
+        self.cols.div_ceil(LANES)
+    }
+
+    /// Result of `row`, first of our columns.
+    #[inline]
+    fn dst_row(&self, row: usize) -> *mut f32 {
+        self.dst.wrapping_byte_add(row * self.dst_stride)
+    }
+}
+
+/// Bytes of scratch that [`run`] needs for rows of `k` weights, whatever the instruction set: the
+/// unpacked panels, then what the tile kernel keeps per 32x32 block. Add 64 for alignment.
+pub const fn scratch_bytes(k: usize, group: usize) -> usize {
+    let k = if k < K_CHUNK { k } else { K_CHUNK };
+    Unpacked::bytes(k, group) + amx::BLOCK_BYTES
+}
+
+/// Computes `job`.
+///
+/// # Safety
+/// The pointers of the job must be valid for what its sizes say, its activations quantised with
+/// `F::GROUP`, `scratch` writable for [`scratch_bytes`] and 64-byte aligned, `isa` usable here, and
+/// nobody else may touch the results or the scratch.
+pub unsafe fn run<F: Format>(isa: Isa, job: &Job, scratch: *mut u8) {
+    debug_assert_eq!(job.act.group, F::GROUP);
+    if job.rows.is_empty() || job.cols == 0 {
+        return;
+    }
+    // SAFETY: passed on; an instruction set is used only with its proof.
+    unsafe {
+        match isa {
+            Isa::Amx if job.rows.len() >= AMX_MIN_ROWS => {
+                amx::run::<F>(Amx::new().expect("AMX was found usable"), job, scratch)
+            }
+            Isa::Amx | Isa::Avx512 => avx512::run::<F>(Avx512::new().expect("AVX-512 was found usable"), job, scratch),
+            Isa::Portable => portable::run::<F>(job),
+        }
+    }
+}
+
+/// Two panels' weights of one chunk along K, unpacked once per operation and chunk: per group the
+/// quants of both panels (16 * GROUP bytes each), and apart from them the scales and minima.
+#[derive(Clone, Copy)]
+struct Unpacked {
+    base: *mut u8,
+    groups: usize,
+    group: usize,
+}
+
+impl Unpacked {
+    const fn bytes(k: usize, group: usize) -> usize {
+        TILE_COLS * k + 2 * (k / group) * TILE_COLS * size_of::<f32>()
+    }
+
+    /// Quants of panel 0 or 1, group `g` of the chunk.
+    #[inline]
+    fn quants(&self, panel: usize, g: usize) -> *mut u8 {
+        self.base.wrapping_add((2 * g + panel) * LANES * self.group)
+    }
+
+    /// 16 scales of panel 0 or 1, group `g`.
+    #[inline]
+    fn scales(&self, panel: usize, g: usize) -> *mut f32 {
+        let after_quants = self.base.wrapping_add(self.groups * TILE_COLS * self.group);
+        after_quants.cast::<f32>().wrapping_add((2 * g + panel) * LANES)
+    }
+
+    /// 16 minima of panel 0 or 1, group `g`.
+    #[inline]
+    fn mins(&self, panel: usize, g: usize) -> *mut f32 {
+        self.scales(panel, g).wrapping_add(self.groups * TILE_COLS)
+    }
+}
+
+/// The chunks of `k` weights: start and length, whole blocks each.
+fn k_chunks(k: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..k).step_by(K_CHUNK).map(move |start| (start, (k - start).min(K_CHUNK)))
+}
+
+const _: () = assert!(K_CHUNK.is_multiple_of(256) && K_CHUNK.is_multiple_of(ACT_BLOCK));

@@ -1,0 +1,35 @@
+//! `ggml-amx`: an AMX weight path for any ggml host.
+//!
+//! The crate replaces ggml's C++ AMX backend. It holds quantised weights in a packed form that the
+//! tile unit and AVX-512 VNNI read well, and computes `MUL_MAT` on them. Data flows straight down
+//! these floors, imports point down only:
+//!
+//! | floor | what it does |
+//! |---|---|
+//! | [`capi`] | the exported symbols; panics and NULLs stop here |
+//! | [`host`] | ggml's structs, the C++ objects llama.cpp expects, callbacks, the layout self-check |
+//! | [`buffer`] | buffer type, buffers, tensor reads and writes at any offset |
+//! | [`matmul`] | what to run, in which blocks, on which thread |
+//! | [`kernel`] | the inner loops, per instruction set |
+//! | [`panel`] | what the inner loops eat: quantised activations, packed weight matrices |
+//! | [`format`] | one file per GGUF weight type |
+//! | [`cpu`] | features, AMX permission, tile configuration, memory |
+//! | [`diag`] | log, errors, environment |
+//!
+//! The C surface is `include/ggml-amx.h`; the modules are public for this crate's own tests and
+//! benchmarks and promise no stability.
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("ggml-amx is for x86-64: AMX exists nowhere else");
+#[cfg(not(target_os = "linux"))]
+compile_error!("ggml-amx supports Linux only for now");
+
+pub mod buffer;
+pub mod capi;
+pub mod cpu;
+pub mod diag;
+pub mod format;
+pub mod host;
+pub mod kernel;
+pub mod matmul;
+pub mod panel;

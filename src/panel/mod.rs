@@ -1,0 +1,4 @@
+//! What the kernels eat: activations quantised once per operation, and packed weight matrices.
+
+pub mod activations;
+pub mod weights;
