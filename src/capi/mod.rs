@@ -1,1 +1,6 @@
-//! placeholder
+//! The exported symbols, and nothing else: pointers are checked and turned into what the floors below
+//! understand, panics end here. `include/ggml-amx.h` is generated from this module.
+
+pub mod backend;
+pub mod standalone;
+pub mod types;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 
-/// Result codes of the stand-alone C API. cbindgen writes them into the header.
+/// Classes of failure; the numbers are those of the header's `enum ggml_amx_status`.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {

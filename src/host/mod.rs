@@ -1,1 +1,113 @@
-//! placeholder
+//! The host: a ggml in the same process. Its structs, the functions we call in it, and the proof
+//! that both sides mean the same memory layout. Nothing above this floor trusts a foreign pointer
+//! before [`Host::get`] succeeded.
+
+#[allow(missing_docs)] // fields are documented where ggml declares them
+pub mod abi;
+pub mod buffer_type;
+pub mod cxx;
+pub mod op;
+mod selfcheck;
+mod symbols;
+
+use std::ffi::{CStr, CString};
+use std::sync::OnceLock;
+
+use crate::diag::log;
+use crate::{debug, error};
+use abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlTensor};
+pub use symbols::Symbols;
+
+/// Operation numbers of this host, read off real graph nodes (they move between ggml versions).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ops {
+    /// `GGML_OP_MUL_MAT`.
+    pub mul_mat: i32,
+    /// `NONE`, `RESHAPE`, `VIEW`, `PERMUTE`, `TRANSPOSE`: nodes that read no data.
+    pub no_data: [i32; 5],
+}
+
+/// A ggml whose layout was proved to be the one of [`abi`].
+pub struct Host {
+    symbols: Symbols,
+    /// Its operation numbers.
+    pub ops: Ops,
+    /// Its CPU device, to hang the buffer type on; may be null.
+    pub device: *mut libc::c_void,
+}
+
+// SAFETY: function pointers and a device that lives as long as the process.
+unsafe impl Send for Host {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for Host {}
+
+impl Host {
+    /// The ggml in this process, looked for and proved once. The error is one line for the log.
+    pub fn get() -> Result<&'static Host, &'static str> {
+        static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
+        HOST.get_or_init(Self::find).as_ref().map_err(String::as_str)
+    }
+
+    fn find() -> Result<Host, String> {
+        let symbols = Symbols::find()?;
+        // SAFETY: the function is ggml's of that name.
+        unsafe { log::set_sink(symbols.ggml_log_internal) };
+        let ops = selfcheck::prove(&symbols)?;
+        // SAFETY: both take what they are given here; the CPU registry always exists in a CPU host.
+        let device = unsafe {
+            let reg = (symbols.ggml_backend_cpu_reg)();
+            if reg.is_null() { std::ptr::null_mut() } else { (symbols.ggml_backend_reg_dev_get)(reg, 0) }
+        };
+        debug!("host layout proved; MUL_MAT is operation {}", ops.mul_mat);
+        Ok(Host { symbols, ops, device })
+    }
+
+    /// `ggml_backend_buffer_init`: a host buffer object around our interface and context.
+    ///
+    /// # Safety
+    /// `buft` must outlive the buffer; `context` must be what the interface's functions expect.
+    pub unsafe fn buffer_init(
+        &self,
+        buft: *mut GgmlBufferType,
+        interface: GgmlBufferInterface,
+        context: *mut libc::c_void,
+        size: usize,
+    ) -> *mut GgmlBuffer {
+        // SAFETY: passed on; the interface has exactly the members the self-check counted.
+        unsafe { (self.symbols.ggml_backend_buffer_init)(buft, interface, context, size) }
+    }
+
+    /// Waits for all threads of the operation.
+    ///
+    /// # Safety
+    /// `threadpool` must come from the compute parameters, and all its threads must call this.
+    #[inline]
+    pub unsafe fn barrier(&self, threadpool: *mut libc::c_void) {
+        // SAFETY: passed on.
+        unsafe { (self.symbols.ggml_barrier)(threadpool) }
+    }
+
+    /// Bytes of a tensor's plain data, from its first to its last.
+    ///
+    /// # Safety
+    /// `tensor` must be a valid tensor.
+    pub unsafe fn nbytes(&self, tensor: *const GgmlTensor) -> usize {
+        // SAFETY: passed on.
+        unsafe { (self.symbols.ggml_nbytes)(tensor) }
+    }
+
+    /// The host's name of an operation number that came from a real node.
+    pub fn op_name(&self, op: i32) -> String {
+        // SAFETY: the number came from the host, so it is in the host's table of static strings.
+        unsafe { CStr::from_ptr((self.symbols.ggml_op_name)(op)).to_string_lossy().into_owned() }
+    }
+
+    /// Says `message` through the host's log and ends the process the way ggml does.
+    pub fn abort(&self, message: &str) -> ! {
+        error!("{message}");
+        let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
+        // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
+        unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };
+        std::process::abort()
+    }
+}

@@ -1,1 +1,190 @@
-//! placeholder
+//! MUL_MAT: which pieces, on which thread, in which scratch.
+//!
+//! Every thread of the host calls [`MatMul::run`] with its number. First they quantise the
+//! activations together into the shared work buffer, then (behind one barrier) each computes its own
+//! part of the result. Nothing is allocated, locked or asked of the kernel meanwhile.
+
+mod split;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use crate::cpu::Isa;
+use crate::format::ACT_BLOCK;
+use crate::kernel::{self, Job};
+use crate::panel::activations::{Activations, Layout};
+use crate::with_format;
+use split::{Piece, Split};
+pub use weights::Weights;
+
+/// Alignment of everything in the work buffer: a cache line.
+const ALIGN: usize = 64;
+
+/// The f32 operand, src1: `ne` elements, `nb` bytes apart; any strides.
+#[derive(Clone, Copy, Debug)]
+pub struct Input {
+    /// Address of element 0.
+    pub data: *const u8,
+    /// Elements per dimension: K, M, batches.
+    pub ne: [usize; 4],
+    /// Bytes from one element to the next per dimension.
+    pub nb: [usize; 4],
+}
+
+/// The f32 result: rows of contiguous floats, `nb` bytes apart in dimensions 1..3.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// Address of element 0.
+    pub data: *mut u8,
+    /// Bytes per step of dimensions 1 (rows), 2 and 3 (batches).
+    pub nb: [usize; 3],
+}
+
+/// One operation: `dst[n, m, i2, i3] = sum_k w[k, n, i2 / r2, i3 / r3] * src1[k, m, i2, i3]`, ggml's
+/// MUL_MAT with its broadcast of weights over batches.
+#[derive(Clone, Copy, Debug)]
+pub struct MatMul {
+    /// src0.
+    pub weights: Weights,
+    /// src1.
+    pub input: Input,
+    /// dst.
+    pub output: Output,
+}
+
+/// This thread's place in the operation.
+pub struct Thread<'a> {
+    /// Number of this thread.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+    /// Waits for all of them.
+    pub barrier: &'a dyn Fn(),
+}
+
+/// Sizes of the parts of the work buffer.
+struct Plan {
+    act: Layout,
+    batches: usize,
+    per_thread: usize,
+}
+
+impl MatMul {
+    /// Whether shapes fit each other as ggml demands; `Err` names what does not.
+    pub fn check(&self) -> Result<(), String> {
+        let (w, x) = (&self.weights.ne, &self.input.ne);
+        if w[0] != x[0] {
+            return Err(format!("K differs: {} weights, {} activations", w[0], x[0]));
+        }
+        if w[2] == 0 || w[3] == 0 || x[2] % w[2] != 0 || x[3] % w[3] != 0 {
+            return Err(format!("batches {:?} of weights do not divide {:?} of activations", &w[2..], &x[2..]));
+        }
+        self.plan().map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
+    }
+
+    fn plan(&self) -> Option<Plan> {
+        let group = self.weights.shape.ty.info().group;
+        let [k, m, b2, b3] = self.input.ne;
+        let scratch = kernel::scratch_bytes(k, group).checked_add(self.weights.gather_bytes())?;
+        let act = Layout::new(m, k, group)?;
+        let batches = b2.checked_mul(b3)?;
+        act.bytes.checked_mul(batches)?;
+        Some(Plan { act, batches, per_thread: scratch.next_multiple_of(ALIGN) })
+    }
+
+    /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
+    pub fn work_size(&self, threads: usize) -> Option<usize> {
+        let plan = self.plan()?;
+        let shared = plan.act.bytes * plan.batches;
+        plan.per_thread.checked_mul(threads)?.checked_add(shared)?.checked_add(ALIGN)
+    }
+
+    /// Computes this thread's part. All threads of the operation must call it.
+    ///
+    /// # Safety
+    /// Shapes must have passed [`MatMul::check`]; all pointers must be valid for them; `work` must
+    /// be writable for [`MatMul::work_size`] of the thread count and shared by these threads alone;
+    /// `isa` must be usable on all of them.
+    pub unsafe fn run(&self, isa: Isa, thread: &Thread<'_>, work: *mut u8) {
+        let Some(plan) = self.plan() else { return };
+        let work = work.wrapping_add(work.align_offset(ALIGN));
+        let scratch = work.wrapping_add(plan.act.bytes * plan.batches + thread.index * plan.per_thread);
+        // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
+        // each piece of the result belongs to one thread between barriers.
+        unsafe {
+            self.quantise(isa, &plan, thread, work);
+            if thread.count > 1 {
+                (thread.barrier)();
+            }
+            let split = Split::new(self.weights.ne[1], self.input.ne[1], plan.batches, thread.count);
+            for piece in split.pieces(thread.index) {
+                let act = plan.act.at(work.add(piece.batch * plan.act.bytes));
+                self.compute(isa, act, &piece, scratch);
+            }
+        }
+    }
+
+    /// Quantises this thread's share of the blocks of all rows of all batches.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`].
+    unsafe fn quantise(&self, isa: Isa, plan: &Plan, thread: &Thread<'_>, work: *mut u8) {
+        let (m, blocks) = (plan.act.m, plan.act.k / ACT_BLOCK);
+        let nb = self.input.nb;
+        let total = plan.batches * m * blocks;
+        let mine = split::share(total, thread.index, thread.count);
+        let mut at = mine.start;
+        while at < mine.end {
+            let (batch, row) = (at / (m * blocks), at / blocks % m);
+            let first = at % blocks;
+            let last = (first + mine.end - at).min(blocks);
+            let (i2, i3) = (batch % self.input.ne[2], batch / self.input.ne[2]);
+            // SAFETY: batch, row and blocks exist in both layouts.
+            unsafe {
+                let act: Activations = plan.act.at(work.add(batch * plan.act.bytes));
+                let x = self.input.data.add(row * nb[1] + i2 * nb[2] + i3 * nb[3]);
+                for block in first..last {
+                    act.quantise(isa, row, block, x.add(block * ACT_BLOCK * nb[0]), nb[0]);
+                }
+            }
+            at += last - first;
+        }
+    }
+
+    /// Computes one piece of the result.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`]; `act` holds the piece's batch.
+    unsafe fn compute(&self, isa: Isa, act: Activations, piece: &Piece, scratch: *mut u8) {
+        let (i2, i3) = (piece.batch % self.input.ne[2], piece.batch / self.input.ne[2]);
+        let ne = self.weights.ne;
+        let (w2, w3) = (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3]));
+        let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]);
+        let job = |panels, panel_bytes, first: usize, cols| Job {
+            panels,
+            panel_bytes,
+            cols,
+            act,
+            rows: piece.rows.clone(),
+            dst: dst.cast::<f32>().wrapping_add(first),
+            dst_stride: self.output.nb[0],
+        };
+        let run = |job: Job, scratch| {
+            // SAFETY: the job's parts are the operation's, cut to what exists.
+            with_format!(self.weights.shape.ty, F => unsafe { kernel::run::<F>(isa, &job, scratch) });
+        };
+        if let Some(panels) = self.weights.panels(w2, w3, piece.cols.start) {
+            let cols = piece.cols.len();
+            run(job(panels, self.weights.shape.panel_bytes(), piece.cols.start, cols), scratch);
+            return;
+        }
+        // A view whose rows are not whole panels: gather two panels at a time.
+        let gathered = scratch.wrapping_add(kernel::scratch_bytes(act.k, self.weights.shape.ty.info().group));
+        for first in piece.cols.clone().step_by(kernel::TILE_COLS) {
+            let cols = (piece.cols.end - first).min(kernel::TILE_COLS);
+            // SAFETY: the scratch has room for what `gather_bytes` says.
+            let panel_bytes = unsafe { self.weights.gather(w2, w3, first..first + cols, gathered) };
+            run(job(gathered.cast_const(), panel_bytes, first, cols), scratch);
+        }
+    }
+}

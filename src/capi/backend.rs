@@ -1,0 +1,113 @@
+//! The drop-in surface for ggml hosts. Types of ggml's own are opaque here and in the header.
+
+use crate::host::abi::{GgmlComputeParams, GgmlTensor};
+use crate::host::{Host, buffer_type, cxx, op};
+
+/// ggml's `struct ggml_backend_buffer_type` (ggml-backend-impl.h).
+pub struct GgmlBackendBufferType(());
+
+/// ggml's `struct ggml_backend_device` (ggml-backend-impl.h).
+pub struct GgmlBackendDevice(());
+
+/// ggml's `struct ggml_tensor` (ggml.h).
+pub struct OpaqueTensor(());
+
+/// ggml's `struct ggml_compute_params` (ggml-cpu-impl.h).
+pub struct OpaqueComputeParams(());
+
+/// The buffer type `AMX`: weights of the seven packed types in it are multiplied by this library.
+///
+/// The same pointer at every call. NULL when the library steps aside: no ggml in the process whose
+/// layout it knows, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. The first
+/// call decides, and logs one line that says which.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
+    buffer_type::get().cast()
+}
+
+/// `ggml_backend_amx_buffer_type()` as ggml-cpu.cpp calls it: a C++ function of the global namespace.
+///
+/// cbindgen:ignore
+#[unsafe(export_name = "_Z28ggml_backend_amx_buffer_typev")]
+pub extern "C" fn cxx_ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
+    ggml_backend_amx_buffer_type()
+}
+
+/// An array that lives as long as the process.
+struct Array([*mut GgmlBackendBufferType; 2]);
+
+// SAFETY: immutable pointers to objects that are never freed.
+unsafe impl Send for Array {}
+// SAFETY: as above.
+unsafe impl Sync for Array {}
+
+/// The extra buffer types of this library: a NULL-terminated array, owned by the library. It holds
+/// `ggml_backend_amx_buffer_type()`, or nothing but the NULL when that is NULL. Never NULL itself.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBufferType {
+    static ARRAY: std::sync::OnceLock<Array> = std::sync::OnceLock::new();
+    let array = ARRAY.get_or_init(|| Array([ggml_backend_amx_buffer_type(), std::ptr::null_mut()]));
+    array.0.as_ptr().cast_mut()
+}
+
+/// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
+///
+/// True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 in host memory with any
+/// strides, any batches that ggml broadcasts, result F32; and for operations whose sources in AMX
+/// buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
+/// False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
+///
+/// # Safety
+/// `op` must be NULL or a valid node of the host's graph.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevice, op: *const OpaqueTensor) -> bool {
+    let _ = dev;
+    // SAFETY: a node of the proved layout; NULL is None.
+    match (Host::get(), unsafe { op.cast::<GgmlTensor>().as_ref() }) {
+        (Ok(host), Some(op)) if !buffer_type::get().is_null() => op::supports(host, op),
+        _ => false,
+    }
+}
+
+/// Bytes of work buffer that MUL_MAT `op` needs on `n_threads` threads, written to `size`.
+///
+/// False (and `size` untouched) if the operation is not one on packed weights, for NULL arguments,
+/// and when the library stepped aside.
+///
+/// # Safety
+/// `op` must be NULL or a valid node; `size` NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const OpaqueTensor, size: *mut usize) -> bool {
+    if size.is_null() || buffer_type::get().is_null() {
+        return false;
+    }
+    // SAFETY: a node of the proved layout; NULL is None.
+    let bytes = unsafe { op.cast::<GgmlTensor>().as_ref() }.and_then(|op| cxx::work_size(n_threads, op));
+    // SAFETY: not null, so writable.
+    bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
+}
+
+/// Computes this thread's part of `op` if it is a MUL_MAT on packed weights; every thread of the
+/// operation must call it with its own `ith`. `params` needs a `wdata` of at least
+/// `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in.
+///
+/// False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
+/// stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an
+/// operand without data) ends the process through `ggml_abort` with a message: no other code could
+/// read the weights.
+///
+/// # Safety
+/// Both pointers must be NULL or the host's, as it passes them to its own kernels.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggml_backend_amx_compute_forward(params: *mut OpaqueComputeParams, op: *mut OpaqueTensor) -> bool {
+    if buffer_type::get().is_null() {
+        return false;
+    }
+    // SAFETY: structs of the proved layout; NULL is None.
+    unsafe {
+        match (params.cast::<GgmlComputeParams>().as_ref(), op.cast::<GgmlTensor>().as_ref()) {
+            (Some(params), Some(op)) => cxx::compute_forward(params, op),
+            _ => false,
+        }
+    }
+}

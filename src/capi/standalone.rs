@@ -1,0 +1,299 @@
+//! The API that needs no ggml: pack, unpack, multiply. For C test harnesses, and for programs that
+//! have weights in GGUF's formats and nothing else of ggml.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use libc::{c_char, c_void};
+
+use crate::buffer;
+use crate::cpu::{self, Isa};
+use crate::diag::{Error, Status, error};
+use crate::format::WeightType;
+use crate::matmul::{Input, MatMul, Output, Thread, Weights};
+use crate::panel::weights::Shape;
+
+/// Arguments of `ggml_amx_mul_mat`: `dst[i][j] = sum over l of src1[i][l] * W[j][l]`,
+/// i < m, j < n, l < k.
+#[repr(C)]
+pub struct MulMatArgs {
+    /// `sizeof(struct ggml_amx_mul_mat_args)`, so that old programs are recognised.
+    pub struct_size: usize,
+    /// Weight type, ggml's number (`enum ggml_amx_type`).
+    pub r#type: i32,
+    /// Threads to use; 0 means all cores.
+    pub n_threads: i32,
+    /// Highest instruction set to use (`enum ggml_amx_isa`).
+    pub isa: i32,
+    /// Must be 0.
+    pub reserved: i32,
+    /// Weights per row, a multiple of the type's block.
+    pub k: i64,
+    /// Rows of W: columns of the result.
+    pub n: i64,
+    /// Rows of src1 and of the result.
+    pub m: i64,
+    /// W as `ggml_amx_pack` wrote it.
+    pub packed: *const c_void,
+    /// Bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
+    pub packed_size: usize,
+    /// m rows of k floats.
+    pub src1: *const f32,
+    /// Bytes from one row of src1 to the next, at least 4 * k and a multiple of 4.
+    pub src1_stride: usize,
+    /// m rows of n floats.
+    pub dst: *mut f32,
+    /// Bytes from one row of dst to the next, at least 4 * n and a multiple of 4.
+    pub dst_stride: usize,
+}
+
+/// Runs `f`, remembers its error for `ggml_amx_last_error`, and keeps panics from crossing into C.
+fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Status> {
+    error::clear_last();
+    let caught = catch_unwind(AssertUnwindSafe(f))
+        .unwrap_or_else(|_| Err(Error::new(Status::Internal, "a bug in ggml-amx: a panic, see standard error")));
+    caught.map_err(|e| {
+        error::set_last(&e.message);
+        e.status
+    })
+}
+
+fn status(result: Result<(), Status>) -> i32 {
+    result.err().unwrap_or(Status::Ok) as i32
+}
+
+fn fail<T>(status: Status, message: impl Into<String>) -> Result<T, Error> {
+    Err(Error::new(status, message))
+}
+
+fn shape(ty: i32, k: i64, n: i64) -> Result<Shape, Error> {
+    let known = || WeightType::ALL.iter().map(|t| format!("{} ({})", t.info().name, *t as i32)).collect::<Vec<_>>().join(", ");
+    match WeightType::from_ggml(ty) {
+        Some(ty) => Shape::new(ty, k, n, 1),
+        None => fail(Status::UnknownType, format!("weight type {ty} is unknown; known are {}", known())),
+    }
+}
+
+fn not_null<T>(name: &str, pointer: *const T) -> Result<(), Error> {
+    if pointer.is_null() { fail(Status::NullPointer, format!("{name} is NULL")) } else { Ok(()) }
+}
+
+fn at_least(name: &str, have: usize, need: usize) -> Result<(), Error> {
+    if have < need { fail(Status::BufferTooSmall, format!("{name} is {have}, {need} bytes are needed")) } else { Ok(()) }
+}
+
+/// Version of this library, as in `"0.1.0"`. A static string.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// What went wrong in the last call of this API on this thread: one line that names the argument, `""`
+/// if nothing did. Valid until the next call on this thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_last_error() -> *const c_char {
+    error::last()
+}
+
+/// The best `enum ggml_amx_isa` usable now: what CPU and kernel allow, under the ceiling of the
+/// environment variable `GGML_AMX_ISA`.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_isa_available() -> i32 {
+    cpu::isa() as i32
+}
+
+/// `""` if this process may use AMX, else one line that says which check failed. A static string.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
+    static REASON: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock::new();
+    REASON
+        .get_or_init(|| std::ffi::CString::new(cpu::amx::status().clone().err().unwrap_or_default()).unwrap_or_default())
+        .as_ptr()
+}
+
+/// Bytes of `n` rows of `k` weights of `type` as a GGUF file has them; 0 on error.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_plain_size(r#type: i32, k: i64, n: i64) -> usize {
+    guarded(|| Ok(shape(r#type, k, n)?.plain_size())).unwrap_or(0)
+}
+
+/// Bytes of the same in packed form: the plain size with `n` rounded up to 16; 0 on error.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_packed_size(r#type: i32, k: i64, n: i64) -> usize {
+    guarded(|| Ok(shape(r#type, k, n)?.packed_size())).unwrap_or(0)
+}
+
+/// Packs `n` rows of `k` weights: a permutation of the bytes at `plain`, rows past `n` zeroed.
+///
+/// The sizes are those of the buffers, in bytes. Returns an `enum ggml_amx_status`; on error `packed`
+/// is untouched. The buffers must not overlap and need no alignment.
+///
+/// # Safety
+/// The pointers must be NULL or valid for their sizes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggml_amx_pack(
+    r#type: i32,
+    k: i64,
+    n: i64,
+    plain: *const c_void,
+    plain_size: usize,
+    packed: *mut c_void,
+    packed_size: usize,
+) -> i32 {
+    status(guarded(|| {
+        let shape = shape(r#type, k, n)?;
+        not_null("plain", plain)?;
+        not_null("packed", packed)?;
+        at_least("plain_size", plain_size, shape.plain_size())?;
+        at_least("packed_size", packed_size, shape.packed_size())?;
+        let packed = packed.cast::<u8>();
+        // SAFETY: both buffers were checked to be large enough.
+        unsafe {
+            let last = shape.packed_size().saturating_sub(shape.panel_bytes());
+            std::ptr::write_bytes(packed.add(last), 0, shape.packed_size() - last);
+            buffer::write(&shape, packed, 0, std::slice::from_raw_parts(plain.cast(), shape.plain_size()));
+        }
+        Ok(())
+    }))
+}
+
+/// The inverse of `ggml_amx_pack`: gives back exactly the bytes that were packed.
+///
+/// # Safety
+/// The pointers must be NULL or valid for their sizes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggml_amx_unpack(
+    r#type: i32,
+    k: i64,
+    n: i64,
+    packed: *const c_void,
+    packed_size: usize,
+    plain: *mut c_void,
+    plain_size: usize,
+) -> i32 {
+    status(guarded(|| {
+        let shape = shape(r#type, k, n)?;
+        not_null("packed", packed)?;
+        not_null("plain", plain)?;
+        at_least("packed_size", packed_size, shape.packed_size())?;
+        at_least("plain_size", plain_size, shape.plain_size())?;
+        // SAFETY: both buffers were checked to be large enough.
+        unsafe {
+            let plain = std::slice::from_raw_parts_mut(plain.cast::<u8>(), shape.plain_size());
+            buffer::read(&shape, packed.cast(), 0, plain);
+        }
+        Ok(())
+    }))
+}
+
+fn chosen_isa(isa: i32) -> Result<Isa, Error> {
+    let wanted = match isa {
+        0 => return Ok(cpu::isa()),
+        1 => Isa::Portable,
+        2 => Isa::Avx512,
+        3 => Isa::Amx,
+        _ => return fail(Status::NotAvailable, format!("isa {isa} is unknown; 0 to 3 are known")),
+    };
+    if wanted > cpu::isa() {
+        let why = if wanted == Isa::Amx { cpu::amx::status().clone().err() } else { None };
+        let why = why.unwrap_or_else(|| "the CPU lacks it, or GGML_AMX_ISA forbids it".to_string());
+        return fail(Status::NotAvailable, format!("isa {} is not available: {why}", wanted.name()));
+    }
+    Ok(wanted)
+}
+
+/// Checks a matrix of floats: its stride, and that its bytes do not wrap around.
+fn check_rows(name: &str, stride: usize, rows: i64, row_bytes: usize) -> Result<(), Error> {
+    if stride < row_bytes || !stride.is_multiple_of(4) {
+        return fail(Status::OutOfBounds, format!("{name} is {stride}; at least {row_bytes} and a multiple of 4 is needed"));
+    }
+    let end = usize::try_from(rows).ok().and_then(|r| r.checked_mul(stride)).filter(|b| *b <= isize::MAX as usize);
+    end.map(|_| ()).ok_or_else(|| Error::new(Status::BadShape, format!("m = {rows} rows of {name} {stride} do not fit the address space")))
+}
+
+fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
+    if args.reserved != 0 {
+        return fail(Status::BadShape, "reserved must be 0");
+    }
+    let shape = shape(args.r#type, args.k, args.n)?;
+    if args.m < 0 || args.n_threads < 0 {
+        return fail(Status::BadShape, format!("m = {} and n_threads = {} must not be negative", args.m, args.n_threads));
+    }
+    let isa = chosen_isa(args.isa)?;
+    not_null("packed", args.packed)?;
+    not_null("src1", args.src1)?;
+    not_null("dst", args.dst)?;
+    at_least("packed_size", args.packed_size, shape.packed_size())?;
+    check_rows("src1_stride", args.src1_stride, args.m, shape.k * 4)?;
+    check_rows("dst_stride", args.dst_stride, args.m, shape.n * 4)?;
+    let m = args.m as usize;
+    if m == 0 || shape.n == 0 {
+        return Ok(());
+    }
+    let product = MatMul {
+        weights: Weights::whole(shape, args.packed.cast(), [shape.k, shape.n, 1, 1]),
+        input: Input { data: args.src1.cast(), ne: [shape.k, m, 1, 1], nb: [4, args.src1_stride, 0, 0] },
+        output: Output { data: args.dst.cast(), nb: [args.dst_stride, 0, 0] },
+    };
+    product.check().map_err(|why| Error::new(Status::BadShape, why))?;
+    run_on_own_threads(&product, isa, args.n_threads as usize)
+}
+
+/// Lets threads share an operation whose pointers are the C caller's.
+struct Shared(MatMul, *mut u8);
+
+// SAFETY: the operation gives every thread its own part of the result and the work buffer.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn run(&self, isa: Isa, index: usize, count: usize, barrier: &std::sync::Barrier) {
+        let wait = || {
+            barrier.wait();
+        };
+        // SAFETY: checked by `mul_mat`; the work buffer has the size for `count` threads.
+        unsafe { self.0.run(isa, &Thread { index, count, barrier: &wait }, self.1) };
+    }
+}
+
+/// More threads than rows or columns could use are not started.
+fn run_on_own_threads(product: &MatMul, isa: Isa, wanted: usize) -> Result<(), Error> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = if wanted == 0 { cores } else { wanted }.min(1024);
+    let too_small = || Error::new(Status::BadShape, "the work buffer does not fit the address space");
+    let size = product.work_size(count).ok_or_else(too_small)?;
+    let mut work = Vec::<u8>::new();
+    work.try_reserve_exact(size).map_err(|e| Error::new(Status::Internal, format!("no memory for {size} bytes of work buffer: {e}")))?;
+    let shared = Shared(*product, work.as_mut_ptr());
+    let barrier = std::sync::Barrier::new(count);
+    std::thread::scope(|scope| {
+        for index in 1..count {
+            let (shared, barrier) = (&shared, &barrier);
+            scope.spawn(move || shared.run(isa, index, count, barrier));
+        }
+        shared.run(isa, 0, count, &barrier);
+    });
+    Ok(())
+}
+
+/// Multiplies packed weights with rows of floats on threads of its own; see
+/// `struct ggml_amx_mul_mat_args`.
+///
+/// Activations are quantised to 8 bits in blocks of 32, as ggml's own kernels do; the result is the
+/// same, bit for bit, for every instruction set and thread count. Returns an `enum ggml_amx_status`;
+/// on error `dst` is untouched.
+///
+/// # Safety
+/// `args` must be NULL or point to `struct_size` readable bytes whose pointers are valid for their
+/// sizes; `dst` must not overlap the inputs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
+    status(guarded(|| {
+        not_null("args", args)?;
+        // SAFETY: every version of the struct starts with its size.
+        let size = unsafe { (&raw const (*args).struct_size).read() };
+        if size != size_of::<MulMatArgs>() {
+            return fail(Status::BadStructSize, format!("struct_size is {size}, this library expects {}", size_of::<MulMatArgs>()));
+        }
+        // SAFETY: the caller's struct is the one we know.
+        mul_mat(unsafe { &*args })
+    }))
+}

@@ -1,0 +1,139 @@
+//! The two C++ objects ggml-cpu calls: `ggml::cpu::extra_buffer_type` (the buffer type's context) and
+//! `ggml::cpu::tensor_traits` (ggml-cpu/traits.h), made by hand after the Itanium C++ ABI: an object
+//! starts with a pointer to its virtual functions; the table has the two destructors first, then the
+//! functions in the order of their declaration.
+
+use libc::c_void;
+
+use super::abi::{GgmlComputeParams, GgmlTensor};
+use super::buffer_type::host;
+use super::op;
+use crate::cpu;
+use crate::matmul::Thread;
+
+/// Virtual table with the words before its address point: offset to top, and no type information
+/// (nobody may use RTTI on these objects; ggml does not).
+#[repr(C)]
+struct Table<F> {
+    offset_to_top: usize,
+    type_info: usize,
+    destructors: [unsafe extern "C" fn(*mut c_void); 2],
+    functions: F,
+}
+
+#[repr(C)]
+struct BufferTypeFunctions {
+    supports_op: unsafe extern "C" fn(*mut c_void, *mut c_void, *const GgmlTensor) -> bool,
+    get_tensor_traits: unsafe extern "C" fn(*mut c_void, *const GgmlTensor) -> *mut c_void,
+}
+
+#[repr(C)]
+struct TraitsFunctions {
+    work_size: unsafe extern "C" fn(*mut c_void, i32, *const GgmlTensor, *mut usize) -> bool,
+    compute_forward: unsafe extern "C" fn(*mut c_void, *mut GgmlComputeParams, *mut GgmlTensor) -> bool,
+}
+
+/// A C++ object without members.
+#[repr(C)]
+struct Object(*const [unsafe extern "C" fn(*mut c_void); 2]);
+
+// SAFETY: immutable, points to immutable tables.
+unsafe impl Sync for Object {}
+
+static BUFFER_TYPE_TABLE: Table<BufferTypeFunctions> = Table {
+    offset_to_top: 0,
+    type_info: 0,
+    destructors: [destroy, destroy],
+    functions: BufferTypeFunctions { supports_op, get_tensor_traits },
+};
+static TRAITS_TABLE: Table<TraitsFunctions> = Table {
+    offset_to_top: 0,
+    type_info: 0,
+    destructors: [destroy, destroy],
+    functions: TraitsFunctions { work_size: work_size_method, compute_forward: compute_forward_method },
+};
+static BUFFER_TYPE: Object = Object(&raw const BUFFER_TYPE_TABLE.destructors);
+static TRAITS: Object = Object(&raw const TRAITS_TABLE.destructors);
+
+/// The object a buffer type's `context` points to.
+pub fn extra_buffer_type() -> *mut c_void {
+    (&raw const BUFFER_TYPE).cast_mut().cast()
+}
+
+/// The object that packed tensors carry in `extra`.
+pub fn tensor_traits() -> *mut c_void {
+    (&raw const TRAITS).cast_mut().cast()
+}
+
+/// Both objects are static: nothing to destroy.
+unsafe extern "C" fn destroy(_: *mut c_void) {}
+
+unsafe extern "C" fn supports_op(_: *mut c_void, _device: *mut c_void, op: *const GgmlTensor) -> bool {
+    // SAFETY: the host passes a live node.
+    op::supports(host(), unsafe { &*op })
+}
+
+/// The host asks for every node, whatever buffers its tensors live in; null means "compute it
+/// yourself", which must never happen to a node that reads packed bytes.
+unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const GgmlTensor) -> *mut c_void {
+    // SAFETY: the host passes a live node.
+    let node = unsafe { &*op };
+    let host = host();
+    let Some(tensor) = op::misread(host, node) else { return std::ptr::null_mut() };
+    if node.op == host.ops.mul_mat && node.source(0).is_some_and(|w| std::ptr::eq(w, tensor)) {
+        return tensor_traits();
+    }
+    host.abort(&format!(
+        "{} would read {} as plain bytes, but it is packed for AMX; keep this tensor in a CPU buffer",
+        host.op_name(node.op),
+        tensor.name()
+    ));
+}
+
+unsafe extern "C" fn work_size_method(_: *mut c_void, n_threads: i32, op: *const GgmlTensor, size: *mut usize) -> bool {
+    // SAFETY: the host passes a live node and a place for the size.
+    unsafe { work_size(n_threads, &*op).inspect(|bytes| *size = *bytes).is_some() }
+}
+
+unsafe extern "C" fn compute_forward_method(_: *mut c_void, params: *mut GgmlComputeParams, op: *mut GgmlTensor) -> bool {
+    // SAFETY: the host passes live parameters and a live node.
+    unsafe { compute_forward(&*params, &*op) }
+}
+
+/// Work buffer for `op` on `n_threads` threads, `None` if it is not ours.
+pub fn work_size(n_threads: i32, op: &GgmlTensor) -> Option<usize> {
+    op::mat_mul(host(), op).ok()?.work_size(usize::try_from(n_threads).ok()?.max(1))
+}
+
+/// Computes this thread's part of `op`; false if it is not ours (nothing was written then). A node
+/// on packed weights that cannot be computed ends the process: nobody else can read them.
+///
+/// # Safety
+/// Parameters and node must be the host's, with data; every thread of the operation must call this.
+pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bool {
+    let host = host();
+    let Some(weights) = op.source(0).filter(|w| op.op == host.ops.mul_mat && op::packed_shape(w).is_some()) else {
+        return false;
+    };
+    let fail = |why: &str| -> ! { host.abort(&format!("MUL_MAT {} with weights {}: {why}", op.name(), weights.name())) };
+    let product = op::mat_mul(host, op).unwrap_or_else(|why| fail(&why));
+    if product.input.ne.contains(&0) || product.weights.ne.contains(&0) {
+        return true;
+    }
+    if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
+        fail(&format!("thread {} of {}", params.ith, params.nth));
+    }
+    let (index, count) = (params.ith as usize, params.nth as usize);
+    let need = product.work_size(count).unwrap_or(usize::MAX);
+    if params.wdata.is_null() || params.wsize < need {
+        fail(&format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
+    }
+    if product.weights.base.is_null() || product.input.data.is_null() || product.output.data.is_null() {
+        fail("a tensor has no data");
+    }
+    // SAFETY: the pool is the host's, and every one of its threads runs this node.
+    let barrier = || unsafe { host.barrier(params.threadpool) };
+    // SAFETY: shapes and buffers were checked above; the instruction set is the one found usable.
+    unsafe { product.run(cpu::isa(), &Thread { index, count, barrier: &barrier }, params.wdata.cast()) };
+    true
+}

@@ -1,0 +1,119 @@
+//! Finding ggml's functions. Two ways, because hosts come in three shapes:
+//!
+//! - a table of *weak* references that the linker fills: static executables (whose functions no
+//!   run-time lookup can see) and shared hosts that were there when we were loaded;
+//! - `dlsym`, for hosts loaded later than us into the same scope.
+//!
+//! Weak, so that a process without ggml (a C test, a child process of a preloaded host) starts.
+
+use libc::{c_char, c_void};
+
+use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor};
+
+/// Declares the symbols once: struct field, weak table entry, lookup.
+macro_rules! host_symbols {
+    ($($name:ident: $ty:ty;)*) => {
+        /// The functions of a host, all present.
+        #[derive(Clone, Copy)]
+        #[allow(missing_docs)] // ggml's own names; see ggml.h, ggml-backend.h and ggml-cpu-impl.h
+        pub struct Symbols {
+            $(pub $name: $ty,)*
+        }
+
+        std::arch::global_asm!(
+            ".section .data.rel.ro.ggml_amx_host_symbols,\"aw\",@progbits",
+            ".balign 8",
+            ".hidden ggml_amx_host_symbols",
+            ".globl ggml_amx_host_symbols",
+            "ggml_amx_host_symbols:",
+            $(concat!(".weak ", stringify!($name)), concat!(".quad ", stringify!($name)),)*
+            ".previous",
+        );
+
+        const NAMES: &[&std::ffi::CStr] = &[
+            $(match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => panic!(),
+            },)*
+        ];
+
+        impl Symbols {
+            /// All functions, or the name of one that is missing.
+            pub fn find() -> Result<Self, String> {
+                let mut index = 0;
+                let mut next = || {
+                    let found = lookup(index);
+                    index += 1;
+                    found
+                };
+                Ok(Self {
+                    // SAFETY: the address is that of ggml's function of this name, which has this type
+                    // in every version the self-check accepts.
+                    $($name: unsafe { std::mem::transmute::<*const c_void, $ty>(next()?) },)*
+                })
+            }
+        }
+    };
+}
+
+host_symbols! {
+    ggml_init: unsafe extern "C" fn(GgmlInitParams) -> *mut c_void;
+    ggml_free: unsafe extern "C" fn(*mut c_void);
+    ggml_tensor_overhead: unsafe extern "C" fn() -> usize;
+    ggml_new_tensor_4d: unsafe extern "C" fn(*mut c_void, i32, i64, i64, i64, i64) -> *mut GgmlTensor;
+    ggml_set_name: unsafe extern "C" fn(*mut GgmlTensor, *const c_char) -> *mut GgmlTensor;
+    ggml_get_name: unsafe extern "C" fn(*const GgmlTensor) -> *const c_char;
+    ggml_mul_mat: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, *mut GgmlTensor) -> *mut GgmlTensor;
+    ggml_view_1d: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i64, usize) -> *mut GgmlTensor;
+    ggml_reshape_1d: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i64) -> *mut GgmlTensor;
+    ggml_permute: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i32, i32, i32, i32) -> *mut GgmlTensor;
+    ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor) -> *mut GgmlTensor;
+    ggml_scale: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, f32) -> *mut GgmlTensor;
+    ggml_set_input: unsafe extern "C" fn(*mut GgmlTensor);
+    ggml_nbytes: unsafe extern "C" fn(*const GgmlTensor) -> usize;
+    ggml_type_name: unsafe extern "C" fn(i32) -> *const c_char;
+    ggml_type_size: unsafe extern "C" fn(i32) -> usize;
+    ggml_blck_size: unsafe extern "C" fn(i32) -> i64;
+    ggml_op_name: unsafe extern "C" fn(i32) -> *const c_char;
+    ggml_abort: unsafe extern "C" fn(*const c_char, i32, *const c_char, ...);
+    ggml_log_internal: unsafe extern "C" fn(i32, *const c_char, ...);
+    ggml_barrier: unsafe extern "C" fn(*mut c_void);
+    ggml_backend_buffer_init: unsafe extern "C" fn(*mut GgmlBufferType, GgmlBufferInterface, *mut c_void, usize) -> *mut GgmlBuffer;
+    ggml_backend_buffer_free: unsafe extern "C" fn(*mut GgmlBuffer);
+    ggml_backend_buffer_get_base: unsafe extern "C" fn(*mut GgmlBuffer) -> *mut c_void;
+    ggml_backend_buffer_clear: unsafe extern "C" fn(*mut GgmlBuffer, u8);
+    ggml_backend_buffer_reset: unsafe extern "C" fn(*mut GgmlBuffer);
+    ggml_backend_tensor_alloc: unsafe extern "C" fn(*mut GgmlBuffer, *mut GgmlTensor, *mut c_void) -> i32;
+    ggml_backend_tensor_set: unsafe extern "C" fn(*mut GgmlTensor, *const c_void, usize, usize);
+    ggml_backend_tensor_get: unsafe extern "C" fn(*const GgmlTensor, *mut c_void, usize, usize);
+    ggml_backend_tensor_memset: unsafe extern "C" fn(*mut GgmlTensor, u8, usize, usize);
+    ggml_backend_buft_name: unsafe extern "C" fn(*mut GgmlBufferType) -> *const c_char;
+    ggml_backend_buft_alloc_buffer: unsafe extern "C" fn(*mut GgmlBufferType, usize) -> *mut GgmlBuffer;
+    ggml_backend_buft_get_alignment: unsafe extern "C" fn(*mut GgmlBufferType) -> usize;
+    ggml_backend_buft_get_max_size: unsafe extern "C" fn(*mut GgmlBufferType) -> usize;
+    ggml_backend_buft_get_alloc_size: unsafe extern "C" fn(*mut GgmlBufferType, *const GgmlTensor) -> usize;
+    ggml_backend_buft_is_host: unsafe extern "C" fn(*mut GgmlBufferType) -> bool;
+    ggml_backend_buft_get_device: unsafe extern "C" fn(*mut GgmlBufferType) -> *mut c_void;
+    ggml_backend_cpu_reg: unsafe extern "C" fn() -> *mut c_void;
+    ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
+}
+
+unsafe extern "C" {
+    /// Filled by the linker; zero where the process has no such function.
+    static ggml_amx_host_symbols: [usize; NAMES.len()];
+}
+
+fn lookup(index: usize) -> Result<*const c_void, String> {
+    // SAFETY: the table has NAMES.len() words. Volatile, because the compiler must not assume that
+    // the address of a function is never null.
+    let linked = unsafe { (&raw const ggml_amx_host_symbols[index]).read_volatile() };
+    if linked != 0 {
+        return Ok(linked as *const c_void);
+    }
+    // SAFETY: a C string and a pseudo-handle.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, NAMES[index].as_ptr()) };
+    if found.is_null() {
+        return Err(format!("no usable ggml in this process: {} is missing", NAMES[index].to_string_lossy()));
+    }
+    Ok(found)
+}

@@ -1,0 +1,93 @@
+//! The weight operand: a packed tensor, or any view of one.
+
+use std::ops::Range;
+
+use crate::format::LANES;
+use crate::kernel::TILE_COLS;
+use crate::panel::weights::Shape;
+
+/// src0 of a product. A view keeps the *plain* strides and offset that ggml gave it; this type maps
+/// them to where the packed bytes are.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights {
+    /// The packed tensor that owns the bytes.
+    pub shape: Shape,
+    /// Its first packed byte.
+    pub base: *const u8,
+    /// Plain byte at which the view starts; 0 for the tensor itself.
+    pub offset: usize,
+    /// Elements per dimension of the view: K, N, batches.
+    pub ne: [usize; 4],
+    /// Plain bytes per step of dimensions 1 (rows), 2 and 3 (batches).
+    pub nb: [usize; 3],
+}
+
+impl Weights {
+    /// The whole of a packed tensor with `ne3` slices of slices.
+    pub fn whole(shape: Shape, base: *const u8, ne: [usize; 4]) -> Self {
+        Self { shape, base, offset: 0, ne, nb: [shape.row_bytes, shape.slice_plain, shape.slice_plain * ne[2]] }
+    }
+
+    /// Plain bytes of one row of the view.
+    fn row_bytes(&self) -> usize {
+        self.ne[0] / self.shape.ty.info().block * self.shape.ty.info().bytes
+    }
+
+    /// Whether every byte the view reaches lies inside the tensor.
+    pub fn is_inside(&self) -> bool {
+        if self.ne.contains(&0) {
+            return true;
+        }
+        let mut end = Some(self.offset);
+        for (ne, nb) in self.ne[1..].iter().zip(self.nb) {
+            end = end.and_then(|e| (ne - 1).checked_mul(nb)?.checked_add(e));
+        }
+        end.and_then(|e| e.checked_add(self.row_bytes())).is_some_and(|e| e <= self.shape.plain_size())
+    }
+
+    fn plain_offset(&self, i2: usize, i3: usize, row: usize) -> usize {
+        self.offset + row * self.nb[0] + i2 * self.nb[1] + i3 * self.nb[2]
+    }
+
+    /// The packed panel whose first lane is row `row` of batch (i2, i3), if from there on the view's
+    /// rows are the tensor's rows: then kernels read the tensor itself.
+    pub fn panels(&self, i2: usize, i3: usize, row: usize) -> Option<*const u8> {
+        let s = &self.shape;
+        if self.ne[0] != s.k || self.nb[0] != s.row_bytes {
+            return None;
+        }
+        let start = self.plain_offset(i2, i3, 0);
+        let (slice, first) = (start / s.slice_plain, start % s.slice_plain / s.row_bytes);
+        let whole = start.is_multiple_of(s.row_bytes) && first.is_multiple_of(LANES) && first + self.ne[1] <= s.n;
+        whole.then(|| self.base.wrapping_add(slice * s.slice_packed + (first + row) / LANES * s.panel_bytes()))
+    }
+
+    /// Whether all batches can be read in place.
+    fn in_place(&self) -> bool {
+        (0..self.ne[3]).all(|i3| (0..self.ne[2]).all(|i2| self.panels(i2, i3, 0).is_some()))
+    }
+
+    /// Scratch that [`Weights::gather`] needs: two panels and one plain row. 0 when it is never called.
+    pub fn gather_bytes(&self) -> usize {
+        if self.in_place() { 0 } else { (TILE_COLS + 1) * self.row_bytes() }
+    }
+
+    /// Packs up to 32 rows of the view into `out`; returns the bytes of one panel.
+    ///
+    /// # Safety
+    /// The view must be inside its tensor, `out` writable for [`Weights::gather_bytes`].
+    pub unsafe fn gather(&self, i2: usize, i3: usize, rows: Range<usize>, out: *mut u8) -> usize {
+        let row_bytes = self.row_bytes();
+        let two_panels = Shape { k: self.ne[0], n: TILE_COLS, slices: 1, row_bytes, slice_plain: TILE_COLS * row_bytes, slice_packed: TILE_COLS * row_bytes, ..self.shape };
+        let plain = out.wrapping_add(TILE_COLS * row_bytes);
+        for (i, row) in rows.enumerate() {
+            // SAFETY: the row is inside the tensor; the plain row lies behind the two panels.
+            unsafe {
+                let plain = std::slice::from_raw_parts_mut(plain, row_bytes);
+                self.shape.read(self.base, self.plain_offset(i2, i3, row), plain);
+                two_panels.write(out, i * row_bytes, plain);
+            }
+        }
+        two_panels.panel_bytes()
+    }
+}
