@@ -294,7 +294,7 @@ struct ggml_backend_buffer_type **ggml_backend_amx_get_extra_bufts(void);
 /**
  * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
  *
- * True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 in host memory with any
+ * True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 with any
  * strides, any batches that ggml broadcasts, result F32; and for operations whose sources in AMX
  * buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
  * False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.

@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn a_large_range_is_packed_in_parallel_as_it_would_be_by_one_thread() {
         let shape = Shape::new(WeightType::Q6_K, 1024, 2001, 1).unwrap();
-        let plain: Vec<u8> = (0..shape.plain_size()).map(|i| (i * 131 >> 3) as u8).collect();
+        let plain: Vec<u8> = (0..shape.plain_size()).map(|i| (i * 131 / 8) as u8).collect();
         let (mut a, mut b) = (vec![0; shape.packed_size()], vec![0; shape.packed_size()]);
         let mut back = vec![0; plain.len() - 5];
         // SAFETY: the buffers have the shape's sizes.

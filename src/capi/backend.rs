@@ -52,7 +52,7 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
 
 /// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
 ///
-/// True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 in host memory with any
+/// True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 with any
 /// strides, any batches that ggml broadcasts, result F32; and for operations whose sources in AMX
 /// buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
 /// False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
@@ -99,7 +99,10 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
 /// # Safety
 /// Both pointers must be NULL or the host's, as it passes them to its own kernels.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ggml_backend_amx_compute_forward(params: *mut OpaqueComputeParams, op: *mut OpaqueTensor) -> bool {
+pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
+    params: *mut OpaqueComputeParams,
+    op: *mut OpaqueTensor,
+) -> bool {
     if buffer_type::get().is_null() {
         return false;
     }

@@ -66,7 +66,8 @@ fn fail<T>(status: Status, message: impl Into<String>) -> Result<T, Error> {
 }
 
 fn shape(ty: i32, k: i64, n: i64) -> Result<Shape, Error> {
-    let known = || WeightType::ALL.iter().map(|t| format!("{} ({})", t.info().name, *t as i32)).collect::<Vec<_>>().join(", ");
+    let known =
+        || WeightType::ALL.iter().map(|t| format!("{} ({})", t.info().name, *t as i32)).collect::<Vec<_>>().join(", ");
     match WeightType::from_ggml(ty) {
         Some(ty) => Shape::new(ty, k, n, 1),
         None => fail(Status::UnknownType, format!("weight type {ty} is unknown; known are {}", known())),
@@ -78,7 +79,11 @@ fn not_null<T>(name: &str, pointer: *const T) -> Result<(), Error> {
 }
 
 fn at_least(name: &str, have: usize, need: usize) -> Result<(), Error> {
-    if have < need { fail(Status::BufferTooSmall, format!("{name} is {have}, {need} bytes are needed")) } else { Ok(()) }
+    if have < need {
+        fail(Status::BufferTooSmall, format!("{name} is {have}, {need} bytes are needed"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Version of this library, as in `"0.1.0"`. A static string.
@@ -106,7 +111,9 @@ pub extern "C" fn ggml_amx_isa_available() -> i32 {
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     static REASON: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock::new();
     REASON
-        .get_or_init(|| std::ffi::CString::new(cpu::amx::status().clone().err().unwrap_or_default()).unwrap_or_default())
+        .get_or_init(|| {
+            std::ffi::CString::new(cpu::amx::status().clone().err().unwrap_or_default()).unwrap_or_default()
+        })
         .as_ptr()
 }
 
@@ -204,10 +211,15 @@ fn chosen_isa(isa: i32) -> Result<Isa, Error> {
 /// Checks a matrix of floats: its stride, and that its bytes do not wrap around.
 fn check_rows(name: &str, stride: usize, rows: i64, row_bytes: usize) -> Result<(), Error> {
     if stride < row_bytes || !stride.is_multiple_of(4) {
-        return fail(Status::OutOfBounds, format!("{name} is {stride}; at least {row_bytes} and a multiple of 4 is needed"));
+        return fail(
+            Status::OutOfBounds,
+            format!("{name} is {stride}; at least {row_bytes} and a multiple of 4 is needed"),
+        );
     }
     let end = usize::try_from(rows).ok().and_then(|r| r.checked_mul(stride)).filter(|b| *b <= isize::MAX as usize);
-    end.map(|_| ()).ok_or_else(|| Error::new(Status::BadShape, format!("m = {rows} rows of {name} {stride} do not fit the address space")))
+    end.map(|_| ()).ok_or_else(|| {
+        Error::new(Status::BadShape, format!("m = {rows} rows of {name} {stride} do not fit the address space"))
+    })
 }
 
 fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
@@ -216,7 +228,10 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
     }
     let shape = shape(args.r#type, args.k, args.n)?;
     if args.m < 0 || args.n_threads < 0 {
-        return fail(Status::BadShape, format!("m = {} and n_threads = {} must not be negative", args.m, args.n_threads));
+        return fail(
+            Status::BadShape,
+            format!("m = {} and n_threads = {} must not be negative", args.m, args.n_threads),
+        );
     }
     let isa = chosen_isa(args.isa)?;
     not_null("packed", args.packed)?;
@@ -261,7 +276,8 @@ fn run_on_own_threads(product: &MatMul, isa: Isa, wanted: usize) -> Result<(), E
     let too_small = || Error::new(Status::BadShape, "the work buffer does not fit the address space");
     let size = product.work_size(count).ok_or_else(too_small)?;
     let mut work = Vec::<u8>::new();
-    work.try_reserve_exact(size).map_err(|e| Error::new(Status::Internal, format!("no memory for {size} bytes of work buffer: {e}")))?;
+    work.try_reserve_exact(size)
+        .map_err(|e| Error::new(Status::Internal, format!("no memory for {size} bytes of work buffer: {e}")))?;
     let shared = Shared(*product, work.as_mut_ptr());
     let barrier = std::sync::Barrier::new(count);
     std::thread::scope(|scope| {
@@ -291,7 +307,10 @@ pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
         // SAFETY: every version of the struct starts with its size.
         let size = unsafe { (&raw const (*args).struct_size).read() };
         if size != size_of::<MulMatArgs>() {
-            return fail(Status::BadStructSize, format!("struct_size is {size}, this library expects {}", size_of::<MulMatArgs>()));
+            return fail(
+                Status::BadStructSize,
+                format!("struct_size is {size}, this library expects {}", size_of::<MulMatArgs>()),
+            );
         }
         // SAFETY: the caller's struct is the one we know.
         mul_mat(unsafe { &*args })

@@ -65,11 +65,21 @@ impl CpuFacts {
             return Err(format!("this CPU (or its hypervisor) does not offer {which}"));
         }
         if !self.osxsave || self.xcr0 & XCR0_TILE != XCR0_TILE {
-            return Err(format!("the operating system did not enable tile state (XCR0 is {:#x}, bits 17 and 18 are needed)", self.xcr0));
+            return Err(format!(
+                "the operating system did not enable tile state (XCR0 is {:#x}, bits 17 and 18 are needed)",
+                self.xcr0
+            ));
         }
         let palette = (self.tile_names, self.max_rows, self.bytes_per_row, self.tmul_max_k);
-        if self.max_palette < 1 || self.tile_names < 8 || self.max_rows < 16 || self.bytes_per_row < 64 || self.tmul_max_k < 16 {
-            return Err(format!("the CPU describes no usable tile palette (tiles, rows, bytes per row, depth = {palette:?}; 8, 16, 64, 16 are needed)"));
+        if self.max_palette < 1
+            || self.tile_names < 8
+            || self.max_rows < 16
+            || self.bytes_per_row < 64
+            || self.tmul_max_k < 16
+        {
+            return Err(format!(
+                "the CPU describes no usable tile palette (tiles, rows, bytes per row, depth = {palette:?}; 8, 16, 64, 16 are needed)"
+            ));
         }
         Ok(())
     }
@@ -151,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_hypervisor_that_reports_zero_palettes_is_refused() {
-        let zero = CpuFacts { max_palette: 0, bytes_per_row: 0, tile_names: 0, max_rows: 0, tmul_max_k: 0, ..SAPPHIRE_RAPIDS };
+        let zero =
+            CpuFacts { max_palette: 0, bytes_per_row: 0, tile_names: 0, max_rows: 0, tmul_max_k: 0, ..SAPPHIRE_RAPIDS };
         assert!(zero.check().unwrap_err().contains("palette"));
     }
 }

@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn known_values_are_understood() {
-        let (env, complaints) = parsed(&[("GGML_AMX_MODE", "off"), ("GGML_AMX_ISA", "avx512"), ("GGML_AMX_THREADS", "3")]);
+        let (env, complaints) =
+            parsed(&[("GGML_AMX_MODE", "off"), ("GGML_AMX_ISA", "avx512"), ("GGML_AMX_THREADS", "3")]);
         assert_eq!((env.mode, env.isa, env.threads), (Mode::Off, Some(IsaCeiling::Avx512), Some(3)));
         assert!(complaints.is_empty());
     }

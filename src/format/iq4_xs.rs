@@ -55,7 +55,10 @@ unsafe impl Format for Iq4Xs {
         };
         // SAFETY: the caller's block is large enough; the table is 16 bytes.
         let (rows, table) = unsafe {
-            (nibbles_avx512(block.add(QS + group * 256)), _mm512_broadcast_i32x4(_mm_loadu_si128(UNSIGNED.as_ptr().cast())))
+            (
+                nibbles_avx512(block.add(QS + group * 256)),
+                _mm512_broadcast_i32x4(_mm_loadu_si128(UNSIGNED.as_ptr().cast())),
+            )
         };
         std::array::from_fn(|r| _mm512_shuffle_epi8(table, rows[r]))
     }
@@ -72,7 +75,8 @@ unsafe impl Format for Iq4Xs {
             )
         };
         let high = _mm512_and_si512(_mm512_srlv_epi32(high, _mm512_set1_epi32(2 * group as i32)), _mm512_set1_epi32(3));
-        let low = _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_set1_epi32(4 * (group as i32 % 2))), _mm512_set1_epi32(15));
+        let low =
+            _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_set1_epi32(4 * (group as i32 % 2))), _mm512_set1_epi32(15));
         let ls = _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32::<4>(high)), _mm512_set1_epi32(32));
         (_mm512_mul_ps(d, _mm512_cvtepi32_ps(ls)), _mm512_setzero_ps())
     }

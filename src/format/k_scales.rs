@@ -66,7 +66,7 @@ pub(super) unsafe fn nibbles_avx512(qs: *const u8, group: usize) -> [__m512i; 8]
     let mask = _mm512_set1_epi8(15);
     // SAFETY: group < 8, so the pair's 512 bytes are inside the field.
     let load = |r: usize| unsafe { _mm512_loadu_si512(qs.add(group / 2 * 512 + 64 * r).cast()) };
-    if group % 2 == 0 {
+    if group.is_multiple_of(2) {
         std::array::from_fn(|r| _mm512_and_si512(load(r), mask))
     } else {
         std::array::from_fn(|r| _mm512_and_si512(_mm512_srli_epi16::<4>(load(r)), mask))

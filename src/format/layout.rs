@@ -41,7 +41,9 @@ impl Layout {
     #[inline]
     pub unsafe fn scatter(&self, packed: *mut u8, lane: usize, plain: *const u8) {
         // SAFETY: fields cover the block once, so every access is inside both blocks.
-        unsafe { self.for_each_unit(lane, |p, q, unit| std::ptr::copy_nonoverlapping(plain.add(q), packed.add(p), unit)) }
+        unsafe {
+            self.for_each_unit(lane, |p, q, unit| std::ptr::copy_nonoverlapping(plain.add(q), packed.add(p), unit))
+        }
     }
 
     /// The inverse of [`Layout::scatter`].
@@ -51,7 +53,9 @@ impl Layout {
     #[inline]
     pub unsafe fn gather(&self, plain: *mut u8, packed: *const u8, lane: usize) {
         // SAFETY: as in `scatter`.
-        unsafe { self.for_each_unit(lane, |p, q, unit| std::ptr::copy_nonoverlapping(packed.add(p), plain.add(q), unit)) }
+        unsafe {
+            self.for_each_unit(lane, |p, q, unit| std::ptr::copy_nonoverlapping(packed.add(p), plain.add(q), unit))
+        }
     }
 
     /// Calls `copy(packed offset, plain offset, unit)` for every unit; the unit is a constant in each

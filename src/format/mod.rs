@@ -170,13 +170,34 @@ weight_types! {
 macro_rules! with_format {
     ($ty:expr, $F:ident => $body:expr) => {
         match $ty {
-            $crate::format::WeightType::Q4_0 => { type $F = $crate::format::Q4_0; $body }
-            $crate::format::WeightType::Q4_1 => { type $F = $crate::format::Q4_1; $body }
-            $crate::format::WeightType::Q8_0 => { type $F = $crate::format::Q8_0; $body }
-            $crate::format::WeightType::Q4_K => { type $F = $crate::format::Q4K; $body }
-            $crate::format::WeightType::Q5_K => { type $F = $crate::format::Q5K; $body }
-            $crate::format::WeightType::Q6_K => { type $F = $crate::format::Q6K; $body }
-            $crate::format::WeightType::IQ4_XS => { type $F = $crate::format::Iq4Xs; $body }
+            $crate::format::WeightType::Q4_0 => {
+                type $F = $crate::format::Q4_0;
+                $body
+            }
+            $crate::format::WeightType::Q4_1 => {
+                type $F = $crate::format::Q4_1;
+                $body
+            }
+            $crate::format::WeightType::Q8_0 => {
+                type $F = $crate::format::Q8_0;
+                $body
+            }
+            $crate::format::WeightType::Q4_K => {
+                type $F = $crate::format::Q4K;
+                $body
+            }
+            $crate::format::WeightType::Q5_K => {
+                type $F = $crate::format::Q5K;
+                $body
+            }
+            $crate::format::WeightType::Q6_K => {
+                type $F = $crate::format::Q6K;
+                $body
+            }
+            $crate::format::WeightType::IQ4_XS => {
+                type $F = $crate::format::Iq4Xs;
+                $body
+            }
         }
     };
 }

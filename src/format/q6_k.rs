@@ -61,7 +61,10 @@ unsafe impl Format for Q6K {
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: four vectors from each place, inside the caller's block.
             let (l, h) = unsafe {
-                (_mm512_loadu_si512(block.add(low + 64 * r).cast()), _mm512_loadu_si512(block.add(high + 64 * r).cast()))
+                (
+                    _mm512_loadu_si512(block.add(low + 64 * r).cast()),
+                    _mm512_loadu_si512(block.add(high + 64 * r).cast()),
+                )
             };
             let nibble = if quarter < 2 { l } else { _mm512_srli_epi16::<4>(l) };
             let pair = match quarter {

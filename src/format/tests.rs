@@ -73,12 +73,14 @@ unsafe fn compare<F: Format>(block: &[u8]) {
         F::quants(block, group, &mut portable);
         // SAFETY: the block is whole; a vector has 64 bytes.
         let vectors: [[u8; 64]; 8] = unsafe { std::mem::transmute(F::quants_avx512(block.as_ptr(), group)) };
-        let flat: Vec<i8> = vectors[..F::GROUP / 4].iter().flatten().map(|u| (i32::from(*u) - F::ZERO_POINT) as i8).collect();
+        let flat: Vec<i8> =
+            vectors[..F::GROUP / 4].iter().flatten().map(|u| (i32::from(*u) - F::ZERO_POINT) as i8).collect();
         assert_eq!(flat, portable, "{:?} group {group}", F::TYPE);
 
         let expected = F::scales(block, group);
         // SAFETY: as above.
-        let (scale, min): ([u32; 16], [u32; 16]) = unsafe { std::mem::transmute(F::scales_avx512(block.as_ptr(), group)) };
+        let (scale, min): ([u32; 16], [u32; 16]) =
+            unsafe { std::mem::transmute(F::scales_avx512(block.as_ptr(), group)) };
         for lane in 0..LANES {
             // Random f16 scales include NaN; NaN payloads are all we do not compare.
             let same = |a: f32, b: u32| a.to_bits() == b || a.is_nan() && f32::from_bits(b).is_nan();

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use libc::c_void;
 
 use super::abi::{
-    GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlBufferTypeInterface, GgmlTensor, STATUS_ALLOC_FAILED, STATUS_SUCCESS,
+    GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlBufferTypeInterface, GgmlTensor, STATUS_ALLOC_FAILED,
+    STATUS_SUCCESS,
 };
 use super::{Host, cxx, op};
 use crate::cpu::memory::Region;
@@ -146,7 +147,9 @@ unsafe extern "C" fn init_tensor(buffer: *mut GgmlBuffer, tensor: *mut GgmlTenso
     if start.checked_add(shape.packed_size()).is_none_or(|end| end > region.len()) {
         error!(
             "tensor {}: its packed form needs {} bytes at offset {start} of a buffer of {}; allocate by get_alloc_size",
-            t.name(), shape.packed_size(), region.len()
+            t.name(),
+            shape.packed_size(),
+            region.len()
         );
         return STATUS_ALLOC_FAILED;
     }
@@ -163,11 +166,11 @@ enum Place {
 }
 
 /// Checks a range of a tensor against its size and finds its bytes. Ends the process, as ggml does,
-/// if the range leaves the tensor.
+/// if the range leaves the tensor or there is nothing to copy from or to.
 ///
 /// # Safety
 /// `tensor` must be a live tensor with data in one of our buffers.
-unsafe fn place(what: &str, tensor: *const GgmlTensor, offset: usize, size: usize) -> Place {
+unsafe fn place(what: &str, tensor: *const GgmlTensor, data: *const c_void, offset: usize, size: usize) -> Place {
     // SAFETY: promised by the caller.
     let (t, nbytes) = unsafe { (&*tensor, host().nbytes(tensor)) };
     if offset.checked_add(size).is_none_or(|end| end > nbytes) {
@@ -176,11 +179,18 @@ unsafe fn place(what: &str, tensor: *const GgmlTensor, offset: usize, size: usiz
     if t.data.is_null() {
         host().abort(&format!("{what}: tensor {} has no data", t.name()));
     }
+    if data.is_null() {
+        host().abort(&format!("{what}: data for tensor {} is NULL", t.name()));
+    }
     match op::packed_shape(t) {
         Some(shape) => {
             let at = offset + if t.view_src.is_null() { 0 } else { t.view_offs };
             if !shape.contains(at, size) {
-                host().abort(&format!("{what}: the view {} leaves its tensor of {} bytes", t.name(), shape.plain_size()));
+                host().abort(&format!(
+                    "{what}: the view {} leaves its tensor of {} bytes",
+                    t.name(),
+                    shape.plain_size()
+                ));
             }
             Place::Packed(shape, t.root().data.cast(), at)
         }
@@ -191,34 +201,50 @@ unsafe fn place(what: &str, tensor: *const GgmlTensor, offset: usize, size: usiz
 unsafe extern "C" fn memset_tensor(_: *mut GgmlBuffer, tensor: *mut GgmlTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
     unsafe {
-        match place("memset_tensor", tensor, offset, size) {
+        match place("memset_tensor", tensor, (&raw const value).cast(), offset, size) {
             Place::Packed(shape, base, at) => buffer::fill(&shape, base, at, size, value),
             Place::Plain(at) => std::ptr::write_bytes(at, value, size),
         }
     }
 }
 
-unsafe extern "C" fn set_tensor(_: *mut GgmlBuffer, tensor: *mut GgmlTensor, data: *const c_void, offset: usize, size: usize) {
+unsafe extern "C" fn set_tensor(
+    _: *mut GgmlBuffer,
+    tensor: *mut GgmlTensor,
+    data: *const c_void,
+    offset: usize,
+    size: usize,
+) {
     if size == 0 {
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
     unsafe {
-        match place("set_tensor", tensor, offset, size) {
-            Place::Packed(shape, base, at) => buffer::write(&shape, base, at, std::slice::from_raw_parts(data.cast(), size)),
+        match place("set_tensor", tensor, data, offset, size) {
+            Place::Packed(shape, base, at) => {
+                buffer::write(&shape, base, at, std::slice::from_raw_parts(data.cast(), size))
+            }
             Place::Plain(at) => std::ptr::copy_nonoverlapping(data.cast(), at, size),
         }
     }
 }
 
-unsafe extern "C" fn get_tensor(_: *mut GgmlBuffer, tensor: *const GgmlTensor, data: *mut c_void, offset: usize, size: usize) {
+unsafe extern "C" fn get_tensor(
+    _: *mut GgmlBuffer,
+    tensor: *const GgmlTensor,
+    data: *mut c_void,
+    offset: usize,
+    size: usize,
+) {
     if size == 0 {
         return;
     }
     // SAFETY: as above, with `data` written.
     unsafe {
-        match place("get_tensor", tensor, offset, size) {
-            Place::Packed(shape, base, at) => buffer::read(&shape, base, at, std::slice::from_raw_parts_mut(data.cast(), size)),
+        match place("get_tensor", tensor, data, offset, size) {
+            Place::Packed(shape, base, at) => {
+                buffer::read(&shape, base, at, std::slice::from_raw_parts_mut(data.cast(), size))
+            }
             Place::Plain(at) => std::ptr::copy_nonoverlapping(at, data.cast(), size),
         }
     }

@@ -95,7 +95,11 @@ unsafe extern "C" fn work_size_method(_: *mut c_void, n_threads: i32, op: *const
     unsafe { work_size(n_threads, &*op).inspect(|bytes| *size = *bytes).is_some() }
 }
 
-unsafe extern "C" fn compute_forward_method(_: *mut c_void, params: *mut GgmlComputeParams, op: *mut GgmlTensor) -> bool {
+unsafe extern "C" fn compute_forward_method(
+    _: *mut c_void,
+    params: *mut GgmlComputeParams,
+    op: *mut GgmlTensor,
+) -> bool {
     // SAFETY: the host passes live parameters and a live node.
     unsafe { compute_forward(&*params, &*op) }
 }
@@ -115,7 +119,8 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     let Some(weights) = op.source(0).filter(|w| op.op == host.ops.mul_mat && op::packed_shape(w).is_some()) else {
         return false;
     };
-    let fail = |why: &str| -> ! { host.abort(&format!("MUL_MAT {} with weights {}: {why}", op.name(), weights.name())) };
+    let fail =
+        |why: &str| -> ! { host.abort(&format!("MUL_MAT {} with weights {}: {why}", op.name(), weights.name())) };
     let product = op::mat_mul(host, op).unwrap_or_else(|why| fail(&why));
     if product.input.ne.contains(&0) || product.weights.ne.contains(&0) {
         return true;
@@ -130,6 +135,10 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     }
     if product.weights.base.is_null() || product.input.data.is_null() || product.output.data.is_null() {
         fail("a tensor has no data");
+    }
+    // Where the scheduler will put the activations is not known when it asks, so it is checked here.
+    if op.source(1).is_some_and(|x| !op::is_readable(x)) {
+        fail("the activations are not in host memory");
     }
     // SAFETY: the pool is the host's, and every one of its threads runs this node.
     let barrier = || unsafe { host.barrier(params.threadpool) };

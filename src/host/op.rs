@@ -33,13 +33,18 @@ pub fn shape_if_packable(tensor: &GgmlTensor) -> Option<Shape> {
     let slices = tensor.ne[2].checked_mul(tensor.ne[3])?;
     let shape = Shape::new(ty, tensor.ne[0], tensor.ne[1], slices).ok()?;
     let bytes = ty.info().bytes;
-    let contiguous = [bytes, shape.row_bytes, shape.slice_plain, shape.slice_plain.checked_mul(usize::try_from(tensor.ne[2]).ok()?)?];
+    let contiguous = [
+        bytes,
+        shape.row_bytes,
+        shape.slice_plain,
+        shape.slice_plain.checked_mul(usize::try_from(tensor.ne[2]).ok()?)?,
+    ];
     (tensor.nb == contiguous).then_some(shape)
 }
 
 /// Whether the host's own code can read `tensor`: it is nowhere yet, in a host buffer, or stored
 /// plain in one of ours.
-fn is_readable(tensor: &GgmlTensor) -> bool {
+pub fn is_readable(tensor: &GgmlTensor) -> bool {
     let holder = tensor.holder();
     // SAFETY: a non-null buffer of a live tensor is alive, and so is its type.
     let Some(buffer) = (unsafe { holder.as_ref() }) else { return true };
@@ -80,8 +85,8 @@ pub fn mat_mul(host: &Host, op: &GgmlTensor) -> Result<MatMul, String> {
     if op.nb[0] != 4 {
         return Err("the result's rows are not contiguous".to_string());
     }
-    if !is_readable(x) {
-        return Err(format!("{} is not in host memory", x.name()));
+    if packed_shape(x).is_some() {
+        return Err(format!("the activations {} are packed weights", x.name()));
     }
     if w.ty != shape.ty as i32 || w.nb[0] != shape.ty.info().bytes {
         return Err(format!("the view {} does not consist of whole blocks", w.name()));
@@ -116,7 +121,11 @@ pub fn supports(host: &Host, op: &GgmlTensor) -> bool {
     if host.ops.no_data.contains(&op.op) || mat_mul(host, op).is_ok() {
         return true;
     }
-    op.src.iter().enumerate().filter_map(|(i, _)| op.source(i)).all(|t| !is_ours(t.holder()) || is_readable(t) && !is_probe(t))
+    op.src
+        .iter()
+        .enumerate()
+        .filter_map(|(i, _)| op.source(i))
+        .all(|t| !is_ours(t.holder()) || is_readable(t) && !is_probe(t))
 }
 
 /// The tensor of `op` (a source, or the node itself where it writes into a view) that the host's own

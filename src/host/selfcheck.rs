@@ -52,7 +52,9 @@ fn types(symbols: &Symbols) -> Result<(), String> {
             (CStr::from_ptr(name), (symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number))
         };
         ensure(host_name.to_bytes() == name.as_bytes() && host_block == block as i64 && host_bytes == bytes, || {
-            format!("type {number} should be {name} ({block} weights in {bytes} bytes), the host has {host_name:?} ({host_block} in {host_bytes})")
+            format!(
+                "type {number} should be {name} ({block} weights in {bytes} bytes), the host has {host_name:?} ({host_block} in {host_bytes})"
+            )
         })?;
     }
     Ok(())
@@ -81,12 +83,16 @@ unsafe fn tensors(symbols: &Symbols, context: *mut c_void) -> Result<Ops, String
         ensure(w.ty == WeightType::Q4_0 as i32 && (*x).ty == TYPE_F32, || "ggml_tensor.type".into())?;
         ensure(w.ne == weight_ne, || "ggml_tensor.ne".into())?;
         ensure(w.nb == [18, 36, 36 * 37, 36 * 37 * 3], || "ggml_tensor.nb".into())?;
-        ensure(w.buffer.is_null() && w.data.is_null() && w.extra.is_null(), || "ggml_tensor.buffer, data or extra".into())?;
+        ensure(w.buffer.is_null() && w.data.is_null() && w.extra.is_null(), || {
+            "ggml_tensor.buffer, data or extra".into()
+        })?;
         ensure(p.src[..3] == [weight, x, std::ptr::null_mut()], || "ggml_tensor.src".into())?;
         ensure(v.view_src == x && v.view_offs == 0x1230, || "ggml_tensor.view_src or view_offs".into())?;
         ensure((*scaled).op_params[0] == 123.5f32.to_bits() as i32, || "ggml_tensor.op_params".into())?;
         let name = (symbols.ggml_get_name)(weight).cast::<u8>().offset_from(weight.cast::<u8>());
-        ensure(name == offset_of!(GgmlTensor, name) as isize && w.name() == "trial-weight", || "ggml_tensor.name".into())?;
+        ensure(name == offset_of!(GgmlTensor, name) as isize && w.name() == "trial-weight", || {
+            "ggml_tensor.name".into()
+        })?;
         (symbols.ggml_set_input)(x);
         ensure((*x).flags & 1 == 1 && w.flags & 1 == 0, || "ggml_tensor.flags".into())?;
 
@@ -142,9 +148,22 @@ struct Stubs([*const c_void; SLOTS]);
 macro_rules! stubs {
     ($f:ident) => {
         Stubs([
-            $f::<0> as *const c_void, $f::<1> as _, $f::<2> as _, $f::<3> as _, $f::<4> as _, $f::<5> as _,
-            $f::<6> as _, $f::<7> as _, $f::<8> as _, $f::<9> as _, $f::<10> as _, $f::<11> as _,
-            $f::<12> as _, $f::<13> as _, $f::<14> as _, $f::<15> as _,
+            $f::<0> as *const c_void,
+            $f::<1> as _,
+            $f::<2> as _,
+            $f::<3> as _,
+            $f::<4> as _,
+            $f::<5> as _,
+            $f::<6> as _,
+            $f::<7> as _,
+            $f::<8> as _,
+            $f::<9> as _,
+            $f::<10> as _,
+            $f::<11> as _,
+            $f::<12> as _,
+            $f::<13> as _,
+            $f::<14> as _,
+            $f::<15> as _,
         ])
     };
 }
@@ -182,8 +201,12 @@ unsafe fn buffers(symbols: &Symbols, context: *mut c_void) -> Result<(), String>
             let b = &*buffer;
             let words = buffer.cast::<*mut GgmlBufferType>();
             let count = (0..SLOTS).find(|i| *words.add(*i) == buft_ptr);
-            ensure(count == Some(slot(offset_of!(GgmlBuffer, buft))), || format!("ggml_backend_buffer_i has {count:?} members"))
-                .and_then(|()| ensure(b.context == marker && b.size == SIZE, || "ggml_backend_buffer.context or size".into()))
+            ensure(count == Some(slot(offset_of!(GgmlBuffer, buft))), || {
+                format!("ggml_backend_buffer_i has {count:?} members")
+            })
+            .and_then(|()| {
+                ensure(b.context == marker && b.size == SIZE, || "ggml_backend_buffer.context or size".into())
+            })
         };
         let checks = members.and_then(|()| buffer_members(symbols, context, buffer));
         // The right number of members was found before anything is called through the struct.
@@ -226,7 +249,9 @@ unsafe fn buffer_members(symbols: &Symbols, context: *mut c_void, buffer: *mut G
         let p = scratch.as_mut_ptr().cast::<c_void>();
         expect("ggml_backend_tensor_set", member!(set_tensor), || (symbols.ggml_backend_tensor_set)(t, p, 0, 4))?;
         expect("ggml_backend_tensor_get", member!(get_tensor), || (symbols.ggml_backend_tensor_get)(t, p, 0, 4))?;
-        expect("ggml_backend_tensor_memset", member!(memset_tensor), || (symbols.ggml_backend_tensor_memset)(t, 0, 0, 4))?;
+        expect("ggml_backend_tensor_memset", member!(memset_tensor), || {
+            (symbols.ggml_backend_tensor_memset)(t, 0, 0, 4)
+        })?;
         expect("ggml_backend_buffer_clear", member!(clear), || (symbols.ggml_backend_buffer_clear)(buffer, 0))?;
         expect("ggml_backend_buffer_reset", member!(reset), || (symbols.ggml_backend_buffer_reset)(buffer))
     }
@@ -234,7 +259,11 @@ unsafe fn buffer_members(symbols: &Symbols, context: *mut c_void, buffer: *mut G
 
 /// # Safety
 /// As for [`buffers`]; `buft` is made of [`size_stub`]s.
-unsafe fn buffer_type_members(symbols: &Symbols, context: *mut c_void, buft: *mut GgmlBufferType) -> Result<(), String> {
+unsafe fn buffer_type_members(
+    symbols: &Symbols,
+    context: *mut c_void,
+    buft: *mut GgmlBufferType,
+) -> Result<(), String> {
     macro_rules! member {
         ($name:ident) => {
             slot(offset_of!(super::abi::GgmlBufferTypeInterface, $name))

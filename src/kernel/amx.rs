@@ -34,7 +34,8 @@ unsafe fn panels<F: Format>(tiles: &mut Tiles, job: &Job, scratch: *mut u8) {
     let panels = job.panel_count();
     for pair in (0..panels).step_by(2) {
         for (start, len) in k_chunks(job.act.k) {
-            let unpacked = Unpacked { base: scratch.wrapping_add(BLOCK_BYTES), groups: len / F::GROUP, group: F::GROUP };
+            let unpacked =
+                Unpacked { base: scratch.wrapping_add(BLOCK_BYTES), groups: len / F::GROUP, group: F::GROUP };
             for p in 0..2 {
                 // An odd last panel is multiplied twice and stored once.
                 let panel = (pair + p).min(panels - 1);

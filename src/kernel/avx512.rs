@@ -199,9 +199,7 @@ pub(super) unsafe fn unpack<F: Format, const SIGNED: bool>(panel: *const u8, sta
 /// As for [`super::run`].
 pub(super) unsafe fn run<F: Format>(_proof: Avx512, job: &Job, scratch: *mut u8) {
     // SAFETY: the proof stands for the features; the rest is the caller's promise.
-    unsafe {
-        if job.rows.len() <= DIRECT_ROWS { few_rows::<F>(job) } else { many_rows::<F>(job, scratch) }
-    }
+    unsafe { if job.rows.len() <= DIRECT_ROWS { few_rows::<F>(job) } else { many_rows::<F>(job, scratch) } }
 }
 
 /// # Safety

@@ -25,7 +25,10 @@ pub(super) unsafe fn run<F: Format>(job: &Job) {
                     let (b, within) = (g * F::GROUP / ACT_BLOCK, g * F::GROUP % ACT_BLOCK);
                     // SAFETY: g is a group of this row; the row's result has `lanes` columns here.
                     unsafe {
-                        let q = std::slice::from_raw_parts(tile.quants.add((b * tile.rows + lane) * ACT_BLOCK + within), F::GROUP);
+                        let q = std::slice::from_raw_parts(
+                            tile.quants.add((b * tile.rows + lane) * ACT_BLOCK + within),
+                            F::GROUP,
+                        );
                         let d = *tile.scales.add(b * tile.rows + lane);
                         let ds = d * *tile.sums.add(g * tile.rows + lane) as f32;
                         let out = std::slice::from_raw_parts_mut(job.dst_row(row).add(panel * LANES), lanes);

@@ -45,13 +45,18 @@ impl Split {
     pub fn new(n: usize, m: usize, batches: usize, threads: usize) -> Self {
         let col_units = n.div_ceil(TILE_COLS);
         let (have, want) = ((col_units * batches).max(1), threads * PIECES_PER_THREAD);
-        let row_chunks = if threads == 1 || have >= want { 1 } else { want.div_ceil(have).min(m.div_ceil(ROW_STEP)).max(1) };
+        let row_chunks =
+            if threads == 1 || have >= want { 1 } else { want.div_ceil(have).min(m.div_ceil(ROW_STEP)).max(1) };
         Self { n, m, batches, threads, col_units, row_chunks }
     }
 
     /// The pieces of thread `index`: neighbouring column units of one batch and row chunk together.
     pub fn pieces(self, index: usize) -> impl Iterator<Item = Piece> {
-        let mut at = if self.m == 0 { 0..0 } else { share(self.batches * self.col_units * self.row_chunks, index, self.threads) };
+        let mut at = if self.m == 0 {
+            0..0
+        } else {
+            share(self.batches * self.col_units * self.row_chunks, index, self.threads)
+        };
         std::iter::from_fn(move || {
             if at.is_empty() {
                 return None;

@@ -120,7 +120,10 @@ fn batches_broadcast_and_strides_are_ggmls() {
                             let a = &x[(row * nb[1] + i2 * nb[2] + i3 * nb[3]) / 4..][..k];
                             let expected: f64 = w.iter().zip(a).map(|(w, a)| f64::from(w * a)).sum();
                             let got = out[((i3 * x2 + i2) * m + row) * n + col];
-                            assert!(close(got, expected, (k as f64).sqrt()), "{got} {expected} at {col} {row} {i2} {i3}");
+                            assert!(
+                                close(got, expected, (k as f64).sqrt()),
+                                "{got} {expected} at {col} {row} {i2} {i3}"
+                            );
                         }
                     }
                 }

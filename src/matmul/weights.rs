@@ -78,7 +78,15 @@ impl Weights {
     /// The view must be inside its tensor, `out` writable for [`Weights::gather_bytes`].
     pub unsafe fn gather(&self, i2: usize, i3: usize, rows: Range<usize>, out: *mut u8) -> usize {
         let row_bytes = self.row_bytes();
-        let two_panels = Shape { k: self.ne[0], n: TILE_COLS, slices: 1, row_bytes, slice_plain: TILE_COLS * row_bytes, slice_packed: TILE_COLS * row_bytes, ..self.shape };
+        let two_panels = Shape {
+            k: self.ne[0],
+            n: TILE_COLS,
+            slices: 1,
+            row_bytes,
+            slice_plain: TILE_COLS * row_bytes,
+            slice_packed: TILE_COLS * row_bytes,
+            ..self.shape
+        };
         let plain = out.wrapping_add(TILE_COLS * row_bytes);
         for (i, row) in rows.enumerate() {
             // SAFETY: the row is inside the tensor; the plain row lies behind the two panels.

@@ -121,7 +121,8 @@ impl Activations {
                 let proof = Avx512::new().unwrap_unchecked();
                 quantise_avx512(proof, x.cast(), q, self.group, &mut sums)
             } else {
-                let values: [f32; ACT_BLOCK] = std::array::from_fn(|i| x.add(i * stride).cast::<f32>().read_unaligned());
+                let values: [f32; ACT_BLOCK] =
+                    std::array::from_fn(|i| x.add(i * stride).cast::<f32>().read_unaligned());
                 quantise_portable(&values, std::slice::from_raw_parts_mut(q, ACT_BLOCK), self.group, &mut sums)
             };
             *tile.scales.cast_mut().add(block * tile.rows + lane) = scale;
