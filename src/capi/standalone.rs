@@ -7,9 +7,10 @@ use libc::{c_char, c_void};
 
 use crate::buffer;
 use crate::cpu::{self, Isa};
+use crate::diag::env::env;
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
-use crate::matmul::{Input, MatMul, Output, Thread, Weights};
+use crate::matmul::{Input, MatMul, Output, Settings, Thread, Weights};
 use crate::panel::weights::Shape;
 
 /// Arguments of `ggml_amx_mul_mat`: `dst[i][j] = sum over l of src1[i][l] * W[j][l]`,
@@ -265,7 +266,7 @@ impl Shared {
             barrier.wait();
         };
         // SAFETY: checked by `mul_mat`; the work buffer has the size for `count` threads.
-        unsafe { self.0.run(isa, &Thread { index, count, barrier: &wait }, self.1) };
+        unsafe { self.0.run(Settings { isa, exact: env().exact }, &Thread { index, count, barrier: &wait }, self.1) };
     }
 }
 

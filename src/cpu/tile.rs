@@ -55,6 +55,7 @@ const fn table(depth: usize) -> [TileConfig; 33] {
     configs
 }
 
+static FULL: TileConfig = TileConfig::block(32, TILE_BYTES);
 static DEPTH_16: [TileConfig; 33] = table(16);
 static DEPTH_32: [TileConfig; 33] = table(32);
 
@@ -73,6 +74,13 @@ impl Tiles {
         let mut tiles = Self { depth, rows: 0 };
         tiles.set_rows(32);
         tiles
+    }
+
+    /// Takes the tile unit of this thread with all eight registers at their full size.
+    pub fn enter_full(_proof: Amx) -> Self {
+        // SAFETY: as in `set_rows`.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &FULL, options(nostack, preserves_flags, readonly)) };
+        Self { depth: TILE_BYTES, rows: 32 }
     }
 
     /// Configures for blocks of `rows` (1..=32) rows of activations.

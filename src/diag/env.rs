@@ -34,6 +34,8 @@ pub struct Env {
     pub mode: Mode,
     /// `GGML_AMX_ISA`; `None` when unset: AMX is then required.
     pub isa: Option<IsaCeiling>,
+    /// `GGML_AMX_PRECISION` is `exact`: BF16 instead of int8 in the tile GEMM; default `auto`.
+    pub exact: bool,
     /// `GGML_AMX_THREADS`: threads that pack weights; `None` = all cores, at most 32.
     pub threads: Option<usize>,
     /// `GGML_AMX_LOG`, default `info`.
@@ -69,6 +71,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
     };
     let isa = choose("GGML_AMX_ISA", &["amx", "avx512", "portable"])
         .map(|i| [IsaCeiling::Amx, IsaCeiling::Avx512, IsaCeiling::Portable][i]);
+    let exact = choose("GGML_AMX_PRECISION", &["auto", "exact"]) == Some(1);
     let log = match choose("GGML_AMX_LOG", &["quiet", "info", "debug"]) {
         Some(0) => log::Level::Error,
         Some(2) => log::Level::Debug,
@@ -81,7 +84,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
             None
         }
     });
-    Env { mode, isa, threads, log }
+    Env { mode, isa, exact, threads, log }
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ unsafe impl Format for Iq4Xs {
     const BYTES: usize = 136;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
+    const OWN_ERROR: f32 = 5.8e-3;
+    const Q_MAX: i32 = 241;
     const HAS_MIN: bool = false;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 1), field(8, 128, 4)];
 

@@ -73,6 +73,12 @@ pub unsafe trait Format: 'static {
     const GROUP: usize;
     /// What is subtracted from the unsigned quant to get the signed one.
     const ZERO_POINT: i32;
+    /// NMSE of normally distributed weights in this type (measured with ggml's own quantiser).
+    const OWN_ERROR: f32;
+    /// Smallest unsigned quant.
+    const Q_MIN: i32 = 0;
+    /// Largest unsigned quant.
+    const Q_MAX: i32;
     /// Whether a group has a minimum.
     const HAS_MIN: bool;
     /// The interleaving.
@@ -110,6 +116,8 @@ pub struct TypeInfo {
     pub bytes: usize,
     /// Weights per scale.
     pub group: usize,
+    /// NMSE of normally distributed weights in this type, for the choice of precision.
+    pub own_error: f32,
     /// The byte permutation.
     pub layout: Layout,
 }
@@ -146,6 +154,7 @@ macro_rules! weight_types {
                             block: <$format>::BLOCK,
                             bytes: <$format>::BYTES,
                             group: <$format>::GROUP,
+                            own_error: <$format>::OWN_ERROR,
                             layout: Layout::new::<$format>(),
                         }
                     },)*

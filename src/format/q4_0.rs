@@ -15,6 +15,8 @@ unsafe impl Format for Q4_0 {
     const BYTES: usize = 18;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 8;
+    const OWN_ERROR: f32 = 7.3e-3;
+    const Q_MAX: i32 = 15;
     const HAS_MIN: bool = false;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 16, 4)];
 

@@ -16,6 +16,8 @@ unsafe impl Format for Q4_1 {
     const BYTES: usize = 20;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
+    const OWN_ERROR: f32 = 6.1e-3;
+    const Q_MAX: i32 = 15;
     const HAS_MIN: bool = true;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 16, 4)];
 

@@ -18,6 +18,8 @@ unsafe impl Format for Q4K {
     const BYTES: usize = 144;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
+    const OWN_ERROR: f32 = 5.0e-3;
+    const Q_MAX: i32 = 15;
     const HAS_MIN: bool = true;
     const FIELDS: &'static [Field] =
         &[k_scales::FIELDS[0], k_scales::FIELDS[1], k_scales::FIELDS[2], field(k_scales::BYTES, 128, 4)];

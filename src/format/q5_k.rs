@@ -21,6 +21,8 @@ unsafe impl Format for Q5K {
     const BYTES: usize = 176;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
+    const OWN_ERROR: f32 = 1.3e-3;
+    const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
     const FIELDS: &'static [Field] = &[
         k_scales::FIELDS[0],

@@ -32,6 +32,8 @@ unsafe impl Format for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 32;
+    const OWN_ERROR: f32 = 3.1e-4;
+    const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
     const FIELDS: &'static [Field] = &[field(0, 128, 4), field(128, 64, 4), field(192, 16, 1), field(208, 2, 2)];
 

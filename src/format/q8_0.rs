@@ -15,6 +15,8 @@ unsafe impl Format for Q8_0 {
     const BYTES: usize = 34;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
+    const OWN_ERROR: f32 = 2.8e-5;
+    const Q_MAX: i32 = 255;
     const HAS_MIN: bool = false;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 32, 4)];
 

@@ -9,7 +9,8 @@ use super::abi::{GgmlComputeParams, GgmlTensor};
 use super::buffer_type::host;
 use super::op;
 use crate::cpu;
-use crate::matmul::Thread;
+use crate::diag::env::env;
+use crate::matmul::{Settings, Thread};
 
 /// Virtual table with the words before its address point: offset to top, and no type information
 /// (nobody may use RTTI on these objects; ggml does not).
@@ -142,7 +143,8 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     }
     // SAFETY: the pool is the host's, and every one of its threads runs this node.
     let barrier = || unsafe { host.barrier(params.threadpool) };
+    let settings = Settings { isa: cpu::isa(), exact: env().exact };
     // SAFETY: shapes and buffers were checked above; the instruction set is the one found usable.
-    unsafe { product.run(cpu::isa(), &Thread { index, count, barrier: &barrier }, params.wdata.cast()) };
+    unsafe { product.run(settings, &Thread { index, count, barrier: &barrier }, params.wdata.cast()) };
     true
 }

@@ -14,9 +14,10 @@
 
 mod amx;
 mod avx512;
+pub mod gemm;
 mod portable;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::Range;
 

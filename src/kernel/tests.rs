@@ -116,6 +116,13 @@ fn dequantise<F: Format>(shape: &Shape, packed: &[u8], out: &mut [f64]) {
     }
 }
 
+/// Random weights of a shape, packed, and their exact product with `x` (m rows) in f64.
+pub fn weights_and_reference(ty: WeightType, k: usize, n: usize, m: usize, x: &[f32]) -> (Shape, Vec<u8>, Vec<f64>) {
+    let case = Case { x: x.to_vec(), ..Case::new(ty, k, n, m) };
+    let reference = case.reference();
+    (case.shape, case.packed, reference)
+}
+
 fn nmse(out: &[f32], reference: &[f64]) -> f64 {
     let error: f64 = out.iter().zip(reference).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
     error / reference.iter().map(|b| b * b).sum::<f64>()

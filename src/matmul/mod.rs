@@ -9,10 +9,12 @@ mod split;
 mod tests;
 mod weights;
 
-use crate::cpu::Isa;
+use crate::cpu::{Amx, Isa};
 use crate::format::ACT_BLOCK;
+use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::{Activations, Layout};
+use crate::panel::tiles::{self, CHUNK, Precision, Source, Tiles};
 use crate::with_format;
 use split::{Piece, Split};
 pub use weights::Weights;
@@ -52,6 +54,18 @@ pub struct MatMul {
     pub output: Output,
 }
 
+/// Rows of activations from which on the tile GEMM with its requantised panels is used.
+const GEMM_MIN_ROWS: usize = 32;
+
+/// How the result may be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Highest instruction set.
+    pub isa: Isa,
+    /// BF16 wherever the tile GEMM is used, instead of int8 where that is good enough.
+    pub exact: bool,
+}
+
 /// This thread's place in the operation.
 pub struct Thread<'a> {
     /// Number of this thread.
@@ -65,7 +79,10 @@ pub struct Thread<'a> {
 /// Sizes of the parts of the work buffer.
 struct Plan {
     act: Layout,
+    tiles: tiles::Layout,
     batches: usize,
+    /// Bytes per batch, enough for both kinds of activations.
+    per_batch: usize,
     per_thread: usize,
 }
 
@@ -85,42 +102,102 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.shape.ty.info().group;
         let [k, m, b2, b3] = self.input.ne;
-        let scratch = kernel::scratch_bytes(k, group).checked_add(self.weights.gather_bytes())?;
-        let act = Layout::new(m, k, group)?;
+        let scratch = kernel::scratch_bytes(k, group).max(gemm::scratch_bytes(m)).max(k);
+        let scratch = scratch.next_multiple_of(ALIGN).checked_add(self.weights.gather_bytes())?;
+        let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k)?);
         let batches = b2.checked_mul(b3)?;
-        act.bytes.checked_mul(batches)?;
-        Some(Plan { act, batches, per_thread: scratch.next_multiple_of(ALIGN) })
+        let per_batch = if m < GEMM_MIN_ROWS { act.bytes } else { act.bytes.max(tiles.bytes) };
+        per_batch.checked_mul(batches)?;
+        Some(Plan { act, tiles, batches, per_batch, per_thread: scratch.next_multiple_of(ALIGN) })
     }
 
     /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
     pub fn work_size(&self, threads: usize) -> Option<usize> {
         let plan = self.plan()?;
-        let shared = plan.act.bytes * plan.batches;
+        let shared = plan.per_batch * plan.batches;
         plan.per_thread.checked_mul(threads)?.checked_add(shared)?.checked_add(ALIGN)
     }
 
-    /// Computes this thread's part. All threads of the operation must call it.
+    /// Computes this thread's part. All threads of the operation must call it with equal settings.
     ///
     /// # Safety
     /// Shapes must have passed [`MatMul::check`]; all pointers must be valid for them; `work` must
     /// be writable for [`MatMul::work_size`] of the thread count and shared by these threads alone;
-    /// `isa` must be usable on all of them.
-    pub unsafe fn run(&self, isa: Isa, thread: &Thread<'_>, work: *mut u8) {
+    /// the instruction set must be usable on all of them.
+    pub unsafe fn run(&self, settings: Settings, thread: &Thread<'_>, work: *mut u8) {
         let Some(plan) = self.plan() else { return };
         let work = work.wrapping_add(work.align_offset(ALIGN));
-        let scratch = work.wrapping_add(plan.act.bytes * plan.batches + thread.index * plan.per_thread);
+        let scratch = work.wrapping_add(plan.per_batch * plan.batches + thread.index * plan.per_thread);
+        let use_tiles = settings.isa == Isa::Amx && self.input.ne[1] >= GEMM_MIN_ROWS;
         // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
         // each piece of the result belongs to one thread between barriers.
         unsafe {
-            self.quantise(isa, &plan, thread, work);
-            if thread.count > 1 {
-                (thread.barrier)();
-            }
+            let operand = if use_tiles {
+                Operand::Tiles(self.make_tiles(settings, &plan, thread, work, scratch))
+            } else {
+                self.quantise(settings.isa, &plan, thread, work);
+                Operand::Vectors(settings.isa)
+            };
+            thread.wait();
             let split = Split::new(self.weights.ne[1], self.input.ne[1], plan.batches, thread.count);
             for piece in split.pieces(thread.index) {
-                let act = plan.act.at(work.add(piece.batch * plan.act.bytes));
-                self.compute(isa, act, &piece, scratch);
+                self.compute(operand, &plan, work.add(piece.batch * plan.per_batch), &piece, scratch);
             }
+        }
+    }
+
+    /// Makes activation tiles together with the other threads (up to two barriers inside).
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`].
+    unsafe fn make_tiles(
+        &self,
+        settings: Settings,
+        plan: &Plan,
+        thread: &Thread<'_>,
+        work: *mut u8,
+        scratch: *mut u8,
+    ) -> Precision {
+        let [k, m, b2, _] = self.input.ne;
+        let nb = self.input.nb;
+        let source = |batch: usize| Source {
+            data: self.input.data.wrapping_add(batch % b2 * nb[2] + batch / b2 * nb[3]),
+            row: nb[1],
+            channel: nb[0],
+        };
+        // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
+        unsafe {
+            // Several batches are small products (heads); they are not worth the search for outliers.
+            let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
+            let all = |batch: usize| plan.tiles.at(work.add(batch * plan.per_batch));
+            let precision = if settings.exact || plan.batches > 1 {
+                Precision::Bf16
+            } else {
+                let (tiles, per_chunk) = (all(0), k / ACT_BLOCK);
+                for i in split::share(tiles.chunks() * per_chunk, thread.index, thread.count) {
+                    tiles.find_maxima(&source(0), i / per_chunk, i % per_chunk * ACT_BLOCK);
+                }
+                thread.wait();
+                tiles.decide(&source(0), mask, self.weights.shape.ty.info().own_error)
+            };
+            let mut at = (usize::MAX, [0; tiles::OUTLIERS]);
+            for i in split::share(plan.batches * m, thread.index, thread.count) {
+                let (batch, row) = (i / m, i % m);
+                let (tiles, x): (Tiles, _) = (all(batch), source(batch));
+                if precision == Precision::Bf16 {
+                    tiles.put_bf16(&x, row);
+                    continue;
+                }
+                if at.0 != row / CHUNK {
+                    at = (row / CHUNK, tiles.choose(row / CHUNK));
+                    tiles::keep_mask(&at.1, mask);
+                }
+                if row % CHUNK == 0 {
+                    *tiles.channels(row / CHUNK) = at.1;
+                }
+                tiles.put_int8(&x, row, &at.1, mask);
+            }
+            precision
         }
     }
 
@@ -141,7 +218,7 @@ impl MatMul {
             let (i2, i3) = (batch % self.input.ne[2], batch / self.input.ne[2]);
             // SAFETY: batch, row and blocks exist in both layouts.
             unsafe {
-                let act: Activations = plan.act.at(work.add(batch * plan.act.bytes));
+                let act: Activations = plan.act.at(work.add(batch * plan.per_batch));
                 let x = self.input.data.add(row * nb[1] + i2 * nb[2] + i3 * nb[3]);
                 for block in first..last {
                     act.quantise(isa, row, block, x.add(block * ACT_BLOCK * nb[0]), nb[0]);
@@ -151,15 +228,17 @@ impl MatMul {
         }
     }
 
-    /// Computes one piece of the result.
+    /// Computes one piece of the result from the activations of its batch at `work`.
     ///
     /// # Safety
-    /// As for [`MatMul::run`]; `act` holds the piece's batch.
-    unsafe fn compute(&self, isa: Isa, act: Activations, piece: &Piece, scratch: *mut u8) {
+    /// As for [`MatMul::run`].
+    unsafe fn compute(&self, operand: Operand, plan: &Plan, work: *mut u8, piece: &Piece, scratch: *mut u8) {
         let (i2, i3) = (piece.batch % self.input.ne[2], piece.batch / self.input.ne[2]);
         let ne = self.weights.ne;
         let (w2, w3) = (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3]));
         let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]);
+        // SAFETY: the batch's part of the work buffer.
+        let (act, tiles) = unsafe { (plan.act.at(work), plan.tiles.at(work)) };
         let job = |panels, panel_bytes, first: usize, cols| Job {
             panels,
             panel_bytes,
@@ -169,22 +248,48 @@ impl MatMul {
             dst: dst.cast::<f32>().wrapping_add(first),
             dst_stride: self.output.nb[0],
         };
-        let run = |job: Job, scratch| {
-            // SAFETY: the job's parts are the operation's, cut to what exists.
-            with_format!(self.weights.shape.ty, F => unsafe { kernel::run::<F>(isa, &job, scratch) });
+        let run = |job: Job| {
+            // SAFETY: the job's parts are the operation's, cut to what exists; an instruction set is
+            // used only with its proof.
+            with_format!(self.weights.shape.ty, F => unsafe {
+                match operand {
+                    Operand::Vectors(isa) => kernel::run::<F>(isa, &job, scratch),
+                    Operand::Tiles(precision) => {
+                        let proof = Amx::new().expect("AMX was found usable");
+                        gemm::run::<F>(proof, &TileJob { job: &job, tiles, precision }, scratch);
+                    }
+                }
+            });
         };
         if let Some(panels) = self.weights.panels(w2, w3, piece.cols.start) {
-            let cols = piece.cols.len();
-            run(job(panels, self.weights.shape.panel_bytes(), piece.cols.start, cols), scratch);
+            run(job(panels, self.weights.shape.panel_bytes(), piece.cols.start, piece.cols.len()));
             return;
         }
-        // A view whose rows are not whole panels: gather two panels at a time.
-        let gathered = scratch.wrapping_add(kernel::scratch_bytes(act.k, self.weights.shape.ty.info().group));
+        // A view whose rows are not whole panels: gather two panels at a time, behind the scratch.
+        let gathered = scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes().next_multiple_of(ALIGN));
         for first in piece.cols.clone().step_by(kernel::TILE_COLS) {
             let cols = (piece.cols.end - first).min(kernel::TILE_COLS);
             // SAFETY: the scratch has room for what `gather_bytes` says.
             let panel_bytes = unsafe { self.weights.gather(w2, w3, first..first + cols, gathered) };
-            run(job(gathered.cast_const(), panel_bytes, first, cols), scratch);
+            run(job(gathered.cast_const(), panel_bytes, first, cols));
+        }
+    }
+}
+
+/// What the activations were made into.
+#[derive(Clone, Copy)]
+enum Operand {
+    /// Blocks of 32, for the kernels of this instruction set.
+    Vectors(Isa),
+    /// Tiles.
+    Tiles(Precision),
+}
+
+impl Thread<'_> {
+    /// Waits for the other threads, if any.
+    fn wait(&self) {
+        if self.count > 1 {
+            (self.barrier)();
         }
     }
 }

@@ -135,7 +135,7 @@ impl Activations {
 
 /// The scale and its inverse for a block whose largest magnitude has the bits `amax`.
 #[inline]
-fn scale_of(amax: u32) -> (f32, f32) {
+pub(super) fn scale_of(amax: u32) -> (f32, f32) {
     const INFINITY: u32 = 0x7f80_0000;
     let value = f32::from_bits(amax);
     if amax >= INFINITY {

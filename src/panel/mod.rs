@@ -1,4 +1,6 @@
 //! What the kernels eat: activations quantised once per operation, and packed weight matrices.
 
 pub mod activations;
+pub mod requant;
+pub mod tiles;
 pub mod weights;

@@ -1,0 +1,154 @@
+//! Weight panels for the tile unit, made from packed panels once per operation, in scratch that stays
+//! in the second-level cache. A k-step of a pair of panels is two compact tiles of 1 KB, laid out as
+//! the second operand of TDPBSSD (16 rows of 4 channels x 16 columns) or TDPBF16PS (16 rows of 2
+//! channels x 16 columns). The formats supply quants and scales; nothing here knows a type.
+
+use std::arch::x86_64::*;
+
+use super::tiles::{OUTLIERS, STEP_BF16, STEP_BYTES, STEP_INT8};
+use crate::format::{Format, LANES};
+
+/// Bytes of one tile.
+const TILE: usize = STEP_BYTES / 2;
+
+/// Group `g` of a panel: its block and its number there.
+#[inline]
+fn group_of<F: Format>(panel: *const u8, g: usize) -> (*const u8, usize) {
+    let per_block = F::BLOCK / F::GROUP;
+    (panel.wrapping_add(g / per_block * LANES * F::BYTES), g % per_block)
+}
+
+/// Copies the low 16 bits of every lane into its high ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn twice16(v: __m512i) -> __m512i {
+    _mm512_mask_blend_epi16(0xaaaa_aaaa, v, _mm512_slli_epi32::<16>(v))
+}
+
+/// Makes int8 tiles of channels `from..from + len` of one panel: `w * 127 / bound`, rounded, where
+/// `bound` is the largest magnitude a column's quants could stand for. `bound / 127` goes to `scales`.
+///
+/// `out` is the panel's tile in the first k-step. Both quant and factor are integers: the factor has
+/// 8 bits behind the point, which moves a weight by at most a quarter of a step.
+///
+/// # Safety
+/// The panel must have the channels; `out` room for their k-steps; AVX-512 needed.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn int8<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8, scales: *mut f32) {
+    let groups = from / F::GROUP..(from + len) / F::GROUP;
+    // SAFETY: promised by the caller, here and below.
+    unsafe {
+        let mut bound = _mm512_setzero_ps();
+        let lowest = _mm512_set1_ps((F::Q_MIN - F::ZERO_POINT) as f32);
+        let highest = _mm512_set1_ps((F::Q_MAX - F::ZERO_POINT) as f32);
+        for g in groups.clone() {
+            let (block, g) = group_of::<F>(panel, g);
+            let (scale, min) = F::scales_avx512(block, g);
+            let ends = [_mm512_fmadd_ps(scale, lowest, min), _mm512_fmadd_ps(scale, highest, min)];
+            // Comparing bits keeps NaN and infinity, which a maximum of floats may drop.
+            let magnitude = |v| _mm512_castps_si512(_mm512_abs_ps(v));
+            let larger = _mm512_max_epu32(magnitude(ends[0]), magnitude(ends[1]));
+            bound = _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(bound), larger));
+        }
+        _mm512_storeu_ps(scales, _mm512_mul_ps(bound, _mm512_set1_ps(1.0 / 127.0)));
+        // Below 1e-30 a column counts as zero, as activations do.
+        let some = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(bound, _mm512_set1_ps(1e-30));
+        let inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(127.0 * 256.0), bound);
+        let low = _mm512_set1_epi16(0xff);
+        for (i, g) in groups.enumerate() {
+            let (block, g) = group_of::<F>(panel, g);
+            let (scale, min) = F::scales_avx512(block, g);
+            let factor = _mm512_cvtps_epi32(_mm512_mul_ps(scale, inverse));
+            // The zero point, and a half for rounding, as an addend.
+            let mut addend = _mm512_mullo_epi32(factor, _mm512_set1_epi32(-F::ZERO_POINT));
+            addend = _mm512_add_epi32(addend, _mm512_set1_epi32(128));
+            if F::HAS_MIN {
+                addend = _mm512_add_epi32(addend, _mm512_cvtps_epi32(_mm512_mul_ps(min, inverse)));
+            }
+            let (factor, addend) = (twice16(factor), twice16(addend));
+            let quants = F::quants_avx512(block, g);
+            let k = i * F::GROUP;
+            let to = out.add(k / STEP_INT8 * STEP_BYTES + k % STEP_INT8 * LANES);
+            for (r, q) in quants[..F::GROUP / 4].iter().enumerate() {
+                let scaled = |q| _mm512_add_epi16(_mm512_mullo_epi16(q, factor), addend);
+                let even = _mm512_srli_epi16::<8>(scaled(_mm512_and_si512(*q, low)));
+                let odd = scaled(_mm512_srli_epi16::<8>(*q));
+                let both = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
+                _mm512_store_si512(to.add(64 * r).cast(), both);
+            }
+        }
+    }
+}
+
+/// Scale and offset of a group: `w = q * scale + offset` for the unsigned quant.
+///
+/// # Safety
+/// The block must be whole; AVX-512 needed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn scale_and_offset<F: Format>(block: *const u8, g: usize) -> (__m512, __m512) {
+    // SAFETY: promised by the caller.
+    let (scale, min) = unsafe { F::scales_avx512(block, g) };
+    (scale, _mm512_fnmadd_ps(_mm512_set1_ps(F::ZERO_POINT as f32), scale, min))
+}
+
+/// Two columns of f32 as BF16 pairs, rounded half up: `even` in the low halves.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
+    let half = _mm512_set1_epi32(0x8000);
+    let round = |v| _mm512_add_epi32(_mm512_castps_si512(v), half);
+    _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(round(even)), round(odd))
+}
+
+/// Makes BF16 tiles of channels `from..from + len` of one panel.
+///
+/// # Safety
+/// As for [`int8`].
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8) {
+    let byte = _mm512_set1_epi32(0xff);
+    for (i, g) in (from / F::GROUP..(from + len) / F::GROUP).enumerate() {
+        let (block, g) = group_of::<F>(panel, g);
+        // SAFETY: promised by the caller.
+        unsafe {
+            let (scale, offset) = scale_and_offset::<F>(block, g);
+            let quants = F::quants_avx512(block, g);
+            let k = i * F::GROUP;
+            let to = out.add(k / STEP_BF16 * STEP_BYTES + k % STEP_BF16 * 2 * LANES);
+            let weight = |q| _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, offset);
+            for (r, q) in quants[..F::GROUP / 4].iter().enumerate() {
+                let w0 = weight(_mm512_and_si512(*q, byte));
+                let w1 = weight(_mm512_and_si512(_mm512_srli_epi32::<8>(*q), byte));
+                let w2 = weight(_mm512_and_si512(_mm512_srli_epi32::<16>(*q), byte));
+                let w3 = weight(_mm512_srli_epi32::<24>(*q));
+                _mm512_store_si512(to.add(128 * r).cast(), bf16_pairs(w0, w1));
+                _mm512_store_si512(to.add(128 * r + 64).cast(), bf16_pairs(w2, w3));
+            }
+        }
+    }
+}
+
+/// Makes the one BF16 tile of the outlier `channels` of a panel.
+///
+/// # Safety
+/// The panel must have the channels; `out` room for a tile; AVX-512 needed.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn outliers<F: Format>(panel: *const u8, channels: &[u32; OUTLIERS], out: *mut u8) {
+    debug_assert_eq!(OUTLIERS / 2 * 64, TILE);
+    let byte = _mm512_set1_epi32(0xff);
+    // SAFETY: promised by the caller.
+    let column = |channel: u32| unsafe {
+        let (block, g) = group_of::<F>(panel, channel as usize / F::GROUP);
+        let (scale, offset) = scale_and_offset::<F>(block, g);
+        let k = channel as usize % F::GROUP;
+        let four = F::quants_avx512(block, g)[k / 4];
+        let q = _mm512_and_si512(_mm512_srlv_epi32(four, _mm512_set1_epi32(k as i32 % 4 * 8)), byte);
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, offset)
+    };
+    for i in 0..OUTLIERS / 2 {
+        let pairs = bf16_pairs(column(channels[2 * i]), column(channels[2 * i + 1]));
+        // SAFETY: 16 rows of a tile.
+        unsafe { _mm512_store_si512(out.add(64 * i).cast(), pairs) };
+    }
+}
