@@ -31,6 +31,45 @@ const ROWS_PER_STEP: usize = ROWS / PASS_STEPS;
 /// Cache lines of activations prefetched per k-step.
 const PREFETCH_ACT: usize = 4;
 
+/// The packed weights that are unpacked next, prefetched a few lines per k-step: parts of `len` bytes,
+/// `stride` apart.
+struct Ahead {
+    at: *const u8,
+    left: usize,
+    parts: usize,
+    len: usize,
+    stride: usize,
+    lines_per_step: usize,
+}
+
+impl Ahead {
+    /// The channels from `from` on of `parts` panels, spread over `steps` k-steps.
+    fn new<F: Format>(panels: *const u8, stride: usize, parts: usize, from: usize, len: usize, steps: usize) -> Self {
+        let bytes = |channels: usize| channels / F::BLOCK * F::BYTES * LANES;
+        let len = bytes(len);
+        let lines_per_step = (parts * len.div_ceil(64)).div_ceil(steps.max(1)).min(4);
+        Self { at: panels.wrapping_add(bytes(from)), left: len, parts, len, stride, lines_per_step }
+    }
+
+    #[inline]
+    fn step(&mut self) {
+        if self.parts == 0 {
+            return;
+        }
+        for _ in 0..self.lines_per_step {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
+            self.at = self.at.wrapping_add(64);
+            self.left = self.left.saturating_sub(64);
+        }
+        if self.left == 0 {
+            self.parts -= 1;
+            self.at = self.at.wrapping_add(self.stride - self.len.next_multiple_of(64).min(self.stride));
+            self.left = self.len;
+        }
+    }
+}
+
 /// Offsets into a thread's scratch.
 struct Scratch;
 
@@ -122,12 +161,24 @@ unsafe fn columns<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut 
             // SAFETY: promised by the caller.
             unsafe {
                 make_panels::<F, BF16>(job, &part, len, scratch);
+                let mut ahead = next_panels::<F>(job, &part, len, stretch);
                 for row in job.job.rows.clone().step_by(ROWS) {
-                    rows_of_panels::<BF16>(job, &part, row, scratch);
+                    rows_of_panels::<BF16>(job, &part, row, scratch, &mut ahead);
                 }
             }
         }
     }
+}
+
+/// What [`make_panels`] reads after `part`: the same panels' next channels, or the next panels.
+fn next_panels<F: Format>(job: &TileJob<'_>, part: &Panels, len: usize, stretch: usize) -> Ahead {
+    let (k, count) = (job.tiles.layout.k, job.job.panel_count());
+    let more = part.from + len < k;
+    let (first, from) = if more { (2 * part.pair, part.from + len) } else { (2 * (part.pair + part.pairs), 0) };
+    let panels = (2 * PAIRS).min(count.saturating_sub(first));
+    let steps = job.job.rows.len().div_ceil(ROWS) * part.pairs * part.steps;
+    let base = job.job.panels.wrapping_add(first * job.job.panel_bytes);
+    Ahead::new::<F>(base, job.job.panel_bytes, panels, from, stretch.min(k - from), steps)
 }
 
 /// # Safety
@@ -177,7 +228,13 @@ fn outlier_tiles(scratch: *mut u8, chunk: usize, pair: usize) -> *mut u8 {
 /// # Safety
 /// As for [`run`]; the panels must be made.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row: usize, scratch: *mut u8) {
+unsafe fn rows_of_panels<const BF16: bool>(
+    job: &TileJob<'_>,
+    part: &Panels,
+    row: usize,
+    scratch: *mut u8,
+    ahead: &mut Ahead,
+) {
     let (block, rows) = (row / ROWS, (job.job.rows.end - row).min(ROWS));
     let passes = part.steps.div_ceil(PASS_STEPS);
     let act = job.tiles.tiles(job.precision, block, part.from);
@@ -198,19 +255,19 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
             for pair in 0..part.pairs {
                 let dots = scratch.add(Scratch::DOTS + round % 2 * BLOCK);
                 let step = pair * part.steps + pass * PASS_STEPS;
-                let ahead =
+                let next_act =
                     act.wrapping_add((part.steps + pass * PASS_STEPS) * STEP_BYTES + pair * steps * PREFETCH_ACT * 64);
                 let product = Product {
                     act: act.add(pass * PASS_STEPS * STEP_BYTES),
                     weights: scratch.add(Scratch::PANELS + step * STEP_BYTES),
                     steps,
                     dots,
-                    ahead,
+                    next_act,
                 };
                 if rows > ROWS / 2 {
-                    multiply::<BF16, true>(&product, pending.as_ref());
+                    multiply::<BF16, true>(&product, pending.as_ref(), ahead);
                 } else {
-                    multiply::<BF16, false>(&product, pending.as_ref());
+                    multiply::<BF16, false>(&product, pending.as_ref(), ahead);
                 }
                 pending = Some(Pending {
                     dots,
@@ -239,7 +296,7 @@ struct Product {
     steps: usize,
     dots: *mut u8,
     /// Activations to prefetch, a part of the next block of rows.
-    ahead: *const u8,
+    next_act: *const u8,
 }
 
 impl Pending {
@@ -331,7 +388,7 @@ macro_rules! step {
 /// this function, which makes no calls that could touch it: compilers never use tile registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn multiply<const BF16: bool, const TWO: bool>(product: &Product, pending: Option<&Pending>) {
+unsafe fn multiply<const BF16: bool, const TWO: bool>(product: &Product, pending: Option<&Pending>, ahead: &mut Ahead) {
     // SAFETY: promised by the caller.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
@@ -347,9 +404,10 @@ unsafe fn multiply<const BF16: bool, const TWO: bool>(product: &Product, pending
                 (false, false) => step!("tdpbssd", false, act, weights),
             }
             for line in 0..PREFETCH_ACT {
-                let at = product.ahead.wrapping_add((step * PREFETCH_ACT + line) * 64);
+                let at = product.next_act.wrapping_add((step * PREFETCH_ACT + line) * 64);
                 _mm_prefetch::<_MM_HINT_T1>(at.cast());
             }
+            ahead.step();
             if row < rows
                 && let Some(p) = pending
             {
