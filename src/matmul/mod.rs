@@ -107,6 +107,11 @@ impl MatMul {
     /// `isa` must be usable on all of them.
     pub unsafe fn run(&self, isa: Isa, thread: &Thread<'_>, work: *mut u8) {
         let Some(plan) = self.plan() else { return };
+        if self.weights.ne.contains(&0) || self.input.ne.contains(&0) {
+            // SAFETY: as promised by the caller.
+            unsafe { self.empty_sums(thread) };
+            return;
+        }
         let work = work.wrapping_add(work.align_offset(ALIGN));
         let scratch = work.wrapping_add(plan.act.bytes * plan.batches + thread.index * plan.per_thread);
         // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
@@ -121,6 +126,21 @@ impl MatMul {
                 let act = plan.act.at(work.add(piece.batch * plan.act.bytes));
                 self.compute(isa, act, &piece, scratch);
             }
+        }
+    }
+
+    /// A product over no channels (or of nothing): every result that there is, is 0.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`].
+    unsafe fn empty_sums(&self, thread: &Thread<'_>) {
+        let (n, [_, m, b2, b3], nb) = (self.weights.ne[1], self.input.ne, self.output.nb);
+        for i in split::share(m * b2 * b3, thread.index, thread.count) {
+            let (row, i2, i3) = (i % m, i / m % b2, i / m / b2);
+            // SAFETY: the row exists and belongs to this thread.
+            unsafe {
+                std::ptr::write_bytes(self.output.data.add(row * nb[0] + i2 * nb[1] + i3 * nb[2]).cast::<f32>(), 0, n)
+            };
         }
     }
 
