@@ -217,7 +217,7 @@ const char *ggml_amx_last_error(void);
 int32_t ggml_amx_isa_available(void);
 
 /**
- * `""` if this process may use AMX, else one line that says which check failed. A static string.
+ * `""` if AMX is what `ggml_amx_isa_available` names, else one line that says why not. A static string.
  */
 const char *ggml_amx_isa_reason(void);
 

@@ -107,15 +107,11 @@ pub extern "C" fn ggml_amx_isa_available() -> i32 {
     cpu::isa() as i32
 }
 
-/// `""` if this process may use AMX, else one line that says which check failed. A static string.
+/// `""` if AMX is what `ggml_amx_isa_available` names, else one line that says why not. A static string.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     static REASON: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock::new();
-    REASON
-        .get_or_init(|| {
-            std::ffi::CString::new(cpu::amx::status().clone().err().unwrap_or_default()).unwrap_or_default()
-        })
-        .as_ptr()
+    REASON.get_or_init(|| std::ffi::CString::new(cpu::why_not_amx().unwrap_or_default()).unwrap_or_default()).as_ptr()
 }
 
 /// Bytes of `n` rows of `k` weights of `type` as a GGUF file has them; 0 on error.
@@ -202,8 +198,8 @@ fn chosen_isa(isa: i32) -> Result<Isa, Error> {
         _ => return fail(Status::NotAvailable, format!("isa {isa} is unknown; 0 to 3 are known")),
     };
     if wanted > cpu::isa() {
-        let why = if wanted == Isa::Amx { cpu::amx::status().clone().err() } else { None };
-        let why = why.unwrap_or_else(|| "the CPU lacks it, or GGML_AMX_ISA forbids it".to_string());
+        let why = cpu::why_not_amx().filter(|_| wanted == Isa::Amx);
+        let why = why.unwrap_or_else(|| "this CPU lacks AVX-512 VNNI, or GGML_AMX_ISA forbids it".to_string());
         return fail(Status::NotAvailable, format!("isa {} is not available: {why}", wanted.name()));
     }
     Ok(wanted)

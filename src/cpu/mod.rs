@@ -88,6 +88,17 @@ pub fn isa() -> Isa {
     best_isa().min(ceiling)
 }
 
+/// Why [`isa`] is not AMX, `None` if it is.
+pub fn why_not_amx() -> Option<String> {
+    let missing = amx::status().clone().err();
+    let ceiling = env().isa.filter(|c| *c < IsaCeiling::Amx);
+    match ceiling {
+        _ if isa() == Isa::Amx => None,
+        Some(_) => Some(format!("GGML_AMX_ISA={} forbids AMX", isa().name())),
+        None => Some(missing.unwrap_or_else(|| "this CPU has AMX but hides AVX-512 VNNI".to_string())),
+    }
+}
+
 /// Why the drop-in buffer type must stay away, or `None` when it may serve.
 ///
 /// Without AMX the host's own paths are the better choice, unless the user asks for a lower
@@ -97,10 +108,6 @@ pub fn refusal() -> Option<String> {
         Some(IsaCeiling::Portable) => None,
         Some(IsaCeiling::Avx512) if Avx512::new().is_some() => None,
         Some(IsaCeiling::Avx512) => Some("GGML_AMX_ISA=avx512, but this CPU lacks AVX-512 VNNI".to_string()),
-        None | Some(IsaCeiling::Amx) => match amx::status() {
-            Err(reason) => Some(reason.clone()),
-            Ok(()) if Avx512::new().is_none() => Some("this CPU has AMX but hides AVX-512 VNNI".to_string()),
-            Ok(()) => None,
-        },
+        None | Some(IsaCeiling::Amx) => why_not_amx(),
     }
 }

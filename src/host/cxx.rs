@@ -123,7 +123,8 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     let fail =
         |why: &str| -> ! { host.abort(&format!("MUL_MAT {} with weights {}: {why}", op.name(), weights.name())) };
     let product = op::mat_mul(host, op).unwrap_or_else(|why| fail(&why));
-    if product.input.ne.contains(&0) || product.weights.ne.contains(&0) {
+    let results = [product.weights.ne[1], product.input.ne[1], product.input.ne[2], product.input.ne[3]];
+    if results.contains(&0) {
         return true;
     }
     if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
@@ -134,7 +135,9 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     if params.wdata.is_null() || params.wsize < need {
         fail(&format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
     }
-    if product.weights.base.is_null() || product.input.data.is_null() || product.output.data.is_null() {
+    if product.output.data.is_null()
+        || product.input.ne[0] > 0 && (product.weights.base.is_null() || product.input.data.is_null())
+    {
         fail("a tensor has no data");
     }
     // Where the scheduler will put the activations is not known when it asks, so it is checked here.

@@ -126,6 +126,11 @@ impl MatMul {
     /// the instruction set must be usable on all of them.
     pub unsafe fn run(&self, settings: Settings, thread: &Thread<'_>, work: *mut u8) {
         let Some(plan) = self.plan() else { return };
+        if self.weights.ne.contains(&0) || self.input.ne.contains(&0) {
+            // SAFETY: as promised by the caller.
+            unsafe { self.empty_sums(thread) };
+            return;
+        }
         let work = work.wrapping_add(work.align_offset(ALIGN));
         let scratch = work.wrapping_add(plan.per_batch * plan.batches + thread.index * plan.per_thread);
         let use_tiles = settings.isa == Isa::Amx && self.input.ne[1] >= GEMM_MIN_ROWS;
@@ -143,6 +148,21 @@ impl MatMul {
             for piece in split.pieces(thread.index) {
                 self.compute(operand, &plan, work.add(piece.batch * plan.per_batch), &piece, scratch);
             }
+        }
+    }
+
+    /// A product over no channels (or of nothing): every result that there is, is 0.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`].
+    unsafe fn empty_sums(&self, thread: &Thread<'_>) {
+        let (n, [_, m, b2, b3], nb) = (self.weights.ne[1], self.input.ne, self.output.nb);
+        for i in split::share(m * b2 * b3, thread.index, thread.count) {
+            let (row, i2, i3) = (i % m, i / m % b2, i / m / b2);
+            // SAFETY: the row exists and belongs to this thread.
+            unsafe {
+                std::ptr::write_bytes(self.output.data.add(row * nb[0] + i2 * nb[1] + i3 * nb[2]).cast::<f32>(), 0, n)
+            };
         }
     }
 

@@ -198,6 +198,14 @@ fn strided_elements_and_no_rows_at_all() {
     };
     assert_eq!(compute(&op(&transposed, 6, 24, 4), 2, 6 * n), compute(&op(&x, 6, 4, 4 * k), 2, 6 * n));
     assert!(compute(&op(&x, 0, 4, 4 * k), 3, 0).is_empty());
+    // No channels: the sums are empty. No columns: there is nothing.
+    for (ne, len) in [([0, n, 1, 1], 6 * n), ([k, 0, 1, 1], 0)] {
+        let shape = Shape::new(WeightType::Q8_0, ne[0] as i64, ne[1] as i64, 1).unwrap();
+        let mut op = op(&x, 6, 4, 4 * k);
+        op.input.ne[0] = ne[0];
+        op.weights = Weights::whole(shape, packed.as_ptr(), ne);
+        assert_eq!(compute(&op, 3, len), vec![0.0; len]);
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Weights {
     /// rows are the tensor's rows: then kernels read the tensor itself.
     pub fn panels(&self, i2: usize, i3: usize, row: usize) -> Option<*const u8> {
         let s = &self.shape;
-        if self.ne[0] != s.k || self.nb[0] != s.row_bytes {
+        if s.plain_size() == 0 || self.ne[0] != s.k || self.nb[0] != s.row_bytes {
             return None;
         }
         let start = self.plain_offset(i2, i3, 0);

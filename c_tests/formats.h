@@ -1,0 +1,165 @@
+/* The seven weight types as a GGUF file stores them, written down a second time on purpose: own block
+ * sizes, own dequantisers (ggml-common.h and ggml-quants.c are the source of the layouts), own random
+ * blocks, and the product in double precision. abi_host compares this file with the host's own code. */
+#ifndef GGML_AMX_TEST_FORMATS_H
+#define GGML_AMX_TEST_FORMATS_H
+
+#include "harness.h"
+
+enum { TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_XS = 23 };
+
+struct format {
+    int type; /* ggml's number */
+    const char * name;
+    int block;       /* weights per block */
+    int block_bytes;
+    int scale_at[2]; /* byte offsets of the f16 fields of a block, -1 = none */
+    void (*dequantise)(const uint8_t * block, float * to);
+};
+
+static float f16_to_f32(const uint8_t * at) {
+    const unsigned h = at[0] | (unsigned) at[1] << 8;
+    const int exponent = h >> 10 & 31;
+    const int mantissa = h & 1023;
+    const double magnitude = exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+    return (float) (h >> 15 ? -magnitude : magnitude); /* scales here are finite */
+}
+
+static void dequantise_q4_0(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float) ((b[2 + j] & 15) - 8);
+        y[j + 16] = d * (float) ((b[2 + j] >> 4) - 8);
+    }
+}
+
+static void dequantise_q4_1(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b), m = f16_to_f32(b + 2);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float) (b[4 + j] & 15) + m;
+        y[j + 16] = d * (float) (b[4 + j] >> 4) + m;
+    }
+}
+
+static void dequantise_q8_0(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b);
+    for (int j = 0; j < 32; j++) {
+        y[j] = d * (float) (int8_t) b[2 + j];
+    }
+}
+
+/* Scale and minimum of sub-block j (0..7): 6 bits each, packed into 12 bytes. */
+static void k_scale_min(const uint8_t * s, int j, int * scale, int * min) {
+    if (j < 4) {
+        *scale = s[j] & 63;
+        *min = s[j + 4] & 63;
+    } else {
+        *scale = (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+        *min = s[j + 4] >> 4 | (s[j] >> 6) << 4;
+    }
+}
+
+static void dequantise_q4_k(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b), dmin = f16_to_f32(b + 2);
+    for (int j = 0; j < 8; j++) {
+        int scale, min;
+        k_scale_min(b + 4, j, &scale, &min);
+        const uint8_t * q = b + 16 + j / 2 * 32;
+        for (int i = 0; i < 32; i++) {
+            y[32 * j + i] = d * (float) scale * (float) (q[i] >> 4 * (j % 2) & 15) - dmin * (float) min;
+        }
+    }
+}
+
+static void dequantise_q5_k(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b), dmin = f16_to_f32(b + 2);
+    for (int j = 0; j < 8; j++) {
+        int scale, min;
+        k_scale_min(b + 4, j, &scale, &min);
+        const uint8_t * high = b + 16;
+        const uint8_t * low = b + 48 + j / 2 * 32;
+        for (int i = 0; i < 32; i++) {
+            const int q = (low[i] >> 4 * (j % 2) & 15) | (high[i] >> j & 1) << 4;
+            y[32 * j + i] = d * (float) scale * (float) q - dmin * (float) min;
+        }
+    }
+}
+
+static void dequantise_q6_k(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b + 208);
+    for (int i = 0; i < 256; i++) {
+        const int half = i / 128, r = i % 128, part = r / 32, l = r % 32; /* part: which of 4 runs of 32 */
+        const uint8_t low = b[64 * half + l + 32 * (part % 2)] >> 4 * (part / 2) & 15;
+        const uint8_t high = b[128 + 32 * half + l] >> 2 * part & 3;
+        const int8_t scale = (int8_t) b[192 + 8 * half + 2 * part + l / 16];
+        y[i] = d * (float) scale * (float) ((low | high << 4) - 32);
+    }
+}
+
+static void dequantise_iq4_xs(const uint8_t * b, float * y) {
+    static const int8_t value[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    const float d = f16_to_f32(b);
+    const unsigned scales_high = b[2] | (unsigned) b[3] << 8;
+    for (int j = 0; j < 8; j++) {
+        const int scale = (b[4 + j / 2] >> 4 * (j % 2) & 15) | (int) (scales_high >> 2 * j & 3) << 4;
+        for (int i = 0; i < 16; i++) {
+            const uint8_t q = b[8 + 16 * j + i];
+            y[32 * j + i] = d * (float) (scale - 32) * (float) value[q & 15];
+            y[32 * j + 16 + i] = d * (float) (scale - 32) * (float) value[q >> 4];
+        }
+    }
+}
+
+HARNESS_UNUSED static const struct format FORMATS[7] = {
+    {TYPE_Q4_0, "Q4_0", 32, 18, {0, -1}, dequantise_q4_0},     {TYPE_Q4_1, "Q4_1", 32, 20, {0, 2}, dequantise_q4_1},
+    {TYPE_Q8_0, "Q8_0", 32, 34, {0, -1}, dequantise_q8_0},     {TYPE_Q4_K, "Q4_K", 256, 144, {0, 2}, dequantise_q4_k},
+    {TYPE_Q5_K, "Q5_K", 256, 176, {0, 2}, dequantise_q5_k},    {TYPE_Q6_K, "Q6_K", 256, 210, {208, -1}, dequantise_q6_k},
+    {TYPE_IQ4_XS, "IQ4_XS", 256, 136, {0, -1}, dequantise_iq4_xs},
+};
+enum { N_FORMATS = sizeof FORMATS / sizeof FORMATS[0] };
+
+/* Bytes of n rows of k weights. */
+HARNESS_UNUSED static size_t format_bytes(const struct format * f, int64_t k, int64_t n) {
+    return (size_t) (k / f->block) * (size_t) f->block_bytes * (size_t) n;
+}
+
+/* Blocks of random bits with scales of a sane size: 2^-10 .. 2^-7, either sign. */
+HARNESS_UNUSED static void format_random(const struct format * f, struct rng * r, uint8_t * to, size_t blocks) {
+    rng_bytes(r, to, blocks * (size_t) f->block_bytes);
+    for (size_t i = 0; i < blocks; i++) {
+        for (int s = 0; s < 2; s++) {
+            if (f->scale_at[s] >= 0) {
+                uint8_t * high = to + i * (size_t) f->block_bytes + f->scale_at[s] + 1;
+                *high = (uint8_t) ((*high & 0x83) | (5 + rng_below(r, 3)) << 2);
+            }
+        }
+    }
+}
+
+/* Dequantises n weights (a multiple of the block). */
+HARNESS_UNUSED static void format_dequantise(const struct format * f, const uint8_t * from, float * to, int64_t n) {
+    for (int64_t i = 0; i < n / f->block; i++) {
+        f->dequantise(from + i * f->block_bytes, to + i * f->block);
+    }
+}
+
+/* dst[m][n] = sum_k x[m][k] * w[n][k] in double precision; x_stride counts floats. Eight partial sums let
+ * the compiler use vectors; the sanitizers stay out because this is the slowest loop of the suite. */
+__attribute__((no_sanitize("address"), no_sanitize("undefined"))) HARNESS_UNUSED static void
+product_f64(const float * w, const float * x, size_t x_stride, double * dst, int64_t k, int64_t n, int64_t m) {
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            double sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            const float * a = x + (size_t) i * x_stride;
+            const float * b = w + j * k;
+            for (int64_t l = 0; l < k; l += 8) { /* every block is a multiple of 8 */
+                for (int p = 0; p < 8; p++) {
+                    sum[p] += (double) a[l + p] * (double) b[l + p];
+                }
+            }
+            dst[i * n + j] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+        }
+    }
+}
+
+#endif

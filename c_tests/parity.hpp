@@ -1,0 +1,164 @@
+// What the parity programs share: quantised weights, tensors in buffers, and the rule that judges a product.
+#pragma once
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "host.h"
+
+#include "formats.h"
+
+#include <ggml-cpp.h>
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace parity {
+
+inline const ggml_type TYPES[] = {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS};
+
+// More threads than rows is on purpose: some get nothing to do.
+inline const int THREADS[] = {1, 2, 3, 7};
+
+// Backends keep their threads; one per thread count.
+inline ggml_backend_t backend(int n_threads) {
+    static ggml_backend_ptr backends[65];
+    if (!backends[n_threads]) {
+        backends[n_threads].reset(ggml_backend_dev_init(host.cpu, nullptr));
+        host.set_n_threads(backends[n_threads].get(), n_threads);
+    }
+    return backends[n_threads].get();
+}
+
+// Some tensors of one context in one buffer. Create the tensors, then call allocate().
+struct tensors {
+    ggml_context_ptr context;
+    ggml_backend_buffer_ptr buffer;
+
+    explicit tensors(size_t n) : context(host_context(n)) {}
+    ggml_context * get() const { return context.get(); }
+    void allocate(ggml_backend_buffer_type_t buft) {
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(get(), buft));
+        CHECK(buffer != nullptr, "no buffer of type %s", ggml_backend_buft_name(buft));
+    }
+};
+
+// The op's graph in a context that must outlive it.
+inline ggml_cgraph * graph_of(ggml_context * context, ggml_tensor * op) {
+    ggml_cgraph * graph = ggml_new_graph(context);
+    ggml_build_forward_expand(graph, op);
+    return graph;
+}
+
+// Every byte of dst 0xff: each float is a NaN until somebody writes it.
+inline void poison(ggml_tensor * dst) {
+    std::fill_n(static_cast<uint8_t *>(dst->data), ggml_nbytes(dst), uint8_t(0xff));
+}
+
+inline void compute(ggml_cgraph * graph, int n_threads) {
+    const ggml_status status = ggml_backend_graph_compute(backend(n_threads), graph);
+    CHECK(status == GGML_STATUS_SUCCESS, "graph compute says %d", status);
+}
+
+inline std::vector<float> floats_of(const ggml_tensor * t) {
+    const float * data = static_cast<const float *>(t->data);
+    return std::vector<float>(data, data + ggml_nelements(t));
+}
+
+// Normal weights of a usual size, their quantised bytes, and the floats those bytes stand for.
+struct weights {
+    ggml_type type;
+    int64_t k, rows;
+    std::vector<float> original;
+    std::vector<uint8_t> bytes;
+    std::vector<float> floats;
+
+    weights(ggml_type type, int64_t k, int64_t rows, rng & r) : type(type), k(k), rows(rows) {
+        original.resize(size_t(k * rows));
+        for (float & w : original) {
+            w = 0.02f * rng_normal(&r);
+        }
+        bytes.resize(ggml_row_size(type, k) * size_t(rows));
+        ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
+        floats.resize(original.size());
+        if (type == GGML_TYPE_F32) {
+            floats = original; // ggml has no to_float for it
+        } else {
+            ggml_get_type_traits(type)->to_float(bytes.data(), floats.data(), k * rows);
+        }
+    }
+
+    // Squared error of the quantised weights over the squared size of the originals.
+    double quantisation_nmse() const {
+        double error = 0, size = 0;
+        for (size_t i = 0; i < original.size(); i++) {
+            error += double(floats[i] - original[i]) * double(floats[i] - original[i]);
+            size += double(original[i]) * double(original[i]);
+        }
+        return error / size;
+    }
+};
+
+// Activations: normal, or with one channel in 250 thirty times larger (channel 5 is one of them).
+inline void fill_activations(float * x, int64_t k, int64_t rows, bool outliers, rng & r) {
+    for (int64_t i = 0; i < k * rows; i++) {
+        x[i] = rng_normal(&r) * (outliers && i % k % 250 == 5 ? 30.0f : 1.0f);
+    }
+}
+
+// ggml's own limit for a MUL_MAT (tests/test-backend-ops.cpp).
+constexpr double NMSE_LIMIT = 5e-4;
+
+// One result against the rule: NMSE at most NMSE_LIMIT, and at most the larger of the host's own (times 1.1) and
+// a tenth of what quantising the weights cost.
+struct rule {
+    double host;         // NMSE of the host's plain path on the same op
+    double host_pool;    // the same over all rows that were tried with this weight: steadier when m is small
+    double quantisation; // of the weights against the floats they came from
+};
+
+// Squared error of m x n results over the squared size of the exact ones. A single product can be near 0 by
+// chance; `typical` is the squared size that independent weights and activations of these norms would give.
+inline double nmse(const float * got, const double * want, size_t n, double typical) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double d = double(got[i]) - want[i];
+        error += d * d;
+        size += want[i] * want[i];
+    }
+    return error / std::max(size, typical);
+}
+
+// Six standard deviations of a mean of squares of this many independent errors: a few results say little.
+inline double slack(int64_t k, int64_t n, int64_t m) {
+    return 1 + 6 * std::sqrt(2.0 / double(m * std::min(n, k)));
+}
+
+inline void judge(double ours, const rule & rule, double slack, const std::string & what) {
+    CHECK(std::isfinite(ours), "%s: NaN or infinity in the result", what.c_str());
+    CHECK(ours <= NMSE_LIMIT * slack, "%s: NMSE %.3g, limit %.3g", what.c_str(), ours, NMSE_LIMIT * slack);
+    const double bound = std::max(1.1 * std::max(rule.host, rule.host_pool), rule.quantisation / 10) * slack;
+    CHECK(ours <= bound, "%s: NMSE %.3g, allowed %.3g (host %.3g, pooled %.3g, quantisation / 10 %.3g, slack %.2f)", what.c_str(), ours, bound,
+          rule.host, rule.host_pool, rule.quantisation / 10, slack);
+}
+
+inline std::string text(const char * format, ...) __attribute__((format(printf, 1, 2)));
+inline std::string text(const char * format, ...) {
+    char line[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    return line;
+}
+
+// Opens the host for a parity program. Weights in ordinary buffers must be computed by the host itself: they
+// are what we are compared with.
+inline void open() {
+    setenv("GGML_AMX_MODE", "packed", 0);
+    host_open_with_buffer_type();
+}
+
+} // namespace parity

@@ -1,0 +1,103 @@
+//! Speed of two ways to run the same host, measured in turns: A B A B ...
+
+use std::path::Path;
+
+use crate::{
+    cache,
+    host::Host,
+    program::{self, Way},
+    util::Result,
+};
+
+/// Prompt and generation length, in tokens.
+const PROMPT: u32 = 512;
+const GENERATION: u32 = 64;
+/// Rounds, each with this many repetitions of either test.
+const ROUNDS: usize = 5;
+const REPETITIONS: usize = 2;
+
+/// Tokens per second of one way to run.
+#[derive(Default)]
+pub struct Samples {
+    /// Prompt processing, 512 tokens.
+    pub prompt: Vec<f64>,
+    /// Generation, 64 tokens.
+    pub generation: Vec<f64>,
+}
+
+/// Runs all ways in turns; the proof of what was loaded is part of every run.
+pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize) -> Result<Vec<Samples>> {
+    let mut all: Vec<Samples> = ways.iter().map(|_| Samples::default()).collect();
+    for round in 1..=ROUNDS {
+        println!("    round {round} of {ROUNDS}");
+        for (i, (way, samples)) in ways.iter().zip(&mut all).enumerate() {
+            let mut command = program::command(host, "llama-bench", *way)?;
+            command.arg("-m").arg(model).args(["-o", "json", "-t", &threads.to_string()]);
+            command.args(["-p", &PROMPT.to_string(), "-n", &GENERATION.to_string(), "-r", &REPETITIONS.to_string()]);
+            let log = cache::log(&format!("bench-{}", ["a", "b", "c"][i]))?;
+            let output = program::run_proved(host, command, *way, &log)?;
+            let one = parse(&output.stdout);
+            if one.prompt.len() != REPETITIONS || one.generation.len() != REPETITIONS {
+                return Err(format!("llama-bench printed no samples: see {}", log.display()));
+            }
+            samples.prompt.extend(one.prompt);
+            samples.generation.extend(one.generation);
+        }
+    }
+    Ok(all)
+}
+
+/// One short verbose run: does this way really keep weights in an AMX buffer?
+pub fn amx_buffer_used(host: &Host, model: &Path, way: Way<'_>, threads: usize) -> Result<bool> {
+    let mut command = program::command(host, "llama-bench", way)?;
+    command.arg("-m").arg(model).args(["-v", "-p", "64", "-n", "2", "-r", "1", "-t", &threads.to_string()]);
+    let output = program::run_proved(host, command, way, &cache::log("bench-check")?)?;
+    Ok(program::amx_line(&output.stderr).is_some())
+}
+
+/// Middle value; the mean of the two middle ones for an even count.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+/// llama-bench's JSON: one object per test, `n_prompt` before `samples_ts`, one field per line.
+fn parse(json: &str) -> Samples {
+    let mut samples = Samples::default();
+    let mut is_prompt = false;
+    for line in json.lines().map(str::trim) {
+        if let Some(n) = line.strip_prefix("\"n_prompt\":") {
+            is_prompt = n.trim().trim_end_matches(',') != "0";
+        } else if let Some(list) = line.strip_prefix("\"samples_ts\":") {
+            let numbers = list.trim().trim_matches(|c: char| "[], ".contains(c));
+            let values = numbers.split(',').filter_map(|v| v.trim().parse::<f64>().ok());
+            if is_prompt { &mut samples.prompt } else { &mut samples.generation }.extend(values);
+        }
+    }
+    samples
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_go_to_the_test_they_belong_to() {
+        let json = "[\n  {\n    \"n_prompt\": 512,\n    \"n_gen\": 0,\n    \"samples_ts\": [ 181.356, 197.691 ]\n  },\n  \
+            {\n    \"n_prompt\": 0,\n    \"n_gen\": 64,\n    \"samples_ts\": [ 97.5656, 95.2818 ]\n  }\n]\n";
+        let samples = parse(json);
+        assert_eq!(samples.prompt, [181.356, 197.691]);
+        assert_eq!(samples.generation, [97.5656, 95.2818]);
+    }
+
+    #[test]
+    fn median_of_odd_and_even_counts() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

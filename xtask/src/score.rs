@@ -1,0 +1,166 @@
+//! What llama-perplexity measured, the limits it is held to, and how that is shown.
+
+use crate::{table, util::Result};
+
+/// Our mean KL divergence may be this many times the host's.
+const MAX_KLD_RATIO: f64 = 1.1;
+/// We may choose the F32 model's first token this much less often than the host, in percentage points.
+const MAX_TOP_LOSS: f64 = 0.5;
+/// Our perplexity may differ from the host's by this fraction.
+const MAX_PPL_CHANGE: f64 = 0.003;
+
+/// What llama-perplexity says about one way to run one model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Perplexity of the quantised model.
+    pub ppl: f64,
+    /// Perplexity of the same weights in F32.
+    pub ppl_base: f64,
+    /// Mean KL divergence to the F32 model's distributions.
+    pub kld: f64,
+    /// How often both choose the same first token, in percent.
+    pub same_top: f64,
+}
+
+/// One weight type, measured both ways.
+pub struct Row {
+    /// The weight type.
+    pub name: String,
+    /// Through this library.
+    pub ours: Score,
+    /// Through the host's plain path.
+    pub plain: Score,
+}
+
+/// The statistics llama-perplexity prints at its end.
+pub fn parse(report: &str) -> Result<Score> {
+    let number = |prefix: &str| {
+        let value = report.lines().find(|l| l.starts_with(prefix)).and_then(|l| l.split_once(':'));
+        let value = value.and_then(|(_, v)| v.split_whitespace().next()).and_then(|v| v.parse::<f64>().ok());
+        match value.filter(|v| v.is_finite()) {
+            Some(v) => Ok(v),
+            None => Err(format!("llama-perplexity printed no finite `{}`", prefix.trim_end_matches(':'))),
+        }
+    };
+    Ok(Score {
+        ppl: number("Mean PPL(Q) ")?,
+        ppl_base: number("Mean PPL(base)")?,
+        kld: number("Mean    KLD:")?,
+        same_top: number("Same top p:")?,
+    })
+}
+
+/// Sentences about the limits that do not hold.
+pub fn judge(row: &Row) -> Vec<String> {
+    let Row { name, ours, plain } = row;
+    let mut failures = Vec::new();
+    if ours.kld > plain.kld * MAX_KLD_RATIO {
+        failures.push(format!(
+            "{name}: mean KL divergence {:.6} is above {MAX_KLD_RATIO} x the host's {:.6}",
+            ours.kld, plain.kld
+        ));
+    }
+    if ours.same_top < plain.same_top - MAX_TOP_LOSS {
+        failures.push(format!(
+            "{name}: same top token {:.3} % is more than {MAX_TOP_LOSS} below the host's {:.3} %",
+            ours.same_top, plain.same_top
+        ));
+    }
+    if (ours.ppl / plain.ppl - 1.0).abs() > MAX_PPL_CHANGE {
+        let change = 100.0 * (ours.ppl / plain.ppl - 1.0);
+        failures.push(format!(
+            "{name}: perplexity {:.4} is {change:+.2} % from the host's {:.4}, limit {} %",
+            ours.ppl,
+            plain.ppl,
+            100.0 * MAX_PPL_CHANGE
+        ));
+    }
+    failures
+}
+
+/// The table for a human.
+pub fn show(rows: &[Row]) -> String {
+    let header = [
+        "type",
+        "KLD host",
+        "KLD ours",
+        "ratio",
+        "top % host",
+        "top % ours",
+        "PPL F32",
+        "PPL host",
+        "PPL ours",
+        "change",
+        "",
+    ];
+    let cells = |row: &Row| {
+        let (o, p) = (row.ours, row.plain);
+        let verdict = if judge(row).is_empty() { "ok" } else { "FAILED" };
+        let change = 100.0 * (o.ppl / p.ppl - 1.0);
+        vec![
+            row.name.clone(),
+            format!("{:.6}", p.kld),
+            format!("{:.6}", o.kld),
+            format!("{:.2}", o.kld / p.kld),
+            format!("{:.2}", p.same_top),
+            format!("{:.2}", o.same_top),
+            format!("{:.3}", o.ppl_base),
+            format!("{:.3}", p.ppl),
+            format!("{:.3}", o.ppl),
+            format!("{change:+.2} %"),
+            verdict.to_string(),
+        ]
+    };
+    table::render(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// The same for a program.
+pub fn json(rows: &[Row]) -> String {
+    let score = |s: &Score| {
+        format!("{{\"kld\":{},\"same_top\":{},\"ppl\":{},\"ppl_f32\":{}}}", s.kld, s.same_top, s.ppl, s.ppl_base)
+    };
+    let one = |r: &Row| {
+        let passed = judge(r).is_empty();
+        format!(
+            "{{\"type\":\"{}\",\"passed\":{passed},\"ours\":{},\"host\":{}}}",
+            r.name,
+            score(&r.ours),
+            score(&r.plain)
+        )
+    };
+    format!("[{}]", rows.iter().map(one).collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = "====== Perplexity statistics ======\n\
+        Mean PPL(Q)                   :  41.312268 ±   2.038494\n\
+        Mean PPL(base)                :  41.222044 ±   2.033260\n\
+        Mean PPL(Q)/PPL(base)         :   1.002189 ±   0.001394\n\
+        Mean    KLD:   0.003361 ±   0.000041\n\
+        Same top p: 96.127 ± 0.302 %\n";
+
+    const PLAIN: Score = Score { ppl: 41.312268, ppl_base: 41.222044, kld: 0.003361, same_top: 96.127 };
+
+    #[test]
+    fn the_statistics_of_llama_perplexity_are_read() {
+        assert_eq!(parse(REPORT), Ok(PLAIN));
+        assert!(parse(&REPORT.replace("0.003361", "nan")).unwrap_err().contains("KLD"));
+        assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn each_limit_fails_on_its_own_and_names_the_type() {
+        let judged = |ours: Score| judge(&Row { name: "Q4_0".into(), ours, plain: PLAIN });
+        assert_eq!(judged(PLAIN), Vec::<String>::new());
+        let failures = [
+            judged(Score { kld: PLAIN.kld * 1.11, ..PLAIN }),
+            judged(Score { same_top: PLAIN.same_top - 0.51, ..PLAIN }),
+            judged(Score { ppl: PLAIN.ppl * 1.0031, ..PLAIN }),
+            judged(Score { ppl: PLAIN.ppl * 0.9969, ..PLAIN }),
+        ];
+        assert!(failures.iter().all(|f| f.len() == 1 && f[0].starts_with("Q4_0: ")), "{failures:?}");
+    }
+}
