@@ -93,7 +93,11 @@ static double nmse(const struct weights * w, const float * x, size_t x_stride, c
     return error / fmax(size, ww * xx / (double) w->k);
 }
 
-/* All instruction sets on one shape; the best one is held against double precision, the others against it. */
+/* From this many rows on AMX has a GEMM of its own, whose requantised weights give other bits. */
+enum { GEMM_ROWS = 32 };
+
+/* All instruction sets on one shape; the best one is held against double precision, the others against it: by
+ * their bits, or where AMX computes differently against double precision too. */
 static void check_shape(const struct weights * w, int64_t m, size_t gap, int32_t threads, struct rng * r) {
     struct guarded x = activations_new(w->k, m, gap, r);
     const int32_t best = ggml_amx_isa_available();
@@ -108,8 +112,14 @@ static void check_shape(const struct weights * w, int64_t m, size_t gap, int32_t
     }
     for (int32_t isa = GGML_AMX_ISA_PORTABLE; isa <= best; isa++) {
         struct guarded got = product_run(w, x, m, gap, isa, threads);
-        CHECK(memcmp(got.data, want.data, want.size) == 0, "%s %lldx%lldx%lld threads %d: isa %s gives other bits than auto (%s)", w->f->name,
-              (long long) w->k, (long long) w->n, (long long) m, threads, ISA_NAMES[isa], ISA_NAMES[best]);
+        if (m < GEMM_ROWS || isa == best || best < GGML_AMX_ISA_AMX) {
+            CHECK(memcmp(got.data, want.data, want.size) == 0, "%s %lldx%lldx%lld threads %d: isa %s gives other bits than auto (%s)", w->f->name,
+                  (long long) w->k, (long long) w->n, (long long) m, threads, ISA_NAMES[isa], ISA_NAMES[best]);
+        } else {
+            const double other = nmse(w, (const float *) x.data, (size_t) w->k + gap, (const float *) got.data, (size_t) w->n + gap, m);
+            CHECK(other <= NMSE_LIMIT, "%s %lldx%lldx%lld threads %d isa %s: NMSE %.3g", w->f->name, (long long) w->k, (long long) w->n,
+                  (long long) m, threads, ISA_NAMES[isa], other);
+        }
         guard_free(got);
     }
     guard_free(want);
@@ -185,31 +195,49 @@ static void given_activations_of_zero_then_the_products_are_zero(void) {
     }
 }
 
-/* One token that went wrong must not spoil the others of its batch. */
-static void given_nan_infinity_and_huge_values_in_some_rows_then_the_other_rows_keep_their_bits(void) {
+/* One token that went wrong must not spoil the others of its batch. Where rows share nothing but the weights, they
+ * keep their bits; the GEMM for many rows looks at all of them to choose its precision, and keeps them close. */
+static void check_bad_rows(const struct weights * w, int64_t m, int32_t isa, struct rng * r) {
     static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f, 1e-42f};
+    const size_t row_bytes = (size_t) w->n * sizeof(float);
+    struct guarded good = activations_new(w->k, m, 0, r), x = guard_new(good.size, GUARD_AFTER);
+    struct guarded want = product_run(w, good, m, 0, isa, 2);
+    memcpy(x.data, good.data, x.size);
+    for (int i = 0; i < 5 && 13 * i + 3 < m; i++) {
+        ((float *) x.data)[(13 * i + 3) * w->k + 100 * i] = bad[i]; /* rows 3, 16, 29, 42, 55 */
+    }
+    struct guarded got = product_run(w, x, m, 0, isa, 2);
+    for (int64_t row = 0; row < m; row++) {
+        const float * a = (const float *) (const void *) (got.data + (size_t) row * row_bytes);
+        const float * b = (const float *) (const void *) (want.data + (size_t) row * row_bytes);
+        if (row % 13 == 3) {
+            const bool is_finite = row >= 42; /* 3e38 and 1e-42 are numbers, their products may be large */
+            CHECK(is_finite || !isfinite(a[0]), "%s isa %s: row %lld hides what went into it", w->f->name, ISA_NAMES[isa], (long long) row);
+            continue;
+        }
+        double error = 0, size = 0;
+        for (int64_t j = 0; j < w->n; j++) {
+            error += ((double) a[j] - (double) b[j]) * ((double) a[j] - (double) b[j]);
+            size += (double) b[j] * (double) b[j];
+        }
+        const bool keeps_bits = m < GEMM_ROWS || isa < GGML_AMX_ISA_AMX;
+        CHECK(keeps_bits ? memcmp(a, b, row_bytes) == 0 : error <= 1e-3 * size, "%s M %lld isa %s: row %lld changed because of values in other rows",
+              w->f->name, (long long) m, ISA_NAMES[isa], (long long) row);
+    }
+    guard_free(got);
+    guard_free(want);
+    guard_free(x);
+    guard_free(good);
+}
+
+static void given_nan_infinity_and_huge_values_in_some_rows_then_the_other_rows_stay_right(void) {
     struct rng r = {22};
     for (int f = 0; f < N_FORMATS; f++) {
         struct weights w = weights_new(&FORMATS[f], 512, 37, &r);
-        struct guarded good = activations_new(512, 65, 0, &r), x = guard_new(good.size, GUARD_AFTER);
-        struct guarded want = product_run(&w, good, 65, 0, GGML_AMX_ISA_AUTO, 2);
-        memcpy(x.data, good.data, x.size);
-        for (int i = 0; i < 5; i++) {
-            ((float *) x.data)[(13 * i + 3) * 512 + 100 * i] = bad[i]; /* rows 3, 16, 29, 42, 55 */
-        }
         for (int32_t isa = GGML_AMX_ISA_PORTABLE; isa <= ggml_amx_isa_available(); isa++) {
-            struct guarded got = product_run(&w, x, 65, 0, isa, 2);
-            for (int row = 0; row < 65; row++) {
-                if (row % 13 != 3) {
-                    CHECK(memcmp(got.data + (size_t) row * 37 * sizeof(float), want.data + (size_t) row * 37 * sizeof(float), 37 * sizeof(float)) == 0,
-                          "%s isa %s: row %d changed because of values in other rows", w.f->name, ISA_NAMES[isa], row);
-                }
-            }
-            guard_free(got);
+            check_bad_rows(&w, 31, isa, &r);
+            check_bad_rows(&w, 65, isa, &r);
         }
-        guard_free(want);
-        guard_free(x);
-        guard_free(good);
         weights_free(&w);
     }
 }
@@ -296,7 +324,7 @@ int main(void) {
     RUN(given_any_number_of_threads_then_the_bits_are_the_same);
     RUN(given_long_rows_then_the_sums_stay_exact);
     RUN(given_activations_of_zero_then_the_products_are_zero);
-    RUN(given_nan_infinity_and_huge_values_in_some_rows_then_the_other_rows_keep_their_bits);
+    RUN(given_nan_infinity_and_huge_values_in_some_rows_then_the_other_rows_stay_right);
     RUN(given_the_same_call_twice_then_the_bits_are_the_same);
     return harness_report("api_mul_mat");
 }

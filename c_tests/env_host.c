@@ -1,5 +1,5 @@
 /* The environment variables, each in a fresh process that loads the host: what they turn off, which kernels
- * they choose (all with the same bits), and what is said about values nobody knows. */
+ * they choose (with the same results), and what is said about values nobody knows. */
 #define _GNU_SOURCE
 #include "host.h"
 
@@ -106,7 +106,25 @@ static void given_modes_that_pack_then_there_is_a_buffer_type(void) {
     }
 }
 
-static void given_each_instruction_set_then_the_results_are_the_same_bit_for_bit(void) {
+/* The grid of results against the portable ones, in the order in which compute() writes them: the same bits, but for
+ * AMX from 32 rows on, where a GEMM with requantised weights works. */
+static void check_grid(const char * isa, const float * got, const float * want) {
+    static const int64_t ns[] = {1, 48, 100}, ms[] = {1, 2, 5, 16, 33, 64};
+    for (int i = 0; i < 7 * 3 * 6; i++) {
+        const int64_t n = ns[i / 6 % 3], m = ms[i % 6];
+        double error = 0, size = 0;
+        for (int64_t j = 0; j < n * m; j++) {
+            error += ((double) got[j] - (double) want[j]) * ((double) got[j] - (double) want[j]);
+            size += (double) want[j] * (double) want[j];
+        }
+        const bool other_bits = m >= 32 && strcmp(isa, "amx") == 0;
+        CHECK(other_bits ? error <= 5e-4 * size : memcmp(got, want, (size_t) (n * m) * sizeof(float)) == 0,
+              "GGML_AMX_ISA=%s type %d N %lld M %lld: differs from portable, NMSE %.3g", isa, i / 18, (long long) n, (long long) m, error / size);
+        got += n * m, want += n * m;
+    }
+}
+
+static void given_each_instruction_set_then_the_results_are_the_same(void) {
     static const char * const isas[] = {"portable", "avx512", "amx"};
     struct child got[3];
     for (int i = 0; i < 3; i++) {
@@ -121,11 +139,10 @@ static void given_each_instruction_set_then_the_results_are_the_same_bit_for_bit
         }
         CHECK(got[i].signal == 0 && got[i].code == HAS_BUFFER_TYPE, "GGML_AMX_ISA=%s: signal %d, exit code %d\n%s", isas[i], got[i].signal, got[i].code, got[i].err);
         CHECK(got[i].out_size == (size_t) 7 * (1 + 48 + 100) * (1 + 2 + 5 + 16 + 33 + 64) * sizeof(float), "%zu bytes of results", got[i].out_size);
-        size_t first = 0;
-        while (first < got[0].out_size && first < got[i].out_size && got[i].out[first] == got[0].out[first]) {
-            first++;
+        if (got[i].out_size != got[0].out_size) {
+            continue;
         }
-        CHECK(first == got[i].out_size && first == got[0].out_size, "GGML_AMX_ISA=%s: float %zu of the grid differs from portable", isas[i], first / sizeof(float));
+        check_grid(isas[i], (const float *) (const void *) got[i].out, (const float *) (const void *) got[0].out);
         for (size_t at = 0; at + sizeof(float) <= got[i].out_size; at += sizeof(float)) {
             float value;
             memcpy(&value, got[i].out + at, sizeof value);
@@ -194,7 +211,7 @@ int main(int argc, char ** argv) {
     }
     RUN(given_mode_off_then_there_is_no_buffer_type_and_one_line_says_so);
     RUN(given_modes_that_pack_then_there_is_a_buffer_type);
-    RUN(given_each_instruction_set_then_the_results_are_the_same_bit_for_bit);
+    RUN(given_each_instruction_set_then_the_results_are_the_same);
     RUN(given_any_number_of_packing_threads_then_weights_are_packed);
     RUN(given_an_unknown_value_then_one_error_line_names_the_allowed_ones);
     RUN(given_a_quiet_log_then_off_is_silent);
