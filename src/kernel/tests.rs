@@ -7,16 +7,18 @@ use crate::panel::activations::Layout;
 use crate::panel::weights::Shape;
 use crate::with_format;
 
-struct Random(u64);
+/// A small deterministic generator.
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// 31 random bits.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         self.0 >> 33
     }
 
     /// Roughly normal: the sum of four uniform numbers.
-    fn normal(&mut self) -> f32 {
+    pub fn normal(&mut self) -> f32 {
         (0..4).map(|_| (self.next() % 65536) as f32 / 65536.0 - 0.5).sum()
     }
 }
@@ -123,7 +125,8 @@ pub fn weights_and_reference(ty: WeightType, k: usize, n: usize, m: usize, x: &[
     (case.shape, case.packed, reference)
 }
 
-fn nmse(out: &[f32], reference: &[f64]) -> f64 {
+/// Squared error over squared size.
+pub fn nmse(out: &[f32], reference: &[f64]) -> f64 {
     let error: f64 = out.iter().zip(reference).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
     error / reference.iter().map(|b| b * b).sum::<f64>()
 }

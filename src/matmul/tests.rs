@@ -6,19 +6,12 @@ use std::sync::Barrier;
 use super::*;
 use crate::cpu;
 use crate::format::WeightType;
+use crate::kernel::tests::{Random, nmse, weights_and_reference};
 use crate::panel::weights::Shape;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-
-    fn float(&mut self) -> f32 {
-        (self.next() % 2001) as f32 / 1000.0 - 1.0
-    }
+/// Uniform between -1 and 1.
+fn uniform(random: &mut Random) -> f32 {
+    (random.next() % 2001) as f32 / 1000.0 - 1.0
 }
 
 /// Q8_0 weights (d = 1/64) as plain bytes, and what they stand for.
@@ -45,11 +38,6 @@ fn pack(ty: WeightType, k: usize, n: usize, slices: usize, plain: &[u8]) -> (Sha
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
-fn nmse(out: &[f32], reference: &[f64]) -> f64 {
-    let error: f64 = out.iter().zip(reference).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    error / reference.iter().map(|b| b * b).sum::<f64>()
 }
 
 /// Runs the operation on `threads` threads with every usable instruction set; results must agree. Gives
@@ -127,7 +115,7 @@ fn batches_broadcast_and_strides_are_ggmls() {
         let (plain, values) = weights(k, n * w2 * w3, &mut random);
         let (shape, packed) = pack(WeightType::Q8_0, k, n, w2 * w3, &plain);
         // Batches interleaved within rows: ggml's permute(0, 2, 1, 3) of a contiguous tensor.
-        let x: Vec<f32> = (0..k * m * x2 * x3).map(|_| random.float()).collect();
+        let x: Vec<f32> = (0..k * m * x2 * x3).map(|_| uniform(&mut random)).collect();
         let nb = [4, 4 * k * x2, 4 * k, 4 * k * x2 * m];
         let op = MatMul {
             weights: Weights::whole(shape, packed.as_ptr(), [k, n, w2, w3]),
@@ -163,7 +151,7 @@ fn views_give_the_bits_of_a_tensor_of_their_own() {
     let mut random = Random(4);
     let (plain, _) = weights(k, n, &mut random);
     let (shape, packed) = pack(WeightType::Q8_0, k, n, 1, &plain);
-    let x: Vec<f32> = (0..k * m).map(|_| random.float()).collect();
+    let x: Vec<f32> = (0..k * m).map(|_| uniform(&mut random)).collect();
     let row = shape.row_bytes;
     // Rows 16..48 (whole panels), 3..68 (not), every third row, and the middle third of every row.
     let views = [(16 * row, k, 32, row), (3 * row, k, 65, row), (row, k, 23, 3 * row), (34, 32, n, row)];
@@ -189,7 +177,7 @@ fn strided_elements_and_no_rows_at_all() {
     let mut random = Random(5);
     let (plain, _) = weights(k, n, &mut random);
     let (shape, packed) = pack(WeightType::Q8_0, k, n, 1, &plain);
-    let x: Vec<f32> = (0..k * 6).map(|_| random.float()).collect();
+    let x: Vec<f32> = (0..k * 6).map(|_| uniform(&mut random)).collect();
     let transposed: Vec<f32> = (0..6 * k).map(|i| x[i % 6 * k + i / 6]).collect();
     let op = |x: &[f32], m, nb0, nb1| MatMul {
         weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
@@ -259,7 +247,8 @@ impl Shared {
 /// Activations of a kind, `m` rows of `k`.
 fn activations(kind: &str, m: usize, k: usize) -> Vec<f32> {
     let mut random = Random(77);
-    let mut x: Vec<f32> = (0..m * k).map(|_| random.float() + random.float() + random.float()).collect();
+    let mut x: Vec<f32> =
+        (0..m * k).map(|_| uniform(&mut random) + uniform(&mut random) + uniform(&mut random)).collect();
     for row in 0..m {
         for i in 0..(k / 200).max(1) {
             match kind {
@@ -283,7 +272,7 @@ fn the_tile_gemm_is_as_good_as_its_precision_for_every_type_and_odd_shapes() {
         for (k, n, m) in [(b, 1, 32), (3 * b, 33, 33), (4352, 48, 50), (1280, 300, 300)] {
             for kind in ["smooth", "fixed outliers", "moving outliers"] {
                 let x = activations(kind, m, k);
-                let (shape, packed, reference) = crate::kernel::tests::weights_and_reference(*ty, k, n, m, &x);
+                let (shape, packed, reference) = weights_and_reference(*ty, k, n, m, &x);
                 let op = MatMul {
                     weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
                     input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
@@ -308,7 +297,7 @@ fn activations_that_are_not_finite_give_results_that_are_not() {
     let mut x = activations("smooth", m, k);
     x[5 * k + 17] = f32::NAN;
     x[9 * k + 200] = f32::INFINITY;
-    let (shape, packed, _) = crate::kernel::tests::weights_and_reference(WeightType::Q8_0, k, n, m, &x);
+    let (shape, packed, _) = weights_and_reference(WeightType::Q8_0, k, n, m, &x);
     let op = MatMul {
         weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
         input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
