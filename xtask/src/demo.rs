@@ -32,8 +32,13 @@ impl Plan {
         Self { cpu, amx, isa }
     }
 
+    /// Without AMX and a ceiling to use instead, the library itself says why it steps aside.
     fn ours(&self) -> Way<'_> {
-        if self.amx || self.isa.is_some() { Way::Ours(self.isa.as_deref()) } else { Way::HostBest }
+        Way::Ours(self.isa.as_deref())
+    }
+
+    fn steps_aside(&self) -> bool {
+        !self.amx && self.isa.is_none()
     }
 
     fn ours_label(&self) -> String {
@@ -53,7 +58,7 @@ impl Plan {
         let why = if self.cpu.amx { "GGML_AMX_ISA rules AMX out" } else { "this machine has no AMX" };
         let instead = match &self.isa {
             Some(isa) => format!("this library runs with GGML_AMX_ISA={isa}"),
-            None => "it steps aside, and what follows is the host's own path".into(),
+            None => "this library steps aside, and what follows is the host's own path".into(),
         };
         println!("NOTE: {why}: {instead}. None of these numbers says anything about AMX.");
     }
@@ -131,7 +136,7 @@ fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Res
     } else if plan.amx {
         notes.push(format!("no baseline with AMX: {}", crate::compiler::NO_BASELINE));
     }
-    let alone = matches!(ours, Way::HostBest);
+    let alone = plan.steps_aside();
     let ways = if alone { vec![ours] } else { vec![theirs.0, ours] };
     let samples = bench::interleaved(host, model, &ways, threads)?;
 
