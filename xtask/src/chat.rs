@@ -9,8 +9,10 @@ use crate::{
     util::{self, Result},
 };
 
-/// The question, and a word that belongs in the answer of any model that computes correctly.
-pub const QUESTION: &str = "What is the capital of France, and what is it known for?";
+/// The question, and a word that belongs in the answer of any model that computes correctly. Asked for one
+/// sentence, because at temperature 0 a model this small falls into loops in longer answers, on every path
+/// of the host too, and the last digit of a logit decides whether it does.
+pub const QUESTION: &str = "What is the capital of France? Answer in one sentence.";
 const EXPECTED: &str = "Paris";
 
 /// What came back.
