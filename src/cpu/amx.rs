@@ -12,6 +12,8 @@ pub struct CpuFacts {
     pub amx_tile: bool,
     /// CPUID.7.0:EDX[25].
     pub amx_int8: bool,
+    /// CPUID.7.0:EDX[22].
+    pub amx_bf16: bool,
     /// CPUID.1:ECX[27]: XGETBV may be used.
     pub osxsave: bool,
     /// XCR0, 0 if it cannot be read.
@@ -42,6 +44,7 @@ impl CpuFacts {
             let edx = __cpuid_count(7, 0).edx;
             facts.amx_tile = edx >> 24 & 1 == 1;
             facts.amx_int8 = edx >> 25 & 1 == 1;
+            facts.amx_bf16 = edx >> 22 & 1 == 1;
         }
         if facts.osxsave {
             // SAFETY: OSXSAVE is set, so XGETBV exists and XCR0 is readable.
@@ -58,11 +61,11 @@ impl CpuFacts {
         facts
     }
 
-    /// `Ok` if the hardware and the operating system allow AMX-INT8, else which check failed.
+    /// `Ok` if the hardware and the operating system allow AMX-INT8 and AMX-BF16, else which check failed.
     pub fn check(&self) -> Result<(), String> {
-        if !self.amx_tile || !self.amx_int8 {
-            let which = if self.amx_tile { "AMX-INT8" } else { "AMX-TILE" };
-            return Err(format!("this CPU (or its hypervisor) does not offer {which}"));
+        let features = [(self.amx_tile, "AMX-TILE"), (self.amx_int8, "AMX-INT8"), (self.amx_bf16, "AMX-BF16")];
+        if let Some((_, missing)) = features.iter().find(|(there, _)| !there) {
+            return Err(format!("this CPU (or its hypervisor) does not offer {missing}"));
         }
         if !self.osxsave || self.xcr0 & XCR0_TILE != XCR0_TILE {
             return Err(format!(
@@ -128,6 +131,7 @@ mod tests {
     const SAPPHIRE_RAPIDS: CpuFacts = CpuFacts {
         amx_tile: true,
         amx_int8: true,
+        amx_bf16: true,
         osxsave: true,
         xcr0: 0x602e7,
         max_palette: 1,
@@ -148,6 +152,8 @@ mod tests {
         assert!(reason.contains("AMX-TILE"), "{reason}");
         let reason = CpuFacts { amx_int8: false, ..SAPPHIRE_RAPIDS }.check().unwrap_err();
         assert!(reason.contains("AMX-INT8"), "{reason}");
+        let reason = CpuFacts { amx_bf16: false, ..SAPPHIRE_RAPIDS }.check().unwrap_err();
+        assert!(reason.contains("AMX-BF16"), "{reason}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum Isa {
     Portable = 1,
     /// AVX-512 F/BW/VL/DQ with VNNI.
     Avx512 = 2,
-    /// AMX-TILE and AMX-INT8 besides all of the above.
+    /// AMX-TILE, AMX-INT8, AMX-BF16 and AVX-512 BF16 besides all of the above.
     Amx = 3,
 }
 
@@ -55,12 +55,8 @@ pub struct Amx(());
 impl Amx {
     /// `Some` if CPU, operating system and kernel permission allow AMX (asked once per process).
     pub fn new() -> Option<Self> {
-        (Avx512::new().is_some() && amx::status().is_ok()).then_some(Self(()))
-    }
-
-    /// The AVX-512 proof that every AMX CPU gives too.
-    pub fn avx512(self) -> Avx512 {
-        Avx512(())
+        let vectors = Avx512::new().is_some() && is_x86_feature_detected!("avx512bf16");
+        (vectors && amx::status().is_ok()).then_some(Self(()))
     }
 }
 
@@ -95,7 +91,7 @@ pub fn why_not_amx() -> Option<String> {
     match ceiling {
         _ if isa() == Isa::Amx => None,
         Some(_) => Some(format!("GGML_AMX_ISA={} forbids AMX", isa().name())),
-        None => Some(missing.unwrap_or_else(|| "this CPU has AMX but hides AVX-512 VNNI".to_string())),
+        None => Some(missing.unwrap_or_else(|| "this CPU has AMX but hides AVX-512 VNNI or BF16".to_string())),
     }
 }
 

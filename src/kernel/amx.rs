@@ -4,7 +4,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Job, TILE_COLS, Unpacked, avx512, k_chunks};
+use super::{Job, TILE_COLS, Unpacked, avx512, k_chunks, sums};
 use crate::cpu::Amx;
 use crate::cpu::tile::{TILE_ROWS, Tiles};
 use crate::format::{ACT_BLOCK, Format, LANES};
@@ -56,9 +56,9 @@ unsafe fn panels<F: Format>(tiles: &mut Tiles, job: &Job, scratch: *mut u8) {
                 };
                 // SAFETY: rows and columns exist; the scratch is ours.
                 unsafe {
-                    block.load_sums(job, row, pair);
+                    block.start_sums(job, row, pair);
                     block.multiply::<F>();
-                    block.store_sums(job, row, pair);
+                    sums::store(job, row, rows, pair, block.sums);
                 }
             }
         }
@@ -204,44 +204,18 @@ impl Block {
         }
     }
 
-    /// Columns of panel `p` of the pair that exist, as a mask; none for the doubled last panel.
-    fn mask(job: &Job, panel: usize) -> u16 {
-        let lanes = job.cols.saturating_sub(panel * LANES).min(LANES);
-        ((1u32 << lanes) - 1) as u16
-    }
-
     /// Starts the sums at zero, or at the result of the chunks before.
     ///
     /// # Safety
-    /// As for [`Block::multiply`]; `row` and `pair` must exist in `job`.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn load_sums(&mut self, job: &Job, row: usize, pair: usize) {
-        for i in 0..self.rows {
-            for p in 0..2 {
-                let mask = if self.first == 0 { 0 } else { Self::mask(job, pair + p) };
-                // SAFETY: masked to the columns that exist.
-                unsafe {
-                    let from = job.dst_row(row + i).wrapping_add((pair + p) * LANES);
-                    _mm512_store_ps(self.sums.add(i * TILE_COLS + p * LANES), _mm512_maskz_loadu_ps(mask, from));
-                }
-            }
-        }
-    }
-
-    /// Writes the sums to the result.
-    ///
-    /// # Safety
-    /// As for [`Block::load_sums`].
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn store_sums(&self, job: &Job, row: usize, pair: usize) {
-        for i in 0..self.rows {
-            for p in 0..2 {
-                // SAFETY: masked to the columns that exist.
-                unsafe {
-                    let to = job.dst_row(row + i).wrapping_add((pair + p) * LANES);
-                    let sums = _mm512_load_ps(self.sums.add(i * TILE_COLS + p * LANES));
-                    _mm512_mask_storeu_ps(to, Self::mask(job, pair + p), sums);
-                }
+    /// As for [`Block::multiply`]; `row` and the panels from `panel` on must exist in `job`.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn start_sums(&mut self, job: &Job, row: usize, panel: usize) {
+        // SAFETY: promised by the caller; the sums of a block are 32 rows of 32.
+        unsafe {
+            if self.first == 0 {
+                std::ptr::write_bytes(self.sums, 0, self.rows * TILE_COLS);
+            } else {
+                sums::load(job, row, self.rows, panel, self.sums);
             }
         }
     }

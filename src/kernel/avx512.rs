@@ -116,13 +116,6 @@ unsafe fn micro<F: Format, S: Source<F>, const NP: usize, const MR: usize>(
     }
 }
 
-/// The columns of panel `panel` of `job` that exist, as a mask.
-#[inline]
-fn mask(job: &Job, panel: usize) -> u16 {
-    let lanes = (job.cols - panel * LANES).min(LANES);
-    (u32::MAX >> (32 - lanes)) as u16
-}
-
 /// `NP` panels from `panel` on times `MR` rows from `row` on.
 ///
 /// # Safety
@@ -138,7 +131,7 @@ unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: 
         for (p, acc) in acc.iter().enumerate() {
             for (m, acc) in acc.iter().enumerate() {
                 let out = job.dst_row(row + m).add((panel + p) * LANES);
-                _mm512_mask_storeu_ps(out, mask(job, panel + p), *acc);
+                _mm512_mask_storeu_ps(out, job.mask(panel + p), *acc);
             }
         }
     }
@@ -152,7 +145,7 @@ unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn chunk<F: Format, const MR: usize>(job: &Job, source: &Unpacked, first: usize, panel: usize, row: usize) {
     let tile = job.act.tile(row / LANES);
-    let mask = mask(job, panel);
+    let mask = job.mask(panel);
     let mut acc = [[_mm512_setzero_ps(); MR]; 1];
     // SAFETY: promised by the caller.
     unsafe {

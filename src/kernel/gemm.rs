@@ -11,7 +11,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Job, TILE_COLS};
+use super::{Job, TILE_COLS, sums};
 use crate::cpu::Amx;
 use crate::cpu::tile::Tiles as TileUnit;
 use crate::format::{Format, LANES};
@@ -238,14 +238,19 @@ unsafe fn rows_of_panels<const BF16: bool>(
     let (block, rows) = (row / ROWS, (job.job.rows.end - row).min(ROWS));
     let passes = part.steps.div_ceil(PASS_STEPS);
     let act = job.tiles.tiles(job.precision, block, part.from);
-    let sums = |pair: usize| scratch.wrapping_add(Scratch::SUMS + pair * BLOCK).cast::<f32>();
+    let sums_of = |pair: usize| scratch.wrapping_add(Scratch::SUMS + pair * BLOCK).cast::<f32>();
     // SAFETY: promised by the caller; all places are inside the scratch, the tiles and the panels.
     unsafe {
         for pair in 0..part.pairs {
             if !part.first {
-                load_sums(job.job, row, rows, part.pair + pair, sums(pair));
+                sums::load(job.job, row, rows, 2 * (part.pair + pair), sums_of(pair));
             } else if !BF16 {
-                outlier_product(job.tiles.outliers(block), outlier_tiles(scratch, row / CHUNK, pair), rows, sums(pair));
+                outlier_product(
+                    job.tiles.outliers(block),
+                    outlier_tiles(scratch, row / CHUNK, pair),
+                    rows,
+                    sums_of(pair),
+                );
             }
         }
         let mut pending: Option<Pending> = None;
@@ -271,7 +276,7 @@ unsafe fn rows_of_panels<const BF16: bool>(
                 }
                 pending = Some(Pending {
                     dots,
-                    sums: sums(pair),
+                    sums: sums_of(pair),
                     act: job.tiles.scales(block, part.from / PASS_INT8 + pass),
                     weights: weight_scales(scratch, pair * passes + pass),
                     rows,
@@ -284,7 +289,7 @@ unsafe fn rows_of_panels<const BF16: bool>(
             last.finish::<BF16>(0);
         }
         for pair in 0..part.pairs {
-            store_sums(job.job, row, rows, part.pair + pair, sums(pair));
+            sums::store(job.job, row, rows, 2 * (part.pair + pair), sums_of(pair));
         }
     }
 }
@@ -455,45 +460,6 @@ unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, sums:
         } else {
             step!("tdpbf16ps", false, act, weights);
             store_dots::<false>(sums.cast());
-        }
-    }
-}
-
-/// The columns of panel `panel` that exist, as a mask.
-#[inline]
-fn mask(job: &Job, panel: usize) -> u16 {
-    let lanes = job.cols.saturating_sub(panel * LANES).min(LANES);
-    ((1u32 << lanes) - 1) as u16
-}
-
-/// # Safety
-/// Rows and the pair must exist in the job.
-#[target_feature(enable = "avx512f")]
-unsafe fn load_sums(job: &Job, row: usize, rows: usize, pair: usize, sums: *mut f32) {
-    for i in 0..rows {
-        for p in 0..2 {
-            // SAFETY: masked to the columns that exist.
-            unsafe {
-                let from = job.dst_row(row + i).wrapping_add((2 * pair + p) * LANES);
-                let v = _mm512_maskz_loadu_ps(mask(job, 2 * pair + p), from);
-                _mm512_store_ps(sums.add(i * TILE_COLS + p * LANES), v);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As for [`load_sums`].
-#[target_feature(enable = "avx512f")]
-unsafe fn store_sums(job: &Job, row: usize, rows: usize, pair: usize, sums: *const f32) {
-    for i in 0..rows {
-        for p in 0..2 {
-            // SAFETY: masked to the columns that exist.
-            unsafe {
-                let to = job.dst_row(row + i).wrapping_add((2 * pair + p) * LANES);
-                let v = _mm512_load_ps(sums.add(i * TILE_COLS + p * LANES));
-                _mm512_mask_storeu_ps(to, mask(job, 2 * pair + p), v);
-            }
         }
     }
 }

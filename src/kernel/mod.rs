@@ -16,6 +16,7 @@ mod amx;
 mod avx512;
 pub mod gemm;
 mod portable;
+mod sums;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -57,6 +58,13 @@ pub struct Job {
 impl Job {
     fn panel_count(&self) -> usize {
         self.cols.div_ceil(LANES)
+    }
+
+    /// The columns of panel `panel` that exist, as a mask; none past the last panel.
+    #[inline]
+    fn mask(&self, panel: usize) -> u16 {
+        let lanes = self.cols.saturating_sub(panel * LANES).min(LANES);
+        ((1u32 << lanes) - 1) as u16
     }
 
     /// Result of `row`, first of our columns.
