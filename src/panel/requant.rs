@@ -18,6 +18,22 @@ fn group_of<F: Format>(panel: *const u8, g: usize) -> (*const u8, usize) {
     (panel.wrapping_add(g / per_block * LANES * F::BYTES), g % per_block)
 }
 
+/// Where channel `channel` of a panel begins, to the block.
+pub fn group_at<F: Format>(panel: *const u8, channel: usize) -> *const u8 {
+    group_of::<F>(panel, channel / F::GROUP).0
+}
+
+/// Prefetches group `i` of what is read next. Packed weights come from memory once, a stream too
+/// short for the hardware to see in time.
+#[inline]
+fn prefetch<F: Format>(next: *const u8, i: usize) {
+    let bytes = LANES * F::BYTES / (F::BLOCK / F::GROUP);
+    for line in 0..bytes.div_ceil(64) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(i * bytes + line * 64).cast()) };
+    }
+}
+
 /// Copies the low 16 bits of every lane into its high ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -29,12 +45,20 @@ fn twice16(v: __m512i) -> __m512i {
 /// `bound` is the largest magnitude a column's quants could stand for. `bound / 127` goes to `scales`.
 ///
 /// `out` is the panel's tile in the first k-step. Both quant and factor are integers: the factor has
-/// 8 bits behind the point, which moves a weight by at most a quarter of a step.
+/// 8 bits behind the point, which moves a weight by at most a quarter of a step. `next` is prefetched
+/// as far as was read.
 ///
 /// # Safety
 /// The panel must have the channels; `out` room for their k-steps; AVX-512 needed.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn int8<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8, scales: *mut f32) {
+pub unsafe fn int8<F: Format>(
+    panel: *const u8,
+    from: usize,
+    len: usize,
+    out: *mut u8,
+    scales: *mut f32,
+    next: *const u8,
+) {
     let groups = from / F::GROUP..(from + len) / F::GROUP;
     // SAFETY: promised by the caller, here and below.
     unsafe {
@@ -66,6 +90,7 @@ pub unsafe fn int8<F: Format>(panel: *const u8, from: usize, len: usize, out: *m
                 addend = _mm512_add_epi32(addend, _mm512_cvtps_epi32(_mm512_mul_ps(min, inverse)));
             }
             let (factor, addend) = (twice16(factor), twice16(addend));
+            prefetch::<F>(next, i);
             let quants = F::quants_avx512(block, g);
             let k = i * F::GROUP;
             let to = out.add(k / STEP_INT8 * STEP_BYTES + k % STEP_INT8 * LANES);
@@ -101,15 +126,18 @@ fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
     _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(round(even)), round(odd))
 }
 
-/// Makes BF16 tiles of channels `from..from + len` of one panel.
+/// Makes BF16 tiles of channels `from..from + len` of one panel; the same channels of `next_panel` are
+/// prefetched.
 ///
 /// # Safety
 /// As for [`int8`].
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8) {
+pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8, next_panel: *const u8) {
     let byte = _mm512_set1_epi32(0xff);
+    let next = group_at::<F>(next_panel, from);
     for (i, g) in (from / F::GROUP..(from + len) / F::GROUP).enumerate() {
         let (block, g) = group_of::<F>(panel, g);
+        prefetch::<F>(next, i);
         // SAFETY: promised by the caller.
         unsafe {
             let (scale, offset) = scale_and_offset::<F>(block, g);

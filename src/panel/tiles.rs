@@ -209,6 +209,7 @@ impl Tiles {
     /// # Safety
     /// The source must have the layout's shape; nobody else may write these maxima; AVX-512 needed.
     #[target_feature(enable = "avx512f")]
+    #[inline(never)]
     pub unsafe fn find_maxima(&self, x: &Source, chunk: usize, first: usize) {
         let magnitude = _mm512_set1_epi32(0x7fff_ffff);
         let mut max = [_mm512_setzero_si512(); 2];
@@ -317,6 +318,7 @@ impl Tiles {
     /// # Safety
     /// The maxima must be there; AVX-512 needed.
     #[target_feature(enable = "avx512f")]
+    #[inline(never)]
     pub unsafe fn decide(&self, x: &Source, mask: &mut [u16], own_error: f32) -> Precision {
         let mut seen = Seen::default();
         for chunk in 0..self.chunks() {
@@ -337,6 +339,7 @@ impl Tiles {
     /// # Safety
     /// The source must have the layout's shape; nobody else may write this row; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    #[inline(never)]
     pub unsafe fn put_bf16(&self, x: &Source, row: usize) {
         for channel in (0..self.layout.k).step_by(STEP_BF16) {
             // SAFETY: the row has 32 channels from here on, its tile row 64 bytes.
@@ -355,6 +358,7 @@ impl Tiles {
     /// # Safety
     /// As for [`Tiles::put_bf16`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    #[inline(never)]
     pub unsafe fn put_int8(&self, x: &Source, row: usize, channels: &[u32; OUTLIERS], mask: &[u16]) {
         let (block, k) = (row / ROWS, self.layout.k);
         // SAFETY: all channels are below k; tiles, scales and outliers of this row are its own.

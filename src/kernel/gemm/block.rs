@@ -1,0 +1,281 @@
+//! One block of results, up to 32x32: a pass of k-steps on the tile unit, while the results of the
+//! pass before are scaled and added, and what comes next is prefetched.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::{PASS_STEPS, TILE_COLS};
+use crate::format::LANES;
+use crate::panel::tiles::{OUTLIERS, ROWS, STEP_BYTES};
+
+/// Bytes of one block of results, 32x32 of 4 bytes.
+pub const BLOCK: usize = ROWS * TILE_COLS * 4;
+/// Rows of results that are scaled per k-step of the next pass: all 32 in 16 steps.
+const ROWS_PER_STEP: usize = ROWS / PASS_STEPS;
+/// Cache lines of activations prefetched per k-step.
+pub const PREFETCH_ACT: usize = 4;
+
+/// Operands of one pass of one block.
+pub struct Product {
+    /// Activation tiles, weight tiles, and how many k-steps of both.
+    pub act: *const u8,
+    pub weights: *const u8,
+    pub steps: usize,
+    /// Where the raw results go.
+    pub dots: *mut u8,
+    /// Activations to prefetch, a part of the next block of rows.
+    pub next_act: *const u8,
+}
+
+/// 32 rows of 32 floats somewhere, `stride` bytes apart; masks say which columns of the two halves
+/// are there. Without any, reads give zero.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub at: *mut f32,
+    pub stride: usize,
+    pub masks: [u16; 2],
+}
+
+impl Place {
+    /// A block in scratch.
+    pub fn sums(at: *mut f32) -> Self {
+        Self { at, stride: TILE_COLS * 4, masks: [u16::MAX; 2] }
+    }
+
+    /// Reads as zeros.
+    pub fn zeros() -> Self {
+        Self { at: std::ptr::null_mut(), stride: 0, masks: [0; 2] }
+    }
+}
+
+/// Results of a pass that wait to be scaled and added to sums.
+pub struct Pending {
+    pub dots: *const u8,
+    /// 32 activation scales, 32 weight scales; not used for BF16.
+    pub act: *const f32,
+    pub weights: *const f32,
+    pub rows: usize,
+    /// The sums before and after.
+    pub from: Place,
+    pub to: Place,
+    /// Whether `to` is written past the caches: 64-byte aligned, all columns there.
+    pub stream: bool,
+}
+
+impl Pending {
+    /// # Safety
+    /// The pointers must be valid; AVX-512 needed.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn row<const BF16: bool>(&self, row: usize, weights: [__m512; 2]) {
+        let (from, to) = (
+            self.from.at.wrapping_byte_add(row * self.from.stride),
+            self.to.at.wrapping_byte_add(row * self.to.stride),
+        );
+        // SAFETY: promised by the caller.
+        unsafe {
+            let dots = self.dots.add(row * TILE_COLS * 4);
+            for (p, weights) in weights.into_iter().enumerate() {
+                let before = _mm512_maskz_loadu_ps(self.from.masks[p], from.wrapping_add(p * LANES));
+                let after = if BF16 {
+                    _mm512_add_ps(_mm512_load_ps(dots.add(64 * p).cast()), before)
+                } else {
+                    let dots = _mm512_cvtepi32_ps(_mm512_load_si512(dots.add(64 * p).cast()));
+                    _mm512_fmadd_ps(dots, _mm512_mul_ps(weights, _mm512_set1_ps(*self.act.add(row))), before)
+                };
+                let to = to.wrapping_add(p * LANES);
+                if self.stream {
+                    _mm512_stream_ps(to, after);
+                } else {
+                    _mm512_mask_storeu_ps(to, self.to.masks[p], after);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Pending::row`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn scales<const BF16: bool>(&self) -> [__m512; 2] {
+        if BF16 {
+            return [_mm512_setzero_ps(); 2];
+        }
+        // SAFETY: promised by the caller.
+        unsafe { [_mm512_load_ps(self.weights), _mm512_load_ps(self.weights.add(LANES))] }
+    }
+
+    /// Rows from `from` on.
+    ///
+    /// # Safety
+    /// As for [`Pending::row`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn finish<const BF16: bool>(&self, from: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let weights = self.scales::<BF16>();
+            for row in from..self.rows {
+                self.row::<BF16>(row, weights);
+            }
+        }
+    }
+}
+
+/// Loads the first k-step: tmm4 above tmm5 are activations, tmm6 beside tmm7 weights.
+macro_rules! first {
+    ($two:literal, $act:expr, $weights:expr) => {{
+        asm!(
+            "tileloaddt1 tmm6, [{w} + {row}*1]",
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloaddt1 tmm7, [{w} + {row}*1 + 1024]",
+            a = in(reg) $act, w = in(reg) $weights, row = in(reg) 64usize,
+            options(nostack, preserves_flags, readonly)
+        );
+        if $two {
+            asm!("tileloadd tmm5, [{a} + {row}*1 + 1024]", a = in(reg) $act, row = in(reg) 64usize,
+                options(nostack, preserves_flags, readonly));
+        }
+    }};
+}
+
+/// Multiplies the loaded k-step, tmm0-3 += (tmm4 above tmm5) x (tmm6 beside tmm7), and loads another.
+/// Tile registers are not renamed: each is loaded again right after its last use, so that the
+/// products that follow hide the load.
+macro_rules! step {
+    ($tdp:literal, true, $act:expr, $weights:expr) => {
+        asm!(
+            concat!($tdp, " tmm0, tmm4, tmm6"),
+            concat!($tdp, " tmm2, tmm5, tmm6"),
+            "tileloaddt1 tmm6, [{w} + {row}*1]",
+            concat!($tdp, " tmm1, tmm4, tmm7"),
+            "tileloadd tmm4, [{a} + {row}*1]",
+            concat!($tdp, " tmm3, tmm5, tmm7"),
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            "tileloaddt1 tmm7, [{w} + {row}*1 + 1024]",
+            a = in(reg) $act, w = in(reg) $weights, row = in(reg) 64usize,
+            options(nostack, preserves_flags, readonly)
+        )
+    };
+    ($tdp:literal, false, $act:expr, $weights:expr) => {
+        asm!(
+            concat!($tdp, " tmm0, tmm4, tmm6"),
+            "tileloaddt1 tmm6, [{w} + {row}*1]",
+            concat!($tdp, " tmm1, tmm4, tmm7"),
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloaddt1 tmm7, [{w} + {row}*1 + 1024]",
+            a = in(reg) $act, w = in(reg) $weights, row = in(reg) 64usize,
+            options(nostack, preserves_flags, readonly)
+        )
+    };
+}
+
+/// Multiplies the loaded k-step.
+macro_rules! last {
+    ($tdp:literal, true) => {
+        asm!(
+            concat!($tdp, " tmm0, tmm4, tmm6"),
+            concat!($tdp, " tmm2, tmm5, tmm6"),
+            concat!($tdp, " tmm1, tmm4, tmm7"),
+            concat!($tdp, " tmm3, tmm5, tmm7"),
+            options(nostack, preserves_flags)
+        )
+    };
+    ($tdp:literal, false) => {
+        asm!(concat!($tdp, " tmm0, tmm4, tmm6"), concat!($tdp, " tmm1, tmm4, tmm7"), options(nostack, preserves_flags))
+    };
+}
+
+/// Multiplies one pass into `product.dots` and works off `pending` meanwhile. `TWO`: both tiles of
+/// rows, or only the upper one.
+///
+/// # Safety
+/// Pointers valid, full tiles configured, AVX-512 there. Tile state lives across the asm blocks of
+/// this function, which makes no calls that could touch it: compilers never use tile registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn multiply<const BF16: bool, const TWO: bool>(product: &Product, pending: Option<&Pending>) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+        if TWO {
+            first!(true, product.act, product.weights)
+        } else {
+            first!(false, product.act, product.weights)
+        };
+        let rows = pending.map_or(0, |p| p.rows / ROWS_PER_STEP * ROWS_PER_STEP);
+        let scales = pending.map_or([_mm512_setzero_ps(); 2], |p| p.scales::<BF16>());
+        let mut row = 0;
+        for step in 1..=product.steps {
+            if step < product.steps {
+                let (act, weights) = (product.act.add(step * STEP_BYTES), product.weights.add(step * STEP_BYTES));
+                match (BF16, TWO) {
+                    (true, true) => step!("tdpbf16ps", true, act, weights),
+                    (true, false) => step!("tdpbf16ps", false, act, weights),
+                    (false, true) => step!("tdpbssd", true, act, weights),
+                    (false, false) => step!("tdpbssd", false, act, weights),
+                }
+            } else {
+                match (BF16, TWO) {
+                    (true, true) => last!("tdpbf16ps", true),
+                    (true, false) => last!("tdpbf16ps", false),
+                    (false, true) => last!("tdpbssd", true),
+                    (false, false) => last!("tdpbssd", false),
+                }
+            }
+            for line in 0..PREFETCH_ACT {
+                let at = product.next_act.wrapping_add(((step - 1) * PREFETCH_ACT + line) * 64);
+                _mm_prefetch::<_MM_HINT_T1>(at.cast());
+            }
+            if row < rows
+                && let Some(p) = pending
+            {
+                for i in 0..ROWS_PER_STEP {
+                    p.row::<BF16>(row + i, scales);
+                }
+                row += ROWS_PER_STEP;
+            }
+        }
+        store_dots::<TWO>(product.dots);
+        if let Some(p) = pending {
+            p.finish::<BF16>(row);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`multiply`].
+#[inline]
+unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        asm!("tilestored [{to} + {row}*1], tmm0", "tilestored [{to} + {row}*1 + 64], tmm1",
+            to = in(reg) to, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags));
+        if TWO {
+            asm!("tilestored [{to} + {row}*1 + 2048], tmm2", "tilestored [{to} + {row}*1 + 2112], tmm3",
+                to = in(reg) to, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// Starts the sums with the product of the outliers: one k-step in BF16.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline]
+pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, sums: *mut f32) {
+    debug_assert_eq!(OUTLIERS, 32);
+    // SAFETY: promised by the caller; sums are laid out as results are.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+        if rows > ROWS / 2 {
+            first!(true, act, weights);
+            last!("tdpbf16ps", true);
+            store_dots::<true>(sums.cast());
+        } else {
+            first!(false, act, weights);
+            last!("tdpbf16ps", false);
+            store_dots::<false>(sums.cast());
+        }
+    }
+}
