@@ -94,7 +94,7 @@ static double nmse(const struct weights * w, const float * x, size_t x_stride, c
 }
 
 /* From this many rows on AMX has a GEMM of its own, whose requantised weights give other bits. */
-enum { GEMM_ROWS = 32 };
+enum { GEMM_ROWS = 5 };
 
 /* All instruction sets on one shape; the best one is held against double precision, the others against it: by
  * their bits, or where AMX computes differently against double precision too. */

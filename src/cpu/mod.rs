@@ -1,7 +1,8 @@
-//! What this processor can do and may do: feature bits, the kernel's permission for tile state,
+//! What this processor can do and may do: feature bits, cache sizes, the kernel's permission for tile state,
 //! tile configurations and memory for weights.
 
 pub mod amx;
+pub mod cache;
 pub mod memory;
 pub mod tile;
 

@@ -54,8 +54,8 @@ pub struct MatMul {
     pub output: Output,
 }
 
-/// Rows of activations from which on the tile GEMM with its requantised panels is used.
-const GEMM_MIN_ROWS: usize = 32;
+/// Rows of activations from which on the tile GEMM with its requantised weights is used.
+pub const GEMM_MIN_ROWS: usize = 5;
 
 /// How the result may be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,8 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.shape.ty.info().group;
         let [k, m, b2, b3] = self.input.ne;
-        let scratch = kernel::scratch_bytes(k, group).max(gemm::scratch_bytes(m)).max(k);
+        let gemm = if m < GEMM_MIN_ROWS { 0 } else { gemm::scratch_bytes(m).max(k) };
+        let scratch = kernel::scratch_bytes(k, group).max(gemm);
         let scratch = scratch.next_multiple_of(ALIGN).checked_add(self.weights.gather_bytes())?;
         let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k)?);
         let batches = b2.checked_mul(b3)?;
@@ -137,9 +138,15 @@ impl MatMul {
         // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
         // each piece of the result belongs to one thread between barriers.
         unsafe {
-            let operand = if use_tiles {
-                Operand::Tiles(self.make_tiles(settings, &plan, thread, work, scratch))
+            let precision = use_tiles.then(|| self.precision(settings, &plan, thread, work, scratch)).flatten();
+            let operand = if let Some(precision) = precision {
+                self.make_tiles(precision, &plan, thread, work, scratch);
+                Operand::Tiles(precision)
             } else {
+                if use_tiles {
+                    // The search for outliers used the same memory.
+                    thread.wait();
+                }
                 self.quantise(settings.isa, &plan, thread, work);
                 Operand::Vectors(settings.isa)
             };
@@ -166,48 +173,76 @@ impl MatMul {
         }
     }
 
-    /// Makes activation tiles together with the other threads (up to two barriers inside).
+    /// The f32 rows of a batch.
+    fn source(&self, batch: usize) -> Source {
+        let ([_, _, b2, _], nb) = (self.input.ne, self.input.nb);
+        Source {
+            data: self.input.data.wrapping_add(batch % b2 * nb[2] + batch / b2 * nb[3]),
+            row: nb[1],
+            channel: nb[0],
+        }
+    }
+
+    /// What the tile GEMM should be given, `None` if the kernels below it are the better choice. All
+    /// threads get the same answer (one barrier inside).
     ///
     /// # Safety
     /// As for [`MatMul::run`].
-    unsafe fn make_tiles(
+    unsafe fn precision(
         &self,
         settings: Settings,
         plan: &Plan,
         thread: &Thread<'_>,
         work: *mut u8,
         scratch: *mut u8,
-    ) -> Precision {
-        let [k, m, b2, _] = self.input.ne;
-        let nb = self.input.nb;
-        let source = |batch: usize| Source {
-            data: self.input.data.wrapping_add(batch % b2 * nb[2] + batch / b2 * nb[3]),
-            row: nb[1],
-            channel: nb[0],
+    ) -> Option<Precision> {
+        let [k, m, ..] = self.input.ne;
+        let few_rows = m <= tiles::ROWS;
+        if settings.exact {
+            return Some(Precision::Bf16);
+        }
+        if plan.batches > 1 {
+            // Small products (heads), not worth the search for outliers.
+            return (!few_rows).then_some(Precision::Bf16);
+        }
+        // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
+        let precision = unsafe {
+            let (x, per_chunk) = (self.source(0), k / ACT_BLOCK);
+            let tiles = plan.tiles.at(work);
+            for i in split::share(tiles.chunks() * per_chunk, thread.index, thread.count) {
+                tiles.find_maxima(&x, i / per_chunk, i % per_chunk * ACT_BLOCK);
+            }
+            thread.wait();
+            let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
+            tiles.decide(&x, mask, self.weights.shape.ty.info().own_error, few_rows)
         };
+        (precision != Precision::Bf16 || !few_rows).then_some(precision)
+    }
+
+    /// Makes activation tiles together with the other threads.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`]; for int8, [`MatMul::precision`] must have gone before.
+    unsafe fn make_tiles(
+        &self,
+        precision: Precision,
+        plan: &Plan,
+        thread: &Thread<'_>,
+        work: *mut u8,
+        scratch: *mut u8,
+    ) {
+        let [k, m, ..] = self.input.ne;
         // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
         unsafe {
-            // Several batches are small products (heads); they are not worth the search for outliers.
             let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
-            let all = |batch: usize| plan.tiles.at(work.add(batch * plan.per_batch));
-            let precision = if settings.exact || plan.batches > 1 {
-                Precision::Bf16
-            } else {
-                let (tiles, per_chunk) = (all(0), k / ACT_BLOCK);
-                for i in split::share(tiles.chunks() * per_chunk, thread.index, thread.count) {
-                    tiles.find_maxima(&source(0), i / per_chunk, i % per_chunk * ACT_BLOCK);
-                }
-                thread.wait();
-                tiles.decide(&source(0), mask, self.weights.shape.ty.info().own_error)
-            };
             let mut at = (usize::MAX, [0; tiles::OUTLIERS]);
             for i in split::share(plan.batches * m, thread.index, thread.count) {
                 let (batch, row) = (i / m, i % m);
-                let (tiles, x): (Tiles, _) = (all(batch), source(batch));
-                if precision == Precision::Bf16 {
+                let (tiles, x): (Tiles, _) = (plan.tiles.at(work.add(batch * plan.per_batch)), self.source(batch));
+                let Precision::Int8 { pass } = precision else {
                     tiles.put_bf16(&x, row);
                     continue;
-                }
+                };
                 if at.0 != row / CHUNK {
                     at = (row / CHUNK, tiles.choose(row / CHUNK));
                     tiles::keep_mask(&at.1, mask);
@@ -215,9 +250,8 @@ impl MatMul {
                 if row % CHUNK == 0 {
                     *tiles.channels(row / CHUNK) = at.1;
                 }
-                tiles.put_int8(&x, row, &at.1, mask);
+                tiles.put_int8(pass, &x, row, &at.1, mask);
             }
-            precision
         }
     }
 

@@ -79,7 +79,9 @@ fn compute(op: &MatMul, threads: usize, len: usize) -> Vec<f32> {
         // Below the tile GEMM all kernels give the same bits; above, requantised weights differ a little.
         match &first {
             None => first = Some(out),
-            Some(a) if op.input.ne[1] < GEMM_MIN_ROWS => assert!(same_bits(a, &out), "{}", isa.name()),
+            Some(a) if op.input.ne[1] < GEMM_MIN_ROWS || a.iter().all(|v| *v == 0.0) => {
+                assert!(same_bits(a, &out), "{}", isa.name());
+            }
             Some(a) => {
                 let reference: Vec<f64> = a.iter().map(|v| f64::from(*v)).collect();
                 let e = nmse(&out, &reference);
@@ -212,7 +214,10 @@ fn shapes_that_do_not_fit_are_named() {
 /// A product by the tile GEMM on 2 threads.
 fn gemm(op: &MatMul, exact: bool, len: usize) -> Vec<f32> {
     let mut work = vec![0u8; op.work_size(2).unwrap()];
-    let mut out = vec![f32::NAN; len];
+    // Aligned to a cache line, as hosts' results are.
+    let mut memory = vec![f32::NAN; len + 16];
+    let at = memory.as_ptr().align_offset(64);
+    let out = &mut memory[at..at + len];
     let barrier = Barrier::new(2);
     let mut op = *op;
     op.output.data = out.as_mut_ptr().cast();
@@ -230,7 +235,7 @@ fn gemm(op: &MatMul, exact: bool, len: usize) -> Vec<f32> {
             });
         }
     });
-    out
+    out.to_vec()
 }
 
 struct Shared(MatMul);
@@ -269,7 +274,9 @@ fn the_tile_gemm_is_as_good_as_its_precision_for_every_type_and_odd_shapes() {
     }
     for ty in WeightType::ALL {
         let b = ty.info().block;
-        for (k, n, m) in [(b, 1, 32), (3 * b, 33, 33), (4352, 48, 50), (1280, 300, 300)] {
+        let shapes =
+            [(b, 1, 32), (3 * b, 33, 33), (4352, 48, 50), (1280, 300, 300), (b, 17, 5), (4352, 70, 9), (1280, 64, 31)];
+        for (k, n, m) in shapes {
             for kind in ["smooth", "fixed outliers", "moving outliers"] {
                 let x = activations(kind, m, k);
                 let (shape, packed, reference) = weights_and_reference(*ty, k, n, m, &x);
@@ -280,7 +287,8 @@ fn the_tile_gemm_is_as_good_as_its_precision_for_every_type_and_odd_shapes() {
                 };
                 let (auto, exact) =
                     (nmse(&gemm(&op, false, n * m), &reference), nmse(&gemm(&op, true, n * m), &reference));
-                assert!(auto < 2e-4, "{ty:?} k {k} n {n} m {m} {kind}: {auto:e}");
+                let allowed = (ty.info().own_error / 10.0).max(2e-4);
+                assert!(auto < f64::from(allowed), "{ty:?} k {k} n {n} m {m} {kind}: {auto:e}");
                 assert!(exact < 2e-5, "{ty:?} k {k} n {n} m {m} {kind}, exact: {exact:e}");
             }
         }
@@ -293,7 +301,13 @@ fn activations_that_are_not_finite_give_results_that_are_not() {
         println!("SKIPPED: no AMX");
         return;
     }
-    let (k, n, m) = (256, 40, 40);
+    for m in [12, 40] {
+        not_finite(m);
+    }
+}
+
+fn not_finite(m: usize) {
+    let (k, n) = (256, 40);
     let mut x = activations("smooth", m, k);
     x[5 * k + 17] = f32::NAN;
     x[9 * k + 200] = f32::INFINITY;
@@ -308,5 +322,30 @@ fn activations_that_are_not_finite_give_results_that_are_not() {
             let broken = row == 5 || row == 9;
             assert!(out.iter().all(|v| v.is_finite() != broken), "row {row}, exact {exact}");
         }
+    }
+}
+
+/// Given enough results that they are written past the caches, and rows that are not whole cache
+/// lines, then results are the same.
+#[test]
+fn large_results_are_the_same_wherever_they_are_written() {
+    if Amx::new().is_none() {
+        println!("SKIPPED: no AMX");
+        return;
+    }
+    let (k, n, m) = (256, 1040, 600);
+    let x = activations("smooth", m, k);
+    let (shape, packed, reference) = weights_and_reference(WeightType::Q4_0, k, n, m, &x);
+    for stride in [4 * n, 4 * n + 4] {
+        let op = MatMul {
+            weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
+            input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+            output: Output { data: std::ptr::null_mut(), nb: [stride, 0, 0] },
+        };
+        let out = gemm(&op, false, stride / 4 * m);
+        let rows: Vec<f32> = out.chunks(stride / 4).flat_map(|row| row[..n].to_vec()).collect();
+        assert!(nmse(&rows, &reference) < 2e-4);
+        let past_the_end = out.chunks(stride / 4).flat_map(|row| &row[n..]);
+        assert!(past_the_end.clone().all(|v| v.is_nan()), "{past_the_end:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! channels x 16 columns). The formats supply quants and scales; nothing here knows a type.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::tiles::{OUTLIERS, STEP_BF16, STEP_BYTES, STEP_INT8};
 use crate::format::{Format, LANES};
@@ -41,25 +42,26 @@ fn twice16(v: __m512i) -> __m512i {
     _mm512_mask_blend_epi16(0xaaaa_aaaa, v, _mm512_slli_epi32::<16>(v))
 }
 
-/// Makes int8 tiles of channels `from..from + len` of one panel: `w * 127 / bound`, rounded, where
+/// Makes int8 tiles of `channels` of one panel: `w * 127 / bound`, rounded, where
 /// `bound` is the largest magnitude a column's quants could stand for. `bound / 127` goes to `scales`.
 ///
 /// `out` is the panel's tile in the first k-step. Both quant and factor are integers: the factor has
 /// 8 bits behind the point, which moves a weight by at most a quarter of a step. `next` is prefetched
-/// as far as was read.
+/// as far as was read. `between` is called after every group with its number.
 ///
 /// # Safety
 /// The panel must have the channels; `out` room for their k-steps; AVX-512 needed.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn int8<F: Format>(
     panel: *const u8,
-    from: usize,
-    len: usize,
+    channels: Range<usize>,
     out: *mut u8,
     scales: *mut f32,
     next: *const u8,
+    mut between: impl FnMut(usize),
 ) {
-    let groups = from / F::GROUP..(from + len) / F::GROUP;
+    let groups = channels.start / F::GROUP..channels.end / F::GROUP;
     // SAFETY: promised by the caller, here and below.
     unsafe {
         let mut bound = _mm512_setzero_ps();
@@ -101,6 +103,7 @@ pub unsafe fn int8<F: Format>(
                 let both = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
                 _mm512_store_si512(to.add(64 * r).cast(), both);
             }
+            between(i);
         }
     }
 }

@@ -3,9 +3,9 @@
 //! Rows are cut into blocks of 32 (two tiles of 16). A block is a sequence of k-steps; each holds two
 //! compact tiles of 16 rows x 64 bytes, so that a tile load touches 16 neighbouring cache lines.
 //!
-//! **int8** ([`Precision::Int8`]): 64 weights per k-step; one scale per row and pass of [`PASS_INT8`].
-//! Such coarse scales are only good without outliers, so the [`OUTLIERS`] channels with the largest
-//! magnitudes among a chunk of [`CHUNK`] rows are set to zero here and kept apart in BF16: one
+//! **int8** ([`Precision::Int8`]): 64 weights per k-step; one scale per row and pass of 256 to 1024
+//! channels. Such coarse scales are only good without outliers, so the [`OUTLIERS`] channels with the
+//! largest magnitudes among a chunk of [`CHUNK`] rows are set to zero here and kept apart in BF16: one
 //! k-step of 32 channels, multiplied with the same channels of the weights.
 //!
 //! **BF16** ([`Precision::Bf16`]): 32 weights per k-step, no scales, no outliers.
@@ -24,8 +24,10 @@ pub const STEP_BYTES: usize = 2048;
 pub const STEP_INT8: usize = 64;
 /// Channels per k-step, BF16.
 pub const STEP_BF16: usize = 32;
-/// Channels that share an activation scale and a weight scale: 16 k-steps, 32 KB of tiles.
-pub const PASS_INT8: usize = 1024;
+/// Numbers of channels that may share an activation scale and a weight scale, coarsest first.
+pub const PASSES: [usize; 3] = [1024, 512, 256];
+/// The finest of them.
+pub const FINEST: usize = 256;
 /// Rows that share their outlier channels.
 pub const CHUNK: usize = 256;
 /// Outlier channels per chunk: one BF16 k-step.
@@ -39,8 +41,9 @@ const MAX_CREST: f32 = 7.5;
 const STEP_ERROR: f32 = 1.0 / (127.0 * 127.0 * 12.0);
 /// Relative squared error of requantising a column of weights over one pass (measured: 4e-5 to 7e-5).
 const REQUANT_ERROR: f32 = 7e-5;
-/// The estimates are from a few rows: keep this far below what is allowed.
+/// The estimates are from a few rows: keep this far below what is allowed, farther where outliers move.
 const MARGIN: f32 = 0.8;
+const MARGIN_SPIKY: f32 = 0.5;
 
 /// Sums over the rows that were looked at.
 #[derive(Default)]
@@ -48,9 +51,9 @@ struct Seen {
     /// Squares of all activations, and of those outside the outlier channels.
     all: f32,
     rest: f32,
-    /// Squared errors of blocks of 32, and of passes with the outlier split.
+    /// Squared errors of blocks of 32, and of [`PASSES`] with the outlier split.
     host: f32,
-    int8: f32,
+    int8: [f32; PASSES.len()],
     /// amax / rms outside the outlier channels, and of how many rows.
     crest: f32,
     rows: usize,
@@ -59,8 +62,11 @@ struct Seen {
 /// What the products are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// 8-bit integers and the outlier split.
-    Int8,
+    /// 8-bit integers, a scale for every `pass` channels (one of [`PASSES`]), and the outlier split.
+    Int8 {
+        /// Channels per scale.
+        pass: usize,
+    },
     /// BF16 throughout.
     Bf16,
 }
@@ -69,8 +75,16 @@ impl Precision {
     /// Channels per k-step.
     pub fn step(self) -> usize {
         match self {
-            Precision::Int8 => STEP_INT8,
+            Precision::Int8 { .. } => STEP_INT8,
             Precision::Bf16 => STEP_BF16,
+        }
+    }
+
+    /// k-steps of a pass: for int8 those that share scales, for BF16 as many bytes as the longest.
+    pub fn pass_steps(self) -> usize {
+        match self {
+            Precision::Int8 { pass } => pass / STEP_INT8,
+            Precision::Bf16 => PASSES[0] / STEP_INT8,
         }
     }
 }
@@ -96,7 +110,7 @@ impl Layout {
         let (blocks, chunks) = (m.div_ceil(ROWS), m.div_ceil(CHUNK));
         let steps = k.div_ceil(STEP_BF16);
         let scales = blocks.checked_mul(steps)?.checked_mul(STEP_BYTES)?;
-        let outliers = scales.checked_add(blocks * k.div_ceil(PASS_INT8) * ROWS * 4)?;
+        let outliers = scales.checked_add(blocks * k.div_ceil(FINEST) * ROWS * 4)?;
         let channels = outliers.checked_add(blocks * STEP_BYTES)?;
         let maxima = channels.checked_add(chunks * OUTLIERS * 4)?;
         let bytes = maxima.checked_add(chunks.checked_mul(k)?.checked_mul(4)?)?.checked_next_multiple_of(64)?;
@@ -174,10 +188,10 @@ impl Tiles {
         self.base.wrapping_add((block * steps + channel / precision.step()) * STEP_BYTES)
     }
 
-    /// 32 scales of block `block`, pass `pass`.
+    /// 32 scales of block `block` for the channels from `channel` on, a multiple of `pass`.
     #[inline]
-    pub fn scales(&self, block: usize, pass: usize) -> *mut f32 {
-        let index = (block * self.layout.k.div_ceil(PASS_INT8) + pass) * ROWS;
+    pub fn scales(&self, pass: usize, block: usize, channel: usize) -> *mut f32 {
+        let index = (block * self.layout.k.div_ceil(pass) + channel / pass) * ROWS;
         self.base.wrapping_add(self.layout.scales).cast::<f32>().wrapping_add(index)
     }
 
@@ -276,10 +290,12 @@ impl Tiles {
         for row in self.sample(chunk).step_by(rows.div_ceil(ROWS_LOOKED_AT)) {
             let mut all = _mm512_setzero_ps();
             let (mut rest, mut crest_max) = (_mm512_setzero_ps(), 0f32);
-            for pass in mask.chunks(PASS_INT8 / 16).enumerate() {
-                let mut pass_max = _mm512_setzero_ps();
-                for (i, keep) in pass.1.chunks_exact(2).enumerate() {
-                    let channel = pass.0 * PASS_INT8 + 32 * i;
+            // Largest magnitude so far in the pass of each length.
+            let mut pass_max = [0f32; PASSES.len()];
+            for (at, keep) in mask.chunks(FINEST / 16).enumerate() {
+                let mut fine_max = _mm512_setzero_ps();
+                for (i, keep) in keep.chunks_exact(2).enumerate() {
+                    let channel = at * FINEST + 32 * i;
                     let mut block_max = _mm512_setzero_ps();
                     for (half, keep) in keep.iter().enumerate() {
                         // SAFETY: the row has k channels.
@@ -288,14 +304,21 @@ impl Tiles {
                         all = _mm512_fmadd_ps(v, v, all);
                         rest = _mm512_fmadd_ps(kept, kept, rest);
                         block_max = _mm512_max_ps(block_max, _mm512_abs_ps(v));
-                        pass_max = _mm512_max_ps(pass_max, _mm512_abs_ps(kept));
+                        fine_max = _mm512_max_ps(fine_max, _mm512_abs_ps(kept));
                     }
                     let block_max = _mm512_reduce_max_ps(block_max);
                     seen.host += ACT_BLOCK as f32 * STEP_ERROR * block_max * block_max;
                 }
-                let pass_max = _mm512_reduce_max_ps(pass_max);
-                seen.int8 += (pass.1.len() * 16) as f32 * STEP_ERROR * pass_max * pass_max;
-                crest_max = crest_max.max(pass_max);
+                let fine_max = _mm512_reduce_max_ps(fine_max);
+                crest_max = crest_max.max(fine_max);
+                let end = at * FINEST + 16 * keep.len();
+                for ((max, error), pass) in pass_max.iter_mut().zip(&mut seen.int8).zip(PASSES) {
+                    *max = max.max(fine_max);
+                    if end.is_multiple_of(pass) || end == self.layout.k {
+                        *error += ((end - 1) % pass + 1) as f32 * STEP_ERROR * *max * *max;
+                        *max = 0.0;
+                    }
+                }
             }
             let (all, rest) = (_mm512_reduce_add_ps(all), _mm512_reduce_add_ps(rest));
             seen.all += all;
@@ -307,19 +330,19 @@ impl Tiles {
         }
     }
 
-    /// Whether int8 with the outlier split is good enough for these activations: looks at the sample
-    /// of every chunk. All threads come to the same answer. `mask` holds k / 16 words of scratch,
-    /// `own_error` is the NMSE of the weight type itself.
+    /// The cheapest precision that is good enough for these activations: looks at the sample of every
+    /// chunk. All threads come to the same answer. `mask` holds k / 16 words of scratch, `own_error` is
+    /// the NMSE of the weight type itself.
     ///
-    /// Two conditions: the error it adds, estimated, is at most what ggml's own kernels add (8 bits
-    /// per 32 activations) or a tenth of the type's own; and what is left after the split is not
-    /// spiky, for then errors hit few tokens hard, which a mean does not show.
+    /// int8 needs two things: the error it adds, estimated, is at most what ggml's own kernels add (8
+    /// bits per 32 activations) or a tenth of the type's own; and where what is left after the split
+    /// is spiky, errors hit few tokens hard, which a mean does not show: only the finest scales will do.
     ///
     /// # Safety
     /// The maxima must be there; AVX-512 needed.
     #[target_feature(enable = "avx512f")]
     #[inline(never)]
-    pub unsafe fn decide(&self, x: &Source, mask: &mut [u16], own_error: f32) -> Precision {
+    pub unsafe fn decide(&self, x: &Source, mask: &mut [u16], own_error: f32, few_rows: bool) -> Precision {
         let mut seen = Seen::default();
         for chunk in 0..self.chunks() {
             // SAFETY: promised by the caller.
@@ -328,10 +351,17 @@ impl Tiles {
                 self.look(x, chunk, mask, &mut seen);
             }
         }
-        let int8 = seen.int8 + REQUANT_ERROR * seen.rest;
-        let allowed = MARGIN * seen.host.max(own_error / 10.0 * seen.all);
-        // Written so that NaN means BF16, which passes it on as it is.
-        if int8 <= allowed && seen.crest <= MAX_CREST * seen.rows as f32 { Precision::Int8 } else { Precision::Bf16 }
+        // Written so that NaN means spiky, here, and BF16 below, which passes it on as it is.
+        let calm = seen.crest <= MAX_CREST * seen.rows as f32;
+        let margin = if calm { MARGIN } else { MARGIN_SPIKY };
+        let allowed = margin * seen.host.max(own_error / 10.0 * seen.all);
+        let coarse = !few_rows && calm;
+        for (pass, error) in PASSES.into_iter().zip(seen.int8) {
+            if (coarse || pass == FINEST) && error + REQUANT_ERROR * seen.rest <= allowed {
+                return Precision::Int8 { pass };
+            }
+        }
+        Precision::Bf16
     }
 
     /// Third step, BF16: one row.
@@ -359,15 +389,15 @@ impl Tiles {
     /// As for [`Tiles::put_bf16`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn put_int8(&self, x: &Source, row: usize, channels: &[u32; OUTLIERS], mask: &[u16]) {
+    pub unsafe fn put_int8(&self, pass: usize, x: &Source, row: usize, channels: &[u32; OUTLIERS], mask: &[u16]) {
         let (block, k) = (row / ROWS, self.layout.k);
         // SAFETY: all channels are below k; tiles, scales and outliers of this row are its own.
         unsafe {
-            for pass in 0..k.div_ceil(PASS_INT8) {
-                let (from, to) = (pass * PASS_INT8, ((pass + 1) * PASS_INT8).min(k));
-                let inverse = self.put_scale(x, row, pass, from..to, mask);
+            for from in (0..k).step_by(pass) {
+                let to = (from + pass).min(k);
+                let inverse = self.put_scale(pass, x, row, from..to, mask);
                 for channel in (from..to).step_by(STEP_INT8) {
-                    let out = self.tiles(Precision::Int8, block, channel).add(row % ROWS * 64);
+                    let out = self.tiles(Precision::Int8 { pass }, block, channel).add(row % ROWS * 64);
                     for i in 0..4 {
                         let c = channel + 16 * i;
                         // The last step may be half a one.
@@ -395,7 +425,8 @@ impl Tiles {
     /// As for [`Tiles::put_int8`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn put_scale(&self, x: &Source, row: usize, pass: usize, channels: Range<usize>, mask: &[u16]) -> __m512 {
+    unsafe fn put_scale(&self, pass: usize, x: &Source, row: usize, channels: Range<usize>, mask: &[u16]) -> __m512 {
+        let to = self.scales(pass, row / ROWS, channels.start);
         let magnitude = _mm512_set1_epi32(0x7fff_ffff);
         let mut max = _mm512_setzero_si512();
         for c in channels.step_by(16) {
@@ -405,7 +436,7 @@ impl Tiles {
         }
         let (scale, inverse) = scale_of(_mm512_reduce_max_epu32(max));
         // SAFETY: this row's scale.
-        unsafe { *self.scales(row / ROWS, pass).add(row % ROWS) = scale };
+        unsafe { *to.add(row % ROWS) = scale };
         _mm512_set1_ps(inverse)
     }
 }

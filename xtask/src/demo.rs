@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use crate::{
-    bench,
     cache::Cache,
     chat,
     cpu::{self, Cpu},
     fetch,
     host::{self, Host, Kind},
     program::{self, Way},
-    symbols, table,
+    speed, symbols, table,
     util::Result,
 };
 
@@ -114,14 +113,14 @@ fn chat(plan: &Plan, host: &Host, model: &Path) -> Result<()> {
 fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Result<()> {
     let threads = plan.cpu.threads;
     let ours = plan.ours();
-    if plan.amx && !bench::amx_buffer_used(host, model, ours, threads)? {
+    if plan.amx && !speed::amx_buffer_used(host, model, ours, threads)? {
         return Err("llama-bench did not use the AMX buffer".into());
     }
     let mut notes = Vec::new();
     let mut theirs = (Way::HostBest, "host, no AMX".to_string());
     if let Some(cpp) = baseline {
         symbols::check_original(&cpp.cpu_library())?;
-        match bench::amx_buffer_used(host, model, Way::CppAmx(cpp), threads) {
+        match speed::amx_buffer_used(host, model, Way::CppAmx(cpp), threads) {
             Ok(true) => theirs = (Way::CppAmx(cpp), "host's C++ AMX".into()),
             Ok(false) => notes.push("the host's C++ AMX backend stepped aside on this machine".to_string()),
             Err(e) => {
@@ -138,7 +137,7 @@ fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Res
     }
     let alone = plan.steps_aside();
     let ways = if alone { vec![ours] } else { vec![theirs.0, ours] };
-    let samples = bench::interleaved(host, model, &ways, threads)?;
+    let samples = speed::interleaved(host, model, &ways, threads, &speed::Plan::default())?;
 
     let ours_label = plan.ours_label();
     let header = if alone { vec!["tokens/s", &ours_label] } else { vec!["tokens/s", &theirs.1, &ours_label, "ratio"] };
@@ -147,7 +146,7 @@ fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Res
         .enumerate()
         .map(|(test, name)| {
             let medians: Vec<f64> =
-                samples.iter().map(|s| bench::median(if test == 0 { &s.prompt } else { &s.generation })).collect();
+                samples.iter().map(|s| speed::median(if test == 0 { &s.prompt } else { &s.generation })).collect();
             let mut row = vec![name.to_string()];
             row.extend(medians.iter().map(|m| format!("{m:.1}")));
             row.extend((!alone).then(|| format!("{:.2}x", medians[1] / medians[0])));

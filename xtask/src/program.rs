@@ -21,6 +21,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(20 * 60);
 pub enum Way<'a> {
     /// This library, with this ceiling for the instruction set (None: its default, AMX).
     Ours(Option<&'a str>),
+    /// This library with GGML_AMX_PRECISION=exact.
+    Exact,
     /// The host's own code for plain weights: this library off, no extra buffer types.
     Plain,
     /// What the host does when it has no AMX: this library off, everything else as usual.
@@ -34,7 +36,7 @@ impl Way<'_> {
     fn library_of<'h>(&'h self, host: &'h Host) -> &'h Host {
         match self {
             Self::CppAmx(other) => other,
-            Self::Ours(_) | Self::Plain | Self::HostBest => host,
+            Self::Ours(_) | Self::Exact | Self::Plain | Self::HostBest => host,
         }
     }
 }
@@ -43,7 +45,7 @@ impl Way<'_> {
 pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
     let program = match way {
         Way::CppAmx(other) => beside_the_other_library(host, other, name)?,
-        Way::Ours(_) | Way::Plain | Way::HostBest => host.program(name),
+        Way::Ours(_) | Way::Exact | Way::Plain | Way::HostBest => host.program(name),
     };
     let mut command = Command::new(program);
     for (key, _) in std::env::vars_os() {
@@ -57,6 +59,9 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
             if let Some(isa) = isa {
                 command.env("GGML_AMX_ISA", isa);
             }
+        }
+        Way::Exact => {
+            command.env("GGML_AMX_PRECISION", "exact");
         }
         Way::Plain => {
             let off: &[&str] = if name == "llama-bench" { &["--repack", "0"] } else { &["--no-repack"] };

@@ -62,9 +62,14 @@ pub fn io<T>(what: &str, path: &Path, r: std::io::Result<T>) -> Result<T> {
 
 /// Runs with both outputs on the terminal.
 pub fn run_shown(command: &mut Command) -> Result<()> {
+    run_shown_within(command, TIME_LIMIT)
+}
+
+/// [`run_shown`] with a time limit of its own.
+pub fn run_shown_within(command: &mut Command, limit: Duration) -> Result<()> {
     let name = shown(command);
     let child = command.stdin(Stdio::null()).spawn().map_err(|e| not_started(&name, &e))?;
-    let status = wait(child, &name, TIME_LIMIT)?;
+    let status = wait(child, &name, limit)?;
     if status.success() { Ok(()) } else { Err(format!("`{name}` failed ({})", how_it_ended(status))) }
 }
 

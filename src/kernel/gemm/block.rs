@@ -3,15 +3,14 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::{PASS_STEPS, TILE_COLS};
+use super::TILE_COLS;
 use crate::format::LANES;
 use crate::panel::tiles::{OUTLIERS, ROWS, STEP_BYTES};
 
 /// Bytes of one block of results, 32x32 of 4 bytes.
 pub const BLOCK: usize = ROWS * TILE_COLS * 4;
-/// Rows of results that are scaled per k-step of the next pass: all 32 in 16 steps.
-const ROWS_PER_STEP: usize = ROWS / PASS_STEPS;
 /// Cache lines of activations prefetched per k-step.
 pub const PREFETCH_ACT: usize = 4;
 
@@ -105,17 +104,17 @@ impl Pending {
         unsafe { [_mm512_load_ps(self.weights), _mm512_load_ps(self.weights.add(LANES))] }
     }
 
-    /// Rows from `from` on.
+    /// Some rows.
     ///
     /// # Safety
     /// As for [`Pending::row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn finish<const BF16: bool>(&self, from: usize) {
+    pub unsafe fn some<const BF16: bool>(&self, rows: Range<usize>) {
         // SAFETY: promised by the caller.
         unsafe {
             let weights = self.scales::<BF16>();
-            for row in from..self.rows {
+            for row in rows {
                 self.row::<BF16>(row, weights);
             }
         }
@@ -186,24 +185,27 @@ macro_rules! last {
     };
 }
 
-/// Multiplies one pass into `product.dots` and works off `pending` meanwhile. `TWO`: both tiles of
-/// rows, or only the upper one.
+/// Multiplies one pass into `product.dots` and works off `pending` meanwhile, `WEAVE` rows per k-step.
+/// `TWO`: both tiles of rows, or only the upper one.
 ///
 /// # Safety
 /// Pointers valid, full tiles configured, AVX-512 there. Tile state lives across the asm blocks of
 /// this function, which makes no calls that could touch it: compilers never use tile registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn multiply<const BF16: bool, const TWO: bool>(product: &Product, pending: Option<&Pending>) {
+pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
+    product: &Product,
+    pending: Option<&Pending>,
+) {
     // SAFETY: promised by the caller.
     unsafe {
-        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+        zero_sums();
         if TWO {
             first!(true, product.act, product.weights)
         } else {
             first!(false, product.act, product.weights)
         };
-        let rows = pending.map_or(0, |p| p.rows / ROWS_PER_STEP * ROWS_PER_STEP);
+        let rows = pending.map_or(0, |p| p.rows / WEAVE * WEAVE);
         let scales = pending.map_or([_mm512_setzero_ps(); 2], |p| p.scales::<BF16>());
         let mut row = 0;
         for step in 1..=product.steps {
@@ -230,23 +232,25 @@ pub unsafe fn multiply<const BF16: bool, const TWO: bool>(product: &Product, pen
             if row < rows
                 && let Some(p) = pending
             {
-                for i in 0..ROWS_PER_STEP {
+                for i in 0..WEAVE {
                     p.row::<BF16>(row + i, scales);
                 }
-                row += ROWS_PER_STEP;
+                row += WEAVE;
             }
         }
         store_dots::<TWO>(product.dots);
         if let Some(p) = pending {
-            p.finish::<BF16>(row);
+            p.some::<BF16>(row..p.rows);
         }
     }
 }
 
+/// Stores tmm0-3 (or tmm0-1) as rows of 32 columns.
+///
 /// # Safety
 /// As for [`multiply`].
 #[inline]
-unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
+pub unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
     // SAFETY: promised by the caller.
     unsafe {
         asm!("tilestored [{to} + {row}*1], tmm0", "tilestored [{to} + {row}*1 + 64], tmm1",
@@ -267,7 +271,7 @@ pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, s
     debug_assert_eq!(OUTLIERS, 32);
     // SAFETY: promised by the caller; sums are laid out as results are.
     unsafe {
-        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+        zero_sums();
         if rows > ROWS / 2 {
             first!(true, act, weights);
             last!("tdpbf16ps", true);
@@ -276,6 +280,60 @@ pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, s
             first!(false, act, weights);
             last!("tdpbf16ps", false);
             store_dots::<false>(sums.cast());
+        }
+    }
+}
+
+/// Starts tmm0-3 at zero.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline]
+unsafe fn zero_sums() {
+    // SAFETY: promised by the caller.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
+    }
+}
+
+/// Starts tmm0-3 at zero and loads the first k-step of `TWO` tiles of rows or one.
+///
+/// # Safety
+/// As for [`multiply`].
+#[inline]
+pub unsafe fn start<const TWO: bool>(act: *const u8, weights: *const u8) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        zero_sums();
+        if TWO { first!(true, act, weights) } else { first!(false, act, weights) }
+    }
+}
+
+/// One product of the loaded int8 k-step, number `which` of four (or, with one tile of rows, two), which
+/// must come in order. Whatever had its last use is loaded from the next k-step, at `act` and
+/// `weights`, so that no product has to wait for its operands.
+///
+/// # Safety
+/// As for [`multiply`]; nothing else may use tiles from [`start`] until the sums are stored. The next
+/// k-step must be readable, whatever it is.
+#[inline]
+pub unsafe fn product<const TWO: bool>(which: usize, act: *const u8, weights: *const u8) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match (TWO, which) {
+            (true, 0) => asm!("tdpbssd tmm0, tmm4, tmm6", options(nostack, preserves_flags)),
+            (true, 1) => asm!("tdpbssd tmm2, tmm5, tmm6", "tileloadd tmm6, [{w} + {row}*1]",
+                w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
+            (true, 2) => asm!("tdpbssd tmm1, tmm4, tmm7", "tileloadd tmm4, [{a} + {row}*1]",
+                a = in(reg) act, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
+            (true, _) => asm!("tdpbssd tmm3, tmm5, tmm7", "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+                "tileloadd tmm7, [{w} + {row}*1 + 1024]",
+                a = in(reg) act, w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
+            (false, 0) => asm!("tdpbssd tmm0, tmm4, tmm6", "tileloadd tmm6, [{w} + {row}*1]",
+                w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
+            (false, _) => asm!("tdpbssd tmm1, tmm4, tmm7", "tileloadd tmm4, [{a} + {row}*1]",
+                "tileloadd tmm7, [{w} + {row}*1 + 1024]",
+                a = in(reg) act, w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
         }
     }
 }

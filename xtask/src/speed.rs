@@ -1,4 +1,4 @@
-//! Speed of two ways to run the same host, measured in turns: A B A B ...
+//! Tokens per second of several ways to run the same host, measured in turns: A B A B ...
 
 use std::path::Path;
 
@@ -9,35 +9,47 @@ use crate::{
     util::Result,
 };
 
-/// Prompt and generation length, in tokens.
-const PROMPT: u32 = 512;
-const GENERATION: u32 = 64;
-/// Rounds, each with this many repetitions of either test.
-const ROUNDS: usize = 5;
-const REPETITIONS: usize = 2;
+/// What llama-bench is asked for.
+pub struct Plan {
+    /// Prompt length, in tokens.
+    pub prompt: u32,
+    /// Tokens to generate.
+    pub generation: u32,
+    /// How often every way has its turn.
+    pub rounds: usize,
+    /// Repetitions of either test in a turn.
+    pub repetitions: usize,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { prompt: 512, generation: 64, rounds: 5, repetitions: 2 }
+    }
+}
 
 /// Tokens per second of one way to run.
 #[derive(Default)]
 pub struct Samples {
-    /// Prompt processing, 512 tokens.
+    /// Prompt processing.
     pub prompt: Vec<f64>,
-    /// Generation, 64 tokens.
+    /// Generation.
     pub generation: Vec<f64>,
 }
 
 /// Runs all ways in turns; the proof of what was loaded is part of every run.
-pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize) -> Result<Vec<Samples>> {
+pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, plan: &Plan) -> Result<Vec<Samples>> {
     let mut all: Vec<Samples> = ways.iter().map(|_| Samples::default()).collect();
-    for round in 1..=ROUNDS {
-        println!("    round {round} of {ROUNDS}");
+    let [prompt, generation] = [plan.prompt, plan.generation].map(|n| n.to_string());
+    for round in 1..=plan.rounds {
+        println!("    round {round} of {}", plan.rounds);
         for (i, (way, samples)) in ways.iter().zip(&mut all).enumerate() {
             let mut command = program::command(host, "llama-bench", *way)?;
             command.arg("-m").arg(model).args(["-o", "json", "-t", &threads.to_string()]);
-            command.args(["-p", &PROMPT.to_string(), "-n", &GENERATION.to_string(), "-r", &REPETITIONS.to_string()]);
-            let log = cache::log(&format!("bench-{}", ["a", "b", "c"][i]))?;
+            command.args(["-p", &prompt, "-n", &generation, "-r", &plan.repetitions.to_string()]);
+            let log = cache::log(&format!("bench-{i}"))?;
             let output = program::run_proved(host, command, *way, &log)?;
             let one = parse(&output.stdout);
-            if one.prompt.len() != REPETITIONS || one.generation.len() != REPETITIONS {
+            if one.prompt.len() != plan.repetitions || one.generation.len() != plan.repetitions {
                 return Err(format!("llama-bench printed no samples: see {}", log.display()));
             }
             samples.prompt.extend(one.prompt);

@@ -1,0 +1,89 @@
+//! Random weights and activations.
+
+use ggml_amx::format::WeightType;
+use ggml_amx::panel::weights::Shape;
+
+/// A small generator: the same numbers in every run.
+pub struct Random(pub u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    fn normal(&mut self) -> f32 {
+        (0..6).map(|_| (self.next() % 65536) as f32 / 65536.0 - 0.5).sum::<f32>() * 1.41
+    }
+}
+
+/// Floats that begin with a cache line, as hosts' tensors do; on ordinary pages, as theirs are.
+pub struct Floats {
+    memory: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Floats {
+    /// So many zeros.
+    pub fn new(len: usize) -> Self {
+        let memory = vec![0f32; len + 16];
+        let start = memory.as_ptr().align_offset(64);
+        Self { memory, start, len }
+    }
+}
+
+impl std::ops::Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl std::ops::DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}
+
+/// Plain weights: random quants with f16 scales of a plausible size.
+pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
+    let halves: &[usize] = match shape.ty {
+        WeightType::Q4_1 | WeightType::Q4_K | WeightType::Q5_K => &[0, 2],
+        WeightType::Q6_K => &[208],
+        _ => &[0],
+    };
+    let mut plain = vec![0u8; shape.plain_size()];
+    for bytes in plain.chunks_mut(2) {
+        bytes.copy_from_slice(&(random.next() as u16).to_le_bytes()[..bytes.len()]);
+    }
+    if shape.ty == WeightType::Q8_0 {
+        // No quantiser gives -128, and ik_llama.cpp's kernels count on that.
+        plain.iter_mut().filter(|b| **b == 0x80).for_each(|b| *b = 0x81);
+    }
+    for block in plain.chunks_exact_mut(shape.ty.info().bytes) {
+        for at in halves {
+            let d = half::f16::from_f32(0.001 * (0.6 + (random.next() % 800) as f32 / 1000.0));
+            block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+    }
+    plain
+}
+
+/// Normal activations: as they are, with 0.4 % of the channels 30 times larger (inputs of attention and
+/// gate), or with as many that move from row to row (inputs of ffn_down).
+pub fn activations(kind: &str, m: usize, k: usize, random: &mut Random) -> Floats {
+    let mut x = Floats::new(m * k);
+    x.iter_mut().for_each(|x| *x = random.normal());
+    for row in 0..m {
+        for i in 0..k / 250 {
+            match kind {
+                "gate" => x[row * k + i * 250 + 7] *= 30.0,
+                "down" => x[row * k + (i * 250 + row * 61) % k] *= 12.0,
+                _ => {}
+            }
+        }
+    }
+    x
+}

@@ -1,0 +1,238 @@
+//! Many rows: for every block of columns and every stretch of channels, make the weight panels once
+//! (they fill half of the second-level cache), then run all rows over them in blocks of 32x32.
+//!
+//! A block takes passes of up to 16 k-steps, so that its activations (32 KB) stay in the first-level
+//! cache while it walks the columns; weight tiles are loaded with a hint that keeps them out of it.
+//! While one pass multiplies, the results of the one before are scaled and added, and the next block's
+//! activations are prefetched. Nothing more is prefetched: the cache is full.
+
+use super::block::{BLOCK, PREFETCH_ACT, Pending, Place, Product, multiply, outlier_product};
+use super::{TILE_COLS, TileJob, result};
+use crate::cpu::cache;
+use crate::format::{Format, LANES};
+use crate::panel::requant;
+use crate::panel::tiles::{CHUNK, FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
+
+/// Bytes of results of one thread from which on they bypass the caches.
+const STREAM_BYTES: usize = 1 << 20;
+/// k-steps of a stretch.
+const STRETCH_STEPS: usize = 64;
+/// Pairs of panels (32 columns) kept at a time, by least size of the second-level cache: their
+/// requantised weights, 128 KB per pair, take half of it.
+const PAIRS: [(usize, usize); 3] = [(2 << 20, 8), (1 << 20, 4), (0, 2)];
+
+/// How much is kept, and where in a thread's scratch.
+#[derive(Clone, Copy)]
+struct Blocking {
+    pairs: usize,
+}
+
+impl Blocking {
+    fn new(m: usize) -> Self {
+        let l2 = cache::l2_bytes();
+        let most = PAIRS.iter().find(|(least, _)| l2 >= *least).map_or(1, |(_, pairs)| *pairs);
+        // One block of rows has nothing to share.
+        Self { pairs: if m <= ROWS { 1 } else { most } }
+    }
+
+    /// Two blocks of raw results, used in turn.
+    const DOTS: usize = 0;
+    /// f32 sums of one block of rows and all pairs.
+    const SUMS: usize = 2 * BLOCK;
+
+    /// Weight scales: per pair and pass, 32.
+    fn scales(self) -> usize {
+        Self::SUMS + self.pairs * BLOCK
+    }
+
+    /// Weight panels.
+    fn panels(self) -> usize {
+        self.scales() + self.pairs * (STRETCH_STEPS * STEP_INT8 / FINEST) * TILE_COLS * 4
+    }
+
+    /// Outlier tiles: per chunk of rows and pair.
+    fn outliers(self) -> usize {
+        self.panels() + self.pairs * STRETCH_STEPS * STEP_BYTES
+    }
+}
+
+/// Bytes of scratch for `m` rows, a multiple of 64.
+pub fn scratch_bytes(m: usize) -> usize {
+    let blocking = Blocking::new(m);
+    blocking.outliers() + m.div_ceil(CHUNK) * blocking.pairs * STEP_BYTES
+}
+
+/// One block of columns and one stretch of channels.
+struct Panels {
+    scratch: *mut u8,
+    blocking: Blocking,
+    /// First pair of the job, and how many.
+    pair: usize,
+    pairs: usize,
+    /// First channel, and k-steps.
+    from: usize,
+    steps: usize,
+    /// Whether these are the first channels: sums start, otherwise they go on from the result.
+    first: bool,
+    /// Whether these are the last channels.
+    last: bool,
+}
+
+/// # Safety
+/// As for [`run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn columns<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8) {
+    let k = job.tiles.layout.k;
+    let blocking = Blocking::new(job.tiles.layout.m);
+    let stretch = STRETCH_STEPS * job.precision.step();
+    let all = job.pairs();
+    for pair in (0..all).step_by(blocking.pairs) {
+        for from in (0..k).step_by(stretch) {
+            let len = stretch.min(k - from);
+            let part = Panels {
+                scratch,
+                blocking,
+                pair,
+                pairs: blocking.pairs.min(all - pair),
+                from,
+                steps: len.div_ceil(job.precision.step()),
+                first: from == 0,
+                last: from + len == k,
+            };
+            // SAFETY: promised by the caller.
+            unsafe {
+                make_panels::<F, BF16>(job, &part, len);
+                for row in job.job.rows.clone().step_by(ROWS) {
+                    rows_of_panels::<BF16>(job, &part, row);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`run`].
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline(never)]
+unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Panels, len: usize) {
+    let pass_len = job.precision.pass_steps() * job.precision.step();
+    let passes = len.div_ceil(pass_len);
+    for i in 0..2 * part.pairs {
+        let (pair, half) = (i / 2, i % 2);
+        let panel = job.panel(2 * part.pair + i);
+        let out = part.weights(pair, 0).wrapping_add(half * STEP_BYTES / 2);
+        let next_panel = panel.wrapping_add(job.job.panel_bytes);
+        // SAFETY: promised by the caller; the scratch has room for 8 pairs.
+        unsafe {
+            if BF16 {
+                requant::bf16::<F>(panel, part.from, len, out, next_panel);
+                continue;
+            }
+            for pass in 0..passes {
+                let at = pass * pass_len;
+                let channels = part.from + at..part.from + (at + pass_len).min(len);
+                let scales = part.scales(pair * passes + pass).add(half * LANES);
+                let to = out.add(pass * job.precision.pass_steps() * STEP_BYTES);
+                let next = if pass + 1 < passes { (panel, channels.end) } else { (next_panel, part.from) };
+                let next = requant::group_at::<F>(next.0, next.1);
+                requant::int8::<F>(panel, channels, to, scales, next, |_| ());
+            }
+            if part.first {
+                let chunks = job.job.rows.start / CHUNK..job.job.rows.end.div_ceil(CHUNK);
+                for chunk in chunks {
+                    let to = part.outliers(chunk, pair).add(half * STEP_BYTES / 2);
+                    requant::outliers::<F>(panel, &*job.tiles.channels(chunk), to);
+                }
+            }
+        }
+    }
+}
+
+impl Panels {
+    fn sums(&self, pair: usize) -> *mut f32 {
+        self.scratch.wrapping_add(Blocking::SUMS + pair * BLOCK).cast()
+    }
+
+    fn scales(&self, index: usize) -> *mut f32 {
+        self.scratch.wrapping_add(self.blocking.scales()).cast::<f32>().wrapping_add(index * TILE_COLS)
+    }
+
+    /// Weight tiles of a pair from k-step `step` of the stretch on.
+    fn weights(&self, pair: usize, step: usize) -> *mut u8 {
+        self.scratch.wrapping_add(self.blocking.panels() + (pair * self.steps + step) * STEP_BYTES)
+    }
+
+    fn outliers(&self, chunk: usize, pair: usize) -> *mut u8 {
+        self.scratch.wrapping_add(self.blocking.outliers() + (chunk * self.blocking.pairs + pair) * STEP_BYTES)
+    }
+}
+
+/// One block of up to 32 rows times all panels of `part`.
+///
+/// # Safety
+/// As for [`run`]; the panels must be made.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline(never)]
+unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row: usize) {
+    let (block, rows) = (row / ROWS, (job.job.rows.end - row).min(ROWS));
+    let pass_steps = job.precision.pass_steps();
+    let passes = part.steps.div_ceil(pass_steps);
+    let act = job.tiles.tiles(job.precision, block, part.from);
+    let result_of = |pair: usize| result(job.job, row, 2 * (part.pair + pair));
+    // SAFETY: promised by the caller; all places are inside the scratch, the tiles and the panels.
+    unsafe {
+        if part.first && !BF16 {
+            for pair in 0..part.pairs {
+                outlier_product(job.tiles.outliers(block), part.outliers(row / CHUNK, pair), rows, part.sums(pair));
+            }
+        }
+        let mut pending: Option<Pending> = None;
+        let mut round = 0;
+        for pass in 0..passes {
+            let first_step = pass * pass_steps;
+            let steps = pass_steps.min(part.steps - first_step);
+            let act_scales = match job.precision {
+                Precision::Int8 { pass: len } => job.tiles.scales(len, block, part.from + pass * len),
+                Precision::Bf16 => std::ptr::null_mut(),
+            };
+            for pair in 0..part.pairs {
+                let dots = part.scratch.add(Blocking::DOTS + round % 2 * BLOCK);
+                let next_act =
+                    act.wrapping_add((part.steps + first_step) * STEP_BYTES + pair * steps * PREFETCH_ACT * 64);
+                let act = act.add(first_step * STEP_BYTES);
+                let product = Product { act, weights: part.weights(pair, first_step), steps, dots, next_act };
+                match (rows > ROWS / 2, pass_steps) {
+                    (true, 16) => multiply::<BF16, true, 2>(&product, pending.as_ref()),
+                    (true, 8) => multiply::<BF16, true, 4>(&product, pending.as_ref()),
+                    (true, _) => multiply::<BF16, true, 8>(&product, pending.as_ref()),
+                    (false, _) => multiply::<BF16, false, 4>(&product, pending.as_ref()),
+                }
+                let to = if pass + 1 < passes { Place::sums(part.sums(pair)) } else { result_of(pair) };
+                pending = Some(Pending {
+                    dots,
+                    act: act_scales,
+                    weights: part.scales(pair * passes + pass),
+                    rows,
+                    from: match (pass, part.first) {
+                        (0, true) if BF16 => Place::zeros(),
+                        (0, false) => result_of(pair),
+                        _ => Place::sums(part.sums(pair)),
+                    },
+                    to,
+                    stream: part.last && pass + 1 == passes && may_stream(job, &to),
+                });
+                round += 1;
+            }
+        }
+        if let Some(last) = &pending {
+            last.some::<BF16>(0..last.rows);
+        }
+    }
+}
+
+/// Whether results may be written past the caches, whole lines at a time: worth it where they are too
+/// many to be found there by whoever reads them.
+fn may_stream(job: &TileJob<'_>, to: &Place) -> bool {
+    let bytes = job.job.rows.len() * job.job.dst_stride;
+    bytes >= STREAM_BYTES && to.masks == [u16::MAX; 2] && (to.at as usize | to.stride).is_multiple_of(64)
+}

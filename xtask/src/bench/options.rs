@@ -1,0 +1,128 @@
+//! The command line of `cargo xtask bench`.
+
+use std::path::PathBuf;
+
+use crate::{cpu, util::Result};
+
+pub const HELP: &str = "cargo xtask bench [OPTIONS]
+
+Products of one weight matrix, in one process and in turns: this library, llama.cpp's C++ AMX backend,
+ik_llama.cpp (plain, and repacked as by -rtr), beside the peak of the tile unit and the bandwidth of plain
+reads of the same moment. Weights come from memory, activations are quantised by everybody. Prints a table,
+writes mul-mat.json and mul-mat.svg.
+
+  --full         M 1 to 2048, five shapes, all weight types (half an hour); default: a quick set
+  --types LIST   weight types, separated by commas
+  --m LIST       rows of activations
+  --shapes LIST  NxK, separated by commas
+  --threads N    default: all cores
+  --reps N       repetitions, default 7
+  --kind KIND    activations: gate (default; some channels are 30 times larger), down, smooth
+  --exact        this library with GGML_AMX_PRECISION=exact
+  --warm         one copy of the weights, which may stay in the cache
+  --no-hosts     this library alone
+  --out DIR      where to write; default: bench/ in the cache
+
+  --report FILE  only draw the chart and write the tables between `<!-- bench:begin -->` and
+                 `<!-- bench:end -->` in docs/performance.md and README.md, from a mul-mat.json
+
+  --slices       instead, whole models (a few layers of 8B dense and 30B mixture-of-experts width) in
+                 llama-bench, pp512 and tg16 in turns: this library, with exact, C++ AMX backend
+  --types LIST   default Q4_0,Q8_0,Q4_K
+  --rounds N     default 5";
+
+/// What to measure, and where results go.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Arguments handed on to the bench program.
+    pub program: Vec<String>,
+    /// Leave out the other hosts.
+    pub no_hosts: bool,
+    /// Directory for results.
+    pub out: Option<PathBuf>,
+    /// Only write documents, from this file.
+    pub report: Option<PathBuf>,
+    /// Whole models.
+    pub slices: bool,
+    /// Their types.
+    pub types: Vec<String>,
+    /// Their rounds.
+    pub rounds: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+const ALL_TYPES: &str = "q4_0,q4_1,q8_0,q4_K,q5_K,q6_K,iq4_xs";
+const FULL: [&str; 3] =
+    [ALL_TYPES, "1,2,4,8,16,32,64,128,512,2048", "4096x4096,14336x4096,4096x14336,1024x4096,151936x2048"];
+const QUICK: [&str; 3] = ["q4_0,q8_0,q4_K", "1,8,32,512", "4096x4096"];
+
+impl Options {
+    /// From the arguments behind `bench`.
+    pub fn parse(args: &[String]) -> Result<Self> {
+        let mut o = Self { rounds: 5, threads: cpu::detect().threads, ..Self::default() };
+        let mut lists: [Option<String>; 3] = [None, None, None];
+        let mut full = false;
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--full" => full = true,
+                "--types" => lists[0] = Some(value()?.clone()),
+                "--m" => lists[1] = Some(value()?.clone()),
+                "--shapes" => lists[2] = Some(value()?.clone()),
+                "--threads" => o.threads = number(arg, value()?)?,
+                "--rounds" => o.rounds = number(arg, value()?)?,
+                "--reps" => o.program.extend([arg.clone(), number(arg, value()?)?.to_string()]),
+                "--kind" => o.program.extend([arg.clone(), value()?.clone()]),
+                "--exact" | "--warm" => o.program.push(arg.clone()),
+                "--no-hosts" => o.no_hosts = true,
+                "--out" => o.out = Some(value()?.into()),
+                "--report" => o.report = Some(value()?.into()),
+                "--slices" => o.slices = true,
+                other => return Err(format!("unknown argument `{other}`")),
+            }
+        }
+        let types = lists[0].clone().unwrap_or("Q4_0,Q8_0,Q4_K".into());
+        o.types = types.split(',').map(|t| t.trim().to_uppercase()).collect();
+        for (i, name) in ["--types", "--m", "--shapes"].into_iter().enumerate() {
+            let preset = if full { FULL[i] } else { QUICK[i] };
+            o.program.extend([name.to_string(), lists[i].take().unwrap_or(preset.to_string())]);
+        }
+        o.program.extend(["--threads".to_string(), o.threads.to_string()]);
+        Ok(o)
+    }
+}
+
+fn number(name: &str, text: &str) -> Result<usize> {
+    text.parse().ok().filter(|n| *n > 0).ok_or(format!("{name} needs a positive number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Options {
+        Options::parse(&text.split_whitespace().map(String::from).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn lists_replace_the_presets_one_by_one() {
+        let o = parsed("--full --m 3 --threads 5 --exact");
+        assert_eq!(o.program[..5], ["--exact", "--types", ALL_TYPES, "--m", "3"]);
+        assert_eq!(o.program[5..], ["--shapes", FULL[2], "--threads", "5"]);
+    }
+
+    #[test]
+    fn slices_have_types_of_their_own() {
+        assert_eq!(parsed("--slices").types, ["Q4_0", "Q8_0", "Q4_K"]);
+        assert_eq!(parsed("--slices --types q6_K").types, ["Q6_K"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in [&["--m"][..], &["--reps", "0"], &["--fast"]] {
+            assert!(Options::parse(&args.iter().map(|s| s.to_string()).collect::<Vec<_>>()).is_err());
+        }
+    }
+}
