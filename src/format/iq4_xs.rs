@@ -27,6 +27,7 @@ unsafe impl Format for Iq4Xs {
     const OWN_ERROR: f32 = 5.8e-3;
     const Q_MAX: i32 = 241;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 11;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 1), field(8, 128, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {

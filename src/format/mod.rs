@@ -81,6 +81,9 @@ pub unsafe trait Format: 'static {
     const Q_MAX: i32;
     /// Whether a group has a minimum.
     const HAS_MIN: bool;
+    /// Rows of activations from which on the tile unit is faster than vectors on the packed weights
+    /// (measured, see docs/performance.md).
+    const TILE_ROWS: usize = 10;
     /// The interleaving.
     const FIELDS: &'static [Field];
 
@@ -118,6 +121,8 @@ pub struct TypeInfo {
     pub group: usize,
     /// NMSE of normally distributed weights in this type, for the choice of precision.
     pub own_error: f32,
+    /// Rows of activations from which on the tile unit is faster than vectors.
+    pub tile_rows: usize,
     /// The byte permutation.
     pub layout: Layout,
 }
@@ -155,6 +160,7 @@ macro_rules! weight_types {
                             bytes: <$format>::BYTES,
                             group: <$format>::GROUP,
                             own_error: <$format>::OWN_ERROR,
+                            tile_rows: <$format>::TILE_ROWS,
                             layout: Layout::new::<$format>(),
                         }
                     },)*

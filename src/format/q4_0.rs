@@ -18,6 +18,7 @@ unsafe impl Format for Q4_0 {
     const OWN_ERROR: f32 = 7.3e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 11;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {

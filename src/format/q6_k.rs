@@ -35,6 +35,7 @@ unsafe impl Format for Q6K {
     const OWN_ERROR: f32 = 3.1e-4;
     const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 6;
     const FIELDS: &'static [Field] = &[field(0, 128, 4), field(128, 64, 4), field(192, 16, 1), field(208, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {

@@ -10,7 +10,7 @@ use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::activations::Tile;
 
 /// Rows of activations up to which unpacking in registers beats unpacking to scratch.
-const DIRECT_ROWS: usize = 4;
+const DIRECT_ROWS: usize = 12;
 
 /// Bytes ahead of the reads that packed weights are prefetched, per panel.
 const PREFETCH: usize = 2048;
@@ -195,30 +195,52 @@ pub(super) unsafe fn run<F: Format>(_proof: Avx512, job: &Job, scratch: *mut u8)
     unsafe { if job.rows.len() <= DIRECT_ROWS { few_rows::<F>(job) } else { many_rows::<F>(job, scratch) } }
 }
 
+/// All panels, as many at once as leave room for the sums of the rows in registers; more than 8 rows
+/// read them again, from cache.
+///
 /// # Safety
 /// As for [`super::run`], on a CPU with AVX-512 VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn few_rows<F: Format>(job: &Job) {
-    let (panels, row) = (job.panel_count(), job.rows.start);
+    let panels = job.panel_count();
+    let at_once = if job.rows.len() <= 4 { 4 } else { 2 };
     let mut panel = 0;
-    // SAFETY: panels and rows exist; at most 4 rows from a multiple of 32 lie in one tile.
-    unsafe {
-        while panel + 4 <= panels {
-            match job.rows.len() {
-                1 => direct::<F, 4, 1>(job, panel, row),
-                2 => direct::<F, 4, 2>(job, panel, row),
-                3 => direct::<F, 4, 3>(job, panel, row),
-                _ => direct::<F, 4, 4>(job, panel, row),
+    while panel < panels {
+        let np = if panel + at_once <= panels { at_once } else { 1 };
+        for row in job.rows.clone().step_by(8) {
+            // SAFETY: panels and rows exist; 8 rows from a multiple of 8 lie in one tile of 16.
+            unsafe {
+                match (np, (job.rows.end - row).min(8)) {
+                    (4, 1) => direct::<F, 4, 1>(job, panel, row),
+                    (4, 2) => direct::<F, 4, 2>(job, panel, row),
+                    (4, 3) => direct::<F, 4, 3>(job, panel, row),
+                    (4, _) => direct::<F, 4, 4>(job, panel, row),
+                    (2, rows) => direct_rows::<F, 2>(job, panel, row, rows),
+                    (_, rows) => direct_rows::<F, 1>(job, panel, row, rows),
+                }
             }
-            panel += 4;
         }
-        for panel in panel..panels {
-            match job.rows.len() {
-                1 => direct::<F, 1, 1>(job, panel, row),
-                2 => direct::<F, 1, 2>(job, panel, row),
-                3 => direct::<F, 1, 3>(job, panel, row),
-                _ => direct::<F, 1, 4>(job, panel, row),
-            }
+        panel += np;
+    }
+}
+
+/// 1 to 8 rows.
+///
+/// # Safety
+/// As for [`direct`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn direct_rows<F: Format, const NP: usize>(job: &Job, panel: usize, row: usize, rows: usize) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        match rows {
+            1 => direct::<F, NP, 1>(job, panel, row),
+            2 => direct::<F, NP, 2>(job, panel, row),
+            3 => direct::<F, NP, 3>(job, panel, row),
+            4 => direct::<F, NP, 4>(job, panel, row),
+            5 => direct::<F, NP, 5>(job, panel, row),
+            6 => direct::<F, NP, 6>(job, panel, row),
+            7 => direct::<F, NP, 7>(job, panel, row),
+            _ => direct::<F, NP, 8>(job, panel, row),
         }
     }
 }

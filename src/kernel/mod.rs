@@ -27,7 +27,7 @@ use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::activations::Activations;
 
 /// Rows of activations from which on the tile path beats the vector path.
-pub const AMX_MIN_ROWS: usize = 8;
+pub const AMX_MIN_ROWS: usize = 9;
 
 /// Columns that a tile kernel handles at once: two panels.
 pub const TILE_COLS: usize = 2 * LANES;

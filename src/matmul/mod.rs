@@ -54,9 +54,6 @@ pub struct MatMul {
     pub output: Output,
 }
 
-/// Rows of activations from which on the tile GEMM with its requantised weights is used.
-pub const GEMM_MIN_ROWS: usize = 5;
-
 /// How the result may be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -99,15 +96,20 @@ impl MatMul {
         self.plan().map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
     }
 
+    /// Whether there are enough rows of activations for the tile GEMM with its requantised weights.
+    fn may_use_tiles(&self) -> bool {
+        self.input.ne[1] >= self.weights.shape.ty.info().tile_rows
+    }
+
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.shape.ty.info().group;
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = if m < GEMM_MIN_ROWS { 0 } else { gemm::scratch_bytes(m).max(k) };
+        let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m).max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm);
         let scratch = scratch.next_multiple_of(ALIGN).checked_add(self.weights.gather_bytes())?;
         let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k)?);
         let batches = b2.checked_mul(b3)?;
-        let per_batch = if m < GEMM_MIN_ROWS { act.bytes } else { act.bytes.max(tiles.bytes) };
+        let per_batch = if self.may_use_tiles() { act.bytes.max(tiles.bytes) } else { act.bytes };
         per_batch.checked_mul(batches)?;
         Some(Plan { act, tiles, batches, per_batch, per_thread: scratch.next_multiple_of(ALIGN) })
     }
@@ -134,7 +136,7 @@ impl MatMul {
         }
         let work = work.wrapping_add(work.align_offset(ALIGN));
         let scratch = work.wrapping_add(plan.per_batch * plan.batches + thread.index * plan.per_thread);
-        let use_tiles = settings.isa == Isa::Amx && self.input.ne[1] >= GEMM_MIN_ROWS;
+        let use_tiles = settings.isa == Isa::Amx && self.may_use_tiles();
         // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
         // each piece of the result belongs to one thread between barriers.
         unsafe {
