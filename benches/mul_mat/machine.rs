@@ -51,9 +51,35 @@ impl Spin {
     }
 }
 
-/// Seconds for a window of TDPBSSD.
+/// 4 KB of random bytes: operands of the peak loop.
+#[repr(align(64))]
+struct Operands([u8; 4096]);
+
+static OPERANDS: Operands = {
+    let mut bytes = [0; 4096];
+    let (mut state, mut i) = (1u64, 0);
+    while i < bytes.len() {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        bytes[i] = (state >> 56) as u8;
+        i += 1;
+    }
+    Operands(bytes)
+};
+
+/// Seconds for a window of TDPBSSD with random operands: with zeros the unit draws less power and is
+/// up to a quarter faster, which no product can have.
 pub fn peak(proof: Amx) -> f64 {
     let _tiles = Tiles::enter_full(proof);
+    // SAFETY: full tiles are configured; the operands are four tiles.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{from} + {row}*1]",
+            "tileloadd tmm5, [{from} + {row}*1 + 1024]",
+            "tileloadd tmm6, [{from} + {row}*1 + 2048]",
+            "tileloadd tmm7, [{from} + {row}*1 + 3072]",
+            from = in(reg) &OPERANDS, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)
+        );
+    }
     let start = Instant::now();
     for _ in 0..PEAK_TDPS / 8 {
         // SAFETY: full tiles are configured; results are thrown away.
