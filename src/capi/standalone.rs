@@ -291,8 +291,8 @@ fn run_on_own_threads(product: &MatMul, isa: Isa, wanted: usize) -> Result<(), E
 /// `struct ggml_amx_mul_mat_args`.
 ///
 /// Activations are quantised to 8 bits in blocks of 32, as ggml's own kernels do, and results are equal bit
-/// for bit whatever the instruction set; from 32 rows on AMX uses int8 or BF16 panels instead, whichever
-/// keeps the error at or below that (docs/numerics.md). The number of threads never changes a bit.
+/// for bit whatever the instruction set; from 6 to 11 rows on, by type, AMX uses requantised
+/// weights instead, in int8 or BF16, whichever keeps the error at or below that (docs/numerics.md). The number of threads never changes a bit.
 ///
 /// Returns an `enum ggml_amx_status`; on error `dst` is untouched.
 ///
