@@ -43,7 +43,7 @@ const STEP_ERROR: f32 = 1.0 / (127.0 * 127.0 * 12.0);
 const REQUANT_ERROR: f32 = 7e-5;
 /// The estimates are from a few rows: keep this far below what is allowed, farther where outliers move.
 const MARGIN: f32 = 0.8;
-const MARGIN_SPIKY: f32 = 0.5;
+const MARGIN_SPIKY: f32 = 0.3;
 
 /// Sums over the rows that were looked at.
 #[derive(Default)]
