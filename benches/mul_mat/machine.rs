@@ -77,7 +77,7 @@ pub fn peak(proof: Amx) -> f64 {
             "tileloadd tmm5, [{from} + {row}*1 + 1024]",
             "tileloadd tmm6, [{from} + {row}*1 + 2048]",
             "tileloadd tmm7, [{from} + {row}*1 + 3072]",
-            from = in(reg) &OPERANDS, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)
+            from = in(reg) OPERANDS.0.as_ptr(), row = in(reg) 64usize, options(nostack, preserves_flags, readonly)
         );
     }
     let start = Instant::now();

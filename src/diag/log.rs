@@ -33,9 +33,14 @@ pub unsafe fn set_sink(sink: Sink) {
     let _ = SINK.set(sink);
 }
 
+/// Whether `GGML_AMX_LOG` lets lines of this level through.
+pub fn enabled(level: Level) -> bool {
+    level as i32 >= env::env().log as i32
+}
+
 /// Logs one line (no trailing newline needed) if `GGML_AMX_LOG` lets it through.
 pub fn line(level: Level, text: &str) {
-    if level as i32 >= env::env().log as i32 {
+    if enabled(level) {
         early(level, text);
     }
 }

@@ -10,6 +10,8 @@ mod tests;
 mod weights;
 
 use crate::cpu::{Amx, Isa};
+use crate::debug;
+use crate::diag::log;
 use crate::format::ACT_BLOCK;
 use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
@@ -208,7 +210,7 @@ impl MatMul {
             return (!few_rows).then_some(Precision::Bf16);
         }
         // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
-        let precision = unsafe {
+        let (precision, seen) = unsafe {
             let (x, per_chunk) = (self.source(0), k / ACT_BLOCK);
             let tiles = plan.tiles.at(work);
             for i in split::share(tiles.chunks() * per_chunk, thread.index, thread.count) {
@@ -218,6 +220,10 @@ impl MatMul {
             let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
             tiles.decide(&x, mask, self.weights.shape.ty.info().own_error, few_rows)
         };
+        if thread.index == 0 && log::enabled(log::Level::Debug) {
+            let ([_, n, ..], name) = (self.weights.ne, self.weights.shape.ty.info().name);
+            debug!("{name} K {k} N {n} M {m}: {precision:?}; {seen}");
+        }
         (precision != Precision::Bf16 || !few_rows).then_some(precision)
     }
 

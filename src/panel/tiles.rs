@@ -11,6 +11,7 @@
 //! **BF16** ([`Precision::Bf16`]): 32 weights per k-step, no scales, no outliers.
 
 use std::arch::x86_64::*;
+use std::fmt;
 use std::ops::Range;
 
 use super::activations::scale_of;
@@ -47,7 +48,7 @@ const MARGIN_SPIKY: f32 = 0.3;
 
 /// Sums over the rows that were looked at.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     /// Squares of all activations, and of those outside the outlier channels.
     all: f32,
     rest: f32,
@@ -57,6 +58,21 @@ struct Seen {
     /// amax / rms outside the outlier channels, and of how many rows.
     crest: f32,
     rows: usize,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "amax / rms {:.1}; estimated NMSE 8 bits per 32: {:.1e}",
+            self.crest / self.rows as f32,
+            self.host / self.all
+        )?;
+        for (pass, error) in PASSES.iter().zip(&self.int8) {
+            write!(f, ", per {pass}: {:.1e}", (error + REQUANT_ERROR * self.rest) / self.all)?;
+        }
+        Ok(())
+    }
 }
 
 /// What the products are made of.
@@ -342,7 +358,7 @@ impl Tiles {
     /// The maxima must be there; AVX-512 needed.
     #[target_feature(enable = "avx512f")]
     #[inline(never)]
-    pub unsafe fn decide(&self, x: &Source, mask: &mut [u16], own_error: f32, few_rows: bool) -> Precision {
+    pub unsafe fn decide(&self, x: &Source, mask: &mut [u16], own_error: f32, few_rows: bool) -> (Precision, Seen) {
         let mut seen = Seen::default();
         for chunk in 0..self.chunks() {
             // SAFETY: promised by the caller.
@@ -358,10 +374,10 @@ impl Tiles {
         let coarse = !few_rows && calm;
         for (pass, error) in PASSES.into_iter().zip(seen.int8) {
             if (coarse || pass == FINEST) && error + REQUANT_ERROR * seen.rest <= allowed {
-                return Precision::Int8 { pass };
+                return (Precision::Int8 { pass }, seen);
             }
         }
-        Precision::Bf16
+        (Precision::Bf16, seen)
     }
 
     /// Third step, BF16: one row.
