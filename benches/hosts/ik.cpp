@@ -2,6 +2,7 @@
 // interleaved rows, as its run-time repacking (-rtr) makes them.
 
 #include "host.h"
+#include "shim.hpp"
 
 #include "ggml.h"
 #include "iqk_mul_mat.h"
@@ -19,19 +20,8 @@ constexpr size_t ALIGNMENT = 64;
 // Quantised activations.
 std::vector<char> work;
 
-// With a cache line, whatever the vector begins with.
 char * work_start() {
-    return (char *) (((uintptr_t) work.data() + 63) / 64 * 64);
-}
-
-ggml_type type_of_name(const char * name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
-        const char * known = ggml_type_name((ggml_type) i);
-        if (known && strcmp(known, name) == 0) {
-            return (ggml_type) i;
-        }
-    }
-    return GGML_TYPE_COUNT;
+    return from_a_cache_line(work.data());
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // Every thread calls what the host's own threads call for a node of a graph.
 
 #include "host.h"
+#include "shim.hpp"
 
 #include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
@@ -23,9 +24,8 @@ namespace {
 ggml_threadpool * pool = nullptr;
 std::vector<uint8_t> work;
 
-// With a cache line, whatever the vector begins with.
 uint8_t * work_start() {
-    return (uint8_t *) (((uintptr_t) work.data() + 63) / 64 * 64);
+    return from_a_cache_line(work.data());
 }
 
 struct alignas(64) TileConfig {
@@ -60,16 +60,6 @@ void log_warnings(ggml_log_level level, const char * text, void *) {
 
 ggml_context * new_context(size_t tensors) {
     return ggml_init({tensors * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true});
-}
-
-ggml_type type_of_name(const char * name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
-        const char * known = ggml_type_name((ggml_type) i);
-        if (known && strcmp(known, name) == 0) {
-            return (ggml_type) i;
-        }
-    }
-    return GGML_TYPE_COUNT;
 }
 
 // The first extra buffer type that takes the product, as the host's loader chooses; NULL: none.

@@ -35,7 +35,7 @@ pub const CHUNK: usize = 256;
 pub const OUTLIERS: usize = 32;
 /// Rows between those that are looked at to find a chunk's outlier channels.
 const SAMPLE: usize = 4;
-/// Largest mean of amax / rms of a row without its outlier channels up to which int8 is used
+/// Largest mean of amax / rms of a row without its outlier channels up to which all passes are allowed
 /// (measured: 3.5 to 5.5 where outliers sit in fixed channels, above 9 where they move).
 const MAX_CREST: f32 = 7.5;
 /// Mean squared error of rounding to 8 bits: a step is amax / 127, the error uniform in it.
@@ -187,11 +187,6 @@ impl Source {
 }
 
 impl Tiles {
-    /// Blocks of 32 rows.
-    pub fn blocks(&self) -> usize {
-        self.layout.m.div_ceil(ROWS)
-    }
-
     /// Chunks of rows with outlier channels of their own.
     pub fn chunks(&self) -> usize {
         self.layout.m.div_ceil(CHUNK)

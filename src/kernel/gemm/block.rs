@@ -121,23 +121,6 @@ impl Pending {
     }
 }
 
-/// Loads the first k-step: tmm4 above tmm5 are activations, tmm6 beside tmm7 weights.
-macro_rules! first {
-    ($two:literal, $act:expr, $weights:expr) => {{
-        asm!(
-            "tileloaddt1 tmm6, [{w} + {row}*1]",
-            "tileloadd tmm4, [{a} + {row}*1]",
-            "tileloaddt1 tmm7, [{w} + {row}*1 + 1024]",
-            a = in(reg) $act, w = in(reg) $weights, row = in(reg) 64usize,
-            options(nostack, preserves_flags, readonly)
-        );
-        if $two {
-            asm!("tileloadd tmm5, [{a} + {row}*1 + 1024]", a = in(reg) $act, row = in(reg) 64usize,
-                options(nostack, preserves_flags, readonly));
-        }
-    }};
-}
-
 /// Multiplies the loaded k-step, tmm0-3 += (tmm4 above tmm5) x (tmm6 beside tmm7), and loads another.
 /// Tile registers are not renamed: each is loaded again right after its last use, so that the
 /// products that follow hide the load.
@@ -199,12 +182,7 @@ pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
 ) {
     // SAFETY: promised by the caller.
     unsafe {
-        zero_sums();
-        if TWO {
-            first!(true, product.act, product.weights)
-        } else {
-            first!(false, product.act, product.weights)
-        };
+        start::<TWO>(product.act, product.weights);
         let rows = pending.map_or(0, |p| p.rows / WEAVE * WEAVE);
         let scales = pending.map_or([_mm512_setzero_ps(); 2], |p| p.scales::<BF16>());
         let mut row = 0;
@@ -271,32 +249,20 @@ pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, s
     debug_assert_eq!(OUTLIERS, 32);
     // SAFETY: promised by the caller; sums are laid out as results are.
     unsafe {
-        zero_sums();
         if rows > ROWS / 2 {
-            first!(true, act, weights);
+            start::<true>(act, weights);
             last!("tdpbf16ps", true);
             store_dots::<true>(sums.cast());
         } else {
-            first!(false, act, weights);
+            start::<false>(act, weights);
             last!("tdpbf16ps", false);
             store_dots::<false>(sums.cast());
         }
     }
 }
 
-/// Starts tmm0-3 at zero.
-///
-/// # Safety
-/// As for [`multiply`].
-#[inline]
-unsafe fn zero_sums() {
-    // SAFETY: promised by the caller.
-    unsafe {
-        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, preserves_flags));
-    }
-}
-
-/// Starts tmm0-3 at zero and loads the first k-step of `TWO` tiles of rows or one.
+/// Starts tmm0-3 at zero and loads the first k-step: tmm4 above tmm5 (if `TWO`) are activations, tmm6
+/// beside tmm7 weights.
 ///
 /// # Safety
 /// As for [`multiply`].
@@ -304,8 +270,21 @@ unsafe fn zero_sums() {
 pub unsafe fn start<const TWO: bool>(act: *const u8, weights: *const u8) {
     // SAFETY: promised by the caller.
     unsafe {
-        zero_sums();
-        if TWO { first!(true, act, weights) } else { first!(false, act, weights) }
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tileloaddt1 tmm6, [{w} + {row}*1]",
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloaddt1 tmm7, [{w} + {row}*1 + 1024]",
+            a = in(reg) act, w = in(reg) weights, row = in(reg) 64usize,
+            options(nostack, preserves_flags, readonly)
+        );
+        if TWO {
+            asm!("tileloadd tmm5, [{a} + {row}*1 + 1024]", a = in(reg) act, row = in(reg) 64usize,
+                options(nostack, preserves_flags, readonly));
+        }
     }
 }
 

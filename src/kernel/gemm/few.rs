@@ -12,8 +12,6 @@ use crate::panel::tiles::{CHUNK, FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8}
 
 const PASS: usize = FINEST;
 const PASS_STEPS: usize = PASS / STEP_INT8;
-/// Passes from the one that is prefetched to the one that is read.
-const AHEAD: usize = 1;
 /// Weight scales of a pass, in floats; those of three passes are in use at a time.
 const SCALES: usize = 2 * LANES;
 
@@ -26,8 +24,9 @@ const WEIGHT_SCALES: usize = OUTLIERS + STEP_BYTES;
 /// Bytes of scratch.
 pub const SCRATCH_BYTES: usize = WEIGHT_SCALES + 4 * SCALES * size_of::<f32>();
 
-/// What is done between the groups of the pass that is being requantised (`TWO`: for two tiles of rows): one tile product and a few
-/// rows at a time, for products that stand close together hold up the vector code.
+/// What is done between the groups of the pass that is being requantised: one tile product and a few
+/// rows at a time, for products that stand close together hold up the vector code. `TWO`: for two
+/// tiles of rows.
 struct Between<const TWO: bool> {
     /// Products of the pass that is multiplied, and one less than the groups from one to the next.
     products: usize,
@@ -174,12 +173,7 @@ unsafe fn columns_of_pair<F: Format, const TWO: bool>(job: &TileJob<'_>, pair: u
             if now < passes {
                 for half in 0..2 {
                     let (to, scales) = (ring(now).add(half * STEP_BYTES / 2), scales(now).add(half * LANES));
-                    let soon = now + AHEAD;
-                    let next = if soon < passes {
-                        (panels[half], soon * PASS)
-                    } else {
-                        (next_panels[half], (soon - passes) * PASS)
-                    };
+                    let next = if now + 1 < passes { (panels[half], (now + 1) * PASS) } else { (next_panels[half], 0) };
                     let next = requant::group_at::<F>(next.0, next.1);
                     requant::int8::<F>(panels[half], channels(now), to, scales, next, |group| {
                         between.after(half * groups + group)

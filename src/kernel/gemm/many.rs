@@ -1,5 +1,5 @@
 //! Many rows: for every block of columns and every stretch of channels, make the weight panels once
-//! (they fill half of the second-level cache), then run all rows over them in blocks of 32x32.
+//! (they fill most of the second-level cache), then run all rows over them in blocks of 32x32.
 //!
 //! A block takes passes of up to 16 k-steps, so that its activations (32 KB) stay in the first-level
 //! cache while it walks the columns; weight tiles are loaded with a hint that keeps them out of it.
@@ -122,7 +122,7 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
         let panel = job.panel(2 * part.pair + i);
         let out = part.weights(pair, 0).wrapping_add(half * STEP_BYTES / 2);
         let next_panel = panel.wrapping_add(job.job.panel_bytes);
-        // SAFETY: promised by the caller; the scratch has room for 8 pairs.
+        // SAFETY: promised by the caller; the scratch has room for all pairs.
         unsafe {
             if BF16 {
                 requant::bf16::<F>(panel, part.from, len, out, next_panel);

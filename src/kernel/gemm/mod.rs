@@ -1,6 +1,6 @@
 //! The tile GEMM: activations and weights are requantised into compact tiles, in cache, and one loop
 //! multiplies them, whatever the weight type. Up to 32 rows of activations ([`few`]) weights are
-//! multiplied as they are made; more rows share panels that fill half of the second-level cache
+//! multiplied as they are made; more rows share panels that fill most of the second-level cache
 //! ([`many`]).
 
 mod block;
