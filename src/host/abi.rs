@@ -5,6 +5,7 @@ use libc::{c_char, c_void};
 
 /// `enum ggml_type` number of F32; the first entry of ggml's type table in every version.
 pub const TYPE_F32: i32 = 0;
+pub const TYPE_I32: i32 = 26;
 
 /// `enum ggml_status`: memory could not be had.
 pub const STATUS_ALLOC_FAILED: i32 = -2;

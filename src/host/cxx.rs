@@ -5,9 +5,10 @@
 
 use libc::c_void;
 
+use super::Host;
 use super::abi::{GgmlComputeParams, GgmlTensor};
 use super::buffer_type::host;
-use super::op;
+use super::op::{self, Product};
 use crate::cpu;
 use crate::diag::env::env;
 use crate::matmul::{Settings, Thread};
@@ -81,7 +82,7 @@ unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const GgmlTensor) ->
     let node = unsafe { &*op };
     let host = host();
     let Some(tensor) = op::misread(host, node) else { return std::ptr::null_mut() };
-    if node.op == host.ops.mul_mat && node.source(0).is_some_and(|w| std::ptr::eq(w, tensor)) {
+    if is_product(host, node) && node.source(0).is_some_and(|w| std::ptr::eq(w, tensor)) {
         return tensor_traits();
     }
     host.abort(&format!(
@@ -107,7 +108,7 @@ unsafe extern "C" fn compute_forward_method(
 
 /// Work buffer for `op` on `n_threads` threads, `None` if it is not ours.
 pub fn work_size(n_threads: i32, op: &GgmlTensor) -> Option<usize> {
-    op::mat_mul(host(), op).ok()?.work_size(usize::try_from(n_threads).ok()?.max(1))
+    op::product(host(), op).ok()?.work_size(usize::try_from(n_threads).ok()?.max(1))
 }
 
 /// Computes this thread's part of `op`; false if it is not ours (nothing was written then). A node
@@ -117,14 +118,14 @@ pub fn work_size(n_threads: i32, op: &GgmlTensor) -> Option<usize> {
 /// Parameters and node must be the host's, with data; every thread of the operation must call this.
 pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bool {
     let host = host();
-    let Some(weights) = op.source(0).filter(|w| op.op == host.ops.mul_mat && op::packed_shape(w).is_some()) else {
+    let Some(weights) = op.source(0).filter(|w| is_product(host, op) && op::packed_shape(w).is_some()) else {
         return false;
     };
-    let fail =
-        |why: &str| -> ! { host.abort(&format!("MUL_MAT {} with weights {}: {why}", op.name(), weights.name())) };
-    let product = op::mat_mul(host, op).unwrap_or_else(|why| fail(&why));
-    let results = [product.weights.ne[1], product.input.ne[1], product.input.ne[2], product.input.ne[3]];
-    if results.contains(&0) {
+    let fail = |why: &str| -> ! {
+        host.abort(&format!("{} {} with weights {}: {why}", host.op_name(op.op), op.name(), weights.name()))
+    };
+    let product = op::product(host, op).unwrap_or_else(|why| fail(&why));
+    if product.is_empty() {
         return true;
     }
     if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
@@ -135,19 +136,34 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     if params.wdata.is_null() || params.wsize < need {
         fail(&format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
     }
-    if product.output.data.is_null()
-        || product.input.ne[0] > 0 && (product.weights.base.is_null() || product.input.data.is_null())
-    {
+    if product.lacks_data() {
         fail("a tensor has no data");
     }
     // Where the scheduler will put the activations is not known when it asks, so it is checked here.
-    if op.source(1).is_some_and(|x| !op::is_readable(x)) {
+    if [1, 2].into_iter().filter_map(|i| op.source(i)).any(|t| !op::is_readable(t)) {
         fail("the activations are not in host memory");
     }
     // SAFETY: the pool is the host's, and every one of its threads runs this node.
     let barrier = || unsafe { host.barrier(params.threadpool) };
-    let settings = Settings { isa: cpu::isa(), exact: env().exact };
-    // SAFETY: shapes and buffers were checked above; the instruction set is the one found usable.
-    unsafe { product.run(settings, &Thread { index, count, barrier: &barrier }, params.wdata.cast()) };
+    let (settings, thread) =
+        (Settings { isa: cpu::isa(), exact: env().exact }, Thread { index, count, barrier: &barrier });
+    // SAFETY: shapes, buffers and ids were checked; the instruction set is the one found usable.
+    unsafe {
+        match &product {
+            Product::Dense(p) => p.run(settings, &thread, params.wdata.cast()),
+            Product::Experts(p) => {
+                // The others wait for thread 0, which would sort by them.
+                let bad = if index == 0 { p.choices.find_bad(p.weights.ne[2]) } else { None };
+                if let Some((token, slot, id)) = bad {
+                    fail(&format!("id {id} (number {slot} of token {token}) is none of {} experts", p.weights.ne[2]));
+                }
+                p.run(settings, &thread, params.wdata.cast());
+            }
+        }
+    }
     true
+}
+
+fn is_product(host: &Host, op: &GgmlTensor) -> bool {
+    op.op == host.ops.mul_mat || op.op == host.ops.mul_mat_id
 }

@@ -23,6 +23,8 @@ pub use symbols::Symbols;
 pub struct Ops {
     /// `GGML_OP_MUL_MAT`.
     pub mul_mat: i32,
+    /// `GGML_OP_MUL_MAT_ID`.
+    pub mul_mat_id: i32,
     /// `NONE`, `RESHAPE`, `VIEW`, `PERMUTE`, `TRANSPOSE`: nodes that read no data.
     pub no_data: [i32; 5],
 }

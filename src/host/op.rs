@@ -1,15 +1,15 @@
 //! Reading graph nodes: which tensors are ours, which operations we accept, and the operation as
-//! [`MatMul`] wants it.
+//! [`MatMul`] or [`ExpertMul`] wants it.
 //!
 //! One rule decides everywhere: a tensor is *packed* if it lies in our buffer type, has one of our
 //! types and ggml's contiguous layout. What [`supports`] accepts when the loader asks is computed
 //! at run time; nothing else is ever packed differently.
 
 use super::Host;
-use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32};
+use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::buffer_type;
 use crate::format::WeightType;
-use crate::matmul::{Input, MatMul, Output, Weights};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Output, Weights};
 use crate::panel::weights::Shape;
 
 /// Whether `buffer` is one of ours (a zero-size dummy of the loader counts).
@@ -69,47 +69,119 @@ fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
     Some(out)
 }
 
+/// A product on packed weights.
+pub enum Product {
+    /// MUL_MAT.
+    Dense(MatMul),
+    /// MUL_MAT_ID.
+    Experts(ExpertMul),
+}
+
+impl Product {
+    /// Bytes of work buffer that `threads` threads need.
+    pub fn work_size(&self, threads: usize) -> Option<usize> {
+        match self {
+            Product::Dense(p) => p.work_size(threads),
+            Product::Experts(p) => p.work_size(threads),
+        }
+    }
+
+    /// Whether there are no results.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Product::Dense(p) => p.weights.ne[1] == 0 || p.input.ne[1..].contains(&0),
+            Product::Experts(p) => p.is_empty(),
+        }
+    }
+
+    /// Whether a tensor that is read or written has no data yet.
+    pub fn lacks_data(&self) -> bool {
+        let (w, x, y, ids) = match self {
+            Product::Dense(p) => (&p.weights, &p.input, &p.output, false),
+            Product::Experts(p) => (&p.weights, &p.input, &p.output, p.choices.data.is_null()),
+        };
+        y.data.is_null() || ids || x.ne[0] > 0 && (w.base.is_null() || x.data.is_null())
+    }
+}
+
 /// `op` as a product on packed weights, or why it is none. Data pointers may still be null.
-pub fn mat_mul(host: &Host, op: &GgmlTensor) -> Result<MatMul, String> {
-    if op.op != host.ops.mul_mat {
-        return Err("not a MUL_MAT".to_string());
-    }
-    let (Some(w), Some(x)) = (op.source(0), op.source(1)) else {
-        return Err("MUL_MAT without its two sources".to_string());
+pub fn product(host: &Host, op: &GgmlTensor) -> Result<Product, String> {
+    let ids = if op.op == host.ops.mul_mat_id {
+        Some(op.source(2).ok_or("MUL_MAT_ID without its ids")?)
+    } else if op.op == host.ops.mul_mat {
+        None
+    } else {
+        return Err("neither MUL_MAT nor MUL_MAT_ID".to_string());
     };
-    let shape = packed_shape(w).ok_or_else(|| format!("{} is not packed in an AMX buffer", w.name()))?;
-    let negative = || "a dimension is negative".to_string();
-    if x.ty != TYPE_F32 || op.ty != TYPE_F32 {
-        return Err(format!("activations and result must be f32, they have types {} and {}", x.ty, op.ty));
+    let (Some(w), Some(x)) = (op.source(0), op.source(1)) else {
+        return Err("a product without its two sources".to_string());
+    };
+    let weights = weights(w)?;
+    let input = activations(x)?;
+    let results = usizes(op.ne).ok_or("a dimension of the result is negative")?;
+    if op.ty != TYPE_F32 || op.nb[0] != 4 {
+        return Err(format!(
+            "the result must be contiguous rows of f32, it has type {} in steps of {}",
+            op.ty, op.nb[0]
+        ));
     }
-    if op.nb[0] != 4 {
-        return Err("the result's rows are not contiguous".to_string());
+    let output = Output { data: op.data.cast(), nb: [op.nb[1], op.nb[2], op.nb[3]] };
+    let (product, expected) = match ids {
+        None => {
+            let product = MatMul { weights, input, output };
+            product.check()?;
+            (Product::Dense(product), [weights.ne[1], input.ne[1], input.ne[2], input.ne[3]])
+        }
+        Some(ids) => {
+            let choices = choices(ids)?;
+            let product = ExpertMul { weights, input, choices, output };
+            product.check()?;
+            (Product::Experts(product), [weights.ne[1], choices.used, choices.tokens, 1])
+        }
+    };
+    if results != expected {
+        return Err(format!("the result has the shape {results:?}, not {expected:?}"));
+    }
+    if !weights.is_inside() {
+        return Err(format!("the view {} leaves its tensor", w.name()));
+    }
+    Ok(product)
+}
+
+/// src0 of a product.
+fn weights(w: &GgmlTensor) -> Result<Weights, String> {
+    let shape = packed_shape(w).ok_or_else(|| format!("{} is not packed in an AMX buffer", w.name()))?;
+    if w.ty != shape.ty as i32 || w.nb[0] != shape.ty.info().bytes {
+        return Err(format!("the view {} does not consist of whole blocks", w.name()));
+    }
+    Ok(Weights {
+        shape,
+        base: w.root().data.cast(),
+        offset: if w.view_src.is_null() { 0 } else { w.view_offs },
+        ne: usizes(w.ne).ok_or("a dimension of the weights is negative")?,
+        nb: [w.nb[1], w.nb[2], w.nb[3]],
+    })
+}
+
+/// src1.
+fn activations(x: &GgmlTensor) -> Result<Input, String> {
+    if x.ty != TYPE_F32 {
+        return Err(format!("the activations {} must be f32, they have type {}", x.name(), x.ty));
     }
     if packed_shape(x).is_some() {
         return Err(format!("the activations {} are packed weights", x.name()));
     }
-    if w.ty != shape.ty as i32 || w.nb[0] != shape.ty.info().bytes {
-        return Err(format!("the view {} does not consist of whole blocks", w.name()));
+    let ne = usizes(x.ne).ok_or("a dimension of the activations is negative")?;
+    Ok(Input { data: x.data.cast(), ne, nb: x.nb })
+}
+
+/// src2 of MUL_MAT_ID.
+fn choices(ids: &GgmlTensor) -> Result<Choices, String> {
+    let [used, tokens, batches @ ..] = usizes(ids.ne).ok_or("a dimension of the ids is negative")?;
+    if ids.ty != TYPE_I32 || batches != [1, 1] || packed_shape(ids).is_some() {
+        return Err(format!("the ids {} must be a matrix of i32, they have type {}", ids.name(), ids.ty));
     }
-    let product = MatMul {
-        weights: Weights {
-            shape,
-            base: w.root().data.cast(),
-            offset: if w.view_src.is_null() { 0 } else { w.view_offs },
-            ne: usizes(w.ne).ok_or_else(negative)?,
-            nb: [w.nb[1], w.nb[2], w.nb[3]],
-        },
-        input: Input { data: x.data.cast(), ne: usizes(x.ne).ok_or_else(negative)?, nb: x.nb },
-        output: Output { data: op.data.cast(), nb: [op.nb[1], op.nb[2], op.nb[3]] },
-    };
-    product.check()?;
-    if usizes(op.ne) != Some([product.weights.ne[1], product.input.ne[1], product.input.ne[2], product.input.ne[3]]) {
-        return Err(format!("the result has the shape {:?}", op.ne));
-    }
-    if !product.weights.is_inside() {
-        return Err(format!("the view {} leaves its tensor", w.name()));
-    }
-    Ok(product)
+    Ok(Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]] })
 }
 
 /// Whether the CPU device can run `op`, one of whose sources lies in our buffers.
@@ -118,7 +190,7 @@ pub fn mat_mul(host: &Host, op: &GgmlTensor) -> Result<MatMul, String> {
 /// code reads those, so yes too, but not while the loader probes: it shall keep such tensors in
 /// its own buffers. Everything else would read packed bytes as plain ones: no.
 pub fn supports(host: &Host, op: &GgmlTensor) -> bool {
-    if host.ops.no_data.contains(&op.op) || mat_mul(host, op).is_ok() {
+    if host.ops.no_data.contains(&op.op) || product(host, op).is_ok() {
         return true;
     }
     op.src

@@ -9,7 +9,7 @@ use std::mem::offset_of;
 
 use libc::c_void;
 
-use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32};
+use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::{Ops, Symbols};
 use crate::format::WeightType;
 
@@ -44,7 +44,7 @@ fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
 /// The numbers of our weight types name the same types in the host.
 fn types(symbols: &Symbols) -> Result<(), String> {
     let expected = WeightType::ALL.iter().map(|ty| (*ty as i32, ty.info().name, ty.info().block, ty.info().bytes));
-    for (number, name, block, bytes) in expected.chain([(TYPE_F32, "f32", 1, 4)]) {
+    for (number, name, block, bytes) in expected.chain([(TYPE_F32, "f32", 1, 4), (TYPE_I32, "i32", 1, 4)]) {
         // SAFETY: these numbers are in the table of every ggml since 2024.
         let (host_name, host_block, host_bytes) = unsafe {
             let name = (symbols.ggml_type_name)(number);
@@ -76,10 +76,13 @@ unsafe fn tensors(symbols: &Symbols, context: *mut c_void) -> Result<Ops, String
         let x = new(TYPE_F32, [64, 11, 3, 1]);
         (symbols.ggml_set_name)(weight, c"trial-weight".as_ptr());
         let product = (symbols.ggml_mul_mat)(context, weight, x);
+        let choices = new(TYPE_I32, [2, 11, 1, 1]);
+        let rows = new(TYPE_F32, [64, 2, 11, 1]);
+        let experts = (symbols.ggml_mul_mat_id)(context, weight, rows, choices);
         let view = (symbols.ggml_view_1d)(context, x, 5, 0x1230);
         let scaled = (symbols.ggml_scale)(context, x, 123.5);
 
-        let (w, v, p) = (&*weight, &*view, &*product);
+        let (w, v, p, e) = (&*weight, &*view, &*product, &*experts);
         ensure(w.ty == WeightType::Q4_0 as i32 && (*x).ty == TYPE_F32, || "ggml_tensor.type".into())?;
         ensure(w.ne == weight_ne, || "ggml_tensor.ne".into())?;
         ensure(w.nb == [18, 36, 36 * 37, 36 * 37 * 3], || "ggml_tensor.nb".into())?;
@@ -87,6 +90,7 @@ unsafe fn tensors(symbols: &Symbols, context: *mut c_void) -> Result<Ops, String
             "ggml_tensor.buffer, data or extra".into()
         })?;
         ensure(p.src[..3] == [weight, x, std::ptr::null_mut()], || "ggml_tensor.src".into())?;
+        ensure(e.src[..3] == [weight, rows, choices] && e.ne == [37, 2, 11, 1], || "the sources of MUL_MAT_ID".into())?;
         ensure(v.view_src == x && v.view_offs == 0x1230, || "ggml_tensor.view_src or view_offs".into())?;
         ensure((*scaled).op_params[0] == 123.5f32.to_bits() as i32, || "ggml_tensor.op_params".into())?;
         let name = (symbols.ggml_get_name)(weight).cast::<u8>().offset_from(weight.cast::<u8>());
@@ -100,6 +104,7 @@ unsafe fn tensors(symbols: &Symbols, context: *mut c_void) -> Result<Ops, String
         let flat = (symbols.ggml_reshape_1d)(context, x, 64 * 11 * 3);
         let ops = Ops {
             mul_mat: op(product),
+            mul_mat_id: op(experts),
             no_data: [
                 op(weight),
                 op(flat),
@@ -109,7 +114,9 @@ unsafe fn tensors(symbols: &Symbols, context: *mut c_void) -> Result<Ops, String
             ],
         };
         let op_name = |op: i32| CStr::from_ptr((symbols.ggml_op_name)(op)).to_bytes();
-        ensure((1..256).contains(&ops.mul_mat) && op_name(ops.mul_mat) == b"MUL_MAT", || "ggml_tensor.op".into())?;
+        for (number, name) in [(ops.mul_mat, "MUL_MAT"), (ops.mul_mat_id, "MUL_MAT_ID")] {
+            ensure((1..256).contains(&number) && op_name(number) == name.as_bytes(), || "ggml_tensor.op".into())?;
+        }
         ensure(ops.no_data[0] == 0 && op_name(ops.no_data[2]) == b"VIEW", || "ggml_tensor.op".into())?;
         Ok(ops)
     }

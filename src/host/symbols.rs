@@ -64,6 +64,8 @@ host_symbols! {
     ggml_set_name: unsafe extern "C" fn(*mut GgmlTensor, *const c_char) -> *mut GgmlTensor;
     ggml_get_name: unsafe extern "C" fn(*const GgmlTensor) -> *const c_char;
     ggml_mul_mat: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, *mut GgmlTensor) -> *mut GgmlTensor;
+    ggml_mul_mat_id:
+        unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, *mut GgmlTensor, *mut GgmlTensor) -> *mut GgmlTensor;
     ggml_view_1d: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i64, usize) -> *mut GgmlTensor;
     ggml_reshape_1d: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i64) -> *mut GgmlTensor;
     ggml_permute: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i32, i32, i32, i32) -> *mut GgmlTensor;

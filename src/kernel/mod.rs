@@ -25,6 +25,7 @@ use std::ops::Range;
 use crate::cpu::{Amx, Avx512, Isa};
 use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::activations::Activations;
+use crate::panel::rows::Rows;
 
 /// Rows of activations from which on the tile path beats the vector path.
 pub const AMX_MIN_ROWS: usize = 9;
@@ -49,10 +50,10 @@ pub struct Job {
     pub act: Activations,
     /// Its rows to compute; starts at a multiple of 32.
     pub rows: Range<usize>,
-    /// Where row 0 of the activations and the first of our columns meet.
+    /// Where the rows of the result count from, in the first of our columns.
     pub dst: *mut f32,
-    /// Bytes from one row of the result to the next.
-    pub dst_stride: usize,
+    /// Its rows: row 0 belongs to row 0 of the activations.
+    pub dst_rows: Rows,
 }
 
 impl Job {
@@ -68,9 +69,13 @@ impl Job {
     }
 
     /// Result of `row`, first of our columns.
+    ///
+    /// # Safety
+    /// The row must be one of the job's.
     #[inline]
-    fn dst_row(&self, row: usize) -> *mut f32 {
-        self.dst.wrapping_byte_add(row * self.dst_stride)
+    unsafe fn dst_row(&self, row: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        self.dst.wrapping_byte_add(unsafe { self.dst_rows.offset(row) })
     }
 }
 

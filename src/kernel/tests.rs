@@ -4,6 +4,7 @@ use super::*;
 use crate::cpu;
 use crate::format::WeightType;
 use crate::panel::activations::Layout;
+use crate::panel::rows::Rows;
 use crate::panel::weights::Shape;
 use crate::with_format;
 
@@ -83,7 +84,7 @@ impl Case {
                 act,
                 rows: 0..m,
                 dst: out.as_mut_ptr(),
-                dst_stride: width * 4,
+                dst_rows: Rows::Every(width * 4),
             };
             with_format!(self.shape.ty, F => run::<F>(isa, &job, base.add(layout.bytes)));
         }

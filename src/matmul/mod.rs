@@ -1,9 +1,11 @@
-//! MUL_MAT: which pieces, on which thread, in which scratch.
+//! MUL_MAT, and MUL_MAT_ID ([`experts`]): which pieces, on which thread, in which scratch.
 //!
 //! Every thread of the host calls [`MatMul::run`] with its number. First they quantise the
 //! activations together into the shared work buffer, then (behind one barrier) each computes its own
 //! part of the result. Nothing is allocated, locked or asked of the kernel meanwhile.
 
+mod experts;
+mod routing;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -12,17 +14,22 @@ mod weights;
 use crate::cpu::{Amx, Isa};
 use crate::debug;
 use crate::diag::log;
-use crate::format::ACT_BLOCK;
+use crate::format::{ACT_BLOCK, WeightType};
 use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::{Activations, Layout};
-use crate::panel::tiles::{self, CHUNK, Precision, Source, Tiles};
+use crate::panel::outliers::{CHUNK, Channels, Chunk, Seen, keep_mask};
+use crate::panel::rows::{Rows, Source};
+use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
 use crate::with_format;
+pub use experts::{Choices, ExpertMul};
 use split::{Piece, Split};
 pub use weights::Weights;
 
 /// Alignment of everything in the work buffer: a cache line.
 const ALIGN: usize = 64;
+/// Bytes of results of one thread from which on they bypass the caches.
+const STREAM_BYTES: usize = 1 << 20;
 
 /// The f32 operand, src1: `ne` elements, `nb` bytes apart; any strides.
 #[derive(Clone, Copy, Debug)]
@@ -106,10 +113,10 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.shape.ty.info().group;
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m).max(k) } else { 0 };
+        let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m, m.div_ceil(CHUNK)).max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm);
         let scratch = scratch.next_multiple_of(ALIGN).checked_add(self.weights.gather_bytes())?;
-        let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k)?);
+        let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k, m.div_ceil(CHUNK))?);
         let batches = b2.checked_mul(b3)?;
         let per_batch = if self.may_use_tiles() { act.bytes.max(tiles.bytes) } else { act.bytes };
         per_batch.checked_mul(batches)?;
@@ -182,9 +189,15 @@ impl MatMul {
         let ([_, _, b2, _], nb) = (self.input.ne, self.input.nb);
         Source {
             data: self.input.data.wrapping_add(batch % b2 * nb[2] + batch / b2 * nb[3]),
-            row: nb[1],
+            rows: Rows::Every(nb[1]),
             channel: nb[0],
         }
+    }
+
+    /// Rows of the only batch that share their outlier channels.
+    fn chunk(&self, tiles: &Tiles, chunk: usize) -> Chunk {
+        let [k, m, ..] = self.input.ne;
+        Chunk { x: self.source(0), rows: chunk * CHUNK..m.min((chunk + 1) * CHUNK), k, maxima: tiles.maxima(chunk) }
     }
 
     /// What the tile GEMM should be given, `None` if the kernels below it are the better choice. All
@@ -211,14 +224,18 @@ impl MatMul {
         }
         // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
         let (precision, seen) = unsafe {
-            let (x, per_chunk) = (self.source(0), k / ACT_BLOCK);
-            let tiles = plan.tiles.at(work);
-            for i in split::share(tiles.chunks() * per_chunk, thread.index, thread.count) {
-                tiles.find_maxima(&x, i / per_chunk, i % per_chunk * ACT_BLOCK);
+            let (tiles, chunks, per_chunk) = (plan.tiles.at(work), m.div_ceil(CHUNK), k / ACT_BLOCK);
+            for i in split::share(chunks * per_chunk, thread.index, thread.count) {
+                self.chunk(&tiles, i / per_chunk).find_maxima(i % per_chunk * ACT_BLOCK);
             }
             thread.wait();
             let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
-            tiles.decide(&x, mask, self.weights.shape.ty.info().own_error, few_rows)
+            let mut seen = Seen::default();
+            for chunk in (0..chunks).map(|i| self.chunk(&tiles, i)) {
+                keep_mask(&chunk.choose(), mask);
+                chunk.look(mask, &mut seen);
+            }
+            (seen.decide(self.weights.shape.ty.info().own_error, few_rows), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
             let ([_, n, ..], name) = (self.weights.ne, self.weights.shape.ty.info().name);
@@ -243,17 +260,17 @@ impl MatMul {
         // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
         unsafe {
             let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
-            let mut at = (usize::MAX, [0; tiles::OUTLIERS]);
+            let mut at: (usize, Channels) = (usize::MAX, [0; OUTLIERS]);
             for i in split::share(plan.batches * m, thread.index, thread.count) {
                 let (batch, row) = (i / m, i % m);
-                let (tiles, x): (Tiles, _) = (plan.tiles.at(work.add(batch * plan.per_batch)), self.source(batch));
+                let (tiles, x) = (plan.tiles.at(work.add(batch * plan.per_batch)), self.source(batch).row(row));
                 let Precision::Int8 { pass } = precision else {
                     tiles.put_bf16(&x, row);
                     continue;
                 };
                 if at.0 != row / CHUNK {
-                    at = (row / CHUNK, tiles.choose(row / CHUNK));
-                    tiles::keep_mask(&at.1, mask);
+                    at = (row / CHUNK, self.chunk(&tiles, row / CHUNK).choose());
+                    keep_mask(&at.1, mask);
                 }
                 if row % CHUNK == 0 {
                     *tiles.channels(row / CHUNK) = at.1;
@@ -297,43 +314,33 @@ impl MatMul {
     unsafe fn compute(&self, operand: Operand, plan: &Plan, work: *mut u8, piece: &Piece, scratch: *mut u8) {
         let (i2, i3) = (piece.batch % self.input.ne[2], piece.batch / self.input.ne[2]);
         let ne = self.weights.ne;
-        let (w2, w3) = (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3]));
+        let slice = (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3]));
         let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]);
-        // SAFETY: the batch's part of the work buffer.
-        let (act, tiles) = unsafe { (plan.act.at(work), plan.tiles.at(work)) };
-        let job = |panels, panel_bytes, first: usize, cols| Job {
-            panels,
-            panel_bytes,
-            cols,
-            act,
-            rows: piece.rows.clone(),
-            dst: dst.cast::<f32>().wrapping_add(first),
-            dst_stride: self.output.nb[0],
-        };
-        let run = |job: Job| {
-            // SAFETY: the job's parts are the operation's, cut to what exists; an instruction set is
-            // used only with its proof.
-            with_format!(self.weights.shape.ty, F => unsafe {
-                match operand {
-                    Operand::Vectors(isa) => kernel::run::<F>(isa, &job, scratch),
-                    Operand::Tiles(precision) => {
-                        let proof = Amx::new().expect("AMX was found usable");
-                        gemm::run::<F>(proof, &TileJob { job: &job, tiles, precision }, scratch);
-                    }
-                }
-            });
-        };
-        if let Some(panels) = self.weights.panels(w2, w3, piece.cols.start) {
-            run(job(panels, self.weights.shape.panel_bytes(), piece.cols.start, piece.cols.len()));
-            return;
-        }
-        // A view whose rows are not whole panels: gather two panels at a time, behind the scratch.
         let gathered = scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes().next_multiple_of(ALIGN));
-        for first in piece.cols.clone().step_by(kernel::TILE_COLS) {
-            let cols = (piece.cols.end - first).min(kernel::TILE_COLS);
-            // SAFETY: the scratch has room for what `gather_bytes` says.
-            let panel_bytes = unsafe { self.weights.gather(w2, w3, first..first + cols, gathered) };
-            run(job(gathered.cast_const(), panel_bytes, first, cols));
+        // SAFETY: the batch's part of the work buffer; the scratch has room behind what kernels use.
+        unsafe {
+            let (act, tiles) = (plan.act.at(work), plan.tiles.at(work));
+            self.weights.each_run(slice, piece.cols.clone(), gathered, |panels, panel_bytes, cols| {
+                let job = Job {
+                    panels,
+                    panel_bytes,
+                    cols: cols.len(),
+                    act,
+                    rows: piece.rows.clone(),
+                    dst: dst.cast::<f32>().wrapping_add(cols.start),
+                    dst_rows: Rows::Every(self.output.nb[0]),
+                };
+                let stride = self.output.nb[0];
+                operand.multiply(self.weights.shape.ty, &job, scratch, |precision| TileJob {
+                    job: &job,
+                    tiles,
+                    precision,
+                    block: 0,
+                    chunk: 0,
+                    chunk_rows: CHUNK,
+                    stream: piece.rows.len() * stride >= STREAM_BYTES && stride.is_multiple_of(ALIGN),
+                });
+            });
         }
     }
 }
@@ -345,6 +352,31 @@ enum Operand {
     Vectors(Isa),
     /// Tiles.
     Tiles(Precision),
+}
+
+impl Operand {
+    /// Computes `job`, on the tile unit as `tiles` says.
+    ///
+    /// # Safety
+    /// As for [`kernel::run`] or [`gemm::run`].
+    unsafe fn multiply<'a>(
+        self,
+        ty: WeightType,
+        job: &'a Job,
+        scratch: *mut u8,
+        tiles: impl Fn(Precision) -> TileJob<'a>,
+    ) {
+        // SAFETY: promised by the caller; an instruction set is used only with its proof.
+        with_format!(ty, F => unsafe {
+            match self {
+                Operand::Vectors(isa) => kernel::run::<F>(isa, job, scratch),
+                Operand::Tiles(precision) => {
+                    let proof = Amx::new().expect("AMX was found usable");
+                    gemm::run::<F>(proof, &tiles(precision), scratch);
+                }
+            }
+        });
+    }
 }
 
 impl Thread<'_> {

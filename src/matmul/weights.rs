@@ -72,11 +72,34 @@ impl Weights {
         if self.in_place() { 0 } else { (TILE_COLS + 1) * self.row_bytes() }
     }
 
+    /// Calls `run(first panel, bytes per panel, columns)` for columns `cols` of batch (i2, i3), in as few runs
+    /// as the view allows: one, or two panels at a time if they must be gathered first.
+    ///
+    /// # Safety
+    /// As for [`Weights::gather`]; `cols` must exist and start at a multiple of 32.
+    pub unsafe fn each_run(
+        &self,
+        (i2, i3): (usize, usize),
+        cols: Range<usize>,
+        gathered: *mut u8,
+        mut run: impl FnMut(*const u8, usize, Range<usize>),
+    ) {
+        if let Some(panels) = self.panels(i2, i3, cols.start) {
+            return run(panels, self.shape.panel_bytes(), cols);
+        }
+        for first in cols.clone().step_by(TILE_COLS) {
+            let cols = first..cols.end.min(first + TILE_COLS);
+            // SAFETY: promised by the caller.
+            let panel_bytes = unsafe { self.gather(i2, i3, cols.clone(), gathered) };
+            run(gathered.cast_const(), panel_bytes, cols);
+        }
+    }
+
     /// Packs up to 32 rows of the view into `out`; returns the bytes of one panel.
     ///
     /// # Safety
     /// The view must be inside its tensor, `out` writable for [`Weights::gather_bytes`].
-    pub unsafe fn gather(&self, i2: usize, i3: usize, rows: Range<usize>, out: *mut u8) -> usize {
+    unsafe fn gather(&self, i2: usize, i3: usize, rows: Range<usize>, out: *mut u8) -> usize {
         let row_bytes = self.row_bytes();
         let two_panels = Shape {
             k: self.ne[0],

@@ -1,6 +1,8 @@
 //! What the kernels eat: activations quantised once per operation, and packed weight matrices.
 
 pub mod activations;
+pub mod outliers;
 pub mod requant;
+pub mod rows;
 pub mod tiles;
 pub mod weights;

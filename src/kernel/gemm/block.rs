@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::TILE_COLS;
 use crate::format::LANES;
+use crate::panel::rows::Rows;
 use crate::panel::tiles::{OUTLIERS, ROWS, STEP_BYTES};
 
 /// Bytes of one block of results, 32x32 of 4 bytes.
@@ -26,24 +27,32 @@ pub struct Product {
     pub next_act: *const u8,
 }
 
-/// 32 rows of 32 floats somewhere, `stride` bytes apart; masks say which columns of the two halves
-/// are there. Without any, reads give zero.
+/// 32 rows of 32 floats somewhere; masks say which columns of the two halves are there. Without any,
+/// reads give zero.
 #[derive(Clone, Copy)]
 pub struct Place {
     pub at: *mut f32,
-    pub stride: usize,
+    pub rows: Rows,
     pub masks: [u16; 2],
 }
 
 impl Place {
     /// A block in scratch.
     pub fn sums(at: *mut f32) -> Self {
-        Self { at, stride: TILE_COLS * 4, masks: [u16::MAX; 2] }
+        Self { at, rows: Rows::Every(TILE_COLS * 4), masks: [u16::MAX; 2] }
+    }
+
+    /// # Safety
+    /// A listed row must be there.
+    #[inline(always)]
+    unsafe fn row(&self, row: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        self.at.wrapping_byte_add(unsafe { self.rows.offset(row) })
     }
 
     /// Reads as zeros.
     pub fn zeros() -> Self {
-        Self { at: std::ptr::null_mut(), stride: 0, masks: [0; 2] }
+        Self { at: std::ptr::null_mut(), rows: Rows::Every(0), masks: [0; 2] }
     }
 }
 
@@ -67,12 +76,9 @@ impl Pending {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn row<const BF16: bool>(&self, row: usize, weights: [__m512; 2]) {
-        let (from, to) = (
-            self.from.at.wrapping_byte_add(row * self.from.stride),
-            self.to.at.wrapping_byte_add(row * self.to.stride),
-        );
         // SAFETY: promised by the caller.
         unsafe {
+            let (from, to) = (self.from.row(row), self.to.row(row));
             let dots = self.dots.add(row * TILE_COLS * 4);
             for (p, weights) in weights.into_iter().enumerate() {
                 let before = _mm512_maskz_loadu_ps(self.from.masks[p], from.wrapping_add(p * LANES));

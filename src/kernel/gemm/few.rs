@@ -8,7 +8,7 @@ use super::block::{BLOCK, Pending, Place, outlier_product, product, start, store
 use super::{TileJob, result};
 use crate::format::{Format, LANES};
 use crate::panel::requant;
-use crate::panel::tiles::{CHUNK, FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
+use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
 
 const PASS: usize = FINEST;
 const PASS_STEPS: usize = PASS / STEP_INT8;
@@ -125,7 +125,7 @@ pub unsafe fn columns<F: Format>(job: &TileJob<'_>, scratch: *mut u8) {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn columns_of_pair<F: Format, const TWO: bool>(job: &TileJob<'_>, pair: usize, scratch: *mut u8) {
     let (row, rows, k) = (job.job.rows.start, job.job.rows.len(), job.tiles.layout.k);
-    let (block, passes) = (row / ROWS, k.div_ceil(PASS));
+    let (block, passes) = (job.block(row), k.div_ceil(PASS));
     let panels = [job.panel(2 * pair), job.panel(2 * pair + 1)];
     let next_panels = [job.panel(2 * pair + 2), job.panel(2 * pair + 3)];
     let sums = Place::sums(scratch.wrapping_add(SUMS).cast());
@@ -138,7 +138,7 @@ unsafe fn columns_of_pair<F: Format, const TWO: bool>(job: &TileJob<'_>, pair: u
         let outliers = scratch.add(OUTLIERS);
         for (half, panel) in panels.into_iter().enumerate() {
             let to = outliers.add(half * STEP_BYTES / 2);
-            requant::outliers::<F>(panel, &*job.tiles.channels(row / CHUNK), to);
+            requant::outliers::<F>(panel, job.channels(job.chunk(row)), to);
         }
         outlier_product(job.tiles.outliers(block), outliers, rows, sums.at);
         for now in 0..passes + 2 {
@@ -160,14 +160,15 @@ unsafe fn columns_of_pair<F: Format, const TWO: bool>(job: &TileJob<'_>, pair: u
                 (between.weights, between.dots) = (ring(pass), dots(pass));
             }
             if let Some(pass) = now.checked_sub(2) {
+                let to = if pass + 1 < passes { sums } else { result(job.job, row, 2 * pair) };
                 between.pending = Some(Pending {
                     dots: dots(pass),
                     act: job.tiles.scales(PASS, block, pass * PASS),
                     weights: scales(pass),
                     rows,
                     from: sums,
-                    to: if pass + 1 < passes { sums } else { result(job.job, row, 2 * pair) },
-                    stream: false,
+                    to,
+                    stream: pass + 1 == passes && job.may_stream(&to),
                 });
             }
             if now < passes {

@@ -15,11 +15,12 @@ use super::{Job, TILE_COLS};
 use crate::cpu::Amx;
 use crate::cpu::tile::Tiles as TileUnit;
 use crate::format::{Format, LANES};
+use crate::panel::outliers::Channels;
 use crate::panel::tiles::{FINEST, Precision, ROWS, Tiles};
 
-/// Bytes of scratch per thread for `m` rows, a multiple of 64.
-pub fn scratch_bytes(m: usize) -> usize {
-    many::scratch_bytes(m).max(few::SCRATCH_BYTES)
+/// Bytes of scratch per thread for up to `m` rows with `chunks` sets of outlier channels, a multiple of 64.
+pub fn scratch_bytes(m: usize, chunks: usize) -> usize {
+    many::scratch_bytes(m, chunks).max(few::SCRATCH_BYTES)
 }
 
 /// A piece of one product on the tile unit.
@@ -30,6 +31,15 @@ pub struct TileJob<'a> {
     pub tiles: Tiles,
     /// What they are.
     pub precision: Precision,
+    /// Their block that has row 0 of the job.
+    pub block: usize,
+    /// The job's first set of outlier channels.
+    pub chunk: usize,
+    /// Rows per set.
+    pub chunk_rows: usize,
+    /// Results past the caches: they are too many to be found there by whoever reads them, and their rows
+    /// are multiples of 64 bytes apart.
+    pub stream: bool,
 }
 
 /// Computes `job` with AMX.
@@ -56,9 +66,10 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
 
 /// The results of 32 rows from `row` on and of panels `panel` and `panel + 1`.
 fn result(job: &Job, row: usize, panel: usize) -> Place {
+    let (offset, rows) = job.dst_rows.skip(row);
     Place {
-        at: job.dst_row(row).wrapping_add(panel * LANES),
-        stride: job.dst_stride,
+        at: job.dst.wrapping_byte_add(offset).wrapping_add(panel * LANES),
+        rows,
         masks: [job.mask(panel), job.mask(panel + 1)],
     }
 }
@@ -68,6 +79,35 @@ impl TileJob<'_> {
     /// not stored.
     fn panel(&self, panel: usize) -> *const u8 {
         self.job.panels.wrapping_add(panel.min(self.job.panel_count() - 1) * self.job.panel_bytes)
+    }
+
+    /// The block of tiles that starts with row `row`.
+    fn block(&self, row: usize) -> usize {
+        self.block + row / ROWS
+    }
+
+    /// Which set of outlier channels row `row` has, counted from the job's first.
+    fn chunk(&self, row: usize) -> usize {
+        row / self.chunk_rows
+    }
+
+    /// How many sets the job's rows have.
+    fn chunks(&self) -> usize {
+        (self.job.rows.end - 1) / self.chunk_rows + 1
+    }
+
+    /// Those channels.
+    ///
+    /// # Safety
+    /// The tiles must hold them.
+    unsafe fn channels(&self, chunk: usize) -> &Channels {
+        // SAFETY: promised by the caller.
+        unsafe { &*self.tiles.channels(self.chunk + chunk) }
+    }
+
+    /// Whether results at `to` may be written past the caches, whole lines at a time.
+    fn may_stream(&self, to: &Place) -> bool {
+        self.stream && to.masks == [u16::MAX; 2] && (to.at as usize).is_multiple_of(64)
     }
 
     /// Pairs of panels, 32 columns each.

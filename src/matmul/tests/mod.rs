@@ -1,6 +1,8 @@
 //! Whole operations: batches, broadcast, strides, views and thread counts give the bits of the plain
 //! case, element by element.
 
+mod experts;
+
 use std::sync::Barrier;
 
 use super::*;

@@ -1,0 +1,528 @@
+//! MUL_MAT_ID: every row of activations times the matrices of the experts that its token chose.
+//!
+//! One thread sorts the choices by expert; then all quantise the rows into the sorted order (a row that
+//! several experts get is quantised once and copied), and behind a barrier take parts of the work. An
+//! expert with few rows takes the vector kernels, one with more the tile GEMM.
+
+use super::routing::{self, Expert, Piece, Routing};
+use super::{ALIGN, Input, Operand, Output, STREAM_BYTES, Settings, Thread, Weights, split};
+use crate::cpu::Isa;
+use crate::debug;
+use crate::diag::log;
+use crate::format::ACT_BLOCK;
+use crate::kernel::gemm::{self, TileJob};
+use crate::kernel::{self, Job};
+use crate::panel::activations;
+use crate::panel::outliers::{Channels, Chunk, Seen, keep_mask};
+use crate::panel::rows::{Row, Rows, Source};
+use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
+
+/// Parts of a layout for the vector kernels that are rounded up to whole lines.
+const LINES_ROUNDED: usize = 3;
+/// Experts whose rows are looked at to choose the precision.
+const EXPERTS_LOOKED_AT: usize = 16;
+
+/// The experts that tokens chose: int32, any strides.
+#[derive(Clone, Copy, Debug)]
+pub struct Choices {
+    /// Address of the first.
+    pub data: *const u8,
+    /// Experts per token.
+    pub used: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Bytes from one choice of a token to the next, and from one token to the next.
+    pub nb: [usize; 2],
+}
+
+impl Choices {
+    /// Calls `f(token, slot, expert)` for all of them.
+    ///
+    /// # Safety
+    /// The memory must be readable; the numbers be experts.
+    pub unsafe fn each(&self, mut f: impl FnMut(usize, usize, usize)) {
+        for token in 0..self.tokens {
+            for slot in 0..self.used {
+                // SAFETY: promised by the caller.
+                f(token, slot, unsafe { self.at(token, slot) } as usize);
+            }
+        }
+    }
+
+    /// # Safety
+    /// The memory must be readable.
+    unsafe fn at(&self, token: usize, slot: usize) -> i32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.data.add(token * self.nb[1] + slot * self.nb[0]).cast::<i32>().read_unaligned() }
+    }
+
+    /// The first choice that is none of `experts` experts: token, slot, number.
+    ///
+    /// # Safety
+    /// The memory must be readable.
+    pub unsafe fn find_bad(&self, experts: usize) -> Option<(usize, usize, i32)> {
+        let all = (0..self.tokens).flat_map(|token| (0..self.used).map(move |slot| (token, slot)));
+        // SAFETY: promised by the caller.
+        let mut numbers = all.map(|(token, slot)| (token, slot, unsafe { self.at(token, slot) }));
+        numbers.find(|(_, _, number)| usize::try_from(*number).map_or(true, |n| n >= experts))
+    }
+}
+
+/// One operation: `dst[n, slot, token] = sum_k w[k, n, ids[slot, token]] * src1[k, slot % ne11, token]`,
+/// ggml's MUL_MAT_ID.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertMul {
+    /// src0: K, N, experts, 1.
+    pub weights: Weights,
+    /// src1: K, rows per token (one for all choices, or one each), tokens, 1.
+    pub input: Input,
+    /// src2.
+    pub choices: Choices,
+    /// dst: N, choices per token, tokens, 1.
+    pub output: Output,
+}
+
+/// Sizes of the parts of the work buffer, in the order they lie there.
+struct Plan {
+    routing: routing::Layout,
+    /// For the vector kernels: a layout per expert, one behind the other, in this many bytes.
+    vectors: usize,
+    tiles: tiles::Layout,
+    per_thread: usize,
+}
+
+/// The parts.
+struct Parts {
+    routing: Routing,
+    vectors: *mut u8,
+    tiles: Tiles,
+    scratch: *mut u8,
+}
+
+/// How rows are multiplied.
+#[derive(Clone, Copy)]
+struct Ways {
+    isa: Isa,
+    /// From how many rows on an expert is multiplied on tiles, and how.
+    tiles: Option<(usize, Precision)>,
+}
+
+impl Ways {
+    fn of(self, expert: &Expert) -> Operand {
+        match self.tiles {
+            Some((rows, precision)) if expert.rows as usize >= rows => Operand::Tiles(precision),
+            _ => Operand::Vectors(self.isa),
+        }
+    }
+
+    fn on_tiles(self, expert: &Expert) -> bool {
+        matches!(self.of(expert), Operand::Tiles(_))
+    }
+}
+
+impl ExpertMul {
+    /// Whether shapes fit each other as ggml demands; `Err` names what does not.
+    pub fn check(&self) -> Result<(), String> {
+        let (w, x, ids) = (&self.weights.ne, &self.input.ne, &self.choices);
+        if w[0] != x[0] {
+            return Err(format!("K differs: {} weights, {} activations", w[0], x[0]));
+        }
+        if w[3] != 1 || x[3] != 1 {
+            return Err(format!("weights and activations have {} and {} batches, not 1", w[3], x[3]));
+        }
+        if x[2] != ids.tokens {
+            return Err(format!("activations of {} tokens, choices of {}", x[2], ids.tokens));
+        }
+        if x[1] == 0 || !ids.used.is_multiple_of(x[1]) {
+            return Err(format!("{} rows of activations per token for {} choices", x[1], ids.used));
+        }
+        self.plan().map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
+    }
+
+    /// Whether results are nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.weights.ne[1] == 0 || self.choices.used == 0 || self.choices.tokens == 0
+    }
+
+    /// Fewest rows for which tiles may be used.
+    fn tile_rows(&self) -> usize {
+        self.weights.shape.ty.info().tile_rows
+    }
+
+    /// Whether a row of activations goes to several experts.
+    fn shares_rows(&self) -> bool {
+        self.input.ne[1] < self.choices.used
+    }
+
+    fn plan(&self) -> Option<Plan> {
+        let (k, group, experts) = (self.weights.ne[0], self.weights.shape.ty.info().group, self.weights.ne[2]);
+        let choices = self.choices.used.checked_mul(self.choices.tokens)?;
+        let with_tiles = experts.min(choices / self.tile_rows());
+        let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
+        let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
+        let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, chunks)?;
+        let gemm = if with_tiles > 0 { gemm::scratch_bytes(choices, 1).max(k) } else { 0 };
+        let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
+        let per_thread = scratch.checked_add(self.weights.gather_bytes().next_multiple_of(ALIGN))?;
+        let vectors = Self::vector_bytes(choices, k, group)?
+            .checked_add(experts.min(choices).checked_mul(LINES_ROUNDED * ALIGN)?)?;
+        let plan = Plan { routing: routing::Layout::new(experts, choices)?, vectors, tiles, per_thread };
+        plan.shared()?;
+        Some(plan)
+    }
+
+    /// Bytes of `rows` quantised rows for the vector kernels, rounded up.
+    fn vector_bytes(rows: usize, k: usize, group: usize) -> Option<usize> {
+        activations::Layout::new(rows, k, group).map(|l| l.bytes)
+    }
+
+    /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
+    pub fn work_size(&self, threads: usize) -> Option<usize> {
+        let plan = self.plan()?;
+        plan.per_thread.checked_mul(threads)?.checked_add(plan.shared()?)?.checked_add(ALIGN)
+    }
+
+    /// Computes this thread's part. All threads of the operation must call it with equal settings.
+    ///
+    /// # Safety
+    /// Shapes must have passed [`ExpertMul::check`], the choices [`Choices::find_bad`]; all pointers must
+    /// be valid for them; `work` must be writable for [`ExpertMul::work_size`] of the thread count and
+    /// shared by these threads alone; the instruction set must be usable on all of them.
+    pub unsafe fn run(&self, settings: Settings, thread: &Thread<'_>, work: *mut u8) {
+        let Some(plan) = self.plan() else { return };
+        if self.is_empty() {
+            return;
+        }
+        // SAFETY: the parts lie one behind the other in the work buffer; between barriers every row and
+        // every piece of the result belongs to one thread.
+        unsafe {
+            if self.weights.ne[0] == 0 {
+                return self.empty_sums(thread);
+            }
+            let parts = plan.parts(work.wrapping_add(work.align_offset(ALIGN)), thread.index);
+            if thread.index == 0 {
+                self.sort(&parts.routing);
+            }
+            thread.wait();
+            let ways = Ways { isa: settings.isa, tiles: self.tiles(settings, &parts, thread) };
+            if self.shares_rows() {
+                self.quantise_shared(ways, &parts, thread);
+            } else {
+                self.quantise_own(ways, &parts, thread);
+            }
+            thread.wait();
+            let on_tiles = |e: &Expert| ways.on_tiles(e);
+            parts.routing.each_piece(self.weights.ne[1], thread.count, on_tiles, |piece| {
+                self.compute(ways, &plan, &parts, &piece, thread.count);
+            });
+        }
+    }
+
+    /// Bytes from row `slot` of `token` in the result to its first.
+    fn result_offset(&self, token: usize, slot: usize) -> usize {
+        slot * self.output.nb[0] + token * self.output.nb[1]
+    }
+
+    fn source_offset(&self, token: usize, slot: usize) -> usize {
+        slot % self.input.ne[1] * self.input.nb[1] + token * self.input.nb[2]
+    }
+
+    /// A product over no channels: every result is 0.
+    ///
+    /// # Safety
+    /// As for [`ExpertMul::run`].
+    unsafe fn empty_sums(&self, thread: &Thread<'_>) {
+        for i in split::share(self.choices.used * self.choices.tokens, thread.index, thread.count) {
+            let offset = self.result_offset(i / self.choices.used, i % self.choices.used);
+            // SAFETY: the row exists and belongs to this thread.
+            unsafe { std::ptr::write_bytes(self.output.data.add(offset).cast::<f32>(), 0, self.weights.ne[1]) };
+        }
+    }
+
+    /// # Safety
+    /// As for [`Routing::sort`].
+    unsafe fn sort(&self, routing: &Routing) {
+        let source = |token, slot| self.source_offset(token, slot);
+        let result = |token, slot| self.result_offset(token, slot);
+        // SAFETY: promised by the caller.
+        unsafe { routing.sort(&self.choices, self.tile_rows(), source, result) };
+    }
+
+    /// The rows whose outlier channels are chosen together: all, or those of expert `expert`.
+    fn chunk(&self, parts: &Parts, expert: Option<&Expert>) -> Chunk {
+        let (routing, tiles) = (&parts.routing, &parts.tiles);
+        let chunk = |rows, count, index| Chunk {
+            x: Source { data: self.input.data, rows, channel: self.input.nb[0] },
+            rows: 0..count,
+            k: self.weights.ne[0],
+            maxima: tiles.maxima(index),
+        };
+        match expert {
+            Some(e) => chunk(Rows::Listed(routing.sources(e)), e.rows as usize, e.chunk as usize),
+            None if self.input.ne[1] == 1 => chunk(Rows::Every(self.input.nb[2]), self.choices.tokens, 0),
+            None => {
+                let all = routing.sources(&routing.experts()[0]);
+                chunk(Rows::Listed(all), self.choices.used * self.choices.tokens, 0)
+            }
+        }
+    }
+
+    /// From how many rows on tiles are used, and their precision. All threads get the same answer (one
+    /// barrier inside).
+    ///
+    /// # Safety
+    /// As for [`ExpertMul::run`].
+    unsafe fn tiles(&self, settings: Settings, parts: &Parts, thread: &Thread<'_>) -> Option<(usize, Precision)> {
+        let least = self.tile_rows();
+        let experts = parts.routing.experts();
+        let with_tiles = || experts.iter().filter(|e| e.rows as usize >= least);
+        if settings.isa != Isa::Amx || parts.routing.chunks() == 0 {
+            return None;
+        }
+        if settings.exact {
+            return Some((least, Precision::Bf16));
+        }
+        let per_chunk = self.weights.ne[0] / ACT_BLOCK;
+        // SAFETY: shares are disjoint; the scratch is this thread's.
+        let (precision, seen) = unsafe {
+            if self.shares_rows() {
+                let chunk = self.chunk(parts, None);
+                for i in split::share(per_chunk, thread.index, thread.count) {
+                    chunk.find_maxima(i * ACT_BLOCK);
+                }
+            } else {
+                let mine = split::share(parts.routing.chunks() * per_chunk, thread.index, thread.count);
+                for (index, expert) in with_tiles().enumerate() {
+                    let all = index * per_chunk..(index + 1) * per_chunk;
+                    let chunk = self.chunk(parts, Some(expert));
+                    for i in mine.start.max(all.start)..mine.end.min(all.end) {
+                        chunk.find_maxima(i % per_chunk * ACT_BLOCK);
+                    }
+                }
+            }
+            thread.wait();
+            let (mask, mut seen) = (self.mask(parts), Seen::default());
+            let mut look = |chunk: Chunk| {
+                keep_mask(&chunk.choose(), mask);
+                chunk.look(mask, &mut seen);
+            };
+            if self.shares_rows() {
+                look(self.chunk(parts, None));
+            } else {
+                let step = parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT);
+                with_tiles().step_by(step).for_each(|e| look(self.chunk(parts, Some(e))));
+            }
+            (seen.decide(self.weights.shape.ty.info().own_error, true), seen)
+        };
+        if thread.index == 0 && log::enabled(log::Level::Debug) {
+            let ([k, n, all, _], name) = (self.weights.ne, self.weights.shape.ty.info().name);
+            debug!(
+                "{name} K {k} N {n}, {} of {all} experts, {} on tiles: {precision:?}; {seen}",
+                experts.len(),
+                parts.routing.chunks()
+            );
+        }
+        // BF16 weights are worth making for more than one block of rows only.
+        Some((if precision == Precision::Bf16 { least.max(ROWS + 1) } else { least }, precision))
+    }
+
+    /// # Safety
+    /// The scratch must not be in use otherwise.
+    #[allow(clippy::mut_from_ref)] // the scratch is this thread's
+    unsafe fn mask<'a>(&self, parts: &'a Parts) -> &'a mut [u16] {
+        // SAFETY: the scratch has at least a byte per channel.
+        unsafe { std::slice::from_raw_parts_mut(parts.scratch.cast(), self.weights.ne[0] / 16) }
+    }
+
+    /// Quantised rows of an expert for the vector kernels.
+    ///
+    /// # Safety
+    /// The parts must be the operation's.
+    unsafe fn vectors(&self, parts: &Parts, expert: &Expert) -> activations::Activations {
+        let (k, group) = (self.weights.ne[0], self.weights.shape.ty.info().group);
+        // Every layout before this one rounded its three parts up to whole lines.
+        let before = Self::vector_bytes(expert.first as usize, k, group).expect("was planned");
+        let before = before + expert.index as usize * LINES_ROUNDED * ALIGN;
+        // SAFETY: `Plan::vectors` has room for all rows and the rounding of all experts.
+        unsafe {
+            let layout = activations::Layout::new(expert.rows as usize, k, group).expect("was planned");
+            layout.at(parts.vectors.add(before))
+        }
+    }
+
+    /// Quantises this thread's share of rows that several experts get: once, then copies.
+    ///
+    /// # Safety
+    /// As for [`ExpertMul::run`].
+    unsafe fn quantise_shared(&self, ways: Ways, parts: &Parts, thread: &Thread<'_>) {
+        let (per_token, used) = (self.input.ne[1], self.choices.used);
+        // SAFETY: rows are shared out by where they come from, so every place is written by one thread.
+        unsafe {
+            let (mask, mut channels) = (self.mask(parts), [0; OUTLIERS]);
+            if let Some((_, Precision::Int8 { .. })) = ways.tiles {
+                channels = self.chunk(parts, None).choose();
+                keep_mask(&channels, mask);
+                if thread.index == 0 {
+                    *parts.tiles.channels(0) = channels;
+                }
+            }
+            for i in split::share(self.choices.tokens * per_token, thread.index, thread.count) {
+                let (token, row) = (i / per_token, i % per_token);
+                let x = self.row(token, row);
+                let mut first = None;
+                for slot in (row..used).step_by(per_token) {
+                    let place = parts.routing.place(token * used + slot);
+                    let expert = &parts.routing.experts()[place.expert as usize];
+                    match (ways.of(expert), first) {
+                        (Operand::Tiles(precision), Some(from)) => {
+                            parts.tiles.copy_row(precision, from, expert.tile_row(place.row))
+                        }
+                        (Operand::Tiles(precision), None) => {
+                            let to = expert.tile_row(place.row);
+                            self.put(precision, parts, &x, to, &channels, mask);
+                            first = Some(to);
+                        }
+                        (Operand::Vectors(isa), _) => self.put_vectors(isa, parts, &x, expert, place.row),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Quantises this thread's share of rows that one expert each gets.
+    ///
+    /// # Safety
+    /// As for [`ExpertMul::run`].
+    unsafe fn quantise_own(&self, ways: Ways, parts: &Parts, thread: &Thread<'_>) {
+        let mine = split::share(self.choices.used * self.choices.tokens, thread.index, thread.count);
+        for expert in parts.routing.experts() {
+            let first = expert.first as usize;
+            let rows = mine.start.max(first)..mine.end.min(first + expert.rows as usize);
+            if rows.is_empty() {
+                continue;
+            }
+            let x = Source {
+                data: self.input.data,
+                rows: Rows::Listed(parts.routing.sources(expert)),
+                channel: self.input.nb[0],
+            };
+            // SAFETY: every row of the sorted order is one thread's.
+            unsafe {
+                let (mask, mut channels) = (self.mask(parts), [0; OUTLIERS]);
+                if let Operand::Tiles(Precision::Int8 { .. }) = ways.of(expert) {
+                    channels = self.chunk(parts, Some(expert)).choose();
+                    keep_mask(&channels, mask);
+                    if rows.start == first {
+                        *parts.tiles.channels(expert.chunk as usize) = channels;
+                    }
+                }
+                for row in rows {
+                    let (row, x) = ((row - first) as u32, x.row(row - first));
+                    match ways.of(expert) {
+                        Operand::Tiles(precision) => {
+                            self.put(precision, parts, &x, expert.tile_row(row), &channels, mask)
+                        }
+                        Operand::Vectors(isa) => self.put_vectors(isa, parts, &x, expert, row),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The row of activations number `row` of `token`.
+    fn row(&self, token: usize, row: usize) -> Row {
+        Row { data: self.input.data.wrapping_add(self.source_offset(token, row)), channel: self.input.nb[0] }
+    }
+
+    /// # Safety
+    /// As for [`Tiles::put_int8`].
+    unsafe fn put(&self, precision: Precision, parts: &Parts, x: &Row, to: usize, channels: &Channels, mask: &[u16]) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            match precision {
+                Precision::Int8 { pass } => parts.tiles.put_int8(pass, x, to, channels, mask),
+                Precision::Bf16 => parts.tiles.put_bf16(x, to),
+            }
+        }
+    }
+
+    /// # Safety
+    /// The row must exist and be this thread's.
+    unsafe fn put_vectors(&self, isa: Isa, parts: &Parts, x: &Row, expert: &Expert, row: u32) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let act = self.vectors(parts, expert);
+            for block in 0..self.weights.ne[0] / ACT_BLOCK {
+                act.quantise(isa, row as usize, block, x.data.add(block * ACT_BLOCK * x.channel), x.channel);
+            }
+        }
+    }
+
+    /// Computes one piece of the result.
+    ///
+    /// # Safety
+    /// As for [`ExpertMul::run`].
+    unsafe fn compute(&self, ways: Ways, plan: &Plan, parts: &Parts, piece: &Piece, threads: usize) {
+        let expert = &parts.routing.experts()[piece.expert];
+        let (out, n) = (&self.output, self.weights.ne[1]);
+        let bytes = n * 4 * self.choices.used * self.choices.tokens;
+        let aligned = (out.nb[0] | out.nb[1]).is_multiple_of(ALIGN);
+        let gathered =
+            parts.scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes().next_multiple_of(ALIGN));
+        // SAFETY: promised by the caller; the scratch has room behind what kernels use.
+        unsafe {
+            let act = self.vectors(parts, expert);
+            let slice = (expert.number as usize, 0);
+            self.weights.each_run(slice, piece.cols.clone(), gathered, |panels, panel_bytes, cols| {
+                let job = Job {
+                    panels,
+                    panel_bytes,
+                    cols: cols.len(),
+                    act,
+                    rows: piece.rows.clone(),
+                    dst: out.data.cast::<f32>().wrapping_add(cols.start),
+                    dst_rows: Rows::Listed(parts.routing.results(expert)),
+                };
+                ways.of(expert).multiply(self.weights.shape.ty, &job, parts.scratch, |precision| TileJob {
+                    job: &job,
+                    tiles: parts.tiles,
+                    precision,
+                    block: expert.block as usize,
+                    chunk: if self.shares_rows() { 0 } else { expert.chunk as usize },
+                    chunk_rows: usize::MAX,
+                    stream: bytes / threads >= STREAM_BYTES && aligned,
+                });
+            });
+        }
+    }
+}
+
+impl Expert {
+    /// Its row `row` among those of the tiles.
+    fn tile_row(&self, row: u32) -> usize {
+        self.block as usize * ROWS + row as usize
+    }
+}
+
+impl Plan {
+    /// Bytes of what threads share.
+    fn shared(&self) -> Option<usize> {
+        self.routing.bytes.checked_add(self.vectors)?.checked_add(self.tiles.bytes)
+    }
+
+    /// # Safety
+    /// `work` must be aligned and valid for the work size.
+    unsafe fn parts(&self, work: *mut u8, thread: usize) -> Parts {
+        let vectors = work.wrapping_add(self.routing.bytes);
+        let tiles = vectors.wrapping_add(self.vectors);
+        // SAFETY: promised by the caller.
+        unsafe {
+            Parts {
+                routing: self.routing.at(work),
+                vectors,
+                tiles: self.tiles.at(tiles),
+                scratch: tiles.wrapping_add(self.tiles.bytes + thread * self.per_thread),
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! MUL_MAT_ID: every row is the product with the expert its token chose.
+
+use super::*;
+
+/// `threads` threads, each with its number, and a barrier for all.
+fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
+    let barrier = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        for index in 0..threads {
+            let (barrier, run) = (&barrier, &run);
+            scope.spawn(move || {
+                let wait = || {
+                    barrier.wait();
+                };
+                run(&Thread { index, count: threads, barrier: &wait });
+            });
+        }
+    });
+}
+
+struct Shared<'a>(&'a ExpertMul, *mut u8);
+
+// SAFETY: threads of one operation share its pointers by design.
+unsafe impl Sync for Shared<'_> {}
+
+impl Shared<'_> {
+    fn run(&self, settings: Settings, thread: &Thread<'_>) {
+        // SAFETY: the buffers of the test have the sizes asked for.
+        unsafe { self.0.run(settings, thread, self.1) }
+    }
+}
+
+struct Case {
+    k: usize,
+    n: usize,
+    experts: usize,
+    used: usize,
+    tokens: usize,
+    /// Rows of activations per token.
+    per_token: usize,
+    /// Expert of a choice, from a random number.
+    choose: fn(usize, usize) -> usize,
+}
+
+impl Case {
+    fn run(&self, settings: Settings, threads: usize) -> (Vec<f32>, Vec<f64>) {
+        let Self { k, n, experts, used, tokens, per_token, .. } = *self;
+        let mut random = Random(11);
+        let (plain, values) = weights(k, n * experts, &mut random);
+        let (shape, packed) = pack(WeightType::Q8_0, k, n, experts, &plain);
+        let x: Vec<f32> = (0..k * per_token * tokens).map(|_| uniform(&mut random)).collect();
+        // Ids lie in longer rows, as in a view of sorted numbers.
+        let stride = used + 3;
+        let ids: Vec<i32> =
+            (0..stride * tokens).map(|i| (self.choose)(i, random.next() as usize) as i32 % experts as i32).collect();
+        let mut out = vec![f32::NAN; n * used * tokens];
+        let op = ExpertMul {
+            weights: Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
+            input: Input {
+                data: x.as_ptr().cast(),
+                ne: [k, per_token, tokens, 1],
+                nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
+            },
+            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride] },
+            output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
+        };
+        op.check().unwrap();
+        // SAFETY: the ids are there.
+        assert!(unsafe { op.choices.find_bad(experts) }.is_none());
+        let mut work = vec![0u8; op.work_size(threads).unwrap()];
+        let shared = Shared(&op, work.as_mut_ptr());
+        on_threads(threads, |thread| shared.run(settings, thread));
+
+        let mut exact = Vec::new();
+        for token in 0..tokens {
+            for slot in 0..used {
+                let expert = ids[token * stride + slot] as usize;
+                let x = &x[(token * per_token + slot % per_token) * k..][..k];
+                for col in 0..n {
+                    let w = &values[(expert * n + col) * k..][..k];
+                    exact.push(w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum());
+                }
+            }
+        }
+        (out, exact)
+    }
+}
+
+fn any(_: usize, random: usize) -> usize {
+    random
+}
+
+fn one(_: usize, _: usize) -> usize {
+    1
+}
+
+fn mostly_one(_: usize, random: usize) -> usize {
+    if random.is_multiple_of(5) { random / 5 } else { 1 }
+}
+
+const CASES: [Case; 9] = [
+    Case { k: 64, n: 33, experts: 1, used: 1, tokens: 1, per_token: 1, choose: any },
+    Case { k: 96, n: 48, experts: 8, used: 2, tokens: 31, per_token: 1, choose: any },
+    Case { k: 96, n: 48, experts: 8, used: 2, tokens: 31, per_token: 2, choose: any },
+    Case { k: 288, n: 40, experts: 4, used: 4, tokens: 70, per_token: 1, choose: any },
+    Case { k: 288, n: 40, experts: 4, used: 4, tokens: 70, per_token: 4, choose: any },
+    Case { k: 288, n: 40, experts: 4, used: 4, tokens: 20, per_token: 2, choose: any },
+    Case { k: 64, n: 64, experts: 3, used: 2, tokens: 90, per_token: 1, choose: one },
+    Case { k: 320, n: 96, experts: 40, used: 2, tokens: 100, per_token: 2, choose: mostly_one },
+    Case { k: 64, n: 5, experts: 257, used: 8, tokens: 3, per_token: 1, choose: any },
+];
+
+#[test]
+fn every_row_is_the_product_with_its_tokens_expert() {
+    for isa in [Isa::Portable, Isa::Avx512, Isa::Amx] {
+        if isa > cpu::best_isa() {
+            println!("SKIPPED: no {}", isa.name());
+            continue;
+        }
+        for (i, case) in CASES.iter().enumerate() {
+            for exact in [false, true] {
+                let settings = Settings { isa, exact };
+                let (out, reference) = case.run(settings, 1);
+                let e = nmse(&out, &reference);
+                assert!(e < 2e-4, "case {i} {} exact {exact}: {e:e}", isa.name());
+                for threads in [2, 7] {
+                    assert!(same_bits(&case.run(settings, threads).0, &out), "case {i} {} {threads}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ids_that_are_no_experts_are_found() {
+    let ids = [0i32, 2, 1, 3, -1, 0];
+    let choices = |nb| Choices { data: ids.as_ptr().cast(), used: 2, tokens: 2, nb };
+    // SAFETY: the memory has all ids.
+    unsafe {
+        assert_eq!(choices([4, 8]).find_bad(4), None);
+        assert_eq!(choices([4, 8]).find_bad(3), Some((1, 1, 3)));
+        assert_eq!(choices([4, 12]).find_bad(5), Some((1, 1, -1)));
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_named() {
+    let (shape, packed) = pack(WeightType::Q8_0, 64, 16, 4, &vec![0; 4 * 16 * 68]);
+    let op = |ne: [usize; 4], used, tokens| ExpertMul {
+        weights: Weights::whole(shape, packed.as_ptr(), [64, 16, 4, 1]),
+        input: Input { data: std::ptr::null(), ne, nb: [4, 256, 256, 256] },
+        choices: Choices { data: std::ptr::null(), used, tokens, nb: [4, 8] },
+        output: Output { data: std::ptr::null_mut(), nb: [64, 64, 64] },
+    };
+    assert!(op([64, 2, 5, 1], 2, 5).check().is_ok());
+    assert!(op([32, 2, 5, 1], 2, 5).check().unwrap_err().contains("K differs"));
+    assert!(op([64, 2, 5, 1], 2, 6).check().unwrap_err().contains("tokens"));
+    assert!(op([64, 3, 5, 1], 2, 5).check().unwrap_err().contains("3 rows"));
+    assert!(op([64, 2, 5, 2], 2, 5).check().unwrap_err().contains("batches"));
+    assert!(op([64, 1, usize::MAX / 2, 1], 8, usize::MAX / 2).check().unwrap_err().contains("address space"));
+}
