@@ -8,8 +8,10 @@
 use super::Host;
 use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::buffer_type;
-use crate::format::WeightType;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Output, Weights};
+use crate::cpu::{self, Isa};
+use crate::format::{ACT_BLOCK, WeightType};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Output, Stored, Weights};
+use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
 /// Whether `buffer` is one of ours (a zero-size dummy of the loader counts).
@@ -69,7 +71,19 @@ fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
     Some(out)
 }
 
-/// A product on packed weights.
+/// Rows of activations (per expert, on average) from which on weights that are stored plain are multiplied
+/// here; fewer are faster in the host's kernels.
+const PLAIN_ROWS: usize = 16;
+
+/// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can have it.
+fn plain_type(tensor: &GgmlTensor) -> Option<&'static PlainType> {
+    let ours = cpu::isa() == Isa::Amx && is_ours(tensor.holder()) && packed_shape(tensor).is_none();
+    let ty = PlainType::from_ggml(tensor.ty).filter(|_| ours)?;
+    // Rows that the tiles' k-steps divide.
+    (usize::try_from(tensor.ne[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK.max(ty.block)))).then_some(ty)
+}
+
+/// A product on packed weights, or on plain ones in one of our buffers.
 pub enum Product {
     /// MUL_MAT.
     Dense(MatMul),
@@ -104,7 +118,7 @@ impl Product {
     }
 }
 
-/// `op` as a product on packed weights, or why it is none. Data pointers may still be null.
+/// `op` as a product that is computed here, or why it is none. Data pointers may still be null.
 pub fn product(host: &Host, op: &GgmlTensor) -> Result<Product, String> {
     let ids = if op.op == host.ops.mul_mat_id {
         Some(op.source(2).ok_or("MUL_MAT_ID without its ids")?)
@@ -126,14 +140,22 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Product, String> {
         ));
     }
     let output = Output { data: op.data.cast(), nb: [op.nb[1], op.nb[2], op.nb[3]] };
+    let few = |rows: usize, experts: usize| match weights.stored {
+        Stored::Plain(ty) if rows < experts.saturating_mul(PLAIN_ROWS) => {
+            Err(format!("{rows} rows of activations are too few for {} weights that are stored plain", ty.name))
+        }
+        _ => Ok(()),
+    };
     let (product, expected) = match ids {
         None => {
+            few(input.ne[1], 1)?;
             let product = MatMul { weights, input, output };
             product.check()?;
             (Product::Dense(product), [weights.ne[1], input.ne[1], input.ne[2], input.ne[3]])
         }
         Some(ids) => {
             let choices = choices(ids)?;
+            few(choices.used.saturating_mul(choices.tokens), weights.ne[2])?;
             let product = ExpertMul { weights, input, choices, output };
             product.check()?;
             (Product::Experts(product), [weights.ne[1], choices.used, choices.tokens, 1])
@@ -150,14 +172,22 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Product, String> {
 
 /// src0 of a product.
 fn weights(w: &GgmlTensor) -> Result<Weights, String> {
-    let shape = packed_shape(w).ok_or_else(|| format!("{} is not packed in an AMX buffer", w.name()))?;
-    if w.ty != shape.ty as i32 || w.nb[0] != shape.ty.info().bytes {
+    let plain = || plain_type(w).map(Stored::Plain);
+    let stored = packed_shape(w).map(Stored::Packed).or_else(plain);
+    let stored = stored.ok_or_else(|| format!("{} is not in an AMX buffer, or not of a type for it", w.name()))?;
+    let (ty, bytes) = match stored {
+        Stored::Packed(shape) => (shape.ty as i32, shape.ty.info().bytes),
+        Stored::Plain(ty) => (ty.number, ty.bytes),
+    };
+    if w.ty != ty || w.nb[0] != bytes {
         return Err(format!("the view {} does not consist of whole blocks", w.name()));
     }
+    // Views of packed tensors are found from their root, others where they are.
+    let in_root = matches!(stored, Stored::Packed(_)) && !w.view_src.is_null();
     Ok(Weights {
-        shape,
-        base: w.root().data.cast(),
-        offset: if w.view_src.is_null() { 0 } else { w.view_offs },
+        stored,
+        base: if in_root { w.root().data.cast() } else { w.data.cast() },
+        offset: if in_root { w.view_offs } else { 0 },
         ne: usizes(w.ne).ok_or("a dimension of the weights is negative")?,
         nb: [w.nb[1], w.nb[2], w.nb[3]],
     })
@@ -186,7 +216,7 @@ fn choices(ids: &GgmlTensor) -> Result<Choices, String> {
 
 /// Whether the CPU device can run `op`, one of whose sources lies in our buffers.
 ///
-/// Products on packed weights: yes. Operations that only see plainly stored tensors: the host's own
+/// Products on packed weights: yes, and many rows on plain ones that the tile unit can have. Operations that only see plainly stored tensors: the host's own
 /// code reads those, so yes too, but not while the loader probes: it shall keep such tensors in
 /// its own buffers. Everything else would read packed bytes as plain ones: no.
 pub fn supports(host: &Host, op: &GgmlTensor) -> bool {

@@ -10,8 +10,9 @@ use std::mem::offset_of;
 use libc::c_void;
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32, TYPE_I32};
-use super::{Ops, Symbols};
+use super::{Ops, Symbols, symbols};
 use crate::format::WeightType;
+use crate::panel::plain;
 
 /// Memory for the trial tensors; ggml places objects of about 370 bytes in it.
 const ARENA: usize = 64 << 10;
@@ -23,6 +24,7 @@ const OBJECT_SIZE: usize = 32;
 /// Proves the layout of the host behind `symbols` and reads its operation numbers.
 pub fn prove(symbols: &Symbols) -> Result<Ops, String> {
     types(symbols)?;
+    plain_types(symbols);
     let mut arena = vec![0u64; ARENA / 8];
     let params = GgmlInitParams { mem_size: ARENA, mem_buffer: arena.as_mut_ptr().cast(), no_alloc: true };
     // SAFETY: ggml_init with memory of ours; freed below, before the arena goes.
@@ -39,6 +41,23 @@ pub fn prove(symbols: &Symbols) -> Result<Ops, String> {
 
 fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(format!("the host's layout is not the one this library knows: {}", what())) }
+}
+
+/// Switches on the types that are stored plain, as far as the host has them.
+fn plain_types(symbols: &Symbols) {
+    for ty in &plain::TYPES {
+        // SAFETY: ggml answers for any number, past its table too.
+        let same = unsafe {
+            let name = (symbols.ggml_type_name)(ty.number);
+            !name.is_null()
+                && CStr::from_ptr(name).to_bytes() == ty.name.as_bytes()
+                && (symbols.ggml_blck_size)(ty.number) == ty.block as i64
+                && (symbols.ggml_type_size)(ty.number) == ty.bytes
+        };
+        if same {
+            ty.enable(symbols::dequantise);
+        }
+    }
 }
 
 /// The numbers of our weight types name the same types in the host.

@@ -6,9 +6,12 @@
 //!
 //! Weak, so that a process without ggml (a C test, a child process of a preloaded host) starts.
 
+use std::ffi::CStr;
+
 use libc::{c_char, c_void};
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor};
+use crate::panel::plain::Dequantise;
 
 /// Declares the symbols once: struct field, weak table entry, lookup.
 macro_rules! host_symbols {
@@ -30,8 +33,8 @@ macro_rules! host_symbols {
             ".previous",
         );
 
-        const NAMES: &[&std::ffi::CStr] = &[
-            $(match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+        const NAMES: &[&CStr] = &[
+            $(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
                 Ok(name) => name,
                 Err(_) => panic!(),
             },)*
@@ -109,13 +112,55 @@ fn lookup(index: usize) -> Result<*const c_void, String> {
     // SAFETY: the table has NAMES.len() words. Volatile, because the compiler must not assume that
     // the address of a function is never null.
     let linked = unsafe { (&raw const ggml_amx_host_symbols[index]).read_volatile() };
-    if linked != 0 {
-        return Ok(linked as *const c_void);
-    }
+    let missing = || format!("no usable ggml in this process: {} is missing", NAMES[index].to_string_lossy());
+    find(linked, NAMES[index]).ok_or_else(missing)
+}
+
+/// What the linker found, or what the process has by now.
+fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
     // SAFETY: a C string and a pseudo-handle.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, NAMES[index].as_ptr()) };
-    if found.is_null() {
-        return Err(format!("no usable ggml in this process: {} is missing", NAMES[index].to_string_lossy()));
-    }
-    Ok(found)
+    let found = || unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).cast_const() };
+    let address = if linked != 0 { linked as *const c_void } else { found() };
+    (!address.is_null()).then_some(address)
+}
+
+/// Declares functions that a host may lack.
+macro_rules! optional_symbols {
+    ($($name:literal,)*) => {
+        std::arch::global_asm!(
+            ".section .data.rel.ro.ggml_amx_optional_symbols,\"aw\",@progbits",
+            ".balign 8",
+            ".hidden ggml_amx_optional_symbols",
+            ".globl ggml_amx_optional_symbols",
+            "ggml_amx_optional_symbols:",
+            $(concat!(".weak ", $name), concat!(".quad ", $name),)*
+            ".previous",
+        );
+
+        const OPTIONAL: &[&str] = &[$($name),*];
+    };
+}
+
+optional_symbols! {
+    "dequantize_row_iq2_xxs",
+    "dequantize_row_iq2_xs",
+    "dequantize_row_iq2_s",
+    "dequantize_row_iq3_xxs",
+    "dequantize_row_iq3_s",
+    "dequantize_row_iq1_s",
+    "dequantize_row_iq1_m",
+}
+
+unsafe extern "C" {
+    /// As above.
+    static ggml_amx_optional_symbols: [usize; OPTIONAL.len()];
+}
+
+/// ggml's function `name` that turns blocks into floats, if this host has it.
+pub fn dequantise(name: &'static CStr) -> Option<Dequantise> {
+    let index = OPTIONAL.iter().position(|n| n.as_bytes() == name.to_bytes())?;
+    // SAFETY: as in `lookup`.
+    let linked = unsafe { (&raw const ggml_amx_optional_symbols[index]).read_volatile() };
+    // SAFETY: the address is that of ggml's function of this name; all of them have this type.
+    find(linked, name).map(|address| unsafe { std::mem::transmute::<*const c_void, Dequantise>(address) })
 }

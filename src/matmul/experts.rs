@@ -5,7 +5,7 @@
 //! expert with few rows takes the vector kernels, one with more the tile GEMM.
 
 use super::routing::{self, Expert, Piece, Routing};
-use super::{ALIGN, Input, Operand, Output, STREAM_BYTES, Settings, Thread, Weights, split};
+use super::{ALIGN, Input, Operand, Output, STREAM_BYTES, Settings, Stored, Thread, Weights, split};
 use crate::cpu::Isa;
 use crate::debug;
 use crate::diag::log;
@@ -146,7 +146,7 @@ impl ExpertMul {
 
     /// Fewest rows for which tiles may be used.
     fn tile_rows(&self) -> usize {
-        self.weights.shape.ty.info().tile_rows
+        self.weights.stored.tile_rows()
     }
 
     /// Whether a row of activations goes to several experts.
@@ -155,7 +155,7 @@ impl ExpertMul {
     }
 
     fn plan(&self) -> Option<Plan> {
-        let (k, group, experts) = (self.weights.ne[0], self.weights.shape.ty.info().group, self.weights.ne[2]);
+        let (k, group, experts) = (self.weights.ne[0], self.weights.stored.group(), self.weights.ne[2]);
         let choices = self.choices.used.checked_mul(self.choices.tokens)?;
         let with_tiles = experts.min(choices / self.tile_rows());
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
@@ -163,7 +163,7 @@ impl ExpertMul {
         let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, chunks)?;
         let gemm = if with_tiles > 0 { gemm::scratch_bytes(choices, 1).max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
-        let per_thread = scratch.checked_add(self.weights.gather_bytes().next_multiple_of(ALIGN))?;
+        let per_thread = scratch.checked_add(self.weights.gather_bytes())?;
         let vectors = Self::vector_bytes(choices, k, group)?
             .checked_add(experts.min(choices).checked_mul(LINES_ROUNDED * ALIGN)?)?;
         let plan = Plan { routing: routing::Layout::new(experts, choices)?, vectors, tiles, per_thread };
@@ -279,9 +279,10 @@ impl ExpertMul {
         if settings.isa != Isa::Amx || parts.routing.chunks() == 0 {
             return None;
         }
-        if settings.exact {
-            return Some((least, Precision::Bf16));
-        }
+        let shape = match self.weights.stored {
+            Stored::Packed(shape) if !settings.exact => shape,
+            _ => return Some((least, Precision::Bf16)),
+        };
         let per_chunk = self.weights.ne[0] / ACT_BLOCK;
         // SAFETY: shares are disjoint; the scratch is this thread's.
         let (precision, seen) = unsafe {
@@ -312,10 +313,10 @@ impl ExpertMul {
                 let step = parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT);
                 with_tiles().step_by(step).for_each(|e| look(self.chunk(parts, Some(e))));
             }
-            (seen.decide(self.weights.shape.ty.info().own_error, true), seen)
+            (seen.decide(shape.ty.info().own_error, true), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
-            let ([k, n, all, _], name) = (self.weights.ne, self.weights.shape.ty.info().name);
+            let ([k, n, all, _], name) = (self.weights.ne, self.weights.stored.name());
             debug!(
                 "{name} K {k} N {n}, {} of {all} experts, {} on tiles: {precision:?}; {seen}",
                 experts.len(),
@@ -339,7 +340,7 @@ impl ExpertMul {
     /// # Safety
     /// The parts must be the operation's.
     unsafe fn vectors(&self, parts: &Parts, expert: &Expert) -> activations::Activations {
-        let (k, group) = (self.weights.ne[0], self.weights.shape.ty.info().group);
+        let (k, group) = (self.weights.ne[0], self.weights.stored.group());
         // Every layout before this one rounded its three parts up to whole lines.
         let before = Self::vector_bytes(expert.first as usize, k, group).expect("was planned");
         let before = before + expert.index as usize * LINES_ROUNDED * ALIGN;
@@ -467,8 +468,7 @@ impl ExpertMul {
         let (out, n) = (&self.output, self.weights.ne[1]);
         let bytes = n * 4 * self.choices.used * self.choices.tokens;
         let aligned = (out.nb[0] | out.nb[1]).is_multiple_of(ALIGN);
-        let gathered =
-            parts.scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes().next_multiple_of(ALIGN));
+        let gathered = parts.scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes());
         // SAFETY: promised by the caller; the scratch has room behind what kernels use.
         unsafe {
             let act = self.vectors(parts, expert);
@@ -483,7 +483,7 @@ impl ExpertMul {
                     dst: out.data.cast::<f32>().wrapping_add(cols.start),
                     dst_rows: Rows::Listed(parts.routing.results(expert)),
                 };
-                ways.of(expert).multiply(self.weights.shape.ty, &job, parts.scratch, |precision| TileJob {
+                ways.of(expert).multiply(&self.weights.stored, &job, parts.scratch, gathered, |precision| TileJob {
                     job: &job,
                     tiles: parts.tiles,
                     precision,

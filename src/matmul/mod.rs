@@ -14,17 +14,18 @@ mod weights;
 use crate::cpu::{Amx, Isa};
 use crate::debug;
 use crate::diag::log;
-use crate::format::{ACT_BLOCK, WeightType};
+use crate::format::ACT_BLOCK;
 use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::{Activations, Layout};
 use crate::panel::outliers::{CHUNK, Channels, Chunk, Seen, keep_mask};
+use crate::panel::plain::PlainRows;
 use crate::panel::rows::{Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
 use crate::with_format;
 pub use experts::{Choices, ExpertMul};
 use split::{Piece, Split};
-pub use weights::Weights;
+pub use weights::{Stored, Weights};
 
 /// Alignment of everything in the work buffer: a cache line.
 const ALIGN: usize = 64;
@@ -107,11 +108,11 @@ impl MatMul {
 
     /// Whether there are enough rows of activations for the tile GEMM with its requantised weights.
     fn may_use_tiles(&self) -> bool {
-        self.input.ne[1] >= self.weights.shape.ty.info().tile_rows
+        self.input.ne[1] >= self.weights.stored.tile_rows()
     }
 
     fn plan(&self) -> Option<Plan> {
-        let group = self.weights.shape.ty.info().group;
+        let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
         let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m, m.div_ceil(CHUNK)).max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm);
@@ -215,6 +216,7 @@ impl MatMul {
     ) -> Option<Precision> {
         let [k, m, ..] = self.input.ne;
         let few_rows = m <= tiles::ROWS;
+        let Stored::Packed(shape) = self.weights.stored else { return Some(Precision::Bf16) };
         if settings.exact {
             return Some(Precision::Bf16);
         }
@@ -235,10 +237,10 @@ impl MatMul {
                 keep_mask(&chunk.choose(), mask);
                 chunk.look(mask, &mut seen);
             }
-            (seen.decide(self.weights.shape.ty.info().own_error, few_rows), seen)
+            (seen.decide(shape.ty.info().own_error, few_rows), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
-            let ([_, n, ..], name) = (self.weights.ne, self.weights.shape.ty.info().name);
+            let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.name());
             debug!("{name} K {k} N {n} M {m}: {precision:?}; {seen}");
         }
         (precision != Precision::Bf16 || !few_rows).then_some(precision)
@@ -316,7 +318,7 @@ impl MatMul {
         let ne = self.weights.ne;
         let slice = (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3]));
         let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]);
-        let gathered = scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes().next_multiple_of(ALIGN));
+        let gathered = scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes());
         // SAFETY: the batch's part of the work buffer; the scratch has room behind what kernels use.
         unsafe {
             let (act, tiles) = (plan.act.at(work), plan.tiles.at(work));
@@ -331,7 +333,7 @@ impl MatMul {
                     dst_rows: Rows::Every(self.output.nb[0]),
                 };
                 let stride = self.output.nb[0];
-                operand.multiply(self.weights.shape.ty, &job, scratch, |precision| TileJob {
+                operand.multiply(&self.weights.stored, &job, scratch, gathered, |precision| TileJob {
                     job: &job,
                     tiles,
                     precision,
@@ -355,27 +357,37 @@ enum Operand {
 }
 
 impl Operand {
-    /// Computes `job`, on the tile unit as `tiles` says.
+    /// Computes `job` on weights stored like this, on the tile unit as `tiles` says. `room` is for plain
+    /// weights, [`Weights::gather_bytes`].
     ///
     /// # Safety
     /// As for [`kernel::run`] or [`gemm::run`].
     unsafe fn multiply<'a>(
         self,
-        ty: WeightType,
+        stored: &Stored,
         job: &'a Job,
         scratch: *mut u8,
+        room: *mut u8,
         tiles: impl Fn(Precision) -> TileJob<'a>,
     ) {
+        let proof = || Amx::new().expect("AMX was found usable");
         // SAFETY: promised by the caller; an instruction set is used only with its proof.
-        with_format!(ty, F => unsafe {
-            match self {
-                Operand::Vectors(isa) => kernel::run::<F>(isa, job, scratch),
-                Operand::Tiles(precision) => {
-                    let proof = Amx::new().expect("AMX was found usable");
-                    gemm::run::<F>(proof, &tiles(precision), scratch);
+        unsafe {
+            match (self, stored) {
+                (Operand::Tiles(precision), Stored::Packed(shape)) => {
+                    with_format!(shape.ty, F => gemm::run::<F>(proof(), &tiles(precision), scratch))
                 }
+                (Operand::Tiles(precision), Stored::Plain(ty)) => {
+                    let (data, stride) = (job.panels, job.panel_bytes);
+                    let rows = PlainRows { ty, data, stride, rows: job.cols, buffer: room };
+                    gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
+                }
+                (Operand::Vectors(isa), Stored::Packed(shape)) => {
+                    with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))
+                }
+                (Operand::Vectors(_), Stored::Plain(_)) => unreachable!("plain weights are for tiles only"),
             }
-        });
+        }
     }
 }
 

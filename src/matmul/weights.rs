@@ -1,18 +1,19 @@
-//! The weight operand: a packed tensor, or any view of one.
+//! The weight operand: a tensor, packed or plain, or any view of one.
 
 use std::ops::Range;
 
-use crate::format::LANES;
+use crate::format::{ACT_BLOCK, LANES};
 use crate::kernel::TILE_COLS;
+use crate::panel::plain::{PlainRows, PlainType};
 use crate::panel::weights::Shape;
 
 /// src0 of a product. A view keeps the *plain* strides and offset that ggml gave it; this type maps
 /// them to where the packed bytes are.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights {
-    /// The packed tensor that owns the bytes.
-    pub shape: Shape,
-    /// Its first packed byte.
+    /// How the tensor that owns the bytes is stored.
+    pub stored: Stored,
+    /// Its first byte.
     pub base: *const u8,
     /// Plain byte at which the view starts; 0 for the tensor itself.
     pub offset: usize,
@@ -22,19 +23,70 @@ pub struct Weights {
     pub nb: [usize; 3],
 }
 
+/// How a weight tensor is stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored {
+    /// In panels of 16 rows.
+    Packed(Shape),
+    /// As GGUF has it.
+    Plain(&'static PlainType),
+}
+
+impl Stored {
+    /// ggml's name of the type.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Stored::Packed(shape) => shape.ty.info().name,
+            Stored::Plain(ty) => ty.name,
+        }
+    }
+
+    /// Weights per sum of activations for the vector kernels; plain weights never meet those.
+    pub fn group(&self) -> usize {
+        match self {
+            Stored::Packed(shape) => shape.ty.info().group,
+            Stored::Plain(_) => ACT_BLOCK,
+        }
+    }
+
+    /// Rows of activations from which on tiles are used.
+    pub fn tile_rows(&self) -> usize {
+        match self {
+            Stored::Packed(shape) => shape.ty.info().tile_rows,
+            Stored::Plain(_) => 1,
+        }
+    }
+
+    /// Weights and bytes per block.
+    fn block(&self) -> (usize, usize) {
+        match self {
+            Stored::Packed(shape) => (shape.ty.info().block, shape.ty.info().bytes),
+            Stored::Plain(ty) => (ty.block, ty.bytes),
+        }
+    }
+}
+
 impl Weights {
     /// The whole of a packed tensor with `ne3` slices of slices.
     pub fn whole(shape: Shape, base: *const u8, ne: [usize; 4]) -> Self {
-        Self { shape, base, offset: 0, ne, nb: [shape.row_bytes, shape.slice_plain, shape.slice_plain * ne[2]] }
+        Self {
+            stored: Stored::Packed(shape),
+            base,
+            offset: 0,
+            ne,
+            nb: [shape.row_bytes, shape.slice_plain, shape.slice_plain * ne[2]],
+        }
     }
 
     /// Plain bytes of one row of the view.
     fn row_bytes(&self) -> usize {
-        self.ne[0] / self.shape.ty.info().block * self.shape.ty.info().bytes
+        let (weights, bytes) = self.stored.block();
+        self.ne[0] / weights * bytes
     }
 
-    /// Whether every byte the view reaches lies inside the tensor.
+    /// Whether every byte the view reaches lies inside the tensor; views of plain ones are ggml's business.
     pub fn is_inside(&self) -> bool {
+        let Stored::Packed(shape) = self.stored else { return true };
         if self.ne.contains(&0) {
             return true;
         }
@@ -42,7 +94,7 @@ impl Weights {
         for (ne, nb) in self.ne[1..].iter().zip(self.nb) {
             end = end.and_then(|e| (ne - 1).checked_mul(nb)?.checked_add(e));
         }
-        end.and_then(|e| e.checked_add(self.row_bytes())).is_some_and(|e| e <= self.shape.plain_size())
+        end.and_then(|e| e.checked_add(self.row_bytes())).is_some_and(|e| e <= shape.plain_size())
     }
 
     fn plain_offset(&self, i2: usize, i3: usize, row: usize) -> usize {
@@ -52,7 +104,7 @@ impl Weights {
     /// The packed panel whose first lane is row `row` of batch (i2, i3), if from there on the view's
     /// rows are the tensor's rows: then kernels read the tensor itself.
     pub fn panels(&self, i2: usize, i3: usize, row: usize) -> Option<*const u8> {
-        let s = &self.shape;
+        let Stored::Packed(s) = &self.stored else { return None };
         if s.plain_size() == 0 || self.ne[0] != s.k || self.nb[0] != s.row_bytes {
             return None;
         }
@@ -67,13 +119,19 @@ impl Weights {
         (0..self.ne[3]).all(|i3| (0..self.ne[2]).all(|i2| self.panels(i2, i3, 0).is_some()))
     }
 
-    /// Scratch that [`Weights::gather`] needs: two panels and one plain row. 0 when it is never called.
+    /// Scratch that [`Weights::each_run`] needs: two panels and one plain row to gather a view, nothing for
+    /// packed weights in place, floats for plain ones. A multiple of 64.
     pub fn gather_bytes(&self) -> usize {
-        if self.in_place() { 0 } else { (TILE_COLS + 1) * self.row_bytes() }
+        match self.stored {
+            Stored::Plain(_) => PlainRows::BUFFER,
+            Stored::Packed(_) if self.in_place() => 0,
+            Stored::Packed(_) => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
+        }
     }
 
     /// Calls `run(first panel, bytes per panel, columns)` for columns `cols` of batch (i2, i3), in as few runs
-    /// as the view allows: one, or two panels at a time if they must be gathered first.
+    /// as the view allows: one, or two panels at a time if they must be gathered first. Of plain weights
+    /// it gets the first row, and bytes per row.
     ///
     /// # Safety
     /// As for [`Weights::gather`]; `cols` must exist and start at a multiple of 32.
@@ -84,13 +142,16 @@ impl Weights {
         gathered: *mut u8,
         mut run: impl FnMut(*const u8, usize, Range<usize>),
     ) {
+        let Stored::Packed(shape) = self.stored else {
+            return run(self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0], cols);
+        };
         if let Some(panels) = self.panels(i2, i3, cols.start) {
-            return run(panels, self.shape.panel_bytes(), cols);
+            return run(panels, shape.panel_bytes(), cols);
         }
         for first in cols.clone().step_by(TILE_COLS) {
             let cols = first..cols.end.min(first + TILE_COLS);
             // SAFETY: promised by the caller.
-            let panel_bytes = unsafe { self.gather(i2, i3, cols.clone(), gathered) };
+            let panel_bytes = unsafe { self.gather(&shape, (i2, i3), cols.clone(), gathered) };
             run(gathered.cast_const(), panel_bytes, cols);
         }
     }
@@ -99,7 +160,7 @@ impl Weights {
     ///
     /// # Safety
     /// The view must be inside its tensor, `out` writable for [`Weights::gather_bytes`].
-    unsafe fn gather(&self, i2: usize, i3: usize, rows: Range<usize>, out: *mut u8) -> usize {
+    unsafe fn gather(&self, shape: &Shape, (i2, i3): (usize, usize), rows: Range<usize>, out: *mut u8) -> usize {
         let row_bytes = self.row_bytes();
         let two_panels = Shape {
             k: self.ne[0],
@@ -108,14 +169,14 @@ impl Weights {
             row_bytes,
             slice_plain: TILE_COLS * row_bytes,
             slice_packed: TILE_COLS * row_bytes,
-            ..self.shape
+            ..*shape
         };
         let plain = out.wrapping_add(TILE_COLS * row_bytes);
         for (i, row) in rows.enumerate() {
             // SAFETY: the row is inside the tensor; the plain row lies behind the two panels.
             unsafe {
                 let plain = std::slice::from_raw_parts_mut(plain, row_bytes);
-                self.shape.read(self.base, self.plain_offset(i2, i3, row), plain);
+                shape.read(self.base, self.plain_offset(i2, i3, row), plain);
                 two_panels.write(out, i * row_bytes, plain);
             }
         }

@@ -2,6 +2,7 @@
 
 pub mod activations;
 pub mod outliers;
+pub mod plain;
 pub mod requant;
 pub mod rows;
 pub mod tiles;

@@ -89,6 +89,8 @@ fn beside_the_other_library(host: &Host, other: &Host, name: &str) -> Result<Pat
 /// Runs it, and proves by the loader's own record that the right libggml-cpu was mapped.
 pub fn run_proved(host: &Host, mut command: Command, way: Way<'_>, log: &Path) -> Result<Output> {
     let record = log.with_extension("libs");
+    // What an interrupted run left.
+    loaded_cpu_libraries(&record);
     command.env("LD_DEBUG", "libs").env("LD_DEBUG_OUTPUT", &record);
     let output = util::capture_within(&mut command, log, TIME_LIMIT);
     let loaded = loaded_cpu_libraries(&record);

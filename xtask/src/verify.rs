@@ -27,13 +27,20 @@ pub struct Options {
     pub types: Vec<String>,
     /// Length of the text.
     pub tokens: usize,
+    /// Everything in BF16 on the tile unit, which must come ten times nearer.
+    pub exact: bool,
     /// End with one line of JSON.
     pub json: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { types: ["Q4_1", "Q4_0", "Q8_0", "Q6_K"].map(String::from).into(), tokens: 8192, json: false }
+        Self {
+            types: ["Q4_1", "Q4_0", "Q8_0", "Q6_K"].map(String::from).into(),
+            tokens: 8192,
+            exact: false,
+            json: false,
+        }
     }
 }
 
@@ -63,15 +70,18 @@ pub fn run(options: &Options) -> Result<Outcome> {
         let model = bench.model(name)?;
         let base = bench.reference(name, &model)?;
         let plain = bench.plain(name, &model, &base)?;
-        let ours = bench.ours(name, &model, &base, isa.as_deref())?;
+        let way = if options.exact { Way::Exact } else { Way::Ours(isa.as_deref()) };
+        let ours = bench.ours(name, &model, &base, way)?;
         cache::remove(&base)?;
-        rows.push(Row { name: name.clone(), ours, plain });
+        let max_kld_ratio = if options.exact { score::MAX_KLD_RATIO_EXACT } else { score::MAX_KLD_RATIO };
+        rows.push(Row { name: name.clone(), ours, plain, max_kld_ratio });
     }
     println!("\n{}", score::show(&rows));
     let isa = isa.as_deref().unwrap_or("amx");
     println!(
-        "  {} tokens of English, contexts of {CONTEXT}; this library on {isa}; truth: the same weights in F32",
-        chunks * CONTEXT
+        "  {} tokens of English, contexts of {CONTEXT}; this library on {isa}{}; truth: the same weights in F32",
+        chunks * CONTEXT,
+        if options.exact { " (exact)" } else { "" }
     );
     let failures: Vec<String> = rows.iter().flat_map(score::judge).collect();
     if options.json {
@@ -138,10 +148,10 @@ impl<'a> Bench<'a> {
         score::parse(&io("read", &report, std::fs::read_to_string(&report))?)
     }
 
-    fn ours(&self, name: &str, model: &Path, base: &Path, isa: Option<&str>) -> Result<Score> {
+    fn ours(&self, name: &str, model: &Path, base: &Path, way: Way<'_>) -> Result<Score> {
         println!("    this library");
         let label = format!("verify-{name}-ours");
-        let (report, log) = self.perplexity(model, base, Way::Ours(isa), &["--kl-divergence"], &label)?;
+        let (report, log) = self.perplexity(model, base, way, &["--kl-divergence"], &label)?;
         if program::amx_line(&log).is_none() {
             let said = program::our_lines(&log).join("\n    | ");
             return Err(format!(

@@ -10,6 +10,7 @@ use super::block::{BLOCK, PREFETCH_ACT, Pending, Place, Product, multiply, outli
 use super::{TILE_COLS, TileJob, result};
 use crate::cpu::cache;
 use crate::format::{Format, LANES};
+use crate::panel::plain::PlainRows;
 use crate::panel::requant;
 use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
 
@@ -87,10 +88,39 @@ struct Panels {
     last: bool,
 }
 
+/// Packed weights.
+///
 /// # Safety
-/// As for [`run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn columns<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8) {
+/// As for [`super::run`].
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8) {
+    // SAFETY: passed on.
+    unsafe { columns::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len)) }
+}
+
+/// Weights stored plain, in BF16.
+///
+/// # Safety
+/// As for [`super::run_plain`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
+    // SAFETY: passed on; the scratch has room for all pairs.
+    unsafe {
+        columns::<true>(job, scratch, |part, len| {
+            for i in 0..2 * part.pairs {
+                let out = part.weights(i / 2, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
+                rows.bf16(2 * part.pair + i, part.from, len, out);
+            }
+        });
+    }
+}
+
+/// Every block of columns and stretch of channels: `make` makes its panels, given how many channels.
+///
+/// # Safety
+/// As for [`super::run`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn columns<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make: impl Fn(&Panels, usize)) {
     let k = job.tiles.layout.k;
     let blocking = Blocking::of(job);
     let stretch = blocking.steps * job.precision.step();
@@ -110,7 +140,7 @@ pub unsafe fn columns<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *
             };
             // SAFETY: promised by the caller.
             unsafe {
-                make_panels::<F, BF16>(job, &part, len);
+                make(&part, len);
                 for row in job.job.rows.clone().step_by(ROWS) {
                     rows_of_panels::<BF16>(job, &part, row);
                 }
@@ -120,7 +150,7 @@ pub unsafe fn columns<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *
 }
 
 /// # Safety
-/// As for [`run`].
+/// As for [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
 unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Panels, len: usize) {
@@ -178,7 +208,7 @@ impl Panels {
 /// One block of up to 32 rows times all panels of `part`.
 ///
 /// # Safety
-/// As for [`run`]; the panels must be made.
+/// As for [`super::run`]; the panels must be made.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
 unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row: usize) {

@@ -16,6 +16,7 @@ use crate::cpu::Amx;
 use crate::cpu::tile::Tiles as TileUnit;
 use crate::format::{Format, LANES};
 use crate::panel::outliers::Channels;
+use crate::panel::plain::PlainRows;
 use crate::panel::tiles::{FINEST, Precision, ROWS, Tiles};
 
 /// Bytes of scratch per thread for up to `m` rows with `chunks` sets of outlier channels, a multiple of 64.
@@ -56,10 +57,26 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
     unsafe {
         match job.precision {
             Precision::Int8 { pass: FINEST } if job.job.rows.len() <= ROWS => few::columns::<F>(job, scratch),
-            Precision::Int8 { .. } => many::columns::<F, false>(job, scratch),
-            Precision::Bf16 => many::columns::<F, true>(job, scratch),
+            Precision::Int8 { .. } => many::packed::<F, false>(job, scratch),
+            Precision::Bf16 => many::packed::<F, true>(job, scratch),
         }
         // Stores past the caches are not ordered by the barrier that follows.
+        _mm_sfence();
+    }
+}
+
+/// Computes `job` on weights that are stored plain, in BF16; its panels are not used.
+///
+/// # Safety
+/// As for [`run`], with BF16 tiles; the rows must be the job's columns.
+pub unsafe fn run_plain(proof: Amx, job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
+    if job.job.rows.is_empty() || job.job.cols == 0 {
+        return;
+    }
+    let _unit = TileUnit::enter_full(proof);
+    // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
+    unsafe {
+        many::plain(job, rows, scratch);
         _mm_sfence();
     }
 }

@@ -168,7 +168,13 @@ fn views_give_the_bits_of_a_tensor_of_their_own() {
             input: Input { data: x.as_ptr().cast(), ne: [vk, m, 1, 1], nb: [4, 4 * k, 0, 0] },
             output: Output { data: std::ptr::null_mut(), nb: [4 * vn, 0, 0] },
         };
-        let view = Weights { shape, base: packed.as_ptr(), offset, ne: [vk, vn, 1, 1], nb: [nb1, nb1 * vn, nb1 * vn] };
+        let view = Weights {
+            stored: Stored::Packed(shape),
+            base: packed.as_ptr(),
+            offset,
+            ne: [vk, vn, 1, 1],
+            nb: [nb1, nb1 * vn, nb1 * vn],
+        };
         assert!(view.is_inside());
         let expected = compute(&op(Weights::whole(own_shape, own_packed.as_ptr(), [vk, vn, 1, 1])), 2, vn * m);
         assert!(same_bits(&compute(&op(view), 2, vn * m), &expected), "offset {offset}");

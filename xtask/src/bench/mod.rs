@@ -2,6 +2,7 @@
 
 mod chart;
 mod drive;
+mod experts;
 mod options;
 mod report;
 mod run;
@@ -32,6 +33,9 @@ pub fn run(options: &Options) -> Result<()> {
     io("create", &out, fs::create_dir_all(&out))?;
     if options.slices {
         return slices::run(options, &out);
+    }
+    if options.is_experts {
+        return experts::run(options, &out);
     }
     let run = drive::run(options, &out)?;
     println!("\n{}", report::table(&run));

@@ -29,6 +29,13 @@ writes mul-mat.json and mul-mat.svg.
   --slices       instead, whole models (a few layers of 8B dense and 30B mixture-of-experts width) in
                  llama-bench, pp512 and tg16 in turns: this library, with exact, C++ AMX backend
   --types LIST   default Q4_0,Q8_0,Q4_K
+  --rounds N     default 5
+
+  --experts      instead, mixture of experts: MUL_MAT_ID of 128 experts, 8 per token, as graphs of one operation
+                 in this library's build and in that of the C++ AMX backend (repacked and plain), in turns
+  --types LIST   default q4_0,q4_K
+  --m LIST       tokens, default 1,4,32,128,512,2048
+  --reps N       in every turn, default 7
   --rounds N     default 5";
 
 /// What to measure, and where results go.
@@ -48,6 +55,10 @@ pub struct Options {
     pub types: Vec<String>,
     /// Their rounds.
     pub rounds: usize,
+    /// Mixture of experts.
+    pub is_experts: bool,
+    /// Arguments of their program.
+    pub experts: Vec<String>,
     /// Threads.
     pub threads: usize,
 }
@@ -73,18 +84,26 @@ impl Options {
                 "--shapes" => lists[2] = Some(value()?.clone()),
                 "--threads" => o.threads = number(arg, value()?)?,
                 "--rounds" => o.rounds = number(arg, value()?)?,
-                "--reps" => o.program.extend([arg.clone(), number(arg, value()?)?.to_string()]),
+                "--reps" => {
+                    let reps = [arg.clone(), number(arg, value()?)?.to_string()];
+                    o.experts.extend(reps.clone());
+                    o.program.extend(reps);
+                }
                 "--kind" => o.program.extend([arg.clone(), value()?.clone()]),
                 "--exact" | "--warm" => o.program.push(arg.clone()),
                 "--no-hosts" => o.no_hosts = true,
                 "--out" => o.out = Some(value()?.into()),
                 "--report" => o.report = Some(value()?.into()),
                 "--slices" => o.slices = true,
+                "--experts" => o.is_experts = true,
                 other => return Err(format!("unknown argument `{other}`")),
             }
         }
         let types = lists[0].clone().unwrap_or("Q4_0,Q8_0,Q4_K".into());
         o.types = types.split(',').map(|t| t.trim().to_uppercase()).collect();
+        for (list, name) in lists.iter().zip(["--types", "--tokens"]) {
+            o.experts.extend(list.iter().flat_map(|l| [name.to_string(), l.clone()]));
+        }
         for (i, name) in ["--types", "--m", "--shapes"].into_iter().enumerate() {
             let preset = if full { FULL[i] } else { QUICK[i] };
             o.program.extend([name.to_string(), lists[i].take().unwrap_or(preset.to_string())]);
@@ -117,6 +136,12 @@ mod tests {
     fn slices_have_types_of_their_own() {
         assert_eq!(parsed("--slices").types, ["Q4_0", "Q8_0", "Q4_K"]);
         assert_eq!(parsed("--slices --types q6_K").types, ["Q6_K"]);
+    }
+
+    #[test]
+    fn experts_have_the_presets_of_their_program() {
+        assert!(parsed("--experts").is_experts && parsed("--experts").experts.is_empty());
+        assert_eq!(parsed("--experts --m 1,2 --reps 3").experts, ["--reps", "3", "--tokens", "1,2"]);
     }
 
     #[test]

@@ -1,0 +1,178 @@
+//! Mixture of experts: graphs of one MUL_MAT_ID in this library's build and in that of the C++ AMX backend, whose
+//! programs run in turns.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    cache, compiler, cpu,
+    host::{self, Host, Kind},
+    json::Json,
+    speed::median,
+    symbols, table,
+    util::{self, Result},
+};
+
+use super::{options::Options, save};
+
+/// One program of one turn, on two busy cores.
+const TIME_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// One build and one of its buffer types.
+struct Side {
+    name: &'static str,
+    buffer: &'static str,
+    program: PathBuf,
+    what: String,
+}
+
+/// One product, and what every side took in every turn.
+struct Item {
+    /// What the program printed about the product itself.
+    product: Json,
+    /// Median milliseconds of the turns, by side.
+    ms: Vec<Vec<f64>>,
+}
+
+/// Measures everything in turns; table and `experts.json`.
+pub fn run(options: &Options, out: &Path) -> Result<()> {
+    let sides = sides(out)?;
+    let mut items: Vec<Item> = Vec::new();
+    for round in 1..=options.rounds {
+        println!("    round {round} of {}", options.rounds);
+        for (i, side) in sides.iter().enumerate() {
+            for line in turn(side, options)?.lines().filter(|l| l.starts_with('{')) {
+                add(&mut items, Json::parse(line)?, i, sides.len());
+            }
+        }
+    }
+    let mut header = vec!["ms"];
+    header.extend(sides.iter().map(|s| s.name));
+    let against: Vec<String> = sides.iter().skip(1).map(|s| format!("{} / ours", s.name)).collect();
+    header.extend(against.iter().map(String::as_str));
+    let rows: Vec<Vec<String>> = items.iter().map(row).collect();
+    println!("\n{}", table::render(&header, &rows));
+    println!("  medians of {} turns; {}, {} threads", options.rounds, cpu::detect().model, options.threads);
+    for side in &sides {
+        println!("  {}: {}, {}", side.name, side.buffer, side.what);
+    }
+    let lines: Vec<String> = items.iter().map(|i| json(i, &sides).to_string()).collect();
+    save(&out.join("experts.json"), &format!("[\n{}\n]\n", lines.join(",\n")))
+}
+
+/// Ours; the C++ build, whose AMX backend takes no experts, with the buffer its loader chooses instead; and its
+/// plain weights, which is all the types have that nobody repacks.
+fn sides(out: &Path) -> Result<Vec<Side>> {
+    let ours = host::ensure(Kind::Llama)?;
+    let mut all = vec![side("ours", "AMX", &ours, program(&ours, out)?)];
+    if let Some(cpp) = host::baseline()? {
+        symbols::check_original(&cpp.cpu_library())?;
+        let program = program(&cpp, out)?;
+        all.push(side("repacked", "CPU_REPACK", &cpp, program.clone()));
+        all.push(side("plain", "CPU", &cpp, program));
+    } else {
+        println!("  SKIPPED C++ AMX: {}", compiler::NO_BASELINE);
+    }
+    Ok(all)
+}
+
+fn side(name: &'static str, buffer: &'static str, host: &Host, program: PathBuf) -> Side {
+    Side { name, buffer, program, what: format!("{}, {}", host.requirement(), host.built_by()) }
+}
+
+/// `benches/hosts/experts.cpp` against one build, by its compiler.
+fn program(host: &Host, out: &Path) -> Result<PathBuf> {
+    let dir = util::repo().join("benches/hosts");
+    let name = format!("experts-{}", host.kind.name());
+    let program = out.join(&name);
+    let lib_dir = host.cpu_library().parent().expect("libraries lie in a directory").display().to_string();
+    let mut compile = Command::new(&host.compiler.cxx);
+    compile.args(["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]).arg("-I").arg(&dir);
+    for include in host.include_dirs() {
+        compile.arg("-isystem").arg(include);
+    }
+    compile.arg(dir.join("experts.cpp")).arg("-o").arg(&program);
+    compile.args([format!("-L{lib_dir}"), format!("-Wl,-rpath,{lib_dir}")]).args(["-lggml-cpu", "-lggml-base"]);
+    util::capture(&mut compile, &cache::log(&format!("bench-{name}"))?)?;
+    Ok(program)
+}
+
+/// One run of one side, in an environment without settings from outside.
+fn turn(side: &Side, options: &Options) -> Result<String> {
+    let mut command = Command::new(&side.program);
+    for (key, _) in std::env::vars_os() {
+        let text = key.to_string_lossy();
+        if ["GGML_", "LD_", "OMP_", "GOMP_"].iter().any(|p| text.starts_with(p)) {
+            command.env_remove(&key);
+        }
+    }
+    command.env("GGML_NO_BACKTRACE", "1");
+    command.args(["--buffer", side.buffer, "--threads", &options.threads.to_string()]).args(&options.experts);
+    let log = cache::log(&format!("bench-experts-{}", side.name))?;
+    Ok(util::capture_within(&mut command, &log, TIME_LIMIT)?.stdout)
+}
+
+/// Sorts one line of a program to the product it is about.
+fn add(items: &mut Vec<Item>, line: Json, side: usize, sides: usize) {
+    let ms = line.number("ms").unwrap_or(f64::NAN);
+    let found = items.iter().position(|i| title(&i.product) == title(&line));
+    let at = found.unwrap_or_else(|| {
+        items.push(Item { product: line, ms: vec![Vec::new(); sides] });
+        items.len() - 1
+    });
+    items[at].ms[side].push(ms);
+}
+
+fn title(product: &Json) -> String {
+    let number = |key| product.number(key).unwrap_or(f64::NAN);
+    format!("{} {} {}", product.text("type"), product.text("shape"), number("tokens"))
+}
+
+fn row(item: &Item) -> Vec<String> {
+    let medians: Vec<f64> = item.ms.iter().map(|v| median(v)).collect();
+    let cell = |v: f64, unit: &str| if v.is_nan() { "-".to_string() } else { format!("{v:.2}{unit}") };
+    let mut cells = vec![title(&item.product)];
+    cells.extend(medians.iter().map(|m| cell(*m, "")));
+    cells.extend(medians.iter().skip(1).map(|m| cell(m / medians[0], "x")));
+    cells
+}
+
+fn json(item: &Item, sides: &[Side]) -> Json {
+    let text = |key: &str| (key.to_string(), Json::of(item.product.text(key)));
+    let number = |key: &str| (key.to_string(), Json::Number(item.product.number(key).unwrap_or(f64::NAN)));
+    let mut members = vec![
+        ("date".to_string(), Json::of(cpu::today())),
+        ("cpu".to_string(), Json::of(cpu::detect().model)),
+        text("type"),
+        text("shape"),
+    ];
+    members.extend(["k", "n", "experts", "used", "tokens", "threads"].map(number));
+    for (side, ms) in sides.iter().zip(&item.ms) {
+        members.push((format!("{}_ms", side.name), Json::List(ms.iter().map(|v| Json::Number(*v)).collect())));
+    }
+    Json::Object(members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(tokens: u32, ms: f64) -> Json {
+        Json::parse(&format!("{{\"type\":\"q4_0\",\"shape\":\"up\",\"k\":2048,\"tokens\":{tokens},\"ms\":{ms}}}"))
+            .unwrap()
+    }
+
+    #[test]
+    fn lines_of_all_turns_meet_at_their_product() {
+        let mut items = Vec::new();
+        for (side, tokens, ms) in [(0, 1, 1.0), (0, 32, 5.0), (1, 1, 3.0), (0, 1, 2.0), (1, 1, 3.0)] {
+            add(&mut items, line(tokens, ms), side, 2);
+        }
+        assert_eq!(items.len(), 2);
+        assert_eq!(row(&items[0]), ["q4_0 up 1", "1.50", "3.00", "2.00x"]);
+        assert_eq!(row(&items[1]), ["q4_0 up 32", "5.00", "-", "-"]);
+    }
+}
