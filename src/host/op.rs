@@ -80,7 +80,7 @@ fn plain_type(tensor: &GgmlTensor) -> Option<&'static PlainType> {
     let ours = cpu::isa() == Isa::Amx && is_ours(tensor.holder()) && packed_shape(tensor).is_none();
     let ty = PlainType::from_ggml(tensor.ty).filter(|_| ours)?;
     // Rows that the tiles' k-steps divide.
-    (usize::try_from(tensor.ne[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK.max(ty.block)))).then_some(ty)
+    (usize::try_from(tensor.ne[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
 }
 
 /// A product on packed weights, or on plain ones in one of our buffers.

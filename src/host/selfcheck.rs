@@ -10,7 +10,7 @@ use std::mem::offset_of;
 use libc::c_void;
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32, TYPE_I32};
-use super::{Ops, Symbols, symbols};
+use super::{Ops, Symbols};
 use crate::format::WeightType;
 use crate::panel::plain;
 
@@ -45,17 +45,17 @@ fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
 
 /// Switches on the types that are stored plain, as far as the host has them.
 fn plain_types(symbols: &Symbols) {
-    for ty in &plain::TYPES {
+    for ty in plain::TYPES {
         // SAFETY: ggml answers for any number, past its table too.
         let same = unsafe {
             let name = (symbols.ggml_type_name)(ty.number);
             !name.is_null()
                 && CStr::from_ptr(name).to_bytes() == ty.name.as_bytes()
-                && (symbols.ggml_blck_size)(ty.number) == ty.block as i64
+                && (symbols.ggml_blck_size)(ty.number) == 1
                 && (symbols.ggml_type_size)(ty.number) == ty.bytes
         };
         if same {
-            ty.enable(symbols::dequantise);
+            ty.enable();
         }
     }
 }

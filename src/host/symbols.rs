@@ -11,7 +11,6 @@ use std::ffi::CStr;
 use libc::{c_char, c_void};
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor};
-use crate::panel::plain::Dequantise;
 
 /// Declares the symbols once: struct field, weak table entry, lookup.
 macro_rules! host_symbols {
@@ -122,45 +121,4 @@ fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
     let found = || unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).cast_const() };
     let address = if linked != 0 { linked as *const c_void } else { found() };
     (!address.is_null()).then_some(address)
-}
-
-/// Declares functions that a host may lack.
-macro_rules! optional_symbols {
-    ($($name:literal,)*) => {
-        std::arch::global_asm!(
-            ".section .data.rel.ro.ggml_amx_optional_symbols,\"aw\",@progbits",
-            ".balign 8",
-            ".hidden ggml_amx_optional_symbols",
-            ".globl ggml_amx_optional_symbols",
-            "ggml_amx_optional_symbols:",
-            $(concat!(".weak ", $name), concat!(".quad ", $name),)*
-            ".previous",
-        );
-
-        const OPTIONAL: &[&str] = &[$($name),*];
-    };
-}
-
-optional_symbols! {
-    "dequantize_row_iq2_xxs",
-    "dequantize_row_iq2_xs",
-    "dequantize_row_iq2_s",
-    "dequantize_row_iq3_xxs",
-    "dequantize_row_iq3_s",
-    "dequantize_row_iq1_s",
-    "dequantize_row_iq1_m",
-}
-
-unsafe extern "C" {
-    /// As above.
-    static ggml_amx_optional_symbols: [usize; OPTIONAL.len()];
-}
-
-/// ggml's function `name` that turns blocks into floats, if this host has it.
-pub fn dequantise(name: &'static CStr) -> Option<Dequantise> {
-    let index = OPTIONAL.iter().position(|n| n.as_bytes() == name.to_bytes())?;
-    // SAFETY: as in `lookup`.
-    let linked = unsafe { (&raw const ggml_amx_optional_symbols[index]).read_volatile() };
-    // SAFETY: the address is that of ggml's function of this name; all of them have this type.
-    find(linked, name).map(|address| unsafe { std::mem::transmute::<*const c_void, Dequantise>(address) })
 }

@@ -483,7 +483,7 @@ impl ExpertMul {
                     dst: out.data.cast::<f32>().wrapping_add(cols.start),
                     dst_rows: Rows::Listed(parts.routing.results(expert)),
                 };
-                ways.of(expert).multiply(&self.weights.stored, &job, parts.scratch, gathered, |precision| TileJob {
+                ways.of(expert).multiply(&self.weights.stored, &job, parts.scratch, |precision| TileJob {
                     job: &job,
                     tiles: parts.tiles,
                     precision,

@@ -333,7 +333,7 @@ impl MatMul {
                     dst_rows: Rows::Every(self.output.nb[0]),
                 };
                 let stride = self.output.nb[0];
-                operand.multiply(&self.weights.stored, &job, scratch, gathered, |precision| TileJob {
+                operand.multiply(&self.weights.stored, &job, scratch, |precision| TileJob {
                     job: &job,
                     tiles,
                     precision,
@@ -357,8 +357,7 @@ enum Operand {
 }
 
 impl Operand {
-    /// Computes `job` on weights stored like this, on the tile unit as `tiles` says. `room` is for plain
-    /// weights, [`Weights::gather_bytes`].
+    /// Computes `job` on weights stored like this, on the tile unit as `tiles` says.
     ///
     /// # Safety
     /// As for [`kernel::run`] or [`gemm::run`].
@@ -367,7 +366,6 @@ impl Operand {
         stored: &Stored,
         job: &'a Job,
         scratch: *mut u8,
-        room: *mut u8,
         tiles: impl Fn(Precision) -> TileJob<'a>,
     ) {
         let proof = || Amx::new().expect("AMX was found usable");
@@ -379,7 +377,7 @@ impl Operand {
                 }
                 (Operand::Tiles(precision), Stored::Plain(ty)) => {
                     let (data, stride) = (job.panels, job.panel_bytes);
-                    let rows = PlainRows { ty, data, stride, rows: job.cols, buffer: room };
+                    let rows = PlainRows { ty, data, stride, rows: job.cols };
                     gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
                 }
                 (Operand::Vectors(isa), Stored::Packed(shape)) => {

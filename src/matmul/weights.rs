@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::format::{ACT_BLOCK, LANES};
 use crate::kernel::TILE_COLS;
-use crate::panel::plain::{PlainRows, PlainType};
+use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
 /// src0 of a product. A view keeps the *plain* strides and offset that ggml gave it; this type maps
@@ -61,7 +61,7 @@ impl Stored {
     fn block(&self) -> (usize, usize) {
         match self {
             Stored::Packed(shape) => (shape.ty.info().block, shape.ty.info().bytes),
-            Stored::Plain(ty) => (ty.block, ty.bytes),
+            Stored::Plain(ty) => (1, ty.bytes),
         }
     }
 }
@@ -120,12 +120,11 @@ impl Weights {
     }
 
     /// Scratch that [`Weights::each_run`] needs: two panels and one plain row to gather a view, nothing for
-    /// packed weights in place, floats for plain ones. A multiple of 64.
+    /// others. A multiple of 64.
     pub fn gather_bytes(&self) -> usize {
         match self.stored {
-            Stored::Plain(_) => PlainRows::BUFFER,
-            Stored::Packed(_) if self.in_place() => 0,
-            Stored::Packed(_) => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
+            Stored::Packed(_) if !self.in_place() => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
+            _ => 0,
         }
     }
 

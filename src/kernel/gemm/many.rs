@@ -102,7 +102,7 @@ pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *m
 ///
 /// # Safety
 /// As for [`super::run_plain`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
     // SAFETY: passed on; the scratch has room for all pairs.
     unsafe {
