@@ -1,6 +1,6 @@
 //! The real hosts: which llama.cpp builds exist, with which flags, and where their parts lie.
 //!
-//! What other commands use (see `c_tests.rs`, `demo.rs`, `verify.rs`):
+//! What other commands use (see `c_tests.rs`, `demo.rs`, `verify/`):
 //!
 //! ```text
 //! let host = host::ensure(Kind::Static)?;   // fetch, configure, build; quick when nothing changed

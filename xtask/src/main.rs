@@ -60,14 +60,18 @@ a question, and measures both. Without AMX it says so and uses what the CPU has.
 
   --quick   no speed table";
 
-const VERIFY_HELP: &str = "cargo xtask verify [--types LIST] [--tokens N] [--exact] [--json]
+const VERIFY_HELP: &str = "cargo xtask verify [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
 
 Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32:
-this library and the host's plain path, side by side. Fails when this library is worse.
+this library and the host's plain path, side by side. Fails when this library is worse, or does
+not hold the weights.
 
-  --types LIST  weight types, separated by commas; default Q4_1,Q4_0,Q8_0,Q6_K
-  --tokens N    length of the text, at least 4096; default 8192
+  --upcycled    a mixture of 8 experts that equals the dense model, against the dense weights in F32;
+                takes 5 GB of disk for a while
   --exact       with GGML_AMX_PRECISION=exact, whose KL divergence may be a tenth of the host's
+  --types LIST  weight types, separated by commas, or `all`: every type llama-quantize writes;
+                default Q4_1,Q4_0,Q8_0,Q6_K, with --upcycled Q4_0,Q4_K
+  --tokens N    length of the text, at least 4096; default 8192
   --json        the last line printed is a JSON array";
 
 const TEST_HELP: &str = "cargo xtask test [--quick]
@@ -165,6 +169,7 @@ fn verify_options(args: &[String]) -> Result<verify::Options> {
             "--types" => options.types = value()?.split(',').map(|t| t.trim().to_uppercase()).collect(),
             "--tokens" => options.tokens = value()?.parse().map_err(|_| "--tokens needs a number".to_string())?,
             "--exact" => options.exact = true,
+            "--upcycled" => options.upcycled = true,
             "--json" => options.json = true,
             other => return Err(format!("unknown argument `{other}`")),
         }

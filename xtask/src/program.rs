@@ -134,6 +134,11 @@ pub fn amx_line(log: &str) -> Option<&str> {
     Some(line.find("load_tensors").map_or(line, |at| &line[at..]).trim())
 }
 
+/// The size in such a line.
+pub fn mebibytes(line: &str) -> Option<f64> {
+    line.rsplit_once('=')?.1.trim().strip_suffix("MiB")?.trim().parse().ok()
+}
+
 /// What this library itself said.
 pub fn our_lines(log: &str) -> Vec<&str> {
     log.lines().filter_map(|l| l.find("ggml-amx:").map(|at| l[at..].trim())).collect()
@@ -148,6 +153,7 @@ mod tests {
         let log =
             "0.00.199.193 I load_tensors:          AMX model buffer size =    95.34 MiB\nggml-amx: no permission\n";
         assert_eq!(amx_line(log), Some("load_tensors:          AMX model buffer size =    95.34 MiB"));
+        assert_eq!(amx_line(log).and_then(mebibytes), Some(95.34));
         assert_eq!(our_lines(log), ["ggml-amx: no permission"]);
         assert_eq!(amx_line("load_tensors:   CPU_Mapped model buffer size =    92.10 MiB"), None);
     }

@@ -11,6 +11,12 @@ const MAX_TOP_LOSS: f64 = 0.5;
 /// Our perplexity may differ from the host's by this fraction. The host's own error moves it away from
 /// that of the F32 reference, so what lies between the two is no deviation.
 const MAX_PPL_CHANGE: f64 = 0.003;
+/// So many percent of the matrices must lie in the AMX buffer.
+const MIN_HELD: f64 = 99.0;
+/// Models that equal each other on paper choose the same first token this often in F32, in percent.
+const MIN_TWIN_TOP: f64 = 99.0;
+/// Their mean KL divergence.
+const MAX_TWIN_KLD: f64 = 1e-5;
 
 /// What llama-perplexity says about one way to run one model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +41,18 @@ pub struct Row {
     pub plain: Score,
     /// Our mean KL divergence may be this many times the host's.
     pub max_kld_ratio: f64,
+    /// How many of the matrices' weights are of this type, in percent.
+    pub in_type: f64,
+    /// How much of the matrices lay in the AMX buffer, in percent.
+    pub held: f64,
+}
+
+/// Two models that equal each other on paper, one measured against the other.
+pub struct Twins {
+    /// The weight type.
+    pub name: String,
+    /// With the other one in the place of the F32 model.
+    pub score: Score,
 }
 
 /// The statistics llama-perplexity prints at its end.
@@ -57,8 +75,11 @@ pub fn parse(report: &str) -> Result<Score> {
 
 /// Sentences about the limits that do not hold.
 pub fn judge(row: &Row) -> Vec<String> {
-    let Row { name, ours, plain, max_kld_ratio } = row;
+    let Row { name, ours, plain, held, max_kld_ratio, .. } = row;
     let mut failures = Vec::new();
+    if *held < MIN_HELD {
+        failures.push(format!("{name}: only {held:.1} % of the matrices lie in the AMX buffer"));
+    }
     if ours.kld > plain.kld * max_kld_ratio {
         failures.push(format!(
             "{name}: mean KL divergence {:.6} is above {max_kld_ratio} x the host's {:.6}",
@@ -85,10 +106,21 @@ pub fn judge(row: &Row) -> Vec<String> {
     failures
 }
 
+/// Says when two models are no twins.
+pub fn judge_twins(twins: &Twins) -> Option<String> {
+    let Score { same_top, kld, .. } = twins.score;
+    let same = same_top >= MIN_TWIN_TOP && kld <= MAX_TWIN_KLD;
+    (!same).then(|| {
+        format!("{}: experts do not equal the dense model: same top token {same_top:.2} %, KLD {kld:.6}", twins.name)
+    })
+}
+
 /// The table for a human.
 pub fn show(rows: &[Row]) -> String {
     let header = [
         "type",
+        "in type",
+        "in AMX",
         "KLD host",
         "KLD ours",
         "ratio",
@@ -106,6 +138,8 @@ pub fn show(rows: &[Row]) -> String {
         let change = 100.0 * (o.ppl / p.ppl - 1.0);
         vec![
             row.name.clone(),
+            format!("{:.0} %", row.in_type),
+            format!("{:.0} %", row.held),
             format!("{:.6}", p.kld),
             format!("{:.6}", o.kld),
             format!("{:.2}", o.kld / p.kld),
@@ -121,7 +155,20 @@ pub fn show(rows: &[Row]) -> String {
     table::render(&header, &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
-/// The same for a program.
+/// The table of twins.
+pub fn show_twins(all: &[Twins]) -> String {
+    let cells = |twins: &Twins| {
+        let s = twins.score;
+        let verdict = if judge_twins(twins).is_none() { "ok" } else { "FAILED" };
+        let numbers = [format!("{:.6}", s.kld), format!("{:.2}", s.same_top)];
+        let ppl = [s.ppl_base, s.ppl].map(|v| format!("{v:.3}"));
+        [twins.name.clone()].into_iter().chain(numbers).chain(ppl).chain([verdict.into()]).collect()
+    };
+    let header = ["type", "KLD", "top %", "PPL dense", "PPL experts", ""];
+    table::render(&header, &all.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// The first table for a program.
 pub fn json(rows: &[Row]) -> String {
     let score = |s: &Score| {
         format!("{{\"kld\":{},\"same_top\":{},\"ppl\":{},\"ppl_f32\":{}}}", s.kld, s.same_top, s.ppl, s.ppl_base)
@@ -129,8 +176,10 @@ pub fn json(rows: &[Row]) -> String {
     let one = |r: &Row| {
         let passed = judge(r).is_empty();
         format!(
-            "{{\"type\":\"{}\",\"passed\":{passed},\"ours\":{},\"host\":{}}}",
+            "{{\"type\":\"{}\",\"passed\":{passed},\"in_type\":{},\"in_amx\":{},\"ours\":{},\"host\":{}}}",
             r.name,
+            r.in_type,
+            r.held,
             score(&r.ours),
             score(&r.plain)
         )
@@ -160,8 +209,15 @@ mod tests {
 
     #[test]
     fn each_limit_fails_on_its_own_and_names_the_type() {
-        let judged =
-            |ours: Score| judge(&Row { name: "Q4_0".into(), ours, plain: PLAIN, max_kld_ratio: MAX_KLD_RATIO });
+        let row = |ours, held| Row {
+            name: "Q4_0".into(),
+            ours,
+            plain: PLAIN,
+            in_type: 100.0,
+            held,
+            max_kld_ratio: MAX_KLD_RATIO,
+        };
+        let judged = |ours: Score| judge(&row(ours, 100.0));
         assert_eq!(judged(PLAIN), Vec::<String>::new());
         assert_eq!(judged(Score { ppl: PLAIN.ppl_base, ..PLAIN }), Vec::<String>::new());
         let failures = [
@@ -169,7 +225,17 @@ mod tests {
             judged(Score { same_top: PLAIN.same_top - 0.51, ..PLAIN }),
             judged(Score { ppl: PLAIN.ppl * 1.0031, ..PLAIN }),
             judged(Score { ppl: PLAIN.ppl_base * 0.9969, ..PLAIN }),
+            judge(&row(PLAIN, 98.9)),
         ];
         assert!(failures.iter().all(|f| f.len() == 1 && f[0].starts_with("Q4_0: ")), "{failures:?}");
+    }
+
+    #[test]
+    fn twins_agree_nearly_always() {
+        let judged =
+            |same_top, kld| judge_twins(&Twins { name: "Q4_0".into(), score: Score { same_top, kld, ..PLAIN } });
+        assert_eq!(judged(99.0, 1e-5), None);
+        assert!(judged(98.9, 0.0).unwrap().starts_with("Q4_0: "));
+        assert!(judged(100.0, 1.1e-5).is_some());
     }
 }

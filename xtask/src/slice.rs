@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     cache::{self, Cache},
     cpu,
-    gguf::{self, Content, Tensor, Value},
+    gguf::{self, Content, Entry, Tensor},
     host::Host,
     program::{self, Way},
     util::{self, Result},
@@ -44,7 +44,7 @@ impl Slice {
             cache.once(&name(ty), |to| {
                 cache.once(&name("F16"), |to| {
                     println!("  making the slice {}", self.name());
-                    gguf::write(to, &self.metadata(), &self.tensors())
+                    gguf::write_random(to, &self.metadata(), &self.tensors())
                 })?;
                 println!("  quantising it to {ty}");
                 quantise(host, &source, to, ty)
@@ -55,12 +55,12 @@ impl Slice {
         models
     }
 
-    fn metadata(self) -> Vec<(String, Value)> {
+    fn metadata(self) -> Vec<Entry> {
         let arch = if self == Self::Dense { "llama" } else { "qwen3moe" };
         let mut all = vec![
-            ("general.architecture".to_string(), Value::Text(arch)),
-            ("general.file_type".to_string(), Value::U32(1)),
-            ("tokenizer.ggml.model".to_string(), Value::Text("none")),
+            ("general.architecture".to_string(), arch.into()),
+            ("general.file_type".to_string(), 1u32.into()),
+            ("tokenizer.ggml.model".to_string(), "none".into()),
         ];
         let numbers: &[(&str, u32)] = match self {
             Self::Dense => &[("block_count", 4), ("embedding_length", 4096), ("feed_forward_length", 14336)],
@@ -81,9 +81,9 @@ impl Slice {
             ("attention.head_count", 32),
             ("attention.head_count_kv", if self == Self::Dense { 8 } else { 4 }),
         ];
-        all.extend(numbers.iter().chain(&common).map(|(key, n)| (format!("{arch}.{key}"), Value::U32(*n))));
-        for (key, value) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 500_000.0)] {
-            all.push((format!("{arch}.{key}"), Value::F32(value)));
+        all.extend(numbers.iter().chain(&common).map(|(key, n)| (format!("{arch}.{key}"), (*n).into())));
+        for (key, value) in [("attention.layer_norm_rms_epsilon", 1e-5f32), ("rope.freq_base", 500_000.0)] {
+            all.push((format!("{arch}.{key}"), value.into()));
         }
         all
     }

@@ -1,0 +1,125 @@
+//! The runs of llama-perplexity.
+
+use std::path::{Path, PathBuf};
+
+use super::{CONTEXT, models::Model, models::Models};
+use crate::{
+    cache::{self, Cache},
+    cpu, fetch,
+    host::Host,
+    program::{self, Way},
+    score::{self, Score},
+    text,
+    util::{Result, io},
+};
+
+/// The host, the text and the directory for what need not be measured twice.
+pub struct Bench<'a> {
+    pub models: Models<'a>,
+    text: PathBuf,
+    dir: String,
+    chunks: usize,
+    threads: String,
+}
+
+impl<'a> Bench<'a> {
+    pub fn new(cache: &'a Cache, host: &'a Host, chunks: usize) -> Result<Self> {
+        let prose = text::prose(&host.source)?;
+        let who = [fetch::HOST.requirement, &host.compiler.label, &cpu::detect().model, &chunks.to_string(), &prose];
+        let key = cache::fnv(who.join("\n").bytes()) >> 32;
+        let dir = format!("verify/{key:08x}");
+        let text = cache.once(&format!("{dir}/text.txt"), |to| io("write", to, std::fs::write(to, &prose)))?;
+        Ok(Self { models: Models { cache, host }, text, dir, chunks, threads: cpu::detect().threads.to_string() })
+    }
+
+    /// Logits of the same weights in F32; made anew each time, because they take 400 MB.
+    pub fn reference(&self, model: &Model) -> Result<PathBuf> {
+        println!("    F32 reference");
+        let [base, f32] = ["logits", "f32.gguf"].map(|file| self.models.cache.path(format!("{}/{file}", self.dir)));
+        cache::remove(&base)?;
+        self.models.in_f32(&model.file, &f32)?;
+        let (_, log) = self.perplexity(&f32, &base, Way::Plain, &[], &format!("{}.f32", model.label))?;
+        cache::remove(&f32)?;
+        let wanted = format!("over {} chunks", self.chunks);
+        if log.contains(&wanted) { Ok(base) } else { Err(format!("the text is too short for {} chunks", self.chunks)) }
+    }
+
+    /// The host's plain path on the quantised weights (made once).
+    pub fn plain(&self, model: &Model, base: &Path) -> Result<Score> {
+        self.once(&format!("{}.plain", model.label), |label| {
+            println!("    host's plain path");
+            self.score_plain(&model.file, base, label)
+        })
+    }
+
+    /// How the mixture of experts in F32 differs from the dense model in F32, both on the host (made once). In
+    /// F32, because rounded activations take another course after the smallest difference.
+    pub fn twins(&self, dense: &Model, base: &Path) -> Result<Score> {
+        self.once(&format!("{}.twins", dense.label), |label| {
+            println!("    experts in F32");
+            let file = self.models.cache.path(format!("{}/twin.gguf", self.dir));
+            self.models.experts_in_f32(dense, &file)?;
+            let report = self.score_plain(&file, base, label);
+            cache::remove(&file)?;
+            report
+        })
+    }
+
+    /// The report that is kept under this name.
+    fn once(&self, name: &str, make: impl FnOnce(&str) -> Result<String>) -> Result<Score> {
+        let report = self.models.cache.once(&format!("{}/{name}.txt", self.dir), |to| {
+            let report = make(name)?;
+            score::parse(&report)?;
+            io("write", to, std::fs::write(to, report))
+        })?;
+        score::parse(&io("read", &report, std::fs::read_to_string(&report))?)
+    }
+
+    fn score_plain(&self, model: &Path, base: &Path, label: &str) -> Result<String> {
+        let (report, log) = self.perplexity(model, base, Way::Plain, &["--kl-divergence"], label)?;
+        if program::amx_line(&log).is_some() {
+            return Err("the host's plain run used an AMX buffer: no reference".into());
+        }
+        Ok(report)
+    }
+
+    /// This library, and how much of the model's matrices it held, in percent.
+    pub fn ours(&self, model: &Model, base: &Path, way: Way<'_>) -> Result<(Score, f64)> {
+        println!("    this library");
+        let label = format!("{}.ours", model.label);
+        let (report, log) = self.perplexity(&model.file, base, way, &["--kl-divergence"], &label)?;
+        let held = program::amx_line(&log).and_then(program::mebibytes).unwrap_or(0.0);
+        if held == 0.0 {
+            println!("    no AMX buffer; log: {}", cache::log(&format!("verify-{label}"))?.display());
+            program::our_lines(&log).iter().for_each(|line| println!("    | {line}"));
+        }
+        Ok((score::parse(&report)?, 100.0 * held / model.matrices))
+    }
+
+    /// Standard output and log of one llama-perplexity run.
+    fn perplexity(
+        &self,
+        model: &Path,
+        base: &Path,
+        way: Way<'_>,
+        extra: &[&str],
+        label: &str,
+    ) -> Result<(String, String)> {
+        let host = self.models.host;
+        let mut command = program::command(host, "llama-perplexity", way)?;
+        command.arg("-m").arg(model).arg("-f").arg(&self.text).arg("--kl-divergence-base").arg(base).args(extra);
+        command.args([
+            "-c",
+            &CONTEXT.to_string(),
+            "--chunks",
+            &self.chunks.to_string(),
+            "-t",
+            &self.threads,
+            "-lv",
+            "4",
+        ]);
+        let log = cache::log(&format!("verify-{label}"))?;
+        let output = program::run_proved(host, command, way, &log)?;
+        Ok((output.stdout, output.stderr))
+    }
+}

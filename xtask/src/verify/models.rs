@@ -1,0 +1,182 @@
+//! SmolLM2-135M in any weight type, dense and as a mixture of experts.
+
+use std::path::{Path, PathBuf};
+
+use super::{upcycle, widen};
+use crate::{
+    cache::{self, Cache},
+    cpu, fetch,
+    gguf::{self, Info, Reader, Value},
+    host::Host,
+    program::{self, Way},
+    util::{self, Result},
+};
+
+/// Every type llama-quantize of the pinned host can write, but for F32, which everything is compared with.
+pub const ALL: [&str; 27] = [
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S",
+    "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4", "NVFP4", "Q2_0", "Q1_0",
+    "F16", "BF16",
+];
+/// Types the host does not write without an importance matrix.
+const BY_IMPORTANCE: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"];
+const NAME: &str = "SmolLM2-135M-Instruct";
+
+/// One model file.
+pub struct Model {
+    /// Tells its results from those of others.
+    pub label: String,
+    /// Where it lies.
+    pub file: PathBuf,
+    /// How many of the weights of its matrices are of the type it is named by, in percent.
+    pub in_type: f64,
+    /// MiB of the matrices that this library should hold; routers are F32 and stay with the host.
+    pub matrices: f64,
+}
+
+/// Makes models by the host's own quantiser.
+pub struct Models<'a> {
+    pub cache: &'a Cache,
+    pub host: &'a Host,
+}
+
+impl Models<'_> {
+    /// The dense model. Its rows of 576 weights cannot hold blocks of 64 to 256 of some types: those get the
+    /// model with rows of 768, which says the same.
+    pub fn dense(&self, name: &str) -> Result<Model> {
+        let ty = gguf::by_name(name).ok_or(format!("no weight type `{name}`: {}", ALL.join(", ")))?;
+        let q4_1 = fetch::model(self.cache)?;
+        let wide = u64::from(Reader::open(&q4_1)?.u32("llama.embedding_length")?) % ty.block != 0;
+        let label = if wide { format!("{name}-wide") } else { name.to_string() };
+        let file = if name == "Q4_1" {
+            q4_1
+        } else {
+            let file = format!("models/{NAME}{}.{name}.gguf", if wide { "-wide" } else { "" });
+            self.cache.once(&file, |to| {
+                println!("    quantising");
+                if wide { self.in_wide(&q4_1, to, name) } else { self.in_type(&q4_1, to, name) }
+            })?
+        };
+        Model::new(label, file, name)
+    }
+
+    /// The same network as one of [`upcycle::EXPERTS`] experts. The file is 4 times as large, so it is not kept.
+    pub fn experts(&self, dense: &Model, name: &str) -> Result<Model> {
+        let file = self.cache.path(format!("models/{NAME}-experts.{name}.gguf"));
+        upcycle::write(&dense.file, &file)?;
+        Model::new(format!("{}-x{}", dense.label, upcycle::EXPERTS), file, name)
+    }
+
+    /// The same network as experts in F32.
+    pub fn experts_in_f32(&self, dense: &Model, to: &Path) -> Result<()> {
+        let f32 = to.with_extension("f32");
+        let made = self.in_f32(&dense.file, &f32).and_then(|()| upcycle::write(&f32, to));
+        cache::remove(&f32)?;
+        made
+    }
+
+    /// The same weights in F32.
+    pub fn in_f32(&self, from: &Path, to: &Path) -> Result<()> {
+        self.quantise(from, to, &["--allow-requantize"], "F32")
+    }
+
+    fn in_wide(&self, narrow: &Path, to: &Path, name: &str) -> Result<()> {
+        let [f32, wide] = ["f32", "wide"].map(|end| to.with_extension(end));
+        self.in_f32(narrow, &f32)?;
+        let made = widen::write(&f32, &wide).and_then(|()| self.in_type(&wide, to, name));
+        cache::remove(&f32)?;
+        cache::remove(&wide)?;
+        made
+    }
+
+    /// Every matrix in this type: by name, because not all types have a kind of file named after them.
+    fn in_type(&self, from: &Path, to: &Path, name: &str) -> Result<()> {
+        let importance = to.with_extension("importance");
+        let every = format!(".={name}");
+        let mut extra = vec!["--allow-requantize", "--pure", "--tensor-type", &every];
+        if BY_IMPORTANCE.contains(&name) {
+            write_importance(&Reader::open(from)?.tensors, &importance)?;
+            extra.extend(["--imatrix", importance.to_str().ok_or("the cache's path is not UTF-8")?]);
+        }
+        let made = self.quantise(from, to, &extra, "Q8_0");
+        cache::remove(&importance)?;
+        made
+    }
+
+    fn quantise(&self, from: &Path, to: &Path, extra: &[&str], kind: &str) -> Result<()> {
+        let mut command = program::command(self.host, "llama-quantize", Way::HostBest)?;
+        command.args(extra).arg(from).arg(to).args([kind, &cpu::detect().threads.to_string()]);
+        util::capture(&mut command, &cache::log(&format!("quantize-{kind}"))?).map(|_| ())
+    }
+}
+
+impl Model {
+    fn new(label: String, file: PathBuf, name: &str) -> Result<Self> {
+        let tensors = Reader::open(&file)?.tensors;
+        let matrices = || tensors.iter().filter(|t| t.is_matrix() && !t.name.contains("ffn_gate_inp"));
+        let weights = |of: &dyn Fn(&Info) -> bool| matrices().filter(|t| of(t)).map(Info::elements).sum::<u64>() as f64;
+        let in_type = 100.0 * weights(&|t| t.ty.name == name) / weights(&|_| true);
+        let bytes: u64 = matrices().map(Info::bytes).sum();
+        Ok(Self { label, file, in_type, matrices: bytes as f64 / f64::from(1 << 20) })
+    }
+}
+
+/// An importance matrix that finds all channels equally important.
+fn write_importance(tensors: &[Info], to: &Path) -> Result<()> {
+    let metadata = [
+        ("general.type".to_string(), "imatrix".into()),
+        ("imatrix.datasets".to_string(), Value::texts(&["none"])),
+        ("imatrix.chunk_count".to_string(), 1u32.into()),
+        ("imatrix.chunk_size".to_string(), 1u32.into()),
+    ];
+    let matrices = tensors.iter().filter(|t| t.is_matrix());
+    let entries: Vec<Info> = matrices
+        .flat_map(|t| {
+            let channels = t.dimensions[0] * t.dimensions[2..].iter().product::<u64>();
+            [Info::f32(format!("{}.in_sum2", t.name), [channels]), Info::f32(format!("{}.counts", t.name), [1])]
+        })
+        .collect();
+    gguf::write(to, &metadata, &entries, |index, out| {
+        out.put(&1f32.to_le_bytes().repeat(entries[index].elements() as usize))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_known_once() {
+        let mut all = ALL.to_vec();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), ALL.len());
+        assert!(ALL.iter().chain(&BY_IMPORTANCE).all(|name| gguf::by_name(name).is_some()));
+    }
+
+    #[test]
+    fn shares_are_of_matrices_without_routers() {
+        let file = std::env::temp_dir().join(format!("xtask-models-{}", std::process::id()));
+        let ty = |name| gguf::by_name(name).unwrap();
+        let tensors = [
+            Info::f32("norm", [64]),
+            Info::f32("blk.0.ffn_gate_inp.weight", [64, 8]),
+            Info { name: "a".into(), dimensions: vec![64, 3], ty: ty("Q4_0") },
+            Info { name: "b".into(), dimensions: vec![64, 1], ty: ty("Q8_0") },
+        ];
+        gguf::write(&file, &[], &tensors, |i, out| out.put(&vec![0; tensors[i].bytes() as usize])).unwrap();
+        let model = Model::new("x".into(), file.clone(), "Q4_0").unwrap();
+        assert_eq!((model.in_type, model.matrices), (75.0, f64::from(6 * 18 + 2 * 34) / f64::from(1 << 20)));
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn an_importance_matrix_has_an_entry_per_matrix() {
+        let file = std::env::temp_dir().join(format!("xtask-importance-{}", std::process::id()));
+        write_importance(&[Info::f32("norm", [5]), Info::f32("w", [4, 3, 2])], &file).unwrap();
+        let made = Reader::open(&file).unwrap();
+        assert_eq!(made.tensors, [Info::f32("w.in_sum2", [8]), Info::f32("w.counts", [1])]);
+        assert_eq!(made.data(0).unwrap(), 1f32.to_le_bytes().repeat(8));
+        std::fs::remove_file(&file).unwrap();
+    }
+}
