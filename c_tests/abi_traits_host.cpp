@@ -97,7 +97,12 @@ __attribute__((no_sanitize("undefined"))) void given_our_buffer_type_then_its_co
     if (!CHECK(type != nullptr, "the buffer type has no context")) {
         return;
     }
-    for (ggml_type t : {GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS}) {
+    static const ggml_type types[] = {
+        GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
+        GGML_TYPE_IQ4_XS, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL,
+        GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_MXFP4, GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_Q2_0,
+    };
+    for (ggml_type t : types) {
         node n(host.amx, t);
         CHECK(type->supports_op(host.cpu, n.op), "%s: supports_op says no", ggml_type_name(t));
         ggml::cpu::tensor_traits * traits = type->get_tensor_traits(n.op);

@@ -48,8 +48,11 @@ static void given_the_enums_when_compiled_then_their_numbers_are_the_documented_
         GGML_AMX_BAD_SHAPE,     GGML_AMX_OUT_OF_BOUNDS, GGML_AMX_BUFFER_TOO_SMALL, GGML_AMX_NOT_AVAILABLE,
         GGML_AMX_INTERNAL,      GGML_AMX_TYPE_Q4_0,     GGML_AMX_TYPE_Q4_1,    GGML_AMX_TYPE_Q8_0,
         GGML_AMX_TYPE_Q4_K,     GGML_AMX_TYPE_Q5_K,     GGML_AMX_TYPE_Q6_K,    GGML_AMX_TYPE_IQ4_XS,
+        GGML_AMX_TYPE_Q5_0,     GGML_AMX_TYPE_Q5_1,     GGML_AMX_TYPE_Q2_K,     GGML_AMX_TYPE_Q3_K,
+        GGML_AMX_TYPE_IQ4_NL,   GGML_AMX_TYPE_TQ1_0,    GGML_AMX_TYPE_TQ2_0,    GGML_AMX_TYPE_MXFP4,
+        GGML_AMX_TYPE_NVFP4,    GGML_AMX_TYPE_Q1_0,     GGML_AMX_TYPE_Q2_0,
     };
-    const int want[] = {0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 3, 8, 12, 13, 14, 23};
+    const int want[] = {0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 3, 8, 12, 13, 14, 23, 6, 7, 10, 11, 20, 34, 35, 39, 40, 41, 42};
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         CHECK(got[i] == want[i], "constant %zu is %d, not %d", i, got[i], want[i]);
     }

@@ -1,4 +1,4 @@
-/* The seven weight types as a GGUF file stores them, written down a second time on purpose: own block
+/* The packed weight types as a GGUF file stores them, written down a second time on purpose: own block
  * sizes, own dequantisers (ggml-common.h and ggml-quants.c are the source of the layouts), own random
  * blocks, and the product in double precision. abi_host compares this file with the host's own code. */
 #ifndef GGML_AMX_TEST_FORMATS_H
@@ -6,7 +6,10 @@
 
 #include "harness.h"
 
-enum { TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_XS = 23 };
+enum {
+    TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q5_0 = 6, TYPE_Q5_1 = 7, TYPE_Q8_0 = 8, TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13,
+    TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23, TYPE_TQ1_0 = 34, TYPE_TQ2_0 = 35, TYPE_MXFP4 = 39, TYPE_NVFP4 = 40, TYPE_Q1_0 = 41, TYPE_Q2_0 = 42
+};
 
 struct format {
     int type; /* ggml's number */
@@ -15,6 +18,8 @@ struct format {
     int block_bytes;
     int scale_at[2]; /* byte offsets of the f16 fields of a block, -1 = none */
     void (*dequantise)(const uint8_t * block, float * to);
+    int scale_bytes; /* so many 8-bit scales begin the block, from byte_scale on */
+    uint8_t byte_scale;
 };
 
 static float f16_to_f32(const uint8_t * at) {
@@ -96,25 +101,151 @@ static void dequantise_q6_k(const uint8_t * b, float * y) {
     }
 }
 
+static const int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
 static void dequantise_iq4_xs(const uint8_t * b, float * y) {
-    static const int8_t value[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     const float d = f16_to_f32(b);
     const unsigned scales_high = b[2] | (unsigned) b[3] << 8;
     for (int j = 0; j < 8; j++) {
         const int scale = (b[4 + j / 2] >> 4 * (j % 2) & 15) | (int) (scales_high >> 2 * j & 3) << 4;
         for (int i = 0; i < 16; i++) {
             const uint8_t q = b[8 + 16 * j + i];
-            y[32 * j + i] = d * (float) (scale - 32) * (float) value[q & 15];
-            y[32 * j + 16 + i] = d * (float) (scale - 32) * (float) value[q >> 4];
+            y[32 * j + i] = d * (float) (scale - 32) * (float) IQ4_VALUES[q & 15];
+            y[32 * j + 16 + i] = d * (float) (scale - 32) * (float) IQ4_VALUES[q >> 4];
         }
     }
 }
 
-HARNESS_UNUSED static const struct format FORMATS[7] = {
-    {TYPE_Q4_0, "Q4_0", 32, 18, {0, -1}, dequantise_q4_0},     {TYPE_Q4_1, "Q4_1", 32, 20, {0, 2}, dequantise_q4_1},
-    {TYPE_Q8_0, "Q8_0", 32, 34, {0, -1}, dequantise_q8_0},     {TYPE_Q4_K, "Q4_K", 256, 144, {0, 2}, dequantise_q4_k},
-    {TYPE_Q5_K, "Q5_K", 256, 176, {0, 2}, dequantise_q5_k},    {TYPE_Q6_K, "Q6_K", 256, 210, {208, -1}, dequantise_q6_k},
-    {TYPE_IQ4_XS, "IQ4_XS", 256, 136, {0, -1}, dequantise_iq4_xs},
+static void dequantise_iq4_nl(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float) IQ4_VALUES[b[2 + j] & 15];
+        y[j + 16] = d * (float) IQ4_VALUES[b[2 + j] >> 4];
+    }
+}
+
+/* Weight j (0..31) of 4 bytes of fifth bits and 16 of nibbles. */
+static int five_bits(const uint8_t * b, int j) {
+    return (b[4 + j % 16] >> 4 * (j / 16) & 15) | (b[j / 8] >> j % 8 & 1) << 4;
+}
+
+static void dequantise_q5_0(const uint8_t * b, float * y) {
+    for (int j = 0; j < 32; j++) {
+        y[j] = f16_to_f32(b) * (float) (five_bits(b + 2, j) - 16);
+    }
+}
+
+static void dequantise_q5_1(const uint8_t * b, float * y) {
+    for (int j = 0; j < 32; j++) {
+        y[j] = f16_to_f32(b) * (float) five_bits(b + 4, j) + f16_to_f32(b + 2);
+    }
+}
+
+/* Weight i (0..255) of 64 bytes of bit pairs. */
+static int bit_pair(const uint8_t * b, int i) {
+    return b[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+}
+
+static void dequantise_q2_k(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b + 80), dmin = f16_to_f32(b + 82);
+    for (int i = 0; i < 256; i++) {
+        const uint8_t s = b[i / 16]; /* low nibble scale, high nibble minimum */
+        y[i] = d * (float) (s & 15) * (float) bit_pair(b + 16, i) - dmin * (float) (s >> 4);
+    }
+}
+
+static void dequantise_q3_k(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b + 108);
+    const uint8_t * s = b + 96;
+    for (int i = 0; i < 256; i++) {
+        const int g = i / 16, third = b[i % 32] >> i / 32 & 1;
+        const int scale = (s[g % 8] >> g / 8 * 4 & 15) | (s[8 + g % 4] >> g / 4 * 2 & 3) << 4;
+        y[i] = d * (float) (scale - 32) * (float) (bit_pair(b + 32, i) + 4 * third - 4);
+    }
+}
+
+static void dequantise_tq2_0(const uint8_t * b, float * y) {
+    for (int i = 0; i < 256; i++) {
+        y[i] = f16_to_f32(b + 64) * (float) (bit_pair(b, i) - 1);
+    }
+}
+
+/* Digit n of a byte that stands for byte / 256 in base 3. */
+static int base3_digit(uint8_t byte, int n) {
+    unsigned rest = byte;
+    for (; n > 0; n--) {
+        rest = rest * 3 % 256;
+    }
+    return (int) (rest * 3 / 256);
+}
+
+static void dequantise_tq1_0(const uint8_t * b, float * y) {
+    const float d = f16_to_f32(b + 52);
+    for (int i = 0; i < 256; i++) {
+        const int digit = i < 160   ? base3_digit(b[i % 32], i / 32)
+                          : i < 240 ? base3_digit(b[32 + i % 16], (i - 160) / 16)
+                                    : base3_digit(b[48 + i % 4], (i - 240) / 4);
+        y[i] = d * (float) (digit - 1);
+    }
+}
+
+/* A 4-bit float (1 bit of mantissa), doubled. */
+static float fp4_doubled(int q) {
+    static const float value[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+    return q == 8 ? 0 : q < 8 ? value[q] : -value[q - 8];
+}
+
+static void dequantise_mxfp4(const uint8_t * b, float * y) {
+    const float d = (float) ldexp(1, b[0] - 128);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * fp4_doubled(b[1 + j] & 15);
+        y[j + 16] = d * fp4_doubled(b[1 + j] >> 4);
+    }
+}
+
+static void dequantise_nvfp4(const uint8_t * b, float * y) {
+    for (int g = 0; g < 4; g++) {
+        const int exponent = b[g] >> 3 & 15, mantissa = b[g] & 7; /* 0x7f is no number and does not occur here */
+        const float d = (float) (exponent ? ldexp(8 + mantissa, exponent - 11) : ldexp(mantissa, -10));
+        for (int j = 0; j < 8; j++) {
+            const uint8_t q = b[4 + 8 * g + j];
+            y[16 * g + j] = d * fp4_doubled(q & 15);
+            y[16 * g + 8 + j] = d * fp4_doubled(q >> 4);
+        }
+    }
+}
+
+static void dequantise_q1_0(const uint8_t * b, float * y) {
+    for (int i = 0; i < 128; i++) {
+        y[i] = b[2 + i / 8] >> i % 8 & 1 ? f16_to_f32(b) : -f16_to_f32(b);
+    }
+}
+
+static void dequantise_q2_0(const uint8_t * b, float * y) {
+    for (int i = 0; i < 64; i++) {
+        y[i] = f16_to_f32(b) * (float) ((b[2 + i / 4] >> i % 4 * 2 & 3) - 1);
+    }
+}
+
+HARNESS_UNUSED static const struct format FORMATS[18] = {
+    {TYPE_Q4_0, "Q4_0", 32, 18, {0, -1}, dequantise_q4_0, 0, 0},
+    {TYPE_Q4_1, "Q4_1", 32, 20, {0, 2}, dequantise_q4_1, 0, 0},
+    {TYPE_Q8_0, "Q8_0", 32, 34, {0, -1}, dequantise_q8_0, 0, 0},
+    {TYPE_Q4_K, "Q4_K", 256, 144, {0, 2}, dequantise_q4_k, 0, 0},
+    {TYPE_Q5_K, "Q5_K", 256, 176, {0, 2}, dequantise_q5_k, 0, 0},
+    {TYPE_Q6_K, "Q6_K", 256, 210, {208, -1}, dequantise_q6_k, 0, 0},
+    {TYPE_IQ4_XS, "IQ4_XS", 256, 136, {0, -1}, dequantise_iq4_xs, 0, 0},
+    {TYPE_Q5_0, "Q5_0", 32, 22, {0, -1}, dequantise_q5_0, 0, 0},
+    {TYPE_Q5_1, "Q5_1", 32, 24, {0, 2}, dequantise_q5_1, 0, 0},
+    {TYPE_Q2_K, "Q2_K", 256, 84, {80, 82}, dequantise_q2_k, 0, 0},
+    {TYPE_Q3_K, "Q3_K", 256, 110, {108, -1}, dequantise_q3_k, 0, 0},
+    {TYPE_IQ4_NL, "IQ4_NL", 32, 18, {0, -1}, dequantise_iq4_nl, 0, 0},
+    {TYPE_TQ1_0, "TQ1_0", 256, 54, {52, -1}, dequantise_tq1_0, 0, 0},
+    {TYPE_TQ2_0, "TQ2_0", 256, 66, {64, -1}, dequantise_tq2_0, 0, 0},
+    {TYPE_MXFP4, "MXFP4", 32, 17, {-1, -1}, dequantise_mxfp4, 1, 118},
+    {TYPE_NVFP4, "NVFP4", 64, 36, {-1, -1}, dequantise_nvfp4, 4, 16},
+    {TYPE_Q1_0, "Q1_0", 128, 18, {0, -1}, dequantise_q1_0, 0, 0},
+    {TYPE_Q2_0, "Q2_0", 64, 18, {0, -1}, dequantise_q2_0, 0, 0},
 };
 enum { N_FORMATS = sizeof FORMATS / sizeof FORMATS[0] };
 
@@ -123,7 +254,7 @@ HARNESS_UNUSED static size_t format_bytes(const struct format * f, int64_t k, in
     return (size_t) (k / f->block) * (size_t) f->block_bytes * (size_t) n;
 }
 
-/* Blocks of random bits with scales of a sane size: 2^-10 .. 2^-7, either sign. */
+/* Blocks of random bits with scales of a sane size: 2^-10 .. 2^-7, either sign (8-bit scales: like it, positive). */
 HARNESS_UNUSED static void format_random(const struct format * f, struct rng * r, uint8_t * to, size_t blocks) {
     rng_bytes(r, to, blocks * (size_t) f->block_bytes);
     for (size_t i = 0; i < blocks; i++) {
@@ -132,6 +263,9 @@ HARNESS_UNUSED static void format_random(const struct format * f, struct rng * r
                 uint8_t * high = to + i * (size_t) f->block_bytes + f->scale_at[s] + 1;
                 *high = (uint8_t) ((*high & 0x83) | (5 + rng_below(r, 3)) << 2);
             }
+        }
+        for (int s = 0; s < f->scale_bytes; s++) {
+            to[i * (size_t) f->block_bytes + (size_t) s] = (uint8_t) (f->byte_scale + rng_below(r, 3));
         }
     }
 }

@@ -11,12 +11,14 @@ struct shadow {
     size_t size;
 };
 
-/* The seven packed types, then some that are stored as they are. */
+/* The packed types, then some that are stored as they are. */
 static const enum ggml_type BOX_TYPES[] = {
-    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,   GGML_TYPE_IQ4_XS,
-    GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_I32,  GGML_TYPE_BF16, GGML_TYPE_Q5_0, GGML_TYPE_IQ4_NL, GGML_TYPE_Q2_K,
+    GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS,
+    GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0,
+    GGML_TYPE_MXFP4, GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_Q2_0, GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_I32,
+    GGML_TYPE_BF16, GGML_TYPE_IQ3_S, GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ2_S,
 };
-enum { N_PACKED_TYPES = 7, N_BOX_TYPES = sizeof BOX_TYPES / sizeof BOX_TYPES[0] };
+enum { N_PACKED_TYPES = 18, N_BOX_TYPES = sizeof BOX_TYPES / sizeof BOX_TYPES[0] };
 
 HARNESS_UNUSED static bool is_packed_type(enum ggml_type type) {
     for (int i = 0; i < N_PACKED_TYPES; i++) {

@@ -91,9 +91,25 @@ enum ggml_amx_type {
    */
   GGML_AMX_TYPE_Q4_1 = 3,
   /**
+   * 32 weights in 22 bytes.
+   */
+  GGML_AMX_TYPE_Q5_0 = 6,
+  /**
+   * 32 weights in 24 bytes.
+   */
+  GGML_AMX_TYPE_Q5_1 = 7,
+  /**
    * 32 weights in 34 bytes.
    */
   GGML_AMX_TYPE_Q8_0 = 8,
+  /**
+   * 256 weights in 84 bytes.
+   */
+  GGML_AMX_TYPE_Q2_K = 10,
+  /**
+   * 256 weights in 110 bytes.
+   */
+  GGML_AMX_TYPE_Q3_K = 11,
   /**
    * 256 weights in 144 bytes.
    */
@@ -107,9 +123,37 @@ enum ggml_amx_type {
    */
   GGML_AMX_TYPE_Q6_K = 14,
   /**
+   * 32 weights in 18 bytes.
+   */
+  GGML_AMX_TYPE_IQ4_NL = 20,
+  /**
    * 256 weights in 136 bytes.
    */
   GGML_AMX_TYPE_IQ4_XS = 23,
+  /**
+   * 256 weights in 54 bytes.
+   */
+  GGML_AMX_TYPE_TQ1_0 = 34,
+  /**
+   * 256 weights in 66 bytes.
+   */
+  GGML_AMX_TYPE_TQ2_0 = 35,
+  /**
+   * 32 weights in 17 bytes.
+   */
+  GGML_AMX_TYPE_MXFP4 = 39,
+  /**
+   * 64 weights in 36 bytes.
+   */
+  GGML_AMX_TYPE_NVFP4 = 40,
+  /**
+   * 128 weights in 18 bytes.
+   */
+  GGML_AMX_TYPE_Q1_0 = 41,
+  /**
+   * 64 weights in 18 bytes.
+   */
+  GGML_AMX_TYPE_Q2_0 = 42,
 };
 
 /**

@@ -47,18 +47,24 @@ impl std::ops::DerefMut for Floats {
     }
 }
 
-/// Plain weights: random quants with f16 scales of a plausible size.
+/// Plain weights: random quants with f16 scales (or exponents) of a plausible size.
 pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
+    use WeightType::*;
     let halves: &[usize] = match shape.ty {
-        WeightType::Q4_1 | WeightType::Q4_K | WeightType::Q5_K => &[0, 2],
-        WeightType::Q6_K => &[208],
-        _ => &[0],
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS | Q1_0 | Q2_0 => &[0],
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+        Q2_K => &[80, 82],
+        Q3_K => &[108],
+        Q6_K => &[208],
+        TQ1_0 => &[52],
+        TQ2_0 => &[64],
+        MXFP4 | NVFP4 => &[],
     };
     let mut plain = vec![0u8; shape.plain_size()];
     for bytes in plain.chunks_mut(2) {
         bytes.copy_from_slice(&(random.next() as u16).to_le_bytes()[..bytes.len()]);
     }
-    if shape.ty == WeightType::Q8_0 {
+    if shape.ty == Q8_0 {
         // No quantiser gives -128, and ik_llama.cpp's kernels count on that.
         plain.iter_mut().filter(|b| **b == 0x80).for_each(|b| *b = 0x81);
     }
@@ -66,6 +72,11 @@ pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
         for at in halves {
             let d = half::f16::from_f32(0.001 * (0.6 + (random.next() % 800) as f32 / 1000.0));
             block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+        match shape.ty {
+            MXFP4 => block[0] = 118 + block[0] % 4,
+            NVFP4 => block[..4].iter_mut().for_each(|d| *d = 0x30 + *d % 16),
+            _ => {}
         }
     }
     plain

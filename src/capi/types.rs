@@ -49,16 +49,38 @@ pub enum ggml_amx_type {
     GGML_AMX_TYPE_Q4_0 = 2,
     /// 32 weights in 20 bytes.
     GGML_AMX_TYPE_Q4_1 = 3,
+    /// 32 weights in 22 bytes.
+    GGML_AMX_TYPE_Q5_0 = 6,
+    /// 32 weights in 24 bytes.
+    GGML_AMX_TYPE_Q5_1 = 7,
     /// 32 weights in 34 bytes.
     GGML_AMX_TYPE_Q8_0 = 8,
+    /// 256 weights in 84 bytes.
+    GGML_AMX_TYPE_Q2_K = 10,
+    /// 256 weights in 110 bytes.
+    GGML_AMX_TYPE_Q3_K = 11,
     /// 256 weights in 144 bytes.
     GGML_AMX_TYPE_Q4_K = 12,
     /// 256 weights in 176 bytes.
     GGML_AMX_TYPE_Q5_K = 13,
     /// 256 weights in 210 bytes.
     GGML_AMX_TYPE_Q6_K = 14,
+    /// 32 weights in 18 bytes.
+    GGML_AMX_TYPE_IQ4_NL = 20,
     /// 256 weights in 136 bytes.
     GGML_AMX_TYPE_IQ4_XS = 23,
+    /// 256 weights in 54 bytes.
+    GGML_AMX_TYPE_TQ1_0 = 34,
+    /// 256 weights in 66 bytes.
+    GGML_AMX_TYPE_TQ2_0 = 35,
+    /// 32 weights in 17 bytes.
+    GGML_AMX_TYPE_MXFP4 = 39,
+    /// 64 weights in 36 bytes.
+    GGML_AMX_TYPE_NVFP4 = 40,
+    /// 128 weights in 18 bytes.
+    GGML_AMX_TYPE_Q1_0 = 41,
+    /// 64 weights in 18 bytes.
+    GGML_AMX_TYPE_Q2_0 = 42,
 }
 
 // The numbers of the header are the library's.
@@ -78,10 +100,21 @@ const _: () = {
     assert!(ggml_amx_status::GGML_AMX_INTERNAL as i32 == Status::Internal as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q4_0 as i32 == WeightType::Q4_0 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q4_1 as i32 == WeightType::Q4_1 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q5_0 as i32 == WeightType::Q5_0 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q5_1 as i32 == WeightType::Q5_1 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q8_0 as i32 == WeightType::Q8_0 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q2_K as i32 == WeightType::Q2_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q3_K as i32 == WeightType::Q3_K as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q4_K as i32 == WeightType::Q4_K as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q5_K as i32 == WeightType::Q5_K as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q6_K as i32 == WeightType::Q6_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ4_NL as i32 == WeightType::IQ4_NL as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_IQ4_XS as i32 == WeightType::IQ4_XS as i32);
-    assert!(WeightType::ALL.len() == 7, "name the new type in ggml_amx_type");
+    assert!(ggml_amx_type::GGML_AMX_TYPE_TQ1_0 as i32 == WeightType::TQ1_0 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_TQ2_0 as i32 == WeightType::TQ2_0 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_MXFP4 as i32 == WeightType::MXFP4 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_NVFP4 as i32 == WeightType::NVFP4 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q1_0 as i32 == WeightType::Q1_0 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q2_0 as i32 == WeightType::Q2_0 as i32);
+    assert!(WeightType::ALL.len() == 18, "name the new type in ggml_amx_type");
 };

@@ -5,13 +5,12 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
+use super::tables::{IQ4, look_up, unsigned};
 use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
 
 /// The type; see the module.
 pub struct Iq4Xs;
 
-/// The non-linear 4-bit values (ggml-common.h, `kvalues_iq4nl`).
-const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Packed offsets of the scales' high bits, their low nibbles, and the quants.
 const SCALES_H: usize = 2 * LANES;
 const SCALES_L: usize = 4 * LANES;
@@ -31,7 +30,7 @@ unsafe impl Format for Iq4Xs {
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 1), field(8, 128, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        nibbles(&block[QS + group * 256..], |i, q| out[i] = TABLE[q as usize]);
+        nibbles(&block[QS + group * 256..], |i, q| out[i] = IQ4[usize::from(q)]);
     }
 
     fn scales(block: &[u8], group: usize) -> GroupScales {
@@ -47,23 +46,9 @@ unsafe impl Format for Iq4Xs {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
-        const UNSIGNED: [u8; 16] = {
-            let mut t = [0; 16];
-            let mut i = 0;
-            while i < 16 {
-                t[i] = (TABLE[i] as i16 + 128) as u8;
-                i += 1;
-            }
-            t
-        };
-        // SAFETY: the caller's block is large enough; the table is 16 bytes.
-        let (rows, table) = unsafe {
-            (
-                nibbles_avx512(block.add(QS + group * 256)),
-                _mm512_broadcast_i32x4(_mm_loadu_si128(UNSIGNED.as_ptr().cast())),
-            )
-        };
-        std::array::from_fn(|r| _mm512_shuffle_epi8(table, rows[r]))
+        const TABLE: [u8; 16] = unsigned(&IQ4, Iq4Xs::ZERO_POINT);
+        // SAFETY: the caller's block is large enough.
+        look_up(&TABLE, unsafe { nibbles_avx512(block.add(QS + group * 256)) })
     }
 
     #[inline]

@@ -11,15 +11,28 @@
 //!
 //! A new type is one new file here and one line in each of the two tables below.
 
+mod bits;
+mod iq4_nl;
 mod iq4_xs;
 mod k_scales;
 mod layout;
+mod mxfp4;
+mod nvfp4;
+mod q1_0;
+mod q2_0;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
+mod q5_0;
+mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod tables;
+mod tq1_0;
+mod tq2_0;
 
 use std::arch::x86_64::{__m512, __m512i};
 
@@ -73,7 +86,8 @@ pub unsafe trait Format: 'static {
     const GROUP: usize;
     /// What is subtracted from the unsigned quant to get the signed one.
     const ZERO_POINT: i32;
-    /// NMSE of normally distributed weights in this type (measured with ggml's own quantiser).
+    /// NMSE of normally distributed weights in this type (measured with ggml's own quantiser); 0 for types
+    /// that models are trained in, whose weights lose nothing.
     const OWN_ERROR: f32;
     /// Smallest unsigned quant.
     const Q_MIN: i32 = 0;
@@ -173,11 +187,22 @@ macro_rules! weight_types {
 weight_types! {
     Q4_0 = 2, "q4_0", Q4_0, "32 weights: f16 scale, 4-bit quants.";
     Q4_1 = 3, "q4_1", Q4_1, "32 weights: f16 scale and minimum, 4-bit quants.";
+    Q5_0 = 6, "q5_0", Q5_0, "32 weights: f16 scale, 5-bit quants.";
+    Q5_1 = 7, "q5_1", Q5_1, "32 weights: f16 scale and minimum, 5-bit quants.";
     Q8_0 = 8, "q8_0", Q8_0, "32 weights: f16 scale, 8-bit quants.";
+    Q2_K = 10, "q2_K", Q2K, "256 weights: 16 groups with 4-bit scales and minima, 2-bit quants.";
+    Q3_K = 11, "q3_K", Q3K, "256 weights: 16 groups with 6-bit scales, 3-bit quants.";
     Q4_K = 12, "q4_K", Q4K, "256 weights: 8 groups with 6-bit scales and minima, 4-bit quants.";
     Q5_K = 13, "q5_K", Q5K, "256 weights: 8 groups with 6-bit scales and minima, 5-bit quants.";
     Q6_K = 14, "q6_K", Q6K, "256 weights: 16 groups with 8-bit scales, 6-bit quants.";
+    IQ4_NL = 20, "iq4_nl", Iq4Nl, "32 weights: f16 scale, 4-bit indices into a fixed table.";
     IQ4_XS = 23, "iq4_xs", Iq4Xs, "256 weights: 8 groups with 6-bit scales, 4-bit indices into a fixed table.";
+    TQ1_0 = 34, "tq1_0", Tq1_0, "256 weights: f16 scale, -1, 0 or 1, five in a byte.";
+    TQ2_0 = 35, "tq2_0", Tq2_0, "256 weights: f16 scale, -1, 0 or 1 in two bits.";
+    MXFP4 = 39, "mxfp4", Mxfp4, "32 weights: 8-bit exponent, 4-bit floats.";
+    NVFP4 = 40, "nvfp4", Nvfp4, "64 weights: 4 groups with 8-bit float scales, 4-bit floats.";
+    Q1_0 = 41, "q1_0", Q1_0, "128 weights: f16 scale and its sign.";
+    Q2_0 = 42, "q2_0", Q2_0, "64 weights: f16 scale, -1, 0, 1 or 2 in two bits.";
 }
 
 /// Runs `$body` with the type alias `$F` bound to the [`Format`] of the [`WeightType`] `$ty`.
@@ -193,8 +218,24 @@ macro_rules! with_format {
                 type $F = $crate::format::Q4_1;
                 $body
             }
+            $crate::format::WeightType::Q5_0 => {
+                type $F = $crate::format::Q5_0;
+                $body
+            }
+            $crate::format::WeightType::Q5_1 => {
+                type $F = $crate::format::Q5_1;
+                $body
+            }
             $crate::format::WeightType::Q8_0 => {
                 type $F = $crate::format::Q8_0;
+                $body
+            }
+            $crate::format::WeightType::Q2_K => {
+                type $F = $crate::format::Q2K;
+                $body
+            }
+            $crate::format::WeightType::Q3_K => {
+                type $F = $crate::format::Q3K;
                 $body
             }
             $crate::format::WeightType::Q4_K => {
@@ -209,21 +250,60 @@ macro_rules! with_format {
                 type $F = $crate::format::Q6K;
                 $body
             }
+            $crate::format::WeightType::IQ4_NL => {
+                type $F = $crate::format::Iq4Nl;
+                $body
+            }
             $crate::format::WeightType::IQ4_XS => {
                 type $F = $crate::format::Iq4Xs;
+                $body
+            }
+            $crate::format::WeightType::TQ1_0 => {
+                type $F = $crate::format::Tq1_0;
+                $body
+            }
+            $crate::format::WeightType::TQ2_0 => {
+                type $F = $crate::format::Tq2_0;
+                $body
+            }
+            $crate::format::WeightType::MXFP4 => {
+                type $F = $crate::format::Mxfp4;
+                $body
+            }
+            $crate::format::WeightType::NVFP4 => {
+                type $F = $crate::format::Nvfp4;
+                $body
+            }
+            $crate::format::WeightType::Q1_0 => {
+                type $F = $crate::format::Q1_0;
+                $body
+            }
+            $crate::format::WeightType::Q2_0 => {
+                type $F = $crate::format::Q2_0;
                 $body
             }
         }
     };
 }
 
+pub use iq4_nl::Iq4Nl;
 pub use iq4_xs::Iq4Xs;
+pub use mxfp4::Mxfp4;
+pub use nvfp4::Nvfp4;
+pub use q1_0::Q1_0;
+pub use q2_0::Q2_0;
+pub use q2_k::Q2K;
+pub use q3_k::Q3K;
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
 pub use q4_k::Q4K;
+pub use q5_0::Q5_0;
+pub use q5_1::Q5_1;
 pub use q5_k::Q5K;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
+pub use tq1_0::Tq1_0;
+pub use tq2_0::Tq2_0;
 
 /// The f16 at byte `offset`, exactly.
 fn f16_at(bytes: &[u8], offset: usize) -> f32 {

@@ -89,3 +89,156 @@ unsafe fn compare<F: Format>(block: &[u8]) {
         }
     }
 }
+
+/// All weights of a plain block, read from lane 5 of a packed one whose other lanes hold other bytes.
+fn decode(ty: WeightType, plain: &[u8]) -> Vec<f32> {
+    let info = ty.info();
+    let mut packed = vec![0xa5; LANES * info.bytes];
+    assert_eq!(plain.len(), info.bytes);
+    // SAFETY: the buffers have the block's sizes.
+    unsafe { info.layout.scatter(packed.as_mut_ptr(), 5, plain.as_ptr()) };
+    crate::with_format!(ty, F => decode_lane::<F>(&packed, 5))
+}
+
+fn decode_lane<F: Format>(packed: &[u8], lane: usize) -> Vec<f32> {
+    let mut quants = vec![0; LANES * F::GROUP];
+    let mut out = Vec::new();
+    for group in 0..F::BLOCK / F::GROUP {
+        F::quants(packed, group, &mut quants);
+        let s = F::scales(packed, group);
+        for k in 0..F::GROUP {
+            let q = i32::from(quants[k / 4 * 64 + lane * 4 + k % 4]);
+            assert!((F::Q_MIN..=F::Q_MAX).contains(&(q + F::ZERO_POINT)), "{:?}: {q}", F::TYPE);
+            out.push(s.scale[lane] * q as f32 + s.min[lane]);
+        }
+    }
+    out
+}
+
+/// A block of zeros but for `bytes` (place, value) has `weights` (from, to, value; later ones overwrite).
+fn example(ty: WeightType, bytes: &[(usize, u8)], weights: &[(usize, usize, f32)]) {
+    let mut plain = vec![0; ty.info().bytes];
+    for (at, byte) in bytes {
+        plain[*at] = *byte;
+    }
+    let mut expected = vec![f32::NAN; ty.info().block];
+    for (from, to, weight) in weights {
+        expected[*from..*to].fill(*weight);
+    }
+    assert_eq!(decode(ty, &plain), expected, "{ty:?}");
+}
+
+/// Blocks worked out by hand. f16: 0x3800 is 0.5, 0x3c00 is 1, 0x4000 is 2, 0xbc00 is -1.
+#[test]
+fn blocks_mean_what_ggml_means_by_them() {
+    // Fifth bits of weights 2 and 31; nibbles 1 and 3 of weights 2 and 18, 15 of weight 31.
+    example(
+        WeightType::Q5_0,
+        &[(1, 0x38), (2, 0x04), (5, 0x80), (6 + 2, 0x31), (6 + 15, 0xf0)],
+        &[(0, 32, -8.0), (2, 3, 0.5), (18, 19, -6.5), (31, 32, 7.5)],
+    );
+    // Fifth bits of weights 9 and 16; nibbles 2 and 4 of weights 9 and 25, 5 of weight 16.
+    example(
+        WeightType::Q5_1,
+        &[(1, 0x38), (3, 0xbc), (5, 0x02), (6, 0x01), (8 + 9, 0x42), (8, 0x50)],
+        &[(0, 32, -1.0), (9, 10, 8.0), (16, 17, 9.5), (25, 26, 1.0)],
+    );
+    // Groups 5 (scale 2, minimum 3) and 14 (1, 15): bits 4 of the first half's bytes, 6 of the second's.
+    example(
+        WeightType::Q2_K,
+        &[(5, 0x32), (14, 0xf1), (16 + 16 + 7, 0x20), (16 + 32 + 2, 0xc0), (81, 0x3c), (83, 0x38)],
+        &[(0, 256, 0.0), (80, 96, -1.5), (87, 88, 2.5), (224, 240, -7.5), (226, 227, -4.5)],
+    );
+    // Groups 6 (scale 5 + 3 * 16 - 32 = 21) and 9 (7 + 2 * 16 - 32 = 7); all others have -32.
+    example(
+        WeightType::Q3_K,
+        &[
+            (15, 0x08),
+            (19, 0x10),
+            (32 + 15, 0x40),
+            (32 + 32 + 19, 0x02),
+            (32 + 32 + 21, 0x03),
+            (96 + 1, 0x70),
+            (96 + 6, 0x05),
+            (96 + 9, 0x20),
+            (96 + 10, 0x0c),
+            (109, 0x38),
+        ],
+        &[(0, 256, 64.0), (96, 112, -42.0), (111, 112, 10.5), (144, 160, -14.0), (147, 148, 7.0), (149, 150, -3.5)],
+    );
+    // Table entries 15 and 8 for weights 3 and 19, 7 for weight 28.
+    example(
+        WeightType::IQ4_NL,
+        &[(1, 0x40), (2 + 3, 0x8f), (2 + 12, 0x70)],
+        &[(0, 32, -254.0), (3, 4, 226.0), (19, 20, 2.0), (28, 29, -20.0)],
+    );
+    // Digits 1 2 0 1 2 are 140 of 243, 2 0 1 0 2 are 173, 1 0 2 2 0 are 105; as 256ths: 148, 183, 111.
+    example(
+        WeightType::TQ1_0,
+        &[(17, 148), (32 + 9, 183), (48 + 2, 111), (53, 0x38)],
+        &[
+            (0, 256, -0.5),
+            (17, 18, 0.0),
+            (32 + 17, 32 + 18, 0.5),
+            (96 + 17, 96 + 18, 0.0),
+            (128 + 17, 128 + 18, 0.5),
+            (160 + 9, 160 + 10, 0.5),
+            (192 + 9, 192 + 10, 0.0),
+            (224 + 9, 224 + 10, 0.5),
+            (242, 243, 0.0),
+            (250, 251, 0.5),
+            (254, 255, 0.5),
+        ],
+    );
+    // Pairs 3 0 1 2, from the lowest, of byte 20 of the second half; 1 of the second quarter of byte 31.
+    example(
+        WeightType::TQ2_0,
+        &[(31, 0x04), (32 + 20, 0x93), (65, 0x38)],
+        &[(0, 256, -0.5), (63, 64, 0.0), (148, 149, 1.0), (212, 213, 0.0), (244, 245, 0.5)],
+    );
+    // 2^(130 - 128) times table entries 15 and 9 for weights 5 and 21, 7 for weight 30.
+    example(
+        WeightType::MXFP4,
+        &[(0, 130), (1 + 5, 0x9f), (1 + 14, 0x70)],
+        &[(0, 32, 0.0), (5, 6, -48.0), (21, 22, -4.0), (30, 31, 48.0)],
+    );
+    // Group 2: 1.5 / 2 times table entries 14 and 2. Group 3: 2^-9 / 2 times 12.
+    example(
+        WeightType::NVFP4,
+        &[(2, 0x3c), (3, 0x01), (4 + 16 + 1, 0x2e), (4 + 24 + 7, 0x70)],
+        &[(0, 64, 0.0), (33, 34, -6.0), (41, 42, 1.5), (63, 64, 12.0 / 1024.0)],
+    );
+    // Bits 0 and 6 of byte 9, 7 of byte 15.
+    example(
+        WeightType::Q1_0,
+        &[(1, 0x40), (2 + 9, 0x41), (2 + 15, 0x80)],
+        &[(0, 128, -2.0), (72, 73, 2.0), (78, 79, 2.0), (127, 128, 2.0)],
+    );
+    // Pair 1 of byte 3; pairs 0 1 2 3 of byte 13.
+    example(
+        WeightType::Q2_0,
+        &[(1, 0x40), (2 + 3, 0x08), (2 + 13, 0xe4)],
+        &[(0, 64, -2.0), (13, 14, 2.0), (53, 54, 0.0), (54, 55, 2.0), (55, 56, 4.0)],
+    );
+}
+
+/// Exponents and small floats at the ends of their ranges, as bits of half the number.
+#[test]
+fn scales_of_8_bits_are_ggmls_at_the_ends_of_their_ranges() {
+    let scale = |ty: WeightType, byte: u8| {
+        let mut packed = vec![0; LANES * ty.info().bytes];
+        packed[5] = byte;
+        let all = crate::with_format!(ty, F => F::scales(&packed, 0).scale);
+        assert!(all[4] == all[6], "{ty:?}: other lanes");
+        all[5].to_bits()
+    };
+    for (e, bits) in [(0, 0x0020_0000), (1, 0x0040_0000), (2, 0x0080_0000), (127, 0x3f00_0000), (255, 0x7f00_0000)] {
+        assert_eq!(scale(WeightType::MXFP4, e), bits, "2^({e} - 128)");
+    }
+    let floats = [(0, 0.0), (1, 2f32.powi(-10)), (7, 7.0 * 2f32.powi(-10)), (8, 2f32.powi(-7)), (0x38, 0.5)];
+    // 0x7f is no number, which ggml takes as 0; a sign, which there should not be, is ignored.
+    let ends = [(0x7e, 224.0), (0x7f, 0.0), (0x80, 0.0), (0x81, 2f32.powi(-10)), (0xff, 240.0)];
+    for (d, half) in floats.into_iter().chain(ends) {
+        assert_eq!(f32::from_bits(scale(WeightType::NVFP4, d)), half, "half of {d:#x}");
+    }
+}

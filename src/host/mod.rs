@@ -14,6 +14,7 @@ use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
 
 use crate::diag::log;
+use crate::format::WeightType;
 use crate::{debug, error};
 use abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlTensor};
 pub use symbols::Symbols;
@@ -29,11 +30,27 @@ pub struct Ops {
     pub no_data: [i32; 5],
 }
 
+/// Which of our packed types a host has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostTypes(u64);
+
+impl HostTypes {
+    fn add(&mut self, ty: WeightType) {
+        self.0 |= 1 << ty as i32;
+    }
+
+    fn has(self, ty: WeightType) -> bool {
+        self.0 >> ty as i32 & 1 == 1
+    }
+}
+
 /// A ggml whose layout was proved to be the one of [`abi`].
 pub struct Host {
     symbols: Symbols,
     /// Its operation numbers.
     pub ops: Ops,
+    /// Its weight types.
+    types: HostTypes,
     /// Its CPU device, to hang the buffer type on; may be null.
     pub device: *mut libc::c_void,
 }
@@ -54,14 +71,19 @@ impl Host {
         let symbols = Symbols::find()?;
         // SAFETY: the function is ggml's of that name.
         unsafe { log::set_sink(symbols.ggml_log_internal) };
-        let ops = selfcheck::prove(&symbols)?;
+        let (ops, types) = selfcheck::prove(&symbols)?;
         // SAFETY: both take what they are given here; the CPU registry always exists in a CPU host.
         let device = unsafe {
             let reg = (symbols.ggml_backend_cpu_reg)();
             if reg.is_null() { std::ptr::null_mut() } else { (symbols.ggml_backend_reg_dev_get)(reg, 0) }
         };
         debug!("host layout proved; MUL_MAT is operation {}", ops.mul_mat);
-        Ok(Host { symbols, ops, device })
+        Ok(Host { symbols, ops, types, device })
+    }
+
+    /// The packed type with ggml's number `number`, if this host has it.
+    pub fn weight_type(&self, number: i32) -> Option<WeightType> {
+        WeightType::from_ggml(number).filter(|ty| self.types.has(*ty))
     }
 
     /// `ggml_backend_buffer_init`: a host buffer object around our interface and context.

@@ -9,7 +9,7 @@ use super::Host;
 use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::buffer_type;
 use crate::cpu::{self, Isa};
-use crate::format::{ACT_BLOCK, WeightType};
+use crate::format::ACT_BLOCK;
 use crate::matmul::{Choices, ExpertMul, Input, MatMul, Output, Stored, Weights};
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
@@ -31,7 +31,7 @@ pub fn packed_shape(tensor: &GgmlTensor) -> Option<Shape> {
 
 /// The shape of `tensor` if our buffers pack tensors like it: one of the types, contiguous.
 pub fn shape_if_packable(tensor: &GgmlTensor) -> Option<Shape> {
-    let ty = WeightType::from_ggml(tensor.ty)?;
+    let ty = Host::get().ok()?.weight_type(tensor.ty)?;
     let slices = tensor.ne[2].checked_mul(tensor.ne[3])?;
     let shape = Shape::new(ty, tensor.ne[0], tensor.ne[1], slices).ok()?;
     let bytes = ty.info().bytes;

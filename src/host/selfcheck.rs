@@ -10,7 +10,7 @@ use std::mem::offset_of;
 use libc::c_void;
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32, TYPE_I32};
-use super::{Ops, Symbols};
+use super::{HostTypes, Ops, Symbols};
 use crate::format::WeightType;
 use crate::panel::plain;
 
@@ -18,13 +18,14 @@ use crate::panel::plain;
 const ARENA: usize = 64 << 10;
 /// More members than any version of ggml's interfaces has.
 const SLOTS: usize = 16;
+/// Types up to this number are in every ggml since 2024.
+const LAST_OLD_TYPE: i32 = 30;
 /// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor.
 const OBJECT_SIZE: usize = 32;
 
 /// Proves the layout of the host behind `symbols` and reads its operation numbers.
-pub fn prove(symbols: &Symbols) -> Result<Ops, String> {
-    types(symbols)?;
-    plain_types(symbols);
+pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
+    let types = types(symbols)?;
     let mut arena = vec![0u64; ARENA / 8];
     let params = GgmlInitParams { mem_size: ARENA, mem_buffer: arena.as_mut_ptr().cast(), no_alloc: true };
     // SAFETY: ggml_init with memory of ours; freed below, before the arena goes.
@@ -33,7 +34,7 @@ pub fn prove(symbols: &Symbols) -> Result<Ops, String> {
         return Err("ggml_init gave no context".to_string());
     }
     // SAFETY: the context is alive; the probes stay inside its tensors.
-    let result = unsafe { tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| ops)) };
+    let result = unsafe { tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| (ops, types))) };
     // SAFETY: made above, used no more.
     unsafe { (symbols.ggml_free)(context) };
     result
@@ -43,40 +44,47 @@ fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(format!("the host's layout is not the one this library knows: {}", what())) }
 }
 
-/// Switches on the types that are stored plain, as far as the host has them.
-fn plain_types(symbols: &Symbols) {
-    for ty in plain::TYPES {
-        // SAFETY: ggml answers for any number, past its table too.
-        let same = unsafe {
-            let name = (symbols.ggml_type_name)(ty.number);
-            !name.is_null()
-                && CStr::from_ptr(name).to_bytes() == ty.name.as_bytes()
-                && (symbols.ggml_blck_size)(ty.number) == 1
-                && (symbols.ggml_type_size)(ty.number) == ty.bytes
-        };
-        if same {
-            ty.enable();
+/// What the host has at a type's number: its name, weights and bytes per block.
+fn host_type(symbols: &Symbols, number: i32) -> (String, i64, usize) {
+    // SAFETY: ggml answers for any number, past its table too.
+    unsafe {
+        let name = (symbols.ggml_type_name)(number);
+        let name = if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() };
+        // Sizes are looked up in a table: only for numbers that are in it.
+        match name.as_str() {
+            "" | "NONE" => (name, 0, 0),
+            _ => (name, (symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number)),
         }
     }
 }
 
-/// The numbers of our weight types name the same types in the host.
-fn types(symbols: &Symbols) -> Result<(), String> {
-    let expected = WeightType::ALL.iter().map(|ty| (*ty as i32, ty.info().name, ty.info().block, ty.info().bytes));
-    for (number, name, block, bytes) in expected.chain([(TYPE_F32, "f32", 1, 4), (TYPE_I32, "i32", 1, 4)]) {
-        // SAFETY: these numbers are in the table of every ggml since 2024.
-        let (host_name, host_block, host_bytes) = unsafe {
-            let name = (symbols.ggml_type_name)(number);
-            ensure(!name.is_null(), || format!("type {number} has no name"))?;
-            (CStr::from_ptr(name), (symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number))
-        };
-        ensure(host_name.to_bytes() == name.as_bytes() && host_block == block as i64 && host_bytes == bytes, || {
-            format!(
-                "type {number} should be {name} ({block} weights in {bytes} bytes), the host has {host_name:?} ({host_block} in {host_bytes})"
-            )
+/// The numbers of our weight types name the same types in the host. Those that came later than the others
+/// may be missing, or be something else in a fork: then they are left alone.
+fn types(symbols: &Symbols) -> Result<HostTypes, String> {
+    let mut known = HostTypes::default();
+    for ty in WeightType::ALL {
+        let number = *ty as i32;
+        let expected = (ty.info().name.to_string(), ty.info().block as i64, ty.info().bytes);
+        let found = host_type(symbols, number);
+        ensure(found == expected || number > LAST_OLD_TYPE, || {
+            format!("type {number} should be {expected:?} (name, weights, bytes), the host has {found:?}")
+        })?;
+        if found == expected {
+            known.add(*ty);
+        }
+    }
+    for (number, name) in [(TYPE_F32, "f32"), (TYPE_I32, "i32")] {
+        let found = host_type(symbols, number);
+        ensure(found == (name.to_string(), 1, 4), || {
+            format!("type {number} should be {name}, the host has {found:?}")
         })?;
     }
-    Ok(())
+    for ty in plain::TYPES {
+        if host_type(symbols, ty.number) == (ty.name.to_string(), 1, ty.bytes) {
+            ty.enable();
+        }
+    }
+    Ok(known)
 }
 
 /// Struct ggml_tensor and the operation numbers.

@@ -24,18 +24,29 @@ impl Random {
     }
 }
 
-/// Random bytes with sane f16 scales: the 2-byte fields of every block are made small numbers.
+/// Random bytes with sane scales: f16 numbers are made small, exponents and 8-bit floats about 1.
 fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
+    use WeightType::*;
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
     let halves: &[usize] = match ty {
-        WeightType::Q4_0 | WeightType::Q8_0 | WeightType::IQ4_XS => &[0],
-        WeightType::Q4_1 | WeightType::Q4_K | WeightType::Q5_K => &[0, 2],
-        WeightType::Q6_K => &[208],
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS | Q1_0 | Q2_0 => &[0],
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+        Q2_K => &[80, 82],
+        Q3_K => &[108],
+        Q6_K => &[208],
+        TQ1_0 => &[52],
+        TQ2_0 => &[64],
+        MXFP4 | NVFP4 => &[],
     };
     for block in plain.chunks_exact_mut(ty.info().bytes) {
         for at in halves {
             let d = half::f16::from_f32(0.01 + 0.01 * random.normal());
             block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
+        }
+        match ty {
+            MXFP4 => block[0] = 126 + block[0] % 4,
+            NVFP4 => block[..4].iter_mut().for_each(|d| *d = 0x30 + *d % 16),
+            _ => {}
         }
     }
     plain

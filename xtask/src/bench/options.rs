@@ -63,9 +63,10 @@ pub struct Options {
     pub threads: usize,
 }
 
-const ALL_TYPES: &str = "q4_0,q4_1,q8_0,q4_K,q5_K,q6_K,iq4_xs";
+/// What most models come in; more with `--types`.
+const USUAL_TYPES: &str = "q4_0,q4_1,q5_0,q5_1,q8_0,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_nl,iq4_xs,mxfp4";
 const FULL: [&str; 3] =
-    [ALL_TYPES, "1,2,4,8,16,32,64,128,512,2048", "4096x4096,14336x4096,4096x14336,1024x4096,151936x2048"];
+    [USUAL_TYPES, "1,2,4,8,16,32,64,128,512,2048", "4096x4096,14336x4096,4096x14336,1024x4096,151936x2048"];
 const QUICK: [&str; 3] = ["q4_0,q8_0,q4_K", "1,8,32,512", "4096x4096"];
 
 impl Options {
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn lists_replace_the_presets_one_by_one() {
         let o = parsed("--full --m 3 --threads 5 --exact");
-        assert_eq!(o.program[..5], ["--exact", "--types", ALL_TYPES, "--m", "3"]);
+        assert_eq!(o.program[..5], ["--exact", "--types", USUAL_TYPES, "--m", "3"]);
         assert_eq!(o.program[5..], ["--shapes", FULL[2], "--threads", "5"]);
     }
 

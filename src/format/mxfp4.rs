@@ -1,0 +1,58 @@
+//! MXFP4: 32 weights, `w = 2^(e - 128) * table[q]`. Block: byte e (E8M0), 16 bytes of nibbles as in Q4_0
+//! (ggml-common.h, `block_mxfp4`).
+
+use std::arch::x86_64::*;
+
+use super::q4_0::{nibbles, nibbles_avx512};
+use super::tables::{FP4, FP4_ZERO_POINT, look_up, unsigned};
+use super::{Field, Format, GroupScales, LANES, WeightType, field};
+
+/// The type; see the module.
+pub struct Mxfp4;
+
+/// 2^-128, a subnormal number: half of what the exponent 0 stands for, because the table is doubled.
+const SMALLEST: u32 = 1 << 21;
+
+// SAFETY: constants as in ggml-common.h.
+unsafe impl Format for Mxfp4 {
+    const TYPE: WeightType = WeightType::MXFP4;
+    const BLOCK: usize = 32;
+    const BYTES: usize = 17;
+    const GROUP: usize = 32;
+    const ZERO_POINT: i32 = FP4_ZERO_POINT;
+    const OWN_ERROR: f32 = 1.3e-2;
+    const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
+    const HAS_MIN: bool = false;
+    const FIELDS: &'static [Field] = &[field(0, 1, 1), field(1, 16, 4)];
+
+    fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
+        nibbles(&block[LANES..], |i, q| out[i] = FP4[usize::from(q)]);
+    }
+
+    fn scales(block: &[u8], _group: usize) -> GroupScales {
+        let scale = std::array::from_fn(|lane| {
+            let e = u32::from(block[lane]);
+            f32::from_bits(if e < 2 { SMALLEST << e } else { (e - 1) << 23 })
+        });
+        GroupScales { scale, ..Default::default() }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn quants_avx512(block: *const u8, _group: usize) -> [__m512i; 8] {
+        const TABLE: [u8; 16] = unsigned(&FP4, FP4_ZERO_POINT);
+        // SAFETY: the caller's block is large enough.
+        look_up(&TABLE, unsafe { nibbles_avx512(block.add(LANES)) })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn scales_avx512(block: *const u8, _group: usize) -> (__m512, __m512) {
+        // SAFETY: the caller's block is large enough.
+        let e = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(block.cast()) });
+        let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
+        let subnormal = _mm512_cmplt_epu32_mask(e, _mm512_set1_epi32(2));
+        let bits = _mm512_mask_sllv_epi32(normal, subnormal, _mm512_set1_epi32(SMALLEST as i32), e);
+        (_mm512_castsi512_ps(bits), _mm512_setzero_ps())
+    }
+}

@@ -1,0 +1,85 @@
+//! NVFP4: 64 weights in 4 groups of 16, `w = d / 2 * table[q]`. Block: 4 scales (UE4M3), 32 bytes of
+//! nibbles, 8 per group: low ones are the group's weights 0..8, high ones 8..16 (ggml-common.h,
+//! `block_nvfp4`).
+
+use std::arch::x86_64::*;
+
+use super::tables::{FP4, FP4_ZERO_POINT, look_up, unsigned};
+use super::{Field, Format, GroupScales, LANES, WeightType, field};
+
+/// The type; see the module.
+pub struct Nvfp4;
+
+/// Packed offset of the nibbles.
+const QS: usize = 4 * LANES;
+/// Bytes of one group's nibbles.
+const GROUP_BYTES: usize = 8 * LANES;
+
+// SAFETY: constants as in ggml-common.h.
+unsafe impl Format for Nvfp4 {
+    const TYPE: WeightType = WeightType::NVFP4;
+    const BLOCK: usize = 64;
+    const BYTES: usize = 36;
+    const GROUP: usize = 16;
+    const ZERO_POINT: i32 = FP4_ZERO_POINT;
+    const OWN_ERROR: f32 = 9.0e-3;
+    const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
+    const HAS_MIN: bool = false;
+    const FIELDS: &'static [Field] = &[field(0, 4, 1), field(4, 32, 4)];
+
+    fn quants(block: &[u8], group: usize, out: &mut [i8]) {
+        for (i, byte) in block[QS + group * GROUP_BYTES..][..GROUP_BYTES].iter().enumerate() {
+            out[i] = FP4[usize::from(byte & 15)];
+            out[i + GROUP_BYTES] = FP4[usize::from(byte >> 4)];
+        }
+    }
+
+    fn scales(block: &[u8], group: usize) -> GroupScales {
+        let scale = std::array::from_fn(|lane| half_ue4m3(block[group * LANES + lane]));
+        GroupScales { scale, ..Default::default() }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        const TABLE: [u8; 16] = unsigned(&FP4, FP4_ZERO_POINT);
+        let mask = _mm512_set1_epi8(15);
+        let mut rows = [_mm512_setzero_si512(); 8];
+        for r in 0..2 {
+            // SAFETY: two vectors per group, inside the caller's block.
+            let v = unsafe { _mm512_loadu_si512(block.add(QS + group * GROUP_BYTES + 64 * r).cast()) };
+            rows[r] = _mm512_and_si512(v, mask);
+            rows[r + 2] = _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask);
+        }
+        look_up(&TABLE, rows)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
+        // SAFETY: the caller's block is large enough.
+        let d = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(block.add(group * LANES).cast()) });
+        let number = _mm512_cmpneq_epi32_mask(d, _mm512_set1_epi32(0x7f));
+        let low = _mm512_and_si512(d, _mm512_set1_epi32(0x7f));
+        let normal = _mm512_add_epi32(_mm512_slli_epi32::<20>(low), _mm512_set1_epi32(EXPONENT << 23));
+        let subnormal = _mm512_mul_ps(_mm512_cvtepi32_ps(low), _mm512_set1_ps(SUBNORMAL));
+        let is_subnormal = _mm512_cmplt_epu32_mask(low, _mm512_set1_epi32(8));
+        let scale = _mm512_mask_mov_ps(_mm512_castsi512_ps(normal), is_subnormal, subnormal);
+        (_mm512_maskz_mov_ps(number, scale), _mm512_setzero_ps())
+    }
+}
+
+/// What a UE4M3 exponent (bias 7) lacks of an f32's (bias 127), less one for the halving.
+const EXPONENT: i32 = 127 - 7 - 1;
+/// Half the step of UE4M3 numbers without exponent, 2^-9.
+const SUBNORMAL: f32 = 1.0 / 1024.0;
+
+/// Half a UE4M3 number, because the table is doubled: 4 bits of exponent, 3 of mantissa. ggml takes 0x7f, which is
+/// no number, as 0, and ignores the eighth bit of others (ggml-impl.h, `ggml_ue4m3_to_fp32`).
+fn half_ue4m3(d: u8) -> f32 {
+    match d & 0x7f {
+        _ if d == 0x7f => 0.0,
+        low @ ..8 => f32::from(low) * SUBNORMAL,
+        low => f32::from_bits((u32::from(low) << 20) + ((EXPONENT as u32) << 23)),
+    }
+}

@@ -1,0 +1,81 @@
+//! TQ1_0: 256 weights, `w = d * (q - 1)` with q of 0, 1, 2. Block: 48 bytes of five base-3 digits each,
+//! 4 bytes of four digits, f16 d (ggml-common.h, `block_tq1_0`).
+//!
+//! A byte is a fraction of 256: digit `n` is the whole part of `3 * (byte * 3^n mod 256) / 256`. Weights
+//! 0..160 are digits 0 to 4 of bytes 0..32, 160..240 those of bytes 32..48, 240..256 digits 0 to 3 of
+//! bytes 48..52.
+
+use std::arch::x86_64::*;
+
+use super::q4_0::f16_lanes;
+use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+
+/// The type; see the module.
+pub struct Tq1_0;
+
+/// Packed offset of d.
+const D: usize = 52 * LANES;
+
+/// Powers of 3.
+const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
+
+/// Packed offset of the bytes that vector `r` of group `group` is made of, and which digit it is.
+#[inline]
+fn place(group: usize, r: usize) -> (usize, usize) {
+    // Numbered by 4 weights: 8 vectors per digit, then 4, then 1.
+    match group * 8 + r {
+        v @ ..40 => (v % 8 * 64, v / 8),
+        v @ ..60 => (32 * LANES + v % 4 * 64, (v - 40) / 4),
+        v => (48 * LANES, v - 60),
+    }
+}
+
+// SAFETY: constants as in ggml-common.h.
+unsafe impl Format for Tq1_0 {
+    const TYPE: WeightType = WeightType::TQ1_0;
+    const BLOCK: usize = 256;
+    const BYTES: usize = 54;
+    const GROUP: usize = 32;
+    const ZERO_POINT: i32 = 1;
+    /// Weights that are not ternary by training: 0.65.
+    const OWN_ERROR: f32 = 0.0;
+    const Q_MAX: i32 = 2;
+    const HAS_MIN: bool = false;
+    const FIELDS: &'static [Field] = &[field(0, 48, 4), field(48, 4, 4), field(52, 2, 2)];
+
+    fn quants(block: &[u8], group: usize, out: &mut [i8]) {
+        for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {
+            let (at, digit) = place(group, i / 64);
+            let fraction = block[at + i % 64].wrapping_mul(POWERS[digit]);
+            *o = ((u16::from(fraction) * 3) >> 8) as i8 - 1;
+        }
+    }
+
+    fn scales(block: &[u8], _group: usize) -> GroupScales {
+        GroupScales { scale: std::array::from_fn(|lane| f16_at(block, D + 2 * lane)), ..Default::default() }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        let high = _mm512_set1_epi16(0xff00_u16 as i16);
+        let three = _mm512_set1_epi16(3);
+        std::array::from_fn(|r| {
+            let (at, digit) = place(group, r);
+            // SAFETY: a vector of the caller's block.
+            let v = unsafe { _mm512_loadu_si512(block.add(at).cast()) };
+            // Fractions in the high bytes of 16 bits: what is whole after a multiplication drops out.
+            let even = _mm512_mullo_epi16(v, _mm512_set1_epi16(i16::from(POWERS[digit]) << 8));
+            let odd = _mm512_mullo_epi16(_mm512_and_si512(v, high), _mm512_set1_epi16(i16::from(POWERS[digit])));
+            let (even, odd) = (_mm512_mulhi_epu16(even, three), _mm512_mulhi_epu16(odd, three));
+            _mm512_or_si512(even, _mm512_slli_epi16::<8>(odd))
+        })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn scales_avx512(block: *const u8, _group: usize) -> (__m512, __m512) {
+        // SAFETY: the caller's block is large enough.
+        (unsafe { f16_lanes(block.add(D)) }, _mm512_setzero_ps())
+    }
+}
