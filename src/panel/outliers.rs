@@ -26,6 +26,8 @@ const STEP_ERROR: f32 = 1.0 / (127.0 * 127.0 * 12.0);
 const REQUANT_ERROR: f32 = 7e-5;
 /// The estimates are from a few rows: keep this far below what is allowed, farther where outliers move.
 const MARGIN: f32 = 0.8;
+/// Coarse types allow more error by their own, but no more than this.
+const MAX_ALLOWED: f32 = 5e-4;
 const MARGIN_SPIKY: f32 = 0.3;
 
 /// The outlier channels of a chunk, ascending.
@@ -192,13 +194,13 @@ impl Seen {
     /// `own_error` is the NMSE of the weight type itself.
     ///
     /// int8 needs two things: the error it adds, estimated, is at most what ggml's own kernels add (8
-    /// bits per 32 activations) or a tenth of the type's own; and where what is left after the split
+    /// bits per 32 activations) or a tenth of the type's own (and of 5e-3); and where what is left after the split
     /// is spiky, errors hit few tokens hard, which a mean does not show: only the finest scales will do.
     pub fn decide(&self, own_error: f32, few_rows: bool) -> Precision {
         // Written so that NaN means spiky, here, and BF16 below, which passes it on as it is.
         let calm = self.crest <= MAX_CREST * self.rows as f32;
         let margin = if calm { MARGIN } else { MARGIN_SPIKY };
-        let allowed = margin * self.host.max(own_error / 10.0 * self.all);
+        let allowed = margin * self.host.max((own_error / 10.0).min(MAX_ALLOWED) * self.all);
         let coarse = !few_rows && calm;
         let good =
             |(pass, error): (usize, f32)| (coarse || pass == FINEST) && error + REQUANT_ERROR * self.rest <= allowed;
