@@ -323,7 +323,7 @@ int32_t ggml_amx_unpack(int32_t type,
 int32_t ggml_amx_mul_mat(const struct ggml_amx_mul_mat_args *args);
 
 /**
- * The buffer type `AMX`: weights of the seven packed types in it are multiplied by this library.
+ * The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
  *
  * The same pointer at every call. NULL when the library steps aside: no ggml in the process whose
  * layout it knows, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. The first
@@ -340,20 +340,21 @@ struct ggml_backend_buffer_type **ggml_backend_amx_get_extra_bufts(void);
 /**
  * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
  *
- * True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 with any
- * strides, any batches that ggml broadcasts, result F32; and for operations whose sources in AMX
- * buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
+ * True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
+ * that ggml broadcasts, any ids, result F32; for the same with many rows on F16 or BF16 weights; and for
+ * operations whose sources in AMX buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
  * False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
  *
  * # Safety
  * `op` must be NULL or a valid node of the host's graph.
  */
-bool ggml_backend_amx_supports_op(struct ggml_backend_device *dev, const struct ggml_tensor *op);
+bool ggml_backend_amx_supports_op(struct ggml_backend_device *dev,
+                                  const struct ggml_tensor *op);
 
 /**
- * Bytes of work buffer that MUL_MAT `op` needs on `n_threads` threads, written to `size`.
+ * Bytes of work buffer that MUL_MAT or MUL_MAT_ID `op` needs on `n_threads` threads, written to `size`.
  *
- * False (and `size` untouched) if the operation is not one on packed weights, for NULL arguments,
+ * False (and `size` untouched) if the operation is not computed here, for NULL arguments,
  * and when the library stepped aside.
  *
  * # Safety
@@ -362,19 +363,20 @@ bool ggml_backend_amx_supports_op(struct ggml_backend_device *dev, const struct 
 bool ggml_backend_amx_work_size(int32_t n_threads, const struct ggml_tensor *op, size_t *size);
 
 /**
- * Computes this thread's part of `op` if it is a MUL_MAT on packed weights; every thread of the
+ * Computes this thread's part of `op` if it is a product that is computed here; every thread of the
  * operation must call it with its own `ith`. `params` needs a `wdata` of at least
  * `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in.
  *
  * False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
  * stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an
- * operand without data) ends the process through `ggml_abort` with a message: no other code could
+ * operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other code could
  * read the weights.
  *
  * # Safety
  * Both pointers must be NULL or the host's, as it passes them to its own kernels.
  */
-bool ggml_backend_amx_compute_forward(struct ggml_compute_params *params, struct ggml_tensor *op);
+bool ggml_backend_amx_compute_forward(struct ggml_compute_params *params,
+                                      struct ggml_tensor *op);
 
 #ifdef __cplusplus
 }  // extern "C"

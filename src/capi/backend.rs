@@ -15,7 +15,7 @@ pub struct OpaqueTensor(());
 /// ggml's `struct ggml_compute_params` (ggml-cpu-impl.h).
 pub struct OpaqueComputeParams(());
 
-/// The buffer type `AMX`: weights of the seven packed types in it are multiplied by this library.
+/// The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
 ///
 /// The same pointer at every call. NULL when the library steps aside: no ggml in the process whose
 /// layout it knows, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. The first
@@ -52,9 +52,9 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
 
 /// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
 ///
-/// True for MUL_MAT with packed weights (src0) of the seven types, src1 F32 with any
-/// strides, any batches that ggml broadcasts, result F32; and for operations whose sources in AMX
-/// buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
+/// True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
+/// that ggml broadcasts, any ids, result F32; for the same with many rows on F16 or BF16 weights; and for
+/// operations whose sources in AMX buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
 /// False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
 ///
 /// # Safety
@@ -69,9 +69,9 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
     }
 }
 
-/// Bytes of work buffer that MUL_MAT `op` needs on `n_threads` threads, written to `size`.
+/// Bytes of work buffer that MUL_MAT or MUL_MAT_ID `op` needs on `n_threads` threads, written to `size`.
 ///
-/// False (and `size` untouched) if the operation is not one on packed weights, for NULL arguments,
+/// False (and `size` untouched) if the operation is not computed here, for NULL arguments,
 /// and when the library stepped aside.
 ///
 /// # Safety
@@ -87,13 +87,13 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
     bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
 }
 
-/// Computes this thread's part of `op` if it is a MUL_MAT on packed weights; every thread of the
+/// Computes this thread's part of `op` if it is a product that is computed here; every thread of the
 /// operation must call it with its own `ith`. `params` needs a `wdata` of at least
 /// `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in.
 ///
 /// False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
 /// stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an
-/// operand without data) ends the process through `ggml_abort` with a message: no other code could
+/// operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other code could
 /// read the weights.
 ///
 /// # Safety
