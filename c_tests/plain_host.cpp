@@ -70,6 +70,25 @@ void given_any_number_of_rows_then_few_have_the_hosts_bits_and_many_are_exact_to
     }
 }
 
+// As llama.cpp's loader asks: a weight in a buffer of size 0.
+void given_the_loader_probes_then_16_bit_floats_are_taken_where_the_tile_unit_is() {
+    for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32}) {
+        for (int64_t k : {32, 40, 576}) {
+            for (bool experts : {false, true}) {
+                ggml_context_ptr c(host_context(4));
+                ggml_tensor * w = ggml_new_tensor_3d(c.get(), type, k, 50, experts ? 4 : 1);
+                ggml_tensor * x = ggml_new_tensor_3d(c.get(), GGML_TYPE_F32, k, experts ? 2 : 512, experts ? 512 : 1);
+                ggml_tensor * y = experts ? ggml_mul_mat_id(c.get(), w, x, ggml_new_tensor_2d(c.get(), GGML_TYPE_I32, 2, 512)) : ggml_mul_mat(c.get(), w, x);
+                ggml_backend_buffer_ptr none(ggml_backend_buft_alloc_buffer(host.amx, 0));
+                w->buffer = none.get();
+                const bool want = type != GGML_TYPE_F32 && k % 32 == 0 && ours_has_amx();
+                CHECK(ggml_backend_dev_supports_op(host.cpu, y) == want, "%s K %lld%s: %s", ggml_type_name(type), (long long) k,
+                      experts ? " experts" : "", want ? "refused" : "accepted");
+            }
+        }
+    }
+}
+
 void given_views_and_batches_then_the_result_is_the_hosts() {
     rng r = {202};
     for (ggml_type type : FLOATS) {
@@ -131,6 +150,7 @@ void given_experts_then_the_result_is_the_hosts() {
 int main() {
     open();
     RUN(given_any_number_of_rows_then_few_have_the_hosts_bits_and_many_are_exact_to_bf16);
+    RUN(given_the_loader_probes_then_16_bit_floats_are_taken_where_the_tile_unit_is);
     RUN(given_views_and_batches_then_the_result_is_the_hosts);
     RUN(given_experts_then_the_result_is_the_hosts);
     return harness_report("plain_host");

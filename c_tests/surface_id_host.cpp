@@ -54,9 +54,7 @@ void given_experts_the_loader_probes_then_every_shape_of_our_types_is_accepted_a
             CHECK(!probe(GGML_OP_MUL_MAT_ID, type, 512, 40, 4, 2, src1), "%s is accepted with %s activations", name, ggml_type_name(src1));
         }
     }
-    for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q5_0, GGML_TYPE_Q2_K, GGML_TYPE_IQ4_NL}) {
-        CHECK(!probe(GGML_OP_MUL_MAT_ID, type, 256, 40, 4, 2), "%s is accepted", ggml_type_name(type));
-    }
+    CHECK(!probe(GGML_OP_MUL_MAT_ID, GGML_TYPE_F32, 256, 40, 4, 2), "f32 is accepted");
 }
 
 // Experts in the buffer type to test or in an ordinary one, and one op on them.
@@ -223,7 +221,7 @@ void given_one_expert_as_a_matrix_then_mul_mat_takes_it() {
 // Types we store but do not pack: the host computes on them in our buffer with the same bits as in its own.
 void given_experts_that_are_stored_plain_then_the_host_multiplies_them_itself() {
     rng r = {101};
-    for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q5_0, GGML_TYPE_Q2_K}) {
+    for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}) {
         const weights w(type, 256, 120, r);
         product ours(host.amx, w, 3, 2, 1, 17), theirs(host.plain, w, 3, 2, 1, 17);
         CHECK(ggml_backend_dev_supports_op(host.cpu, ours.y), "%s: not supported", ggml_type_name(type));

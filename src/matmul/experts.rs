@@ -1,7 +1,7 @@
 //! MUL_MAT_ID: every row of activations times the matrices of the experts that its token chose.
 //!
 //! One thread sorts the choices by expert; then all quantise the rows into the sorted order (a row that
-//! several experts get is quantised once and copied), and behind a barrier take parts of the work. An
+//! several experts get is quantised once and written to all of them), and behind a barrier take parts of the work. An
 //! expert with few rows takes the vector kernels, one with more the tile GEMM.
 
 use super::routing::{self, Expert, Piece, Routing};
@@ -19,6 +19,8 @@ use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
 
 /// Parts of a layout for the vector kernels that are rounded up to whole lines.
 const LINES_ROUNDED: usize = 3;
+/// Rows of tiles that one row of activations is written to at a time.
+const PLACES_TOGETHER: usize = 8;
 /// Experts whose rows are looked at to choose the precision.
 const EXPERTS_LOOKED_AT: usize = 16;
 
@@ -161,7 +163,7 @@ impl ExpertMul {
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
         let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
         let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, chunks)?;
-        let gemm = if with_tiles > 0 { gemm::scratch_bytes(choices, 1).max(k) } else { 0 };
+        let gemm = if with_tiles > 0 { gemm::scratch_bytes(1).max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
         let per_thread = scratch.checked_add(self.weights.gather_bytes())?;
         let vectors = Self::vector_bytes(choices, k, group)?
@@ -313,7 +315,7 @@ impl ExpertMul {
                 let step = parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT);
                 with_tiles().step_by(step).for_each(|e| look(self.chunk(parts, Some(e))));
             }
-            (seen.decide(shape.ty.info().own_error, true), seen)
+            (seen.decide(shape.ty.info().own_error), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
             let ([k, n, all, _], name) = (self.weights.ne, self.weights.stored.name());
@@ -370,21 +372,24 @@ impl ExpertMul {
             for i in split::share(self.choices.tokens * per_token, thread.index, thread.count) {
                 let (token, row) = (i / per_token, i % per_token);
                 let x = self.row(token, row);
-                let mut first = None;
+                // Places in tiles, as many as are filled together.
+                let (mut to, mut count) = ([0; PLACES_TOGETHER], 0);
                 for slot in (row..used).step_by(per_token) {
                     let place = parts.routing.place(token * used + slot);
                     let expert = &parts.routing.experts()[place.expert as usize];
-                    match (ways.of(expert), first) {
-                        (Operand::Tiles(precision), Some(from)) => {
-                            parts.tiles.copy_row(precision, from, expert.tile_row(place.row))
-                        }
-                        (Operand::Tiles(precision), None) => {
-                            let to = expert.tile_row(place.row);
-                            self.put(precision, parts, &x, to, &channels, mask);
-                            first = Some(to);
-                        }
-                        (Operand::Vectors(isa), _) => self.put_vectors(isa, parts, &x, expert, place.row),
+                    if let Operand::Vectors(isa) = ways.of(expert) {
+                        self.put_vectors(isa, parts, &x, expert, place.row);
+                        continue;
                     }
+                    to[count] = expert.tile_row(place.row);
+                    count += 1;
+                    if count == to.len() {
+                        self.put(ways, parts, &x, &to, &channels, mask);
+                        count = 0;
+                    }
+                }
+                if count > 0 {
+                    self.put(ways, parts, &x, &to[..count], &channels, mask);
                 }
             }
         }
@@ -420,9 +425,7 @@ impl ExpertMul {
                 for row in rows {
                     let (row, x) = ((row - first) as u32, x.row(row - first));
                     match ways.of(expert) {
-                        Operand::Tiles(precision) => {
-                            self.put(precision, parts, &x, expert.tile_row(row), &channels, mask)
-                        }
+                        Operand::Tiles(_) => self.put(ways, parts, &x, &[expert.tile_row(row)], &channels, mask),
                         Operand::Vectors(isa) => self.put_vectors(isa, parts, &x, expert, row),
                     }
                 }
@@ -437,12 +440,13 @@ impl ExpertMul {
 
     /// # Safety
     /// As for [`Tiles::put_int8`].
-    unsafe fn put(&self, precision: Precision, parts: &Parts, x: &Row, to: usize, channels: &Channels, mask: &[u16]) {
+    unsafe fn put(&self, ways: Ways, parts: &Parts, x: &Row, to: &[usize], channels: &Channels, mask: &[u16]) {
         // SAFETY: promised by the caller.
         unsafe {
-            match precision {
-                Precision::Int8 { pass } => parts.tiles.put_int8(pass, x, to, channels, mask),
-                Precision::Bf16 => parts.tiles.put_bf16(x, to),
+            match ways.tiles {
+                Some((_, Precision::Int8 { pass })) => parts.tiles.put_int8(pass, x, to, channels, mask),
+                Some((_, Precision::Bf16)) => parts.tiles.put_bf16(x, to),
+                None => unreachable!("nobody has tiles"),
             }
         }
     }

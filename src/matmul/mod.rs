@@ -114,7 +114,7 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m, m.div_ceil(CHUNK)).max(k) } else { 0 };
+        let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m.div_ceil(CHUNK)).max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm);
         let scratch = scratch.next_multiple_of(ALIGN).checked_add(self.weights.gather_bytes())?;
         let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k, m.div_ceil(CHUNK))?);
@@ -237,7 +237,7 @@ impl MatMul {
                 keep_mask(&chunk.choose(), mask);
                 chunk.look(mask, &mut seen);
             }
-            (seen.decide(shape.ty.info().own_error, few_rows), seen)
+            (seen.decide(shape.ty.info().own_error), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
             let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.name());
@@ -267,7 +267,7 @@ impl MatMul {
                 let (batch, row) = (i / m, i % m);
                 let (tiles, x) = (plan.tiles.at(work.add(batch * plan.per_batch)), self.source(batch).row(row));
                 let Precision::Int8 { pass } = precision else {
-                    tiles.put_bf16(&x, row);
+                    tiles.put_bf16(&x, &[row]);
                     continue;
                 };
                 if at.0 != row / CHUNK {
@@ -277,7 +277,7 @@ impl MatMul {
                 if row % CHUNK == 0 {
                     *tiles.channels(row / CHUNK) = at.1;
                 }
-                tiles.put_int8(pass, &x, row, &at.1, mask);
+                tiles.put_int8(pass, &x, &[row], &at.1, mask);
             }
         }
     }

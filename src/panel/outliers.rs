@@ -92,8 +92,8 @@ impl Chunk {
             };
             maxima.chunks_exact(16).map(count).sum::<u32>() as usize
         };
-        // The smallest limit that at most OUTLIERS channels exceed.
-        let (mut low, mut high) = (0u32, u32::MAX);
+        // The smallest limit that at most OUTLIERS channels exceed: it is one of the maxima, or 0.
+        let (mut low, mut high) = (0u32, maxima.iter().copied().max().unwrap_or(0));
         while low < high {
             let middle = low + (high - low) / 2;
             if above(middle) <= OUTLIERS { high = middle } else { low = middle + 1 }
@@ -190,20 +190,18 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The cheapest precision that is good enough, with only the finest passes for `few_rows`.
-    /// `own_error` is the NMSE of the weight type itself.
+    /// The cheapest precision that is good enough. `own_error` is the NMSE of the weight type itself.
     ///
     /// int8 needs two things: the error it adds, estimated, is at most what ggml's own kernels add (8
     /// bits per 32 activations) or a tenth of the type's own (and of 5e-3); and where what is left after the split
     /// is spiky, errors hit few tokens hard, which a mean does not show: only the finest scales will do.
-    pub fn decide(&self, own_error: f32, few_rows: bool) -> Precision {
+    pub fn decide(&self, own_error: f32) -> Precision {
         // Written so that NaN means spiky, here, and BF16 below, which passes it on as it is.
         let calm = self.crest <= MAX_CREST * self.rows as f32;
         let margin = if calm { MARGIN } else { MARGIN_SPIKY };
         let allowed = margin * self.host.max((own_error / 10.0).min(MAX_ALLOWED) * self.all);
-        let coarse = !few_rows && calm;
         let good =
-            |(pass, error): (usize, f32)| (coarse || pass == FINEST) && error + REQUANT_ERROR * self.rest <= allowed;
+            |(pass, error): (usize, f32)| (calm || pass == FINEST) && error + REQUANT_ERROR * self.rest <= allowed;
         let pass = PASSES.into_iter().zip(self.int8).find(|p| good(*p));
         pass.map_or(Precision::Bf16, |(pass, _)| Precision::Int8 { pass })
     }

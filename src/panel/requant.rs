@@ -47,7 +47,7 @@ fn twice16(v: __m512i) -> __m512i {
 ///
 /// `out` is the panel's tile in the first k-step. Both quant and factor are integers: the factor has
 /// 8 bits behind the point, which moves a weight by at most a quarter of a step. `next` is prefetched
-/// as far as was read. `between` is called after every group with its number.
+/// as far as was read.
 ///
 /// # Safety
 /// The panel must have the channels; `out` room for their k-steps; AVX-512 needed.
@@ -59,7 +59,6 @@ pub unsafe fn int8<F: Format>(
     out: *mut u8,
     scales: *mut f32,
     next: *const u8,
-    mut between: impl FnMut(usize),
 ) {
     let groups = channels.start / F::GROUP..channels.end / F::GROUP;
     // SAFETY: promised by the caller, here and below.
@@ -103,7 +102,6 @@ pub unsafe fn int8<F: Format>(
                 let both = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
                 _mm512_store_si512(to.add(64 * r).cast(), both);
             }
-            between(i);
         }
     }
 }

@@ -140,24 +140,26 @@ impl Tiles {
         self.base.wrapping_add(self.layout.maxima).cast::<u32>().wrapping_add(chunk * self.layout.k)
     }
 
-    /// Makes row `row` in BF16.
+    /// Makes rows `rows`, all of them `x`, in BF16.
     ///
     /// # Safety
-    /// `x` must have the layout's channels; nobody else may write this row; AVX-512 needed.
+    /// `x` must have the layout's channels; nobody else may write these rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn put_bf16(&self, x: &Row, row: usize) {
+    pub unsafe fn put_bf16(&self, x: &Row, rows: &[usize]) {
         for channel in (0..self.layout.k).step_by(STEP_BF16) {
-            // SAFETY: the row has 32 channels from here on, its tile row 64 bytes.
+            // SAFETY: `x` has 32 channels from here on, a tile row 64 bytes.
             unsafe {
                 let pair = _mm512_cvtne2ps_pbh(x.lanes(channel + 16), x.lanes(channel));
-                let to = self.tiles(Precision::Bf16, row / ROWS, channel).add(row % ROWS * 64);
-                _mm512_store_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
+                for row in rows {
+                    let to = self.tiles(Precision::Bf16, row / ROWS, channel).add(row % ROWS * 64);
+                    _mm512_store_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
+                }
             }
         }
     }
 
-    /// Makes row `row` in int8. `channels` are its chunk's outliers, `mask` says which are none.
+    /// Makes rows `rows`, all of them `x`, in int8. `channels` are its chunk's outliers, `mask` says which are none.
     ///
     /// A pass with NaN or infinity outside the outlier channels gets the scale NaN.
     ///
@@ -165,58 +167,41 @@ impl Tiles {
     /// As for [`Tiles::put_bf16`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn put_int8(&self, pass: usize, x: &Row, row: usize, channels: &Channels, mask: &[u16]) {
-        let (block, k) = (row / ROWS, self.layout.k);
-        // SAFETY: all channels are below k; tiles, scales and outliers of this row are its own.
+    pub unsafe fn put_int8(&self, pass: usize, x: &Row, rows: &[usize], channels: &Channels, mask: &[u16]) {
+        let k = self.layout.k;
+        // SAFETY: all channels are below k; tiles, scales and outliers of a row are its own.
         unsafe {
             for from in (0..k).step_by(pass) {
                 let to = (from + pass).min(k);
                 let (scale, inverse) = scale_of_pass(x, from..to, mask);
-                *self.scales(pass, block, from).add(row % ROWS) = scale;
+                for row in rows {
+                    *self.scales(pass, row / ROWS, from).add(row % ROWS) = scale;
+                }
                 let inverse = _mm512_set1_ps(inverse);
                 for channel in (from..to).step_by(STEP_INT8) {
-                    let out = self.tiles(Precision::Int8 { pass }, block, channel).add(row % ROWS * 64);
-                    for i in 0..4 {
+                    let q: [__m128i; 4] = std::array::from_fn(|i| {
                         let c = channel + 16 * i;
                         // The last step may be half a one.
-                        let q = if c < k {
+                        if c < k {
                             let v = _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c));
                             _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)))
                         } else {
                             _mm_setzero_si128()
-                        };
-                        _mm_store_si128(out.add(16 * i).cast(), q);
+                        }
+                    });
+                    let q = std::mem::transmute::<[__m128i; 4], __m512i>(q);
+                    for row in rows {
+                        let out = self.tiles(Precision::Int8 { pass }, row / ROWS, channel).add(row % ROWS * 64);
+                        _mm512_store_si512(out.cast(), q);
                     }
                 }
             }
             let values: [f32; OUTLIERS] = std::array::from_fn(|j| x.value(channels[j] as usize));
             let pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(values.as_ptr().add(16)), _mm512_loadu_ps(values.as_ptr()));
-            let out = self.outliers(block).add(row % ROWS * 64);
-            _mm512_store_si512(out.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
-        }
-    }
-
-    /// Makes row `to` equal to row `from`, which is there in `precision`.
-    ///
-    /// # Safety
-    /// Both rows must exist; nobody else may write row `to`; AVX-512 needed.
-    #[target_feature(enable = "avx512f")]
-    #[inline(never)]
-    pub unsafe fn copy_row(&self, precision: Precision, from: usize, to: usize) {
-        // SAFETY: 64 bytes of a tile row each, and single scales.
-        unsafe {
-            let line = |tiles: *mut u8, row: usize| tiles.add(row % ROWS * 64).cast::<__m512i>();
-            for channel in (0..self.layout.k).step_by(precision.step()) {
-                let tiles = |row: usize| line(self.tiles(precision, row / ROWS, channel), row);
-                _mm512_store_si512(tiles(to), _mm512_load_si512(tiles(from)));
+            for row in rows {
+                let out = self.outliers(row / ROWS).add(row % ROWS * 64);
+                _mm512_store_si512(out.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
             }
-            let Precision::Int8 { pass } = precision else { return };
-            for channel in (0..self.layout.k).step_by(pass) {
-                let scale = |row: usize| self.scales(pass, row / ROWS, channel).add(row % ROWS);
-                *scale(to) = *scale(from);
-            }
-            let outliers = |row: usize| line(self.outliers(row / ROWS), row);
-            _mm512_store_si512(outliers(to), _mm512_load_si512(outliers(from)));
         }
     }
 }

@@ -293,32 +293,3 @@ pub unsafe fn start<const TWO: bool>(act: *const u8, weights: *const u8) {
         }
     }
 }
-
-/// One product of the loaded int8 k-step, number `which` of four (or, with one tile of rows, two), which
-/// must come in order. Whatever had its last use is loaded from the next k-step, at `act` and
-/// `weights`, so that no product has to wait for its operands.
-///
-/// # Safety
-/// As for [`multiply`]; nothing else may use tiles from [`start`] until the sums are stored. The next
-/// k-step must be readable, whatever it is.
-#[inline]
-pub unsafe fn product<const TWO: bool>(which: usize, act: *const u8, weights: *const u8) {
-    // SAFETY: promised by the caller.
-    unsafe {
-        match (TWO, which) {
-            (true, 0) => asm!("tdpbssd tmm0, tmm4, tmm6", options(nostack, preserves_flags)),
-            (true, 1) => asm!("tdpbssd tmm2, tmm5, tmm6", "tileloadd tmm6, [{w} + {row}*1]",
-                w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
-            (true, 2) => asm!("tdpbssd tmm1, tmm4, tmm7", "tileloadd tmm4, [{a} + {row}*1]",
-                a = in(reg) act, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
-            (true, _) => asm!("tdpbssd tmm3, tmm5, tmm7", "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-                "tileloadd tmm7, [{w} + {row}*1 + 1024]",
-                a = in(reg) act, w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
-            (false, 0) => asm!("tdpbssd tmm0, tmm4, tmm6", "tileloadd tmm6, [{w} + {row}*1]",
-                w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
-            (false, _) => asm!("tdpbssd tmm1, tmm4, tmm7", "tileloadd tmm4, [{a} + {row}*1]",
-                "tileloadd tmm7, [{w} + {row}*1 + 1024]",
-                a = in(reg) act, w = in(reg) weights, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)),
-        }
-    }
-}

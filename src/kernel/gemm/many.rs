@@ -1,4 +1,4 @@
-//! Many rows: for every block of columns and every stretch of channels, make the weight panels once
+//! For every block of columns and every stretch of channels, make the weight panels once
 //! (they fill most of the second-level cache), then run all rows over them in blocks of 32x32.
 //!
 //! A block takes passes of up to 16 k-steps, so that its activations (32 KB) stay in the first-level
@@ -29,17 +29,16 @@ struct Blocking {
 }
 
 impl Blocking {
-    fn new(m: usize) -> Self {
+    fn new() -> Self {
         let l2 = cache::l2_bytes();
-        let most = PAIRS.iter().find(|(least, _)| l2 >= *least).map_or(1, |(_, pairs)| *pairs);
-        // One block of rows has nothing to share.
-        Self { pairs: if m <= ROWS { 1 } else { most }, steps: STRETCH_STEPS }
+        let pairs = PAIRS.iter().find(|(least, _)| l2 >= *least).map_or(1, |(_, pairs)| *pairs);
+        Self { pairs, steps: STRETCH_STEPS }
     }
 
     /// For `job`: in BF16, where it spares the sums a second round through the result, half the columns
     /// and twice the channels in the same room (measured: 10 % faster at K = 4096, slower above).
     fn of(job: &TileJob<'_>) -> Self {
-        let (k, all) = (job.tiles.layout.k, Self::new(job.job.rows.len()));
+        let (k, all) = (job.tiles.layout.k, Self::new());
         let stretch = STRETCH_STEPS * job.precision.step();
         let halve = job.precision == Precision::Bf16 && k > stretch && k <= 2 * stretch && all.pairs > 1;
         if halve { Self { pairs: all.pairs / 2, steps: 2 * STRETCH_STEPS } } else { all }
@@ -66,9 +65,9 @@ impl Blocking {
     }
 }
 
-/// Bytes of scratch for `m` rows, a multiple of 64.
-pub fn scratch_bytes(m: usize, chunks: usize) -> usize {
-    let blocking = Blocking::new(m);
+/// Bytes of scratch for rows with `chunks` sets of outlier channels, a multiple of 64.
+pub fn scratch_bytes(chunks: usize) -> usize {
+    let blocking = Blocking::new();
     blocking.outliers() + chunks * blocking.pairs * STEP_BYTES
 }
 
@@ -174,7 +173,7 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
                 let to = out.add(pass * job.precision.pass_steps() * STEP_BYTES);
                 let next = if pass + 1 < passes { (panel, channels.end) } else { (next_panel, part.from) };
                 let next = requant::group_at::<F>(next.0, next.1);
-                requant::int8::<F>(panel, channels, to, scales, next, |_| ());
+                requant::int8::<F>(panel, channels, to, scales, next);
             }
             if part.first {
                 for chunk in job.chunk(job.job.rows.start)..job.chunks() {

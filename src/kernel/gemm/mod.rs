@@ -1,10 +1,7 @@
 //! The tile GEMM: activations and weights are requantised into compact tiles, in cache, and one loop
-//! multiplies them, whatever the weight type. Up to 32 rows of activations ([`few`]) weights are
-//! multiplied as they are made; more rows share panels that fill most of the second-level cache
-//! ([`many`]).
+//! multiplies them, whatever the weight type ([`many`]).
 
 mod block;
-mod few;
 mod many;
 
 use std::arch::x86_64::_mm_sfence;
@@ -17,11 +14,11 @@ use crate::cpu::tile::Tiles as TileUnit;
 use crate::format::{Format, LANES};
 use crate::panel::outliers::Channels;
 use crate::panel::plain::PlainRows;
-use crate::panel::tiles::{FINEST, Precision, ROWS, Tiles};
+use crate::panel::tiles::{Precision, ROWS, Tiles};
 
-/// Bytes of scratch per thread for up to `m` rows with `chunks` sets of outlier channels, a multiple of 64.
-pub fn scratch_bytes(m: usize, chunks: usize) -> usize {
-    many::scratch_bytes(m, chunks).max(few::SCRATCH_BYTES)
+/// Bytes of scratch per thread for rows with `chunks` sets of outlier channels, a multiple of 64.
+pub fn scratch_bytes(chunks: usize) -> usize {
+    many::scratch_bytes(chunks)
 }
 
 /// A piece of one product on the tile unit.
@@ -56,7 +53,6 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
         match job.precision {
-            Precision::Int8 { pass: FINEST } if job.job.rows.len() <= ROWS => few::columns::<F>(job, scratch),
             Precision::Int8 { .. } => many::packed::<F, false>(job, scratch),
             Precision::Bf16 => many::packed::<F, true>(job, scratch),
         }
