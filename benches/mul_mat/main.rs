@@ -9,9 +9,12 @@
 //!
 //! Weights come from memory: there are as many copies as it takes, and each repetition uses the next one
 //! (`--warm`: only one).
+//!
+//! `--facts` measures nothing: one JSON object per weight type, how it is stored and multiplied.
 
 mod data;
 mod dequant;
+mod facts;
 mod hosts;
 mod machine;
 mod measure;
@@ -43,6 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn run(o: &Options) -> Result<(), String> {
+    if o.facts {
+        facts::lines().iter().for_each(|line| println!("{line}"));
+        return Ok(());
+    }
     let hosts = o.hosts.iter().map(|h| Host::load(h)).collect::<Result<Vec<Host>, _>>()?;
     let io = |e: std::io::Error| e.to_string();
     let mut json = o.json.as_ref().map(File::create).transpose().map_err(io)?;

@@ -22,6 +22,8 @@ pub struct Options {
     pub warm: bool,
     /// `NAME=PATH` of other hosts.
     pub hosts: Vec<String>,
+    /// Only say what is known of the types.
+    pub facts: bool,
     /// Where to write one JSON object per product.
     pub json: Option<String>,
 }
@@ -39,6 +41,7 @@ impl Options {
             kind: "gate".into(),
             warm: false,
             hosts: Vec::new(),
+            facts: false,
             json: None,
         };
         let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
@@ -54,6 +57,7 @@ impl Options {
                 "--kind" => o.kind = value()?,
                 "--warm" => o.warm = true,
                 "--host" => o.hosts.push(value()?),
+                "--facts" => o.facts = true,
                 "--json" => o.json = Some(value()?),
                 other => return Err(format!("unknown argument `{other}`")),
             }

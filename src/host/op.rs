@@ -73,7 +73,7 @@ fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
 
 /// Rows of activations (per expert, on average) from which on weights that are stored plain are multiplied
 /// here; fewer are faster in the host's kernels.
-const PLAIN_ROWS: usize = 16;
+pub const PLAIN_ROWS: usize = 16;
 
 /// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can have it.
 fn plain_type(tensor: &GgmlTensor) -> Option<&'static PlainType> {

@@ -1,32 +1,24 @@
 //! Mixture of experts: graphs of one MUL_MAT_ID in this library's build and in that of the C++ AMX backend, whose
 //! programs run in turns.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::path::Path;
 
 use crate::{
-    cache, compiler, cpu,
-    host::{self, Host, Kind},
+    compiler, cpu,
+    host::{self, Kind},
     json::Json,
     speed::median,
     symbols, table,
-    util::{self, Result},
+    util::Result,
 };
 
-use super::{options::Options, save};
-
-/// One program of one turn, on two busy cores.
-const TIME_LIMIT: Duration = Duration::from_secs(20 * 60);
+use super::{options::Options, products::Program, save};
 
 /// One build and one of its buffer types.
 struct Side {
     name: &'static str,
     buffer: &'static str,
-    program: PathBuf,
-    what: String,
+    program: Program,
 }
 
 /// One product, and what every side took in every turn.
@@ -44,8 +36,8 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
     for round in 1..=options.rounds {
         println!("    round {round} of {}", options.rounds);
         for (i, side) in sides.iter().enumerate() {
-            for line in turn(side, options)?.lines().filter(|l| l.starts_with('{')) {
-                add(&mut items, Json::parse(line)?, i, sides.len());
+            for line in side.program.run(side.buffer, options.threads, &options.experts)? {
+                add(&mut items, line, i, sides.len());
             }
         }
     }
@@ -57,7 +49,7 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
     println!("\n{}", table::render(&header, &rows));
     println!("  medians of {} turns; {}, {} threads", options.rounds, cpu::detect().model, options.threads);
     for side in &sides {
-        println!("  {}: {}, {}", side.name, side.buffer, side.what);
+        println!("  {}: {}, {}", side.name, side.buffer, side.program.what);
     }
     let lines: Vec<String> = items.iter().map(|i| json(i, &sides).to_string()).collect();
     save(&out.join("experts.json"), &format!("[\n{}\n]\n", lines.join(",\n")))
@@ -66,53 +58,17 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
 /// Ours; the C++ build, whose AMX backend takes no experts, with the buffer its loader chooses instead; and its
 /// plain weights, which is all the types have that nobody repacks.
 fn sides(out: &Path) -> Result<Vec<Side>> {
-    let ours = host::ensure(Kind::Llama)?;
-    let mut all = vec![side("ours", "AMX", &ours, program(&ours, out)?)];
+    let ours = Program::build(&host::ensure(Kind::Llama)?, out)?;
+    let mut all = vec![Side { name: "ours", buffer: "AMX", program: ours }];
     if let Some(cpp) = host::baseline()? {
         symbols::check_original(&cpp.cpu_library())?;
-        let program = program(&cpp, out)?;
-        all.push(side("repacked", "CPU_REPACK", &cpp, program.clone()));
-        all.push(side("plain", "CPU", &cpp, program));
+        let program = Program::build(&cpp, out)?;
+        all.push(Side { name: "repacked", buffer: "CPU_REPACK", program: program.clone() });
+        all.push(Side { name: "plain", buffer: "CPU", program });
     } else {
         println!("  SKIPPED C++ AMX: {}", compiler::NO_BASELINE);
     }
     Ok(all)
-}
-
-fn side(name: &'static str, buffer: &'static str, host: &Host, program: PathBuf) -> Side {
-    Side { name, buffer, program, what: format!("{}, {}", host.requirement(), host.built_by()) }
-}
-
-/// `benches/hosts/experts.cpp` against one build, by its compiler.
-fn program(host: &Host, out: &Path) -> Result<PathBuf> {
-    let dir = util::repo().join("benches/hosts");
-    let name = format!("experts-{}", host.kind.name());
-    let program = out.join(&name);
-    let lib_dir = host.cpu_library().parent().expect("libraries lie in a directory").display().to_string();
-    let mut compile = Command::new(&host.compiler.cxx);
-    compile.args(["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]).arg("-I").arg(&dir);
-    for include in host.include_dirs() {
-        compile.arg("-isystem").arg(include);
-    }
-    compile.arg(dir.join("experts.cpp")).arg("-o").arg(&program);
-    compile.args([format!("-L{lib_dir}"), format!("-Wl,-rpath,{lib_dir}")]).args(["-lggml-cpu", "-lggml-base"]);
-    util::capture(&mut compile, &cache::log(&format!("bench-{name}"))?)?;
-    Ok(program)
-}
-
-/// One run of one side, in an environment without settings from outside.
-fn turn(side: &Side, options: &Options) -> Result<String> {
-    let mut command = Command::new(&side.program);
-    for (key, _) in std::env::vars_os() {
-        let text = key.to_string_lossy();
-        if ["GGML_", "LD_", "OMP_", "GOMP_"].iter().any(|p| text.starts_with(p)) {
-            command.env_remove(&key);
-        }
-    }
-    command.env("GGML_NO_BACKTRACE", "1");
-    command.args(["--buffer", side.buffer, "--threads", &options.threads.to_string()]).args(&options.experts);
-    let log = cache::log(&format!("bench-experts-{}", side.name))?;
-    Ok(util::capture_within(&mut command, &log, TIME_LIMIT)?.stdout)
 }
 
 /// Sorts one line of a program to the product it is about.

@@ -4,9 +4,11 @@ mod chart;
 mod drive;
 mod experts;
 mod options;
+mod products;
 mod report;
 mod run;
 mod slices;
+mod types;
 
 use std::{
     fs,
@@ -17,14 +19,16 @@ pub use options::{HELP, Options};
 
 use crate::{
     cache,
+    json::Json,
     util::{self, Result, io},
 };
 use run::Run;
+use types::Types;
 
 /// Everything the options ask for.
 pub fn run(options: &Options) -> Result<()> {
     if let Some(file) = &options.report {
-        return write_docs(&Run::read(file)?);
+        return write_docs(file);
     }
     let out = match &options.out {
         Some(dir) => dir.clone(),
@@ -37,6 +41,9 @@ pub fn run(options: &Options) -> Result<()> {
     if options.is_experts {
         return experts::run(options, &out);
     }
+    if let Some(plan) = &options.type_table {
+        return types::run(plan, &out);
+    }
     let run = drive::run(options, &out)?;
     println!("\n{}", report::table(&run));
     let json = out.join("mul-mat.json");
@@ -46,18 +53,24 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The chart and the tables in the documents.
-fn write_docs(run: &Run) -> Result<()> {
-    let repo = util::repo();
-    save(&repo.join("docs/mul-mat.svg"), &chart::draw(run))?;
-    let texts = [("docs/performance.md", report::markdown(run)), ("README.md", report::summary(run))];
-    for (name, text) in texts {
-        let file = repo.join(name);
-        let old = io("read", &file, fs::read_to_string(&file))?;
-        let new = report::between_markers(&old, &text).map_err(|e| format!("{name}: {e}"))?;
-        save(&file, &new)?;
+/// Results in the documents: the chart and its tables, or the table of types.
+fn write_docs(results: &Path) -> Result<()> {
+    let in_file = |e| format!("{}: {e}", results.display());
+    let json = Json::parse(&io("read", results, fs::read_to_string(results))?).map_err(in_file)?;
+    if json.text("kind") == types::KIND {
+        return write_between("README.md", types::KIND, &Types::read(&json).map_err(in_file)?.markdown());
     }
-    Ok(())
+    let run = Run::of(&json).map_err(in_file)?;
+    save(&util::repo().join("docs/mul-mat.svg"), &chart::draw(&run))?;
+    write_between("docs/performance.md", "bench", &report::markdown(&run))?;
+    write_between("README.md", "bench", &report::summary(&run))
+}
+
+/// Text between the markers of this name.
+fn write_between(document: &str, name: &str, text: &str) -> Result<()> {
+    let file = util::repo().join(document);
+    let old = io("read", &file, fs::read_to_string(&file))?;
+    save(&file, &report::between_markers(&old, name, text).map_err(|e| format!("{document}: {e}"))?)
 }
 
 fn save(file: &PathBuf, text: &str) -> Result<()> {

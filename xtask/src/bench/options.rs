@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::types::Plan;
 use crate::{cpu, util::Result};
 
 pub const HELP: &str = "cargo xtask bench [OPTIONS]
@@ -24,7 +25,8 @@ writes mul-mat.json and mul-mat.svg.
   --out DIR      where to write; default: bench/ in the cache
 
   --report FILE  only draw the chart and write the tables between `<!-- bench:begin -->` and
-                 `<!-- bench:end -->` in docs/performance.md and README.md, from a mul-mat.json
+                 `<!-- bench:end -->` in docs/performance.md and README.md, from a mul-mat.json;
+                 from a types.json the table between `<!-- types:begin -->` and `<!-- types:end -->`
 
   --slices       instead, whole models (a few layers of 8B dense and 30B mixture-of-experts width) in
                  llama-bench, pp512 and tg16 in turns: this library, with exact, C++ AMX backend
@@ -35,6 +37,14 @@ writes mul-mat.json and mul-mat.svg.
                  in this library's build and in that of the C++ AMX backend (repacked and plain), in turns
   --types LIST   default q4_0,q4_K
   --m LIST       tokens, default 1,4,32,128,512,2048
+  --reps N       in every turn, default 7
+  --rounds N     default 5
+
+  --type-table   instead, every weight type: how it is stored, which rows of activations the tile unit takes, and
+                 its speed against the plain path of the host, as graphs of one operation on a matrix of 4096x4096
+                 in this library's build, buffer type AMX and CPU in turns (10 minutes). Writes types.json
+  --types LIST   default: all that llama-quantize writes
+  --m LIST       default 512,32,1
   --reps N       in every turn, default 7
   --rounds N     default 5";
 
@@ -59,6 +69,8 @@ pub struct Options {
     pub is_experts: bool,
     /// Arguments of their program.
     pub experts: Vec<String>,
+    /// The table of weight types.
+    pub type_table: Option<Plan>,
     /// Threads.
     pub threads: usize,
 }
@@ -74,7 +86,7 @@ impl Options {
     pub fn parse(args: &[String]) -> Result<Self> {
         let mut o = Self { rounds: 5, threads: cpu::detect().threads, ..Self::default() };
         let mut lists: [Option<String>; 3] = [None, None, None];
-        let mut full = false;
+        let (mut full, mut is_type_table, mut reps) = (false, false, None);
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("{arg} needs a value"));
@@ -86,9 +98,10 @@ impl Options {
                 "--threads" => o.threads = number(arg, value()?)?,
                 "--rounds" => o.rounds = number(arg, value()?)?,
                 "--reps" => {
-                    let reps = [arg.clone(), number(arg, value()?)?.to_string()];
-                    o.experts.extend(reps.clone());
-                    o.program.extend(reps);
+                    let n = number(arg, value()?)?.to_string();
+                    o.experts.extend([arg.clone(), n.clone()]);
+                    o.program.extend([arg.clone(), n.clone()]);
+                    reps = Some(n);
                 }
                 "--kind" => o.program.extend([arg.clone(), value()?.clone()]),
                 "--exact" | "--warm" => o.program.push(arg.clone()),
@@ -97,11 +110,14 @@ impl Options {
                 "--report" => o.report = Some(value()?.into()),
                 "--slices" => o.slices = true,
                 "--experts" => o.is_experts = true,
+                "--type-table" => is_type_table = true,
                 other => return Err(format!("unknown argument `{other}`")),
             }
         }
         let types = lists[0].clone().unwrap_or("Q4_0,Q8_0,Q4_K".into());
         o.types = types.split(',').map(|t| t.trim().to_uppercase()).collect();
+        o.type_table = is_type_table
+            .then(|| Plan::new([lists[0].as_deref(), lists[1].as_deref(), reps.as_deref()], o.rounds, o.threads));
         for (list, name) in lists.iter().zip(["--types", "--tokens"]) {
             o.experts.extend(list.iter().flat_map(|l| [name.to_string(), l.clone()]));
         }
@@ -143,6 +159,14 @@ mod tests {
     fn experts_have_the_presets_of_their_program() {
         assert!(parsed("--experts").is_experts && parsed("--experts").experts.is_empty());
         assert_eq!(parsed("--experts --m 1,2 --reps 3").experts, ["--reps", "3", "--tokens", "1,2"]);
+    }
+
+    #[test]
+    fn the_table_of_types_has_a_plan_of_its_own() {
+        assert_eq!(parsed("--slices").type_table, None);
+        let given = [Some("q4_0"), Some("1"), Some("3")];
+        let plan = parsed("--m 1 --type-table --rounds 2 --types q4_0 --reps 3 --threads 4").type_table;
+        assert_eq!(plan, Some(Plan::new(given, 2, 4)));
     }
 
     #[test]

@@ -8,9 +8,6 @@ pub const LLAMA: &[&str] = &["llama"];
 /// Plain and repacked.
 pub const IK: &[&str] = &["ik", "ik-rtr"];
 
-const BEGIN: &str = "<!-- bench:begin -->";
-const END: &str = "<!-- bench:end -->";
-
 /// One line per product.
 pub fn table(run: &Run) -> String {
     let hosts: Vec<&str> =
@@ -158,7 +155,8 @@ fn origin(run: &Run) -> String {
     )
 }
 
-fn grid(header: &[String], lines: &[(String, Vec<String>)]) -> String {
+/// Markdown: a first column without a header, and others.
+pub fn grid(header: &[String], lines: &[(String, Vec<String>)]) -> String {
     let mut out = format!("| | {} |\n|---|{}\n", header.join(" | "), "---|".repeat(header.len()));
     for (name, cells) in lines {
         out.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
@@ -166,10 +164,11 @@ fn grid(header: &[String], lines: &[(String, Vec<String>)]) -> String {
     out
 }
 
-/// The document with everything between the two marker comments replaced.
-pub fn between_markers(document: &str, text: &str) -> Result<String> {
-    let begin = document.find(BEGIN).ok_or(format!("there is no `{BEGIN}`"))? + BEGIN.len();
-    let end = document[begin..].find(END).ok_or(format!("there is no `{END}` behind `{BEGIN}`"))? + begin;
+/// The document with everything between the comments `NAME:begin` and `NAME:end` replaced.
+pub fn between_markers(document: &str, name: &str, text: &str) -> Result<String> {
+    let [first, last] = ["begin", "end"].map(|which| format!("<!-- {name}:{which} -->"));
+    let begin = document.find(&first).ok_or(format!("there is no `{first}`"))? + first.len();
+    let end = document[begin..].find(&last).ok_or(format!("there is no `{last}` behind `{first}`"))? + begin;
     Ok(format!("{}\n{}\n{}", &document[..begin], text.trim_end(), &document[end..]))
 }
 
@@ -205,10 +204,10 @@ mod tests {
 
     #[test]
     fn only_the_text_between_the_markers_changes() {
-        let old = format!("a\n{BEGIN}\nold\n{END}\nb\n");
-        let new = between_markers(&old, "new\n").unwrap();
-        assert_eq!(new, format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
-        assert_eq!(between_markers(&new, "new").unwrap(), new);
-        assert!(between_markers("nothing", "x").is_err());
+        let old = "a\n<!-- t:begin -->\nold\n<!-- t:end -->\nb\n<!-- u:begin -->\n<!-- u:end -->\n";
+        let new = between_markers(old, "t", "new\n").unwrap();
+        assert_eq!(new, old.replace("old", "new"));
+        assert_eq!(between_markers(&new, "t", "new").unwrap(), new);
+        assert!(between_markers("nothing", "t", "x").is_err());
     }
 }

@@ -1,11 +1,6 @@
 //! What one run of the bench program brought, as it lies in a JSON file.
 
-use std::{fs, path::Path};
-
-use crate::{
-    json::Json,
-    util::{Result, io},
-};
+use crate::{json::Json, util::Result};
 
 /// A run: where, when, with what, and one item per product.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -104,14 +99,8 @@ impl Run {
         out
     }
 
-    /// Reads what [`Run::write`] wrote.
-    pub fn read(file: &Path) -> Result<Self> {
-        let text = io("read", file, fs::read_to_string(file))?;
-        Self::parse(&text).map_err(|e| format!("{}: {e}", file.display()))
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let json = Json::parse(text)?;
+    /// What [`Run::write`] wrote.
+    pub fn of(json: &Json) -> Result<Self> {
         let hosts = match json.get("hosts") {
             Some(Json::Object(members)) => members.iter().map(|(k, _)| k.clone()).collect(),
             _ => Vec::new(),
@@ -194,7 +183,7 @@ pub mod tests {
     #[test]
     fn a_file_is_read_back_as_it_was() {
         let run = example();
-        assert_eq!(Run::parse(&run.write()).unwrap(), run);
+        assert_eq!(Run::of(&Json::parse(&run.write()).unwrap()).unwrap(), run);
         assert_eq!(run.write().lines().filter(|l| l.contains("\"type\"")).count(), 8);
     }
 
@@ -211,7 +200,8 @@ pub mod tests {
 
     #[test]
     fn other_json_is_refused() {
-        assert!(Run::parse("{}").is_err());
-        assert!(Run::parse("{\"items\":[{\"type\":\"q4_0\"}]}").is_err());
+        for text in ["{}", "{\"items\":[{\"type\":\"q4_0\"}]}"] {
+            assert!(Run::of(&Json::parse(text).unwrap()).is_err());
+        }
     }
 }

@@ -12,6 +12,7 @@ mod upcycle;
 mod widen;
 
 use bench::Bench;
+pub use models::ALL as TYPES;
 
 use crate::{
     cache::{self, Cache},

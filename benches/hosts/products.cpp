@@ -1,6 +1,7 @@
-// MUL_MAT_ID of one llama.cpp build, as a graph of one op: experts in the buffer type asked for, ids from a skewed
-// routing, several tensors in turns so that their weights come from memory. One JSON line per product. Builds are
-// compared by running their programs in turns: `cargo xtask bench --experts`.
+// MUL_MAT and MUL_MAT_ID of one llama.cpp build, as graphs of one op: weights in the buffer type asked for, ids from a
+// skewed routing, several tensors in turns so that their weights come from memory. One JSON line per product; nothing
+// for types that the build does not take in this buffer. Builds, or buffer types, are compared by running their
+// programs in turns: `cargo xtask bench --experts`, `--type-table`.
 
 #include "shim.hpp"
 
@@ -25,13 +26,22 @@ namespace {
 struct Shape {
     const char * name;
     int64_t      k, n, experts, used, x_rows;  // x_rows: of activations per token
+
+    // One matrix for all tokens: MUL_MAT.
+    bool dense() const { return experts == 1; }
 };
 
-// Qwen3-30B-A3B: gate and up read one row per token, down one per chosen expert.
+// Qwen3-30B-A3B: gate and up read one row per token, down one per chosen expert. Attention of 8B models.
 const Shape SHAPES[] = {
     { "up", 2048, 768, 128, 8, 1 },
     { "down", 768, 2048, 128, 8, 8 },
+    { "matrix", 4096, 4096, 1, 1, 1 },
 };
+
+// Times of a product are taken at least this long, so that short ones have many.
+constexpr double LEAST_MS = 50;
+// Different rows of weights: some quantisers take half a microsecond per weight.
+constexpr int64_t DIFFERENT_ROWS = 32;
 
 struct Options {
     std::string              buffer = "AMX";
@@ -40,11 +50,11 @@ struct Options {
     std::vector<std::string> shapes = { "up", "down" };
     int                      threads = 1;
     int                      reps    = 7;
-    int                      copies  = 4;
+    int                      memory  = 640;  // MiB of weights to pass before a tensor is used again: more than caches have
 };
 
 [[noreturn]] void fail(const std::string & why) {
-    fprintf(stderr, "experts: %s\n", why.c_str());
+    fprintf(stderr, "products: %s\n", why.c_str());
     exit(1);
 }
 
@@ -85,8 +95,8 @@ Options parse(int argc, char ** argv) {
             o.threads = positive(value);
         } else if (name == "--reps") {
             o.reps = positive(value);
-        } else if (name == "--copies") {
-            o.copies = positive(value);
+        } else if (name == "--memory") {
+            o.memory = positive(value);
         } else {
             fail("unknown argument `" + name + "`");
         }
@@ -150,61 +160,85 @@ struct Context {
     }
 };
 
-// Does the build take experts of this type and shape in this buffer type? Asked as llama.cpp's loader asks.
+ggml_tensor * new_weights(const Context & c, ggml_type type, const Shape & shape) {
+    return ggml_new_tensor_3d(c.context, type, shape.k, shape.n, shape.experts);
+}
+
+// Activations, the ids of a product with experts (else nullptr), and the product with some weights.
+struct Operands {
+    ggml_context * context;
+    ggml_tensor *  x;
+    ggml_tensor *  ids = nullptr;
+
+    Operands(const Context & c, const Shape & shape, int64_t x_rows, int64_t tokens) : context(c.context) {
+        if (shape.dense()) {
+            x = ggml_new_tensor_2d(context, GGML_TYPE_F32, shape.k, tokens);
+        } else {
+            x   = ggml_new_tensor_3d(context, GGML_TYPE_F32, shape.k, x_rows, tokens);
+            ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, shape.used, tokens);
+        }
+    }
+    ggml_tensor * times(ggml_tensor * w) const { return ids ? ggml_mul_mat_id(context, w, x, ids) : ggml_mul_mat(context, w, x); }
+};
+
+// Does the build take weights of this type and shape in this buffer type? Asked as llama.cpp's loader asks.
 bool takes(ggml_backend_buffer_type_t buffer, ggml_type type, const Shape & shape) {
     Context       c(4);
-    ggml_tensor * w = ggml_new_tensor_3d(c.context, type, shape.k, shape.n, shape.experts);
-    ggml_tensor * y = ggml_mul_mat_id(c.context, w, ggml_new_tensor_3d(c.context, GGML_TYPE_F32, shape.k, shape.used, 512),
-                                      ggml_new_tensor_2d(c.context, GGML_TYPE_I32, shape.used, 512));
+    ggml_tensor * w = new_weights(c, type, shape);
+    ggml_tensor * y = Operands(c, shape, shape.used, 512).times(w);
     w->buffer       = ggml_backend_buft_alloc_buffer(buffer, 0);
     const bool yes  = ggml_backend_dev_supports_op(ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0), y);
     ggml_backend_buffer_free(w->buffer);
     return yes;
 }
 
-// The tensors of experts, all different in their order: one quantised expert after the other, from another start.
-void fill(const std::vector<ggml_tensor *> & tensors, std::mt19937 & random) {
-    const ggml_tensor &             like = *tensors[0];
-    const int64_t                   size = like.ne[0] * like.ne[1];
+// A few quantised rows. Types that need an importance matrix get one that finds all channels equally important.
+std::vector<uint8_t> some_rows(ggml_type type, int64_t k, std::mt19937 & random) {
     std::normal_distribution<float> normal(0, 0.02f);
-    std::vector<float>              values(size);
-    const size_t                    bytes = ggml_row_size(like.type, size);
-    std::vector<uint8_t>            some(8 * bytes), all;
-    for (int i = 0; i < 8; i++) {
-        std::generate(values.begin(), values.end(), [&] { return normal(random); });
-        ggml_quantize_chunk(like.type, values.data(), some.data() + i * bytes, 0, like.ne[1], like.ne[0], nullptr);
-    }
-    for (size_t t = 0; t < tensors.size(); t++) {
-        all.clear();
-        for (int64_t e = 0; e < like.ne[2]; e++) {
-            const auto from = some.begin() + (t + e) % 8 * bytes;
-            all.insert(all.end(), from, from + bytes);
+    std::vector<float>              values(DIFFERENT_ROWS * k);
+    std::generate(values.begin(), values.end(), [&] { return normal(random); });
+    const std::vector<float> ones(k, 1);
+    std::vector<uint8_t>     rows(DIFFERENT_ROWS * ggml_row_size(type, k));
+    ggml_quantize_chunk(type, values.data(), rows.data(), 0, DIFFERENT_ROWS, k,
+                        ggml_quantize_requires_imatrix(type) ? ones.data() : nullptr);
+    return rows;
+}
+
+// Every tensor has the same few rows, in an order of its own.
+void fill(const std::vector<ggml_tensor *> & tensors, std::mt19937 & random) {
+    const ggml_tensor &        like = *tensors[0];
+    const size_t               row  = ggml_row_size(like.type, like.ne[0]);
+    const std::vector<uint8_t> rows = some_rows(like.type, like.ne[0], random);
+    std::vector<uint8_t>       all(ggml_nbytes(&like));
+    for (ggml_tensor * tensor : tensors) {
+        for (size_t at = 0; at < all.size(); at += row) {
+            memcpy(&all[at], &rows[random() % DIFFERENT_ROWS * row], row);
         }
-        ggml_backend_tensor_set(tensors[t], all.data(), 0, all.size());
+        ggml_backend_tensor_set(tensor, all.data(), 0, all.size());
     }
 }
 
-// Milliseconds of every repetition; each takes the next tensor of experts.
-std::vector<double> measure(const std::vector<ggml_tensor *> & experts, const Shape & shape, int64_t tokens,
+// Milliseconds of every repetition; each takes the next tensor of weights, from `next` on.
+std::vector<double> measure(const std::vector<ggml_tensor *> & weights, size_t & next, const Shape & shape, int64_t tokens,
                             ggml_backend_t backend, int reps, std::mt19937 & random) {
-    Context       c(2 + experts.size());
-    ggml_tensor * x   = ggml_new_tensor_3d(c.context, GGML_TYPE_F32, shape.k, shape.x_rows, tokens);
-    ggml_tensor * ids = ggml_new_tensor_2d(c.context, GGML_TYPE_I32, shape.used, tokens);
-    std::vector<ggml_tensor *> products;
-    for (ggml_tensor * w : experts) {
-        products.push_back(ggml_mul_mat_id(c.context, w, x, ids));
-    }
+    Context        c(3);
+    const Operands operands(c, shape, shape.x_rows, tokens);
+    ggml_tensor *  product = operands.times(weights[0]);
     c.allocate(ggml_backend_cpu_buffer_type());
     std::normal_distribution<float> normal(0, 1);
-    float *                         values = (float *) x->data;
-    std::generate(values, values + ggml_nelements(x), [&] { return normal(random); });
+    float *                         values = (float *) operands.x->data;
+    std::generate(values, values + ggml_nelements(operands.x), [&] { return normal(random); });
     std::vector<double> times;
-    for (int i = -2; i < reps; i++) {  // two rounds to warm up
-        const std::vector<int32_t> routing = route(shape, tokens, random);
-        memcpy(ids->data, routing.data(), ggml_nbytes(ids));
+    double              sum = 0;
+    for (int i = -2; i < reps || sum < LEAST_MS; i++) {  // two rounds to warm up
+        if (operands.ids) {
+            const std::vector<int32_t> routing = route(shape, tokens, random);
+            memcpy(operands.ids->data, routing.data(), ggml_nbytes(operands.ids));
+        }
+        product->src[0] = weights[next++ % weights.size()];
         Context       graph_context(0);
         ggml_cgraph * graph = ggml_new_graph(graph_context.context);
-        ggml_build_forward_expand(graph, products[(i + 2) % products.size()]);
+        ggml_build_forward_expand(graph, product);
         const auto start = std::chrono::steady_clock::now();
         if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
             fail("the graph was not computed");
@@ -212,6 +246,7 @@ std::vector<double> measure(const std::vector<ggml_tensor *> & experts, const Sh
         const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
         if (i >= 0) {
             times.push_back(took.count());
+            sum += took.count();
         }
     }
     return times;
@@ -249,19 +284,22 @@ int main(int argc, char ** argv) {
                 continue;
             }
             if (!takes(buffer, type, shape)) {
-                fprintf(stderr, "experts: no %s experts in %s\n", name.c_str(), o.buffer.c_str());
+                fprintf(stderr, "products: no %s weights (%s) in %s\n", name.c_str(), shape.name, o.buffer.c_str());
                 continue;
             }
+            const size_t               bytes  = ggml_row_size(type, shape.k) * shape.n * shape.experts;
+            const size_t               copies = std::max<size_t>(2, ((size_t) o.memory << 20) / bytes + 1);
             std::mt19937               random(1);
-            Context                    weights(o.copies);
-            std::vector<ggml_tensor *> experts;
-            for (int i = 0; i < o.copies; i++) {
-                experts.push_back(ggml_new_tensor_3d(weights.context, type, shape.k, shape.n, shape.experts));
+            Context                    context(copies);
+            std::vector<ggml_tensor *> weights;
+            for (size_t i = 0; i < copies; i++) {
+                weights.push_back(new_weights(context, type, shape));
             }
-            weights.allocate(buffer);
-            fill(experts, random);
+            context.allocate(buffer);
+            fill(weights, random);
+            size_t next = 0;
             for (int64_t tokens : o.tokens) {
-                print(o, name, shape, tokens, measure(experts, shape, tokens, backend, o.reps, random));
+                print(o, name, shape, tokens, measure(weights, next, shape, tokens, backend, o.reps, random));
             }
         }
     }
