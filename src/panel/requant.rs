@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::outliers::Channels;
 use super::tiles::{OUTLIERS, STEP_BF16, STEP_BYTES, STEP_INT8};
 use crate::format::{Format, LANES};
 
@@ -47,7 +48,7 @@ fn twice16(v: __m512i) -> __m512i {
 ///
 /// `out` is the panel's tile in the first k-step. Both quant and factor are integers: the factor has
 /// 8 bits behind the point, which moves a weight by at most a quarter of a step. `next` is prefetched
-/// as far as was read.
+/// as far as was read. Outliers among the channels, if those before are there, go to their tiles, exact.
 ///
 /// # Safety
 /// The panel must have the channels; `out` room for their k-steps; AVX-512 needed.
@@ -59,6 +60,7 @@ pub unsafe fn int8<F: Format>(
     out: *mut u8,
     scales: *mut f32,
     next: *const u8,
+    outliers: &mut [OutlierTile<'_>],
 ) {
     let groups = channels.start / F::GROUP..channels.end / F::GROUP;
     // SAFETY: promised by the caller, here and below.
@@ -101,6 +103,15 @@ pub unsafe fn int8<F: Format>(
                 let odd = scaled(_mm512_srli_epi16::<8>(*q));
                 let both = _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, odd);
                 _mm512_store_si512(to.add(64 * r).cast(), both);
+            }
+            let end = channels.start + k + F::GROUP;
+            for tile in outliers.iter_mut() {
+                while let Some(channel) = tile.next(end) {
+                    let (scale, offset) = scale_and_offset::<F>(block, g);
+                    // A copy, so that the quants above stay in registers.
+                    let copy = quants;
+                    tile.add(&copy, channel % F::GROUP, scale, offset);
+                }
             }
         }
     }
@@ -158,26 +169,65 @@ pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *m
     }
 }
 
-/// Makes the one BF16 tile of the outlier `channels` of a panel.
-///
-/// # Safety
-/// The panel must have the channels; `out` room for a tile; AVX-512 needed.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn outliers<F: Format>(panel: *const u8, channels: &[u32; OUTLIERS], out: *mut u8) {
-    debug_assert_eq!(OUTLIERS / 2 * 64, TILE);
-    let byte = _mm512_set1_epi32(0xff);
-    // SAFETY: promised by the caller.
-    let column = |channel: u32| unsafe {
-        let (block, g) = group_of::<F>(panel, channel as usize / F::GROUP);
-        let (scale, offset) = scale_and_offset::<F>(block, g);
-        let k = channel as usize % F::GROUP;
-        let four = F::quants_avx512(block, g)[k / 4];
-        let q = _mm512_and_si512(_mm512_srlv_epi32(four, _mm512_set1_epi32(k as i32 % 4 * 8)), byte);
-        _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, offset)
-    };
-    for i in 0..OUTLIERS / 2 {
-        let pairs = bf16_pairs(column(channels[2 * i]), column(channels[2 * i + 1]));
-        // SAFETY: 16 rows of a tile.
-        unsafe { _mm512_store_si512(out.add(64 * i).cast(), pairs) };
+/// The one BF16 tile of a panel's outlier channels, made channel by channel in their order.
+#[derive(Clone, Copy)]
+pub struct OutlierTile<'a> {
+    channels: &'a Channels,
+    /// How many of them are there.
+    done: usize,
+    out: *mut u8,
+}
+
+impl<'a> OutlierTile<'a> {
+    /// Of `channels`, ascending; `out` has room for a tile.
+    pub fn new(channels: &'a Channels, out: *mut u8) -> Self {
+        debug_assert_eq!(OUTLIERS / 2 * 64, TILE);
+        Self { channels, done: 0, out }
+    }
+
+    /// The next channel, if it is below `end`.
+    #[inline(always)]
+    fn next(&self, end: usize) -> Option<usize> {
+        self.channels.get(self.done).map(|c| *c as usize).filter(|c| *c < end)
+    }
+
+    /// Adds a channel: weight `k` of a group with these quants.
+    ///
+    /// # Safety
+    /// `out` must be writable; AVX-512 needed.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn add(&mut self, quants: &[__m512i; 8], k: usize, scale: __m512, offset: __m512) {
+        let q = _mm512_srlv_epi32(quants[k / 4], _mm512_set1_epi32(k as i32 % 4 * 8));
+        let q = _mm512_and_si512(q, _mm512_set1_epi32(0xff));
+        let weight = _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, offset);
+        // SAFETY: promised by the caller.
+        unsafe {
+            let row = self.out.add(self.done / 2 * 64).cast::<__m512i>();
+            let pairs = if self.done.is_multiple_of(2) {
+                bf16_pairs(weight, _mm512_setzero_ps())
+            } else {
+                let odd = bf16_pairs(_mm512_setzero_ps(), weight);
+                _mm512_or_si512(_mm512_load_si512(row), odd)
+            };
+            _mm512_store_si512(row, pairs);
+        }
+        self.done += 1;
+    }
+
+    /// Adds the channels that are left.
+    ///
+    /// # Safety
+    /// The panel must have them; AVX-512 needed.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn finish<F: Format>(mut self, panel: *const u8) {
+        while let Some(channel) = self.next(usize::MAX) {
+            let (block, g) = group_of::<F>(panel, channel / F::GROUP);
+            // SAFETY: promised by the caller.
+            unsafe {
+                let (scale, offset) = scale_and_offset::<F>(block, g);
+                self.add(&F::quants_avx512(block, g), channel % F::GROUP, scale, offset);
+            }
+        }
     }
 }

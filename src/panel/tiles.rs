@@ -179,16 +179,13 @@ impl Tiles {
                 }
                 let inverse = _mm512_set1_ps(inverse);
                 for channel in (from..to).step_by(STEP_INT8) {
-                    let q: [__m128i; 4] = std::array::from_fn(|i| {
+                    // The last step may be half a one.
+                    let mut q = [_mm_setzero_si128(); 4];
+                    for (i, q) in q[..(k - channel).min(STEP_INT8) / 16].iter_mut().enumerate() {
                         let c = channel + 16 * i;
-                        // The last step may be half a one.
-                        if c < k {
-                            let v = _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c));
-                            _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)))
-                        } else {
-                            _mm_setzero_si128()
-                        }
-                    });
+                        let v = _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c));
+                        *q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)));
+                    }
                     let q = std::mem::transmute::<[__m128i; 4], __m512i>(q);
                     for row in rows {
                         let out = self.tiles(Precision::Int8 { pass }, row / ROWS, channel).add(row % ROWS * 64);

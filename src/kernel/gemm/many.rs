@@ -11,9 +11,11 @@ use super::{TILE_COLS, TileJob, result};
 use crate::cpu::cache;
 use crate::format::{Format, LANES};
 use crate::panel::plain::PlainRows;
-use crate::panel::requant;
+use crate::panel::requant::{self, OutlierTile};
 use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
 
+/// Sets of outlier channels that are picked out while panels are made.
+const ON_THE_WAY: usize = 2;
 /// k-steps of a stretch.
 const STRETCH_STEPS: usize = 64;
 /// Pairs of panels (32 columns) kept at a time, by least size of the second-level cache: their
@@ -166,6 +168,13 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
                 requant::bf16::<F>(panel, part.from, len, out, next_panel);
                 continue;
             }
+            // The first sets of outlier channels are picked out on the way, what is left of them afterwards.
+            let chunks = job.chunk(job.job.rows.start)..job.chunks();
+            let tile = |chunk: usize| {
+                OutlierTile::new(job.channels(chunk), part.outliers(chunk, pair).add(half * STEP_BYTES / 2))
+            };
+            let mut first: [_; ON_THE_WAY] = std::array::from_fn(|i| tile((chunks.start + i).min(chunks.end - 1)));
+            let first = &mut first[..if part.first { chunks.len().min(ON_THE_WAY) } else { 0 }];
             for pass in 0..passes {
                 let at = pass * pass_len;
                 let channels = part.from + at..part.from + (at + pass_len).min(len);
@@ -173,13 +182,11 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
                 let to = out.add(pass * job.precision.pass_steps() * STEP_BYTES);
                 let next = if pass + 1 < passes { (panel, channels.end) } else { (next_panel, part.from) };
                 let next = requant::group_at::<F>(next.0, next.1);
-                requant::int8::<F>(panel, channels, to, scales, next);
+                requant::int8::<F>(panel, channels, to, scales, next, first);
             }
             if part.first {
-                for chunk in job.chunk(job.job.rows.start)..job.chunks() {
-                    let to = part.outliers(chunk, pair).add(half * STEP_BYTES / 2);
-                    requant::outliers::<F>(panel, job.channels(chunk), to);
-                }
+                first.iter().for_each(|tile| tile.finish::<F>(panel));
+                chunks.skip(ON_THE_WAY).for_each(|chunk| tile(chunk).finish::<F>(panel));
             }
         }
     }
