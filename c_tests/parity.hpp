@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,12 @@ inline const ggml_type TYPES[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
     GGML_TYPE_IQ4_XS, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL,
     GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_MXFP4, GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_Q2_0,
+    GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,
+};
+
+// Those of them that have codebooks.
+inline const ggml_type SLOW[] = {
+    GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,
 };
 
 // More threads than rows is on purpose: some get nothing to do.
@@ -71,6 +78,36 @@ inline std::vector<float> floats_of(const ggml_tensor * t) {
     return std::vector<float>(data, data + ggml_nelements(t));
 }
 
+inline void fill_weights(std::vector<float> & weights, rng & r) {
+    for (float & w : weights) {
+        w = 0.02f * rng_normal(&r);
+    }
+}
+
+// Types with codebooks: their quantisers search, for 10 to 100 us per block, and some demand importances.
+inline bool is_slow(ggml_type type) {
+    return std::find(std::begin(SLOW), std::end(SLOW), type) != std::end(SLOW);
+}
+
+// Some blocks of a slow type, all weights equally important; whole matrices are made of these.
+struct pool {
+    static constexpr size_t BLOCKS = 256, K = 256;
+    std::vector<float> original;
+    std::vector<uint8_t> bytes;
+
+    explicit pool(ggml_type type) : original(BLOCKS * K), bytes(BLOCKS * ggml_type_size(type)) {
+        rng r = {uint64_t(type)};
+        fill_weights(original, r);
+        const std::vector<float> importance(K, 1.0f);
+        ggml_quantize_chunk(type, original.data(), bytes.data(), 0, BLOCKS, K, importance.data());
+    }
+
+    static const pool & of(ggml_type type) {
+        static std::map<ggml_type, pool> pools;
+        return pools.try_emplace(type, type).first->second;
+    }
+};
+
 // Normal weights of a usual size, their quantised bytes, and the floats those bytes stand for.
 struct weights {
     ggml_type type;
@@ -81,11 +118,19 @@ struct weights {
 
     weights(ggml_type type, int64_t k, int64_t rows, rng & r) : type(type), k(k), rows(rows) {
         original.resize(size_t(k * rows));
-        for (float & w : original) {
-            w = 0.02f * rng_normal(&r);
-        }
         bytes.resize(ggml_row_size(type, k) * size_t(rows));
-        ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
+        if (is_slow(type)) {
+            const pool & from = pool::of(type);
+            const size_t size = ggml_type_size(type);
+            for (size_t i = 0; i < original.size() / pool::K; i++) {
+                const auto block = std::ptrdiff_t(rng_below(&r, pool::BLOCKS));
+                std::copy_n(from.original.begin() + block * std::ptrdiff_t(pool::K), pool::K, original.begin() + std::ptrdiff_t(i * pool::K));
+                std::copy_n(from.bytes.begin() + block * std::ptrdiff_t(size), size, bytes.begin() + std::ptrdiff_t(i * size));
+            }
+        } else {
+            fill_weights(original, r);
+            ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
+        }
         floats.resize(original.size());
         if (type == GGML_TYPE_F32) {
             floats = original; // ggml has no to_float for it

@@ -69,7 +69,7 @@ enum ggml_amx_status {
    */
   GGML_AMX_BUFFER_TOO_SMALL = 6,
   /**
-   * This CPU, or the environment, does not allow what was asked for.
+   * This CPU, or the environment, does not allow what was asked for, or the type's codebook is not there.
    */
   GGML_AMX_NOT_AVAILABLE = 7,
   /**
@@ -123,13 +123,41 @@ enum ggml_amx_type {
    */
   GGML_AMX_TYPE_Q6_K = 14,
   /**
+   * 256 weights in 66 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ2_XXS = 16,
+  /**
+   * 256 weights in 74 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ2_XS = 17,
+  /**
+   * 256 weights in 98 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ3_XXS = 18,
+  /**
+   * 256 weights in 50 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ1_S = 19,
+  /**
    * 32 weights in 18 bytes.
    */
   GGML_AMX_TYPE_IQ4_NL = 20,
   /**
+   * 256 weights in 110 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ3_S = 21,
+  /**
+   * 256 weights in 82 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ2_S = 22,
+  /**
    * 256 weights in 136 bytes.
    */
   GGML_AMX_TYPE_IQ4_XS = 23,
+  /**
+   * 256 weights in 56 bytes; ggml_amx_mul_mat needs a ggml in the process.
+   */
+  GGML_AMX_TYPE_IQ1_M = 29,
   /**
    * 256 weights in 54 bytes.
    */
@@ -313,6 +341,9 @@ int32_t ggml_amx_unpack(int32_t type,
  * Activations are quantised to 8 bits in blocks of 32, as ggml's own kernels do, and results are equal bit
  * for bit whatever the instruction set; from 6 to 11 rows on, by type, AMX uses requantised
  * weights instead, in int8 or BF16, whichever keeps the error at or below that (docs/numerics.md). The number of threads never changes a bit.
+ *
+ * IQ1, IQ2 and IQ3 types need a ggml in the process, whose decoders have their codebooks;
+ * GGML_AMX_NOT_AVAILABLE without.
  *
  * Returns an `enum ggml_amx_status`; on error `dst` is untouched.
  *

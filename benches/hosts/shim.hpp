@@ -11,6 +11,9 @@ template <class T> T * from_a_cache_line(T * memory) {
     return (T *) (((uintptr_t) memory + 63) / 64 * 64);
 }
 
+// Some hosts' decoders use tables that ggml_init makes; the bench calls them once the library is loaded.
+static const bool tables_are_made = (ggml_free(ggml_init({1 << 16, nullptr, true})), true);
+
 // GGML_TYPE_COUNT: the host has no such type.
 inline ggml_type type_of_name(const char * name) {
     for (int i = 0; i < GGML_TYPE_COUNT; i++) {

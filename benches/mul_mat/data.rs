@@ -51,14 +51,14 @@ impl std::ops::DerefMut for Floats {
 pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
     use WeightType::*;
     let halves: &[usize] = match shape.ty {
-        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS | Q1_0 | Q2_0 => &[0],
+        Q4_0 | Q5_0 | Q8_0 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | Q1_0 | Q2_0 => &[0],
         Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
         Q2_K => &[80, 82],
         Q3_K => &[108],
         Q6_K => &[208],
         TQ1_0 => &[52],
         TQ2_0 => &[64],
-        MXFP4 | NVFP4 => &[],
+        IQ1_M | MXFP4 | NVFP4 => &[],
     };
     let mut plain = vec![0u8; shape.plain_size()];
     for bytes in plain.chunks_mut(2) {
@@ -74,6 +74,8 @@ pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
             block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
         }
         match shape.ty {
+            // The upper nibbles of the last two words are the upper byte of d.
+            IQ1_M => [(53, 0x40), (55, 0x10)].iter().for_each(|(at, d)| block[*at] = block[*at] & 15 | d),
             MXFP4 => block[0] = 118 + block[0] % 4,
             NVFP4 => block[..4].iter_mut().for_each(|d| *d = 0x30 + *d % 16),
             _ => {}

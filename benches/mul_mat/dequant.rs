@@ -2,6 +2,8 @@
 
 use ggml_amx::format::WeightType;
 
+use crate::codebooks;
+
 /// What the nibbles of IQ4_NL and IQ4_XS stand for.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// What the lower three bits of the nibbles of MXFP4 and NVFP4 stand for; the fourth is the sign.
@@ -50,6 +52,7 @@ pub fn row(ty: WeightType, plain: &[u8]) -> Vec<f32> {
                     *o = half(block, 0) * (f32::from(block[2 + j / 4] >> (j % 4 * 2) & 3) - 1.0);
                 }
             }
+            _ => codebooks::decode(ty, block, out),
         }
     }
     out

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use ggml_amx::format::WeightType;
 
+use crate::codebooks;
 use crate::machine::Spin;
 
 type Create = unsafe extern "C" fn(*const c_char, *const c_char, i64, i64, *const c_void, c_int, c_int) -> *mut c_void;
@@ -42,6 +43,8 @@ impl Host {
             let found = unsafe { libc::dlsym(library, symbol.as_ptr()) };
             if found.is_null() { Err(format!("host {name} has no {symbol:?}")) } else { Ok(found) }
         };
+        // SAFETY: the names are ggml's, and so is the host.
+        unsafe { codebooks::read(|name| symbol(name).ok()) };
         // SAFETY: the types are those of benches/hosts/host.h.
         unsafe {
             Ok(Self {

@@ -12,6 +12,7 @@
 //!
 //! `--facts` measures nothing: one JSON object per weight type, how it is stored and multiplied.
 
+mod codebooks;
 mod data;
 mod dequant;
 mod facts;
@@ -51,6 +52,7 @@ fn run(o: &Options) -> Result<(), String> {
         return Ok(());
     }
     let hosts = o.hosts.iter().map(|h| Host::load(h)).collect::<Result<Vec<Host>, _>>()?;
+    let types = o.types()?;
     let io = |e: std::io::Error| e.to_string();
     let mut json = o.json.as_ref().map(File::create).transpose().map_err(io)?;
     println!(
@@ -66,7 +68,7 @@ fn run(o: &Options) -> Result<(), String> {
     let most = o.rows.iter().copied().max().unwrap_or(1);
     for (n, k) in &o.shapes {
         let x = data::activations(&o.kind, most, *k, &mut data::Random(9));
-        for ty in &o.types {
+        for ty in &types {
             let subject = Subject::new(*ty, *n, *k, &hosts, o.threads, o.warm);
             for m in &o.rows {
                 let measured = measure::measure(&subject, *m, &x, &reader, o, repetitions);

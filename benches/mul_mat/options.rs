@@ -4,7 +4,7 @@ use ggml_amx::format::WeightType;
 
 /// What to measure.
 pub struct Options {
-    /// Weight types.
+    /// Weight types; none: all that can be measured.
     pub types: Vec<WeightType>,
     /// Rows of activations.
     pub rows: Vec<usize>,
@@ -32,7 +32,7 @@ impl Options {
     /// Of this process.
     pub fn read() -> Result<Self, String> {
         let mut o = Self {
-            types: WeightType::ALL.to_vec(),
+            types: Vec::new(),
             rows: vec![1, 2, 4, 8, 16, 32, 64, 128, 512],
             shapes: vec![(4096, 4096), (14336, 4096), (4096, 14336)],
             threads: 2,
@@ -66,6 +66,15 @@ impl Options {
             return Err(format!("--kind {}: gate, down or smooth", o.kind));
         }
         Ok(o)
+    }
+
+    /// The types to measure, once the hosts are loaded, which have the codebooks.
+    pub fn types(&self) -> Result<Vec<WeightType>, String> {
+        if let Some(ty) = self.types.iter().find(|ty| !ty.is_readable()) {
+            return Err(format!("the codebook of {} comes from a host (--host)", ty.info().name));
+        }
+        let readable = || WeightType::ALL.iter().copied().filter(|ty| ty.is_readable()).collect();
+        Ok(if self.types.is_empty() { readable() } else { self.types.clone() })
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cpu::{self, Isa};
 use crate::diag::env::env;
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
+use crate::host;
 use crate::matmul::{Input, MatMul, Output, Settings, Thread, Weights};
 use crate::panel::weights::Shape;
 
@@ -224,6 +225,10 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
         return fail(Status::BadShape, "reserved must be 0");
     }
     let shape = shape(args.r#type, args.k, args.n)?;
+    if !host::make_readable(shape.ty) {
+        let why = "its codebook comes from ggml, and this process has none that gives it";
+        return fail(Status::NotAvailable, format!("weight type {} cannot be multiplied: {why}", shape.ty.info().name));
+    }
     if args.m < 0 || args.n_threads < 0 {
         return fail(
             Status::BadShape,
@@ -293,6 +298,9 @@ fn run_on_own_threads(product: &MatMul, isa: Isa, wanted: usize) -> Result<(), E
 /// Activations are quantised to 8 bits in blocks of 32, as ggml's own kernels do, and results are equal bit
 /// for bit whatever the instruction set; from 6 to 11 rows on, by type, AMX uses requantised
 /// weights instead, in int8 or BF16, whichever keeps the error at or below that (docs/numerics.md). The number of threads never changes a bit.
+///
+/// IQ1, IQ2 and IQ3 types need a ggml in the process, whose decoders have their codebooks;
+/// GGML_AMX_NOT_AVAILABLE without.
 ///
 /// Returns an `enum ggml_amx_status`; on error `dst` is untouched.
 ///

@@ -36,7 +36,7 @@ pub enum ggml_amx_status {
     GGML_AMX_OUT_OF_BOUNDS = 5,
     /// A buffer is smaller than the operation needs.
     GGML_AMX_BUFFER_TOO_SMALL = 6,
-    /// This CPU, or the environment, does not allow what was asked for.
+    /// This CPU, or the environment, does not allow what was asked for, or the type's codebook is not there.
     GGML_AMX_NOT_AVAILABLE = 7,
     /// A bug in this library, or no memory; ggml_amx_last_error says more.
     GGML_AMX_INTERNAL = 8,
@@ -65,10 +65,24 @@ pub enum ggml_amx_type {
     GGML_AMX_TYPE_Q5_K = 13,
     /// 256 weights in 210 bytes.
     GGML_AMX_TYPE_Q6_K = 14,
+    /// 256 weights in 66 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ2_XXS = 16,
+    /// 256 weights in 74 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ2_XS = 17,
+    /// 256 weights in 98 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ3_XXS = 18,
+    /// 256 weights in 50 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ1_S = 19,
     /// 32 weights in 18 bytes.
     GGML_AMX_TYPE_IQ4_NL = 20,
+    /// 256 weights in 110 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ3_S = 21,
+    /// 256 weights in 82 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ2_S = 22,
     /// 256 weights in 136 bytes.
     GGML_AMX_TYPE_IQ4_XS = 23,
+    /// 256 weights in 56 bytes; ggml_amx_mul_mat needs a ggml in the process.
+    GGML_AMX_TYPE_IQ1_M = 29,
     /// 256 weights in 54 bytes.
     GGML_AMX_TYPE_TQ1_0 = 34,
     /// 256 weights in 66 bytes.
@@ -108,13 +122,20 @@ const _: () = {
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q4_K as i32 == WeightType::Q4_K as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q5_K as i32 == WeightType::Q5_K as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q6_K as i32 == WeightType::Q6_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ2_XXS as i32 == WeightType::IQ2_XXS as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ2_XS as i32 == WeightType::IQ2_XS as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ3_XXS as i32 == WeightType::IQ3_XXS as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ1_S as i32 == WeightType::IQ1_S as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_IQ4_NL as i32 == WeightType::IQ4_NL as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ3_S as i32 == WeightType::IQ3_S as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ2_S as i32 == WeightType::IQ2_S as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_IQ4_XS as i32 == WeightType::IQ4_XS as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ1_M as i32 == WeightType::IQ1_M as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_TQ1_0 as i32 == WeightType::TQ1_0 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_TQ2_0 as i32 == WeightType::TQ2_0 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_MXFP4 as i32 == WeightType::MXFP4 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_NVFP4 as i32 == WeightType::NVFP4 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q1_0 as i32 == WeightType::Q1_0 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q2_0 as i32 == WeightType::Q2_0 as i32);
-    assert!(WeightType::ALL.len() == 18, "name the new type in ggml_amx_type");
+    assert!(WeightType::ALL.len() == 25, "name the new type in ggml_amx_type");
 };

@@ -9,9 +9,20 @@
 //! **Groups.** Within a block, `GROUP` consecutive weights share one scale (and minimum):
 //! `w = scale * q + min`. A group is what a kernel handles as one integer dot product.
 //!
+//! **Codebooks.** Quants of some types are indices into a table of ggml's, which is read off the host
+//! ([`Codebook`]); without it their blocks can be permuted, not read.
+//!
 //! A new type is one new file here and one line in each of the two tables below.
 
 mod bits;
+mod grids;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
 mod k_scales;
@@ -36,6 +47,7 @@ mod tq2_0;
 
 use std::arch::x86_64::{__m512, __m512i};
 
+pub use grids::{Codebook, Dequantise};
 pub use layout::Layout;
 
 /// Rows of a panel: 16 lanes of 32 bits.
@@ -98,6 +110,8 @@ pub unsafe trait Format: 'static {
     /// Rows of activations from which on the tile unit is faster than vectors on the packed weights
     /// (measured, see docs/performance.md).
     const TILE_ROWS: usize = 10;
+    /// The codebook that quants are looked up in, if the type has one.
+    const CODEBOOK: Option<Codebook> = None;
     /// The interleaving.
     const FIELDS: &'static [Field];
 
@@ -137,6 +151,8 @@ pub struct TypeInfo {
     pub own_error: f32,
     /// Rows of activations from which on the tile unit is faster than vectors.
     pub tile_rows: usize,
+    /// Without it weights can be packed, but not read.
+    pub codebook: Option<Codebook>,
     /// The byte permutation.
     pub layout: Layout,
 }
@@ -175,6 +191,7 @@ macro_rules! weight_types {
                             group: <$format>::GROUP,
                             own_error: <$format>::OWN_ERROR,
                             tile_rows: <$format>::TILE_ROWS,
+                            codebook: <$format>::CODEBOOK,
                             layout: Layout::new::<$format>(),
                         }
                     },)*
@@ -195,14 +212,28 @@ weight_types! {
     Q4_K = 12, "q4_K", Q4K, "256 weights: 8 groups with 6-bit scales and minima, 4-bit quants.";
     Q5_K = 13, "q5_K", Q5K, "256 weights: 8 groups with 6-bit scales and minima, 5-bit quants.";
     Q6_K = 14, "q6_K", Q6K, "256 weights: 16 groups with 8-bit scales, 6-bit quants.";
+    IQ2_XXS = 16, "iq2_xxs", Iq2Xxs, "256 weights: 8 groups with 4-bit scales, 8-bit indices of 8 weights, 7-bit signs.";
+    IQ2_XS = 17, "iq2_xs", Iq2Xs, "256 weights: 16 groups with 4-bit scales, 9-bit indices of 8 weights, 7-bit signs.";
+    IQ3_XXS = 18, "iq3_xxs", Iq3Xxs, "256 weights: 8 groups with 4-bit scales, 8-bit indices of 4 weights, 7-bit signs.";
+    IQ1_S = 19, "iq1_s", Iq1S, "256 weights: 8 groups with 3-bit scales, 11-bit indices of 8 weights.";
     IQ4_NL = 20, "iq4_nl", Iq4Nl, "32 weights: f16 scale, 4-bit indices into a fixed table.";
+    IQ3_S = 21, "iq3_s", Iq3S, "256 weights: 8 groups with 4-bit scales, 9-bit indices of 4 weights.";
+    IQ2_S = 22, "iq2_s", Iq2S, "256 weights: 16 groups with 4-bit scales, 10-bit indices of 8 weights.";
     IQ4_XS = 23, "iq4_xs", Iq4Xs, "256 weights: 8 groups with 6-bit scales, 4-bit indices into a fixed table.";
+    IQ1_M = 29, "iq1_m", Iq1M, "256 weights: 16 groups with 3-bit scales, 11-bit indices of 8 weights.";
     TQ1_0 = 34, "tq1_0", Tq1_0, "256 weights: f16 scale, -1, 0 or 1, five in a byte.";
     TQ2_0 = 35, "tq2_0", Tq2_0, "256 weights: f16 scale, -1, 0 or 1 in two bits.";
     MXFP4 = 39, "mxfp4", Mxfp4, "32 weights: 8-bit exponent, 4-bit floats.";
     NVFP4 = 40, "nvfp4", Nvfp4, "64 weights: 4 groups with 8-bit float scales, 4-bit floats.";
     Q1_0 = 41, "q1_0", Q1_0, "128 weights: f16 scale and its sign.";
     Q2_0 = 42, "q2_0", Q2_0, "64 weights: f16 scale, -1, 0, 1 or 2 in two bits.";
+}
+
+impl WeightType {
+    /// Whether products can be computed: the type has no codebook, or it was read.
+    pub fn is_readable(self) -> bool {
+        self.info().codebook.is_none_or(|c| (c.is_there)())
+    }
 }
 
 /// Runs `$body` with the type alias `$F` bound to the [`Format`] of the [`WeightType`] `$ty`.
@@ -250,12 +281,40 @@ macro_rules! with_format {
                 type $F = $crate::format::Q6K;
                 $body
             }
+            $crate::format::WeightType::IQ2_XXS => {
+                type $F = $crate::format::Iq2Xxs;
+                $body
+            }
+            $crate::format::WeightType::IQ2_XS => {
+                type $F = $crate::format::Iq2Xs;
+                $body
+            }
+            $crate::format::WeightType::IQ3_XXS => {
+                type $F = $crate::format::Iq3Xxs;
+                $body
+            }
+            $crate::format::WeightType::IQ1_S => {
+                type $F = $crate::format::Iq1S;
+                $body
+            }
             $crate::format::WeightType::IQ4_NL => {
                 type $F = $crate::format::Iq4Nl;
                 $body
             }
+            $crate::format::WeightType::IQ3_S => {
+                type $F = $crate::format::Iq3S;
+                $body
+            }
+            $crate::format::WeightType::IQ2_S => {
+                type $F = $crate::format::Iq2S;
+                $body
+            }
             $crate::format::WeightType::IQ4_XS => {
                 type $F = $crate::format::Iq4Xs;
+                $body
+            }
+            $crate::format::WeightType::IQ1_M => {
+                type $F = $crate::format::Iq1M;
                 $body
             }
             $crate::format::WeightType::TQ1_0 => {
@@ -286,6 +345,13 @@ macro_rules! with_format {
     };
 }
 
+pub use iq1_m::Iq1M;
+pub use iq1_s::Iq1S;
+pub use iq2_s::Iq2S;
+pub use iq2_xs::Iq2Xs;
+pub use iq2_xxs::Iq2Xxs;
+pub use iq3_s::Iq3S;
+pub use iq3_xxs::Iq3Xxs;
 pub use iq4_nl::Iq4Nl;
 pub use iq4_xs::Iq4Xs;
 pub use mxfp4::Mxfp4;
@@ -310,5 +376,7 @@ fn f16_at(bytes: &[u8], offset: usize) -> f32 {
     half::f16::from_le_bytes([bytes[offset], bytes[offset + 1]]).to_f32()
 }
 
+#[cfg(test)]
+pub(crate) mod stand_in;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Every type: the permutation is one, and the vector code reads what the portable code reads.
 
+use std::ffi::c_void;
+
 use super::*;
 use crate::cpu;
 
@@ -57,7 +59,7 @@ fn the_vector_code_agrees_with_the_portable_code_bit_for_bit() {
         println!("SKIPPED: no AVX-512 VNNI");
         return;
     }
-    for ty in WeightType::ALL {
+    for ty in stand_in::all_types() {
         for seed in 0..20 {
             let block = random_bytes(seed, LANES * ty.info().bytes);
             // SAFETY: AVX-512 was found above.
@@ -240,5 +242,31 @@ fn scales_of_8_bits_are_ggmls_at_the_ends_of_their_ranges() {
     let ends = [(0x7e, 224.0), (0x7f, 0.0), (0x80, 0.0), (0x81, 2f32.powi(-10)), (0xff, 240.0)];
     for (d, half) in floats.into_iter().chain(ends) {
         assert_eq!(f32::from_bits(scale(WeightType::NVFP4, d)), half, "half of {d:#x}");
+    }
+}
+
+/// Decoders that are not what they should be.
+#[test]
+fn a_codebook_that_is_none_is_refused() {
+    unsafe extern "C" fn nothing(_: *const c_void, _: *mut f32, _: i64) {}
+    unsafe extern "C" fn half(x: *const c_void, y: *mut f32, n: i64) {
+        // SAFETY: passed on; `n` weights.
+        unsafe {
+            stand_in::decoder(c"dequantize_row_iq2_xs")(x, y, n);
+            std::slice::from_raw_parts_mut(y, n as usize).iter_mut().for_each(|w| *w *= 0.5);
+        }
+    }
+    // Its indices have a tenth bit where these have signs.
+    let other = stand_in::decoder(c"dequantize_row_iq2_xxs");
+    for decode in [nothing, half, other] {
+        let grid = grids::Grid::<512, 8>::new();
+        // SAFETY: none reads more than a block or writes more than its weights.
+        let read = unsafe {
+            grid.read::<Iq2Xs>(decode, 43..=86, |block, index| {
+                block[1] = 0x48;
+                block[2..4].copy_from_slice(&(index as u16).to_le_bytes());
+            })
+        };
+        assert!(!read && !grid.is_there());
     }
 }

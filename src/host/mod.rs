@@ -17,7 +17,7 @@ use crate::diag::log;
 use crate::format::WeightType;
 use crate::{debug, error};
 use abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlTensor};
-pub use symbols::Symbols;
+pub use symbols::{Symbols, make_readable};
 
 /// Operation numbers of this host, read off real graph nodes (they move between ggml versions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,8 @@ use std::mem::offset_of;
 use libc::c_void;
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32, TYPE_I32};
-use super::{HostTypes, Ops, Symbols};
+use super::{HostTypes, Ops, Symbols, symbols};
+use crate::debug;
 use crate::format::WeightType;
 use crate::panel::plain;
 
@@ -33,6 +34,8 @@ pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
     if context.is_null() {
         return Err("ggml_init gave no context".to_string());
     }
+    // Not before ggml_init, which in some versions makes tables that decoders use.
+    let types = readable(types);
     // SAFETY: the context is alive; the probes stay inside its tensors.
     let result = unsafe { tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| (ops, types))) };
     // SAFETY: made above, used no more.
@@ -85,6 +88,19 @@ fn types(symbols: &Symbols) -> Result<HostTypes, String> {
         }
     }
     Ok(known)
+}
+
+/// Of these types those without codebooks, and those whose codebooks the host's decoders give.
+fn readable(types: HostTypes) -> HostTypes {
+    let mut readable = HostTypes::default();
+    for ty in WeightType::ALL.iter().filter(|ty| types.has(**ty)) {
+        if symbols::make_readable(*ty) {
+            readable.add(*ty);
+        } else {
+            debug!("{} is left to the host: its codebook was not found", ty.info().name);
+        }
+    }
+    readable
 }
 
 /// Struct ggml_tensor and the operation numbers.

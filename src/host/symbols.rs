@@ -11,6 +11,7 @@ use std::ffi::CStr;
 use libc::{c_char, c_void};
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor};
+use crate::format::{Dequantise, WeightType};
 
 /// Declares the symbols once: struct field, weak table entry, lookup.
 macro_rules! host_symbols {
@@ -121,4 +122,67 @@ fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
     let found = || unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).cast_const() };
     let address = if linked != 0 { linked as *const c_void } else { found() };
     (!address.is_null()).then_some(address)
+}
+
+/// Declares functions that a host may lack.
+macro_rules! optional_symbols {
+    ($($name:literal,)*) => {
+        std::arch::global_asm!(
+            ".section .data.rel.ro.ggml_amx_optional_symbols,\"aw\",@progbits",
+            ".balign 8",
+            ".hidden ggml_amx_optional_symbols",
+            ".globl ggml_amx_optional_symbols",
+            "ggml_amx_optional_symbols:",
+            $(concat!(".weak ", $name), concat!(".quad ", $name),)*
+            ".previous",
+        );
+
+        const OPTIONAL: &[&str] = &[$($name),*];
+    };
+}
+
+optional_symbols! {
+    "dequantize_row_iq2_xxs",
+    "dequantize_row_iq2_xs",
+    "dequantize_row_iq2_s",
+    "dequantize_row_iq3_xxs",
+    "dequantize_row_iq3_s",
+    "dequantize_row_iq1_s",
+    "dequantize_row_iq1_m",
+}
+
+unsafe extern "C" {
+    /// As [`ggml_amx_host_symbols`].
+    static ggml_amx_optional_symbols: [usize; OPTIONAL.len()];
+}
+
+/// ggml's decoder `name`, if this process has it.
+fn dequantise(name: &'static CStr) -> Option<Dequantise> {
+    let index = OPTIONAL.iter().position(|n| n.as_bytes() == name.to_bytes())?;
+    // SAFETY: as in `lookup`.
+    let linked = unsafe { (&raw const ggml_amx_optional_symbols[index]).read_volatile() };
+    // SAFETY: the address is that of ggml's function of this name; all of them have this type.
+    find(linked, name).map(|address| unsafe { std::mem::transmute::<*const c_void, Dequantise>(address) })
+}
+
+/// Makes sure that products with `ty` can be computed: reads its codebook off ggml's decoder, if it has one
+/// and that was not done yet. False if there is no decoder, or it is not the one this library knows.
+pub fn make_readable(ty: WeightType) -> bool {
+    let Some(codebook) = ty.info().codebook.filter(|c| !(c.is_there)()) else { return true };
+    // SAFETY: the decoder is ggml's of that name.
+    dequantise(codebook.decoder).is_some_and(|decode| unsafe { (codebook.read)(decode) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_decoder_of_a_codebook_is_looked_for() {
+        let wanted = WeightType::ALL.iter().filter_map(|ty| ty.info().codebook).map(|c| c.decoder.to_str().unwrap());
+        let (mut wanted, mut listed) = (wanted.collect::<Vec<_>>(), OPTIONAL.to_vec());
+        wanted.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(wanted, listed);
+    }
 }
