@@ -1,8 +1,8 @@
 //! The tile GEMM: activations and weights are requantised into compact tiles, in cache, and one loop
-//! multiplies them, whatever the weight type ([`many`]).
+//! multiplies them, whatever the weight type ([`columns`]).
 
 mod block;
-mod many;
+mod columns;
 
 use std::arch::x86_64::_mm_sfence;
 
@@ -18,7 +18,7 @@ use crate::panel::tiles::{Precision, ROWS, Tiles};
 
 /// Bytes of scratch per thread for rows with `chunks` sets of outlier channels, a multiple of 64.
 pub fn scratch_bytes(chunks: usize) -> usize {
-    many::scratch_bytes(chunks)
+    columns::scratch_bytes(chunks)
 }
 
 /// A piece of one product on the tile unit.
@@ -53,8 +53,8 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
         match job.precision {
-            Precision::Int8 { .. } => many::packed::<F, false>(job, scratch),
-            Precision::Bf16 => many::packed::<F, true>(job, scratch),
+            Precision::Int8 { .. } => columns::packed::<F, false>(job, scratch),
+            Precision::Bf16 => columns::packed::<F, true>(job, scratch),
         }
         // Stores past the caches are not ordered by the barrier that follows.
         _mm_sfence();
@@ -72,7 +72,7 @@ pub unsafe fn run_plain(proof: Amx, job: &TileJob<'_>, rows: &PlainRows, scratch
     let _unit = TileUnit::enter_full(proof);
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
-        many::plain(job, rows, scratch);
+        columns::plain(job, rows, scratch);
         _mm_sfence();
     }
 }

@@ -96,7 +96,7 @@ struct Panels {
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8) {
     // SAFETY: passed on.
-    unsafe { columns::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len)) }
+    unsafe { each_block::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len)) }
 }
 
 /// Weights stored plain, in BF16.
@@ -107,7 +107,7 @@ pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *m
 pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
     // SAFETY: passed on; the scratch has room for all pairs.
     unsafe {
-        columns::<true>(job, scratch, |part, len| {
+        each_block::<true>(job, scratch, |part, len| {
             for i in 0..2 * part.pairs {
                 let out = part.weights(i / 2, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
                 rows.bf16(2 * part.pair + i, part.from, len, out);
@@ -121,7 +121,7 @@ pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
 /// # Safety
 /// As for [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn columns<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make: impl Fn(&Panels, usize)) {
+unsafe fn each_block<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make: impl Fn(&Panels, usize)) {
     let k = job.tiles.layout.k;
     let blocking = Blocking::of(job);
     let stretch = blocking.steps * job.precision.step();
