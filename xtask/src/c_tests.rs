@@ -31,7 +31,7 @@ const SANITIZE: [&str; 4] =
 /// What a Rust static library needs from the system.
 const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lpthread", "-ldl", "-lrt", "-lm"];
 /// No program takes longer, sanitizers and a busy machine included.
-const TIME_LIMIT: Duration = Duration::from_secs(300);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 /// A program in which nothing could be checked.
 const ALL_SKIPPED: i32 = 77;
 
