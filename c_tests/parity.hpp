@@ -18,12 +18,21 @@
 
 namespace parity {
 
+#ifdef __SANITIZE_ADDRESS__
+// Sanitizers look at memory, and that is used by block size and group: one type of each kind. The plain programs
+// go over all.
+inline const ggml_type TYPES[] = {
+    GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS, GGML_TYPE_Q5_1,
+    GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_IQ3_S, GGML_TYPE_IQ1_M,
+};
+#else
 inline const ggml_type TYPES[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
     GGML_TYPE_IQ4_XS, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL,
     GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_MXFP4, GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_Q2_0,
     GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,
 };
+#endif
 
 // Those of them that have codebooks.
 inline const ggml_type SLOW[] = {

@@ -1,4 +1,4 @@
-// Weights of 16-bit floats: stored plain in our buffer, many rows of activations on the tile unit in BF16, few left
+// BF16 weights: stored plain in our buffer, many rows of activations on the tile unit in BF16, few left
 // to the host with its own bits.
 #include "experts.hpp"
 
@@ -8,10 +8,10 @@ using namespace parity;
 
 // From so many rows on (for experts: on average) we multiply.
 constexpr int64_t OUR_ROWS = 16;
-// Activations and F16 weights are rounded to BF16, 8 bits each: 2^-18 / 3 at most, and the sums are of f32.
-constexpr double BF16_NMSE = 3e-6;
+// Rounding activations to BF16's 8 bits costs 2.8e-6 on average.
+constexpr double LIMIT = 1.25 * 2.8e-6;
 
-const ggml_type FLOATS[] = {GGML_TYPE_F16, GGML_TYPE_BF16};
+const ggml_type FLOATS[] = {GGML_TYPE_BF16};
 
 bool ours_has_amx() {
     const char * isa = getenv("GGML_AMX_ISA");
@@ -64,24 +64,27 @@ void given_any_number_of_rows_then_few_have_the_hosts_bits_and_many_are_exact_to
                 std::vector<double> exact(first.size());
                 product_f64(w.floats.data(), x.data(), size_t(k), exact.data(), k, 77, m);
                 const double e = nmse(first.data(), exact.data(), exact.size(), 0);
-                CHECK(e <= BF16_NMSE, "%s: NMSE %.3g", what.c_str(), e);
+                CHECK(e <= LIMIT, "%s: NMSE %.3g", what.c_str(), e);
             }
         }
     }
 }
 
 // As llama.cpp's loader asks: a weight in a buffer of size 0.
-void given_the_loader_probes_then_16_bit_floats_are_taken_where_the_tile_unit_is() {
+void given_the_loader_probes_then_bf16_is_taken_where_the_tile_unit_is() {
     for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32}) {
         for (int64_t k : {32, 40, 576}) {
             for (bool experts : {false, true}) {
-                ggml_context_ptr c(host_context(4));
+                ggml_context_ptr c(host_context(6));
                 ggml_tensor * w = ggml_new_tensor_3d(c.get(), type, k, 50, experts ? 4 : 1);
                 ggml_tensor * x = ggml_new_tensor_3d(c.get(), GGML_TYPE_F32, k, experts ? 2 : 512, experts ? 512 : 1);
                 ggml_tensor * y = experts ? ggml_mul_mat_id(c.get(), w, x, ggml_new_tensor_2d(c.get(), GGML_TYPE_I32, 2, 512)) : ggml_mul_mat(c.get(), w, x);
                 ggml_backend_buffer_ptr none(ggml_backend_buft_alloc_buffer(host.amx, 0));
                 w->buffer = none.get();
-                const bool want = type != GGML_TYPE_F32 && k % 32 == 0 && ours_has_amx();
+                const bool want = type == GGML_TYPE_BF16 && k % 32 == 0 && ours_has_amx();
+                // while memory is measured, weights have such buffers too, and graphs of one token
+                ggml_tensor * one = ggml_mul_mat(c.get(), w, ggml_new_tensor_3d(c.get(), GGML_TYPE_F32, k, 1, experts ? 4 : 1));
+                CHECK(ggml_backend_dev_supports_op(host.cpu, one) == want, "%s K %lld: one row", ggml_type_name(type), (long long) k);
                 CHECK(ggml_backend_dev_supports_op(host.cpu, y) == want, "%s K %lld%s: %s", ggml_type_name(type), (long long) k,
                       experts ? " experts" : "", want ? "refused" : "accepted");
             }
@@ -111,7 +114,7 @@ void given_views_and_batches_then_the_result_is_the_hosts() {
             const std::vector<float> ours = both.run(0, 2), theirs = both.run(1, 2);
             const std::vector<double> want(theirs.begin(), theirs.end());
             const double e = nmse(ours.data(), want.data(), want.size(), 0);
-            CHECK(e <= 2 * BF16_NMSE, "%s view %d: NMSE against the host's is %.3g", ggml_type_name(type), index, e);
+            CHECK(e <= 2 * LIMIT, "%s view %d: NMSE against the host's is %.3g", ggml_type_name(type), index, e);
             index++;
         }
     }
@@ -138,7 +141,7 @@ void given_experts_then_the_result_is_the_hosts() {
                 const std::vector<double> want(theirs.begin(), theirs.end());
                 const double e = nmse(ours.data(), want.data(), want.size(), 0);
                 const std::string what = text("%s, %lld tokens, %lld rows each", ggml_type_name(type), (long long) tokens, (long long) rows);
-                CHECK(e <= 2 * BF16_NMSE, "%s: NMSE against the host's is %.3g", what.c_str(), e);
+                CHECK(e <= 2 * LIMIT, "%s: NMSE against the host's is %.3g", what.c_str(), e);
                 CHECK(e == 0 || 2 * tokens >= 4 * OUR_ROWS, "%s: other numbers than the host's", what.c_str());
             }
         }
@@ -150,7 +153,7 @@ void given_experts_then_the_result_is_the_hosts() {
 int main() {
     open();
     RUN(given_any_number_of_rows_then_few_have_the_hosts_bits_and_many_are_exact_to_bf16);
-    RUN(given_the_loader_probes_then_16_bit_floats_are_taken_where_the_tile_unit_is);
+    RUN(given_the_loader_probes_then_bf16_is_taken_where_the_tile_unit_is);
     RUN(given_views_and_batches_then_the_result_is_the_hosts);
     RUN(given_experts_then_the_result_is_the_hosts);
     return harness_report("plain_host");

@@ -223,6 +223,12 @@ pub fn supports(host: &Host, op: &GgmlTensor) -> bool {
     if host.ops.no_data.contains(&op.op) || product(host, op).is_ok() {
         return true;
     }
+    // Few rows on plain weights go to the host's kernels, also while memory is only measured and their buffer
+    // has no size, as when the loader probes.
+    let product = [host.ops.mul_mat, host.ops.mul_mat_id].contains(&op.op);
+    if product && op.source(0).is_some_and(|w| plain_type(w).is_some()) {
+        return [1, 2].into_iter().filter_map(|i| op.source(i)).all(is_readable);
+    }
     op.src
         .iter()
         .enumerate()

@@ -27,7 +27,7 @@ const REQUANT_ERROR: f32 = 7e-5;
 /// The estimates are from a few rows: keep this far below what is allowed, farther where outliers move.
 const MARGIN: f32 = 0.8;
 /// Coarse types allow more error by their own, but no more than this.
-const MAX_ALLOWED: f32 = 5e-4;
+const MAX_ALLOWED: f32 = 3e-4;
 const MARGIN_SPIKY: f32 = 0.3;
 
 /// The outlier channels of a chunk, ascending.
@@ -193,7 +193,7 @@ impl Seen {
     /// The cheapest precision that is good enough. `own_error` is the NMSE of the weight type itself.
     ///
     /// int8 needs two things: the error it adds, estimated, is at most what ggml's own kernels add (8
-    /// bits per 32 activations) or a tenth of the type's own (and of 5e-3); and where what is left after the split
+    /// bits per 32 activations) or a tenth of the type's own (at most 3e-4); and where what is left after the split
     /// is spiky, errors hit few tokens hard, which a mean does not show: only the finest scales will do.
     pub fn decide(&self, own_error: f32) -> Precision {
         // Written so that NaN means spiky, here, and BF16 below, which passes it on as it is.
