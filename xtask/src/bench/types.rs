@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn a_plan_has_all_types_by_the_names_of_ggml() {
         let plan = Plan::new([None; 3], 5, 2);
-        assert!(["q4_0", "q4_K", "iq2_xxs", "f16", "mxfp4"].iter().all(|t| plan.types.iter().any(|p| p == t)));
+        assert!(["q4_0", "q4_K", "iq2_xxs", "bf16", "mxfp4"].iter().all(|t| plan.types.iter().any(|p| p == t)));
         assert_eq!(plan.types.len(), verify::TYPES.len());
         assert_eq!(plan.args, ["--shapes", "matrix", "--tokens", "512,32,1"]);
         assert_eq!(plan.command, "cargo xtask bench --type-table --rounds 5 --threads 2");
