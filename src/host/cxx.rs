@@ -5,7 +5,6 @@
 
 use libc::c_void;
 
-use super::Host;
 use super::abi::{GgmlComputeParams, GgmlTensor};
 use super::buffer_type::host;
 use super::op::{self, Product};
@@ -83,10 +82,10 @@ unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const GgmlTensor) ->
     let host = host();
     let Some(tensor) = op::misread(host, node) else {
         // Weights that the host could read as well, where the tile unit is faster.
-        let ours = is_product(host, node) && op::product(host, node).is_ok();
+        let ours = op::has_plain_weights(host, node) && op::product(host, node).is_ok();
         return if ours { tensor_traits() } else { std::ptr::null_mut() };
     };
-    if is_product(host, node) && node.source(0).is_some_and(|w| std::ptr::eq(w, tensor)) {
+    if op::is_product(host, node) && node.source(0).is_some_and(|w| std::ptr::eq(w, tensor)) {
         return tensor_traits();
     }
     host.abort(&format!(
@@ -122,7 +121,7 @@ pub fn work_size(n_threads: i32, op: &GgmlTensor) -> Option<usize> {
 /// Parameters and node must be the host's, with data; every thread of the operation must call this.
 pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bool {
     let host = host();
-    let Some(weights) = op.source(0).filter(|_| is_product(host, op)) else { return false };
+    let Some(weights) = op.source(0).filter(|_| op::is_product(host, op)) else { return false };
     let fail = |why: &str| -> ! {
         host.abort(&format!("{} {} with weights {}: {why}", host.op_name(op.op), op.name(), weights.name()))
     };
@@ -168,8 +167,4 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
         }
     }
     true
-}
-
-fn is_product(host: &Host, op: &GgmlTensor) -> bool {
-    op.op == host.ops.mul_mat || op.op == host.ops.mul_mat_id
 }

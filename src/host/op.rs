@@ -83,6 +83,16 @@ fn plain_type(tensor: &GgmlTensor) -> Option<&'static PlainType> {
     (usize::try_from(tensor.ne[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
 }
 
+/// Whether `op` is a MUL_MAT or MUL_MAT_ID, on whatever weights.
+pub fn is_product(host: &Host, op: &GgmlTensor) -> bool {
+    op.op == host.ops.mul_mat || op.op == host.ops.mul_mat_id
+}
+
+/// Whether `op` is a product on weights that are stored plain and the tile unit can have.
+pub fn has_plain_weights(host: &Host, op: &GgmlTensor) -> bool {
+    is_product(host, op) && op.source(0).is_some_and(|w| plain_type(w).is_some())
+}
+
 /// A product on packed weights, or on plain ones in one of our buffers.
 pub enum Product {
     /// MUL_MAT.
@@ -225,8 +235,7 @@ pub fn supports(host: &Host, op: &GgmlTensor) -> bool {
     }
     // Few rows on plain weights go to the host's kernels, also while memory is only measured and their buffer
     // has no size, as when the loader probes.
-    let product = [host.ops.mul_mat, host.ops.mul_mat_id].contains(&op.op);
-    if product && op.source(0).is_some_and(|w| plain_type(w).is_some()) {
+    if has_plain_weights(host, op) {
         return [1, 2].into_iter().filter_map(|i| op.source(i)).all(is_readable);
     }
     op.src
