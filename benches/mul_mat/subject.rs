@@ -70,6 +70,7 @@ impl<'h> Subject<'h> {
     pub fn ours(&self, m: usize, x: &[f32], y: *mut f32, threads: usize, exact: bool) -> Ours {
         let (n, k) = (self.shape.n, self.shape.k);
         let of_copy = |region: &Region| MatMul {
+            gate: None,
             weights: Weights::whole(self.shape, region.base().as_ptr(), [k, n, 1, 1]),
             input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
             output: Output { data: y.cast(), nb: [4 * n, 0, 0] },

@@ -247,6 +247,7 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
         return Ok(());
     }
     let product = MatMul {
+        gate: None,
         weights: Weights::whole(shape, args.packed.cast(), [shape.k, shape.n, 1, 1]),
         input: Input { data: args.src1.cast(), ne: [shape.k, m, 1, 1], nb: [4, args.src1_stride, 0, 0] },
         output: Output { data: args.dst.cast(), nb: [args.dst_stride, 0, 0] },

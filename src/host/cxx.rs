@@ -7,10 +7,10 @@ use libc::c_void;
 
 use super::abi::{GgmlComputeParams, GgmlTensor};
 use super::buffer_type::host;
-use super::op::{self, Product};
+use super::op;
 use crate::cpu;
 use crate::diag::env::env;
-use crate::matmul::{Settings, Thread};
+use crate::matmul::{Op, Settings, Thread};
 
 /// Virtual table with the words before its address point: offset to top, and no type information
 /// (nobody may use RTTI on these objects; ggml does not).
@@ -155,8 +155,8 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     // SAFETY: shapes, buffers and ids were checked; the instruction set is the one found usable.
     unsafe {
         match &product {
-            Product::Dense(p) => p.run(settings, &thread, params.wdata.cast()),
-            Product::Experts(p) => {
+            Op::Dense(p) => p.run(settings, &thread, params.wdata.cast()),
+            Op::Experts(p) => {
                 // The others wait for thread 0, which would sort by them.
                 let bad = if index == 0 { p.choices.find_bad(p.weights.ne[2]) } else { None };
                 if let Some((token, slot, id)) = bad {

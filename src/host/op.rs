@@ -10,7 +10,7 @@ use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::buffer_type;
 use crate::cpu::{self, Isa};
 use crate::format::ACT_BLOCK;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Output, Stored, Weights};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Stored, Weights};
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
@@ -93,43 +93,8 @@ pub fn has_plain_weights(host: &Host, op: &GgmlTensor) -> bool {
     is_product(host, op) && op.source(0).is_some_and(|w| plain_type(w).is_some())
 }
 
-/// A product on packed weights, or on plain ones in one of our buffers.
-pub enum Product {
-    /// MUL_MAT.
-    Dense(MatMul),
-    /// MUL_MAT_ID.
-    Experts(ExpertMul),
-}
-
-impl Product {
-    /// Bytes of work buffer that `threads` threads need.
-    pub fn work_size(&self, threads: usize) -> Option<usize> {
-        match self {
-            Product::Dense(p) => p.work_size(threads),
-            Product::Experts(p) => p.work_size(threads),
-        }
-    }
-
-    /// Whether there are no results.
-    pub fn is_empty(&self) -> bool {
-        match self {
-            Product::Dense(p) => p.weights.ne[1] == 0 || p.input.ne[1..].contains(&0),
-            Product::Experts(p) => p.is_empty(),
-        }
-    }
-
-    /// Whether a tensor that is read or written has no data yet.
-    pub fn lacks_data(&self) -> bool {
-        let (w, x, y, ids) = match self {
-            Product::Dense(p) => (&p.weights, &p.input, &p.output, false),
-            Product::Experts(p) => (&p.weights, &p.input, &p.output, p.choices.data.is_null()),
-        };
-        y.data.is_null() || ids || x.ne[0] > 0 && (w.base.is_null() || x.data.is_null())
-    }
-}
-
 /// `op` as a product that is computed here, or why it is none. Data pointers may still be null.
-pub fn product(host: &Host, op: &GgmlTensor) -> Result<Product, String> {
+pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
     let ids = if op.op == host.ops.mul_mat_id {
         Some(op.source(2).ok_or("MUL_MAT_ID without its ids")?)
     } else if op.op == host.ops.mul_mat {
@@ -159,16 +124,16 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Product, String> {
     let (product, expected) = match ids {
         None => {
             few(input.ne[1], 1)?;
-            let product = MatMul { weights, input, output };
+            let product = MatMul { weights, gate: None, input, output };
             product.check()?;
-            (Product::Dense(product), [weights.ne[1], input.ne[1], input.ne[2], input.ne[3]])
+            (Op::Dense(product), [weights.ne[1], input.ne[1], input.ne[2], input.ne[3]])
         }
         Some(ids) => {
             let choices = choices(ids)?;
             few(choices.used.saturating_mul(choices.tokens), weights.ne[2])?;
-            let product = ExpertMul { weights, input, choices, output };
+            let product = ExpertMul { weights, gate: None, input, choices, output };
             product.check()?;
-            (Product::Experts(product), [weights.ne[1], choices.used, choices.tokens, 1])
+            (Op::Experts(product), [weights.ne[1], choices.used, choices.tokens, 1])
         }
     };
     if results != expected {
@@ -186,7 +151,7 @@ fn weights(w: &GgmlTensor) -> Result<Weights, String> {
     let stored = packed_shape(w).map(Stored::Packed).or_else(plain);
     let stored = stored.ok_or_else(|| format!("{} is not in an AMX buffer, or not of a type for it", w.name()))?;
     let (ty, bytes) = match stored {
-        Stored::Packed(shape) => (shape.ty as i32, shape.ty.info().bytes),
+        Stored::Packed(shape) | Stored::InPlace(shape) => (shape.ty as i32, shape.ty.info().bytes),
         Stored::Plain(ty) => (ty.number, ty.bytes),
     };
     if w.ty != ty || w.nb[0] != bytes {
@@ -221,7 +186,7 @@ fn choices(ids: &GgmlTensor) -> Result<Choices, String> {
     if ids.ty != TYPE_I32 || batches != [1, 1] || packed_shape(ids).is_some() {
         return Err(format!("the ids {} must be a matrix of i32, they have type {}", ids.name(), ids.ty));
     }
-    Ok(Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]] })
+    Ok(Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]], skip_others: false })
 }
 
 /// Whether the CPU device can run `op`, one of whose sources lies in our buffers.

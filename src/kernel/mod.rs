@@ -12,6 +12,7 @@
 //!
 //! so that their results agree bit for bit, whatever the shape, the thread count or the CPU.
 
+pub mod activation;
 mod amx;
 mod avx512;
 pub mod gemm;

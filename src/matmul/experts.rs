@@ -5,13 +5,14 @@
 //! expert with few rows takes the vector kernels, one with more the tile GEMM.
 
 use super::routing::{self, Expert, Piece, Routing};
-use super::{ALIGN, Input, Operand, Output, STREAM_BYTES, Settings, Stored, Thread, Weights, split};
+use super::{
+    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Stored, Thread, Weights, split,
+};
 use crate::cpu::Isa;
 use crate::debug;
 use crate::diag::log;
 use crate::format::ACT_BLOCK;
-use crate::kernel::gemm::{self, TileJob};
-use crate::kernel::{self, Job};
+use crate::kernel::{self, gemm};
 use crate::panel::activations;
 use crate::panel::outliers::{Channels, Chunk, Seen, keep_mask};
 use crate::panel::rows::{Row, Rows, Source};
@@ -35,20 +36,40 @@ pub struct Choices {
     pub tokens: usize,
     /// Bytes from one choice of a token to the next, and from one token to the next.
     pub nb: [usize; 2],
+    /// Whether there may be numbers that are no experts: their results are left alone.
+    pub skip_others: bool,
 }
 
 impl Choices {
-    /// Calls `f(token, slot, expert)` for all of them.
+    /// Calls `f(token, slot, expert)` for all of them that are among `experts` experts.
     ///
     /// # Safety
-    /// The memory must be readable; the numbers be experts.
-    pub unsafe fn each(&self, mut f: impl FnMut(usize, usize, usize)) {
+    /// The memory must be readable; the numbers be experts, unless others are to be skipped.
+    pub unsafe fn each(&self, experts: usize, mut f: impl FnMut(usize, usize, usize)) {
         for token in 0..self.tokens {
             for slot in 0..self.used {
                 // SAFETY: promised by the caller.
-                f(token, slot, unsafe { self.at(token, slot) } as usize);
+                let expert = unsafe { self.at(token, slot) } as usize;
+                if !self.skip_others || expert < experts {
+                    f(token, slot, expert);
+                }
             }
         }
+    }
+
+    /// The lowest and the highest expert that was chosen, of `experts` experts.
+    ///
+    /// # Safety
+    /// As for [`Choices::each`].
+    pub unsafe fn ends(&self, experts: usize) -> Option<(usize, usize)> {
+        let mut ends: Option<(usize, usize)> = None;
+        // SAFETY: promised by the caller.
+        unsafe {
+            self.each(experts, |_, _, expert| {
+                ends = Some(ends.map_or((expert, expert), |(low, high)| (low.min(expert), high.max(expert))));
+            });
+        }
+        ends
     }
 
     /// # Safety
@@ -76,6 +97,8 @@ impl Choices {
 pub struct ExpertMul {
     /// src0: K, N, experts, 1.
     pub weights: Weights,
+    /// A second tensor whose products are made into one result with the first one's.
+    pub gate: Option<Gate>,
     /// src1: K, rows per token (one for all choices, or one each), tokens, 1.
     pub input: Input,
     /// src2.
@@ -90,6 +113,8 @@ struct Plan {
     /// For the vector kernels: a layout per expert, one behind the other, in this many bytes.
     vectors: usize,
     tiles: tiles::Layout,
+    /// Per thread: the kernels' scratch, and behind it these.
+    extra: Extra,
     per_thread: usize,
 }
 
@@ -138,6 +163,7 @@ impl ExpertMul {
         if x[1] == 0 || !ids.used.is_multiple_of(x[1]) {
             return Err(format!("{} rows of activations per token for {} choices", x[1], ids.used));
         }
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.check(&self.weights))?;
         self.plan().map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
     }
 
@@ -163,12 +189,14 @@ impl ExpertMul {
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
         let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
         let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, chunks)?;
-        let gemm = if with_tiles > 0 { gemm::scratch_bytes(1).max(k) } else { 0 };
+        let tiled = || gemm::scratch_bytes(1) + self.weights.stored.pack_bytes();
+        let gemm = if with_tiles > 0 { tiled().max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
-        let per_thread = scratch.checked_add(self.weights.gather_bytes())?;
+        let extra = Extra::new(&self.weights, self.gate.as_ref(), choices)?;
+        let per_thread = scratch.checked_add(extra.bytes()?)?;
         let vectors = Self::vector_bytes(choices, k, group)?
             .checked_add(experts.min(choices).checked_mul(LINES_ROUNDED * ALIGN)?)?;
-        let plan = Plan { routing: routing::Layout::new(experts, choices)?, vectors, tiles, per_thread };
+        let plan = Plan { routing: routing::Layout::new(experts, choices)?, vectors, tiles, extra, per_thread };
         plan.shared()?;
         Some(plan)
     }
@@ -264,7 +292,7 @@ impl ExpertMul {
             None if self.input.ne[1] == 1 => chunk(Rows::Every(self.input.nb[2]), self.choices.tokens, 0),
             None => {
                 let all = routing.sources(&routing.experts()[0]);
-                chunk(Rows::Listed(all), self.choices.used * self.choices.tokens, 0)
+                chunk(Rows::Listed(all), routing.rows(), 0)
             }
         }
     }
@@ -282,7 +310,7 @@ impl ExpertMul {
             return None;
         }
         let shape = match self.weights.stored {
-            Stored::Packed(shape) if !settings.exact => shape,
+            Stored::Packed(shape) | Stored::InPlace(shape) if !settings.exact => shape,
             _ => return Some((least, Precision::Bf16)),
         };
         let per_chunk = self.weights.ne[0] / ACT_BLOCK;
@@ -375,7 +403,7 @@ impl ExpertMul {
                 // Places in tiles, as many as are filled together.
                 let (mut to, mut count) = ([0; PLACES_TOGETHER], 0);
                 for slot in (row..used).step_by(per_token) {
-                    let place = parts.routing.place(token * used + slot);
+                    let Some(place) = parts.routing.place(token * used + slot) else { continue };
                     let expert = &parts.routing.experts()[place.expert as usize];
                     if let Operand::Vectors(isa) = ways.of(expert) {
                         self.put_vectors(isa, parts, &x, expert, place.row);
@@ -400,7 +428,7 @@ impl ExpertMul {
     /// # Safety
     /// As for [`ExpertMul::run`].
     unsafe fn quantise_own(&self, ways: Ways, parts: &Parts, thread: &Thread<'_>) {
-        let mine = split::share(self.choices.used * self.choices.tokens, thread.index, thread.count);
+        let mine = split::share(parts.routing.rows(), thread.index, thread.count);
         for expert in parts.routing.experts() {
             let first = expert.first as usize;
             let rows = mine.start.max(first)..mine.end.min(first + expert.rows as usize);
@@ -472,32 +500,24 @@ impl ExpertMul {
         let (out, n) = (&self.output, self.weights.ne[1]);
         let bytes = n * 4 * self.choices.used * self.choices.tokens;
         let aligned = (out.nb[0] | out.nb[1]).is_multiple_of(ALIGN);
-        let gathered = parts.scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes());
-        // SAFETY: promised by the caller; the scratch has room behind what kernels use.
-        unsafe {
-            let act = self.vectors(parts, expert);
-            let slice = (expert.number as usize, 0);
-            self.weights.each_run(slice, piece.cols.clone(), gathered, |panels, panel_bytes, cols| {
-                let job = Job {
-                    panels,
-                    panel_bytes,
-                    cols: cols.len(),
-                    act,
-                    rows: piece.rows.clone(),
-                    dst: out.data.cast::<f32>().wrapping_add(cols.start),
-                    dst_rows: Rows::Listed(parts.routing.results(expert)),
-                };
-                ways.of(expert).multiply(&self.weights.stored, &job, parts.scratch, |precision| TileJob {
-                    job: &job,
-                    tiles: parts.tiles,
-                    precision,
-                    block: expert.block as usize,
-                    chunk: if self.shares_rows() { 0 } else { expert.chunk as usize },
-                    chunk_rows: usize::MAX,
-                    stream: bytes / threads >= STREAM_BYTES && aligned,
-                });
-            });
-        }
+        let (gathered, room) = plan.extra.at(parts.scratch.wrapping_add(plan.per_thread));
+        let product = Product {
+            operand: ways.of(expert),
+            // SAFETY: promised by the caller.
+            act: unsafe { self.vectors(parts, expert) },
+            tiles: parts.tiles,
+            block: expert.block as usize,
+            chunk: if self.shares_rows() { 0 } else { expert.chunk as usize },
+            chunk_rows: usize::MAX,
+            slice: (expert.number as usize, 0),
+            rows: piece.rows.clone(),
+            scratch: parts.scratch,
+            gathered,
+            stream: bytes / threads >= STREAM_BYTES && aligned,
+        };
+        let dst = (out.data.cast(), Rows::Listed(parts.routing.results(expert)));
+        // SAFETY: promised by the caller.
+        unsafe { product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), dst, room) };
     }
 }
 

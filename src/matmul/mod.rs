@@ -5,25 +5,26 @@
 //! part of the result. Nothing is allocated, locked or asked of the kernel meanwhile.
 
 mod experts;
+mod gate;
+mod product;
 mod routing;
 mod split;
 #[cfg(test)]
 mod tests;
 mod weights;
 
-use crate::cpu::{Amx, Isa};
+use crate::cpu::Isa;
 use crate::debug;
 use crate::diag::log;
 use crate::format::ACT_BLOCK;
-use crate::kernel::gemm::{self, TileJob};
-use crate::kernel::{self, Job};
+use crate::kernel::{self, gemm};
 use crate::panel::activations::{Activations, Layout};
 use crate::panel::outliers::{CHUNK, Channels, Chunk, Seen, keep_mask};
-use crate::panel::plain::PlainRows;
 use crate::panel::rows::{Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
-use crate::with_format;
 pub use experts::{Choices, ExpertMul};
+pub use gate::{Biases, Gate};
+use product::{Extra, Operand, Product};
 use split::{Piece, Split};
 pub use weights::{Stored, Weights};
 
@@ -58,10 +59,86 @@ pub struct Output {
 pub struct MatMul {
     /// src0.
     pub weights: Weights,
+    /// A second matrix whose product is made into one result with the first one's.
+    pub gate: Option<Gate>,
     /// src1.
     pub input: Input,
     /// dst.
     pub output: Output,
+}
+
+/// A product of either kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    /// MUL_MAT.
+    Dense(MatMul),
+    /// MUL_MAT_ID.
+    Experts(ExpertMul),
+}
+
+impl Op {
+    /// Whether shapes fit each other as ggml demands; `Err` names what does not.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Op::Dense(p) => p.check(),
+            Op::Experts(p) => p.check(),
+        }
+    }
+
+    /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
+    pub fn work_size(&self, threads: usize) -> Option<usize> {
+        match self {
+            Op::Dense(p) => p.work_size(threads),
+            Op::Experts(p) => p.work_size(threads),
+        }
+    }
+
+    /// Whether there are no results.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Op::Dense(p) => p.weights.ne[1] == 0 || p.input.ne[1..].contains(&0),
+            Op::Experts(p) => p.is_empty(),
+        }
+    }
+
+    /// Whether a tensor that is read or written has no data yet.
+    pub fn lacks_data(&self) -> bool {
+        let (w, x, y, ids) = match self {
+            Op::Dense(p) => (&p.weights, &p.input, &p.output, false),
+            Op::Experts(p) => (&p.weights, &p.input, &p.output, p.choices.data.is_null()),
+        };
+        y.data.is_null() || ids || x.ne[0] > 0 && (w.base.is_null() || x.data.is_null())
+    }
+
+    /// Whether a result is NaN or infinite.
+    ///
+    /// # Safety
+    /// The results must be there.
+    pub unsafe fn has_nan(&self) -> bool {
+        let (output, n, [m, b2, b3]) = match self {
+            Op::Dense(p) => (&p.output, p.weights.ne[1], [p.input.ne[1], p.input.ne[2], p.input.ne[3]]),
+            Op::Experts(p) => (&p.output, p.weights.ne[1], [p.choices.used, p.choices.tokens, 1]),
+        };
+        (0..m * b2 * b3).any(|i| {
+            let offset = i % m * output.nb[0] + i / m % b2 * output.nb[1] + i / m / b2 * output.nb[2];
+            // SAFETY: promised by the caller.
+            (0..n).any(|col| unsafe { !output.data.add(offset + 4 * col).cast::<f32>().read_unaligned().is_finite() })
+        })
+    }
+
+    /// Computes this thread's part. All threads of the operation must call it with equal settings.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`] or [`ExpertMul::run`].
+    pub unsafe fn run(&self, settings: Settings, thread: &Thread<'_>, work: *mut u8) {
+        // SAFETY: passed on.
+        unsafe {
+            match self {
+                Op::Dense(p) => p.run(settings, thread, work),
+                Op::Experts(p) => p.run(settings, thread, work),
+            }
+        }
+    }
 }
 
 /// How the result may be computed.
@@ -90,6 +167,8 @@ struct Plan {
     batches: usize,
     /// Bytes per batch, enough for both kinds of activations.
     per_batch: usize,
+    /// Per thread: the kernels' scratch, and behind it these.
+    extra: Extra,
     per_thread: usize,
 }
 
@@ -103,6 +182,7 @@ impl MatMul {
         if w[2] == 0 || w[3] == 0 || x[2] % w[2] != 0 || x[3] % w[3] != 0 {
             return Err(format!("batches {:?} of weights do not divide {:?} of activations", &w[2..], &x[2..]));
         }
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.check(&self.weights))?;
         self.plan().map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
     }
 
@@ -114,14 +194,15 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = if self.may_use_tiles() { gemm::scratch_bytes(m.div_ceil(CHUNK)).max(k) } else { 0 };
-        let scratch = kernel::scratch_bytes(k, group).max(gemm);
-        let scratch = scratch.next_multiple_of(ALIGN).checked_add(self.weights.gather_bytes())?;
+        let tiled = || gemm::scratch_bytes(m.div_ceil(CHUNK)) + self.weights.stored.pack_bytes();
+        let gemm = if self.may_use_tiles() { tiled().max(k) } else { 0 };
+        let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
+        let extra = Extra::new(&self.weights, self.gate.as_ref(), m)?;
         let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k, m.div_ceil(CHUNK))?);
         let batches = b2.checked_mul(b3)?;
         let per_batch = if self.may_use_tiles() { act.bytes.max(tiles.bytes) } else { act.bytes };
         per_batch.checked_mul(batches)?;
-        Some(Plan { act, tiles, batches, per_batch, per_thread: scratch.next_multiple_of(ALIGN) })
+        Some(Plan { act, tiles, batches, per_batch, extra, per_thread: scratch.checked_add(extra.bytes()?)? })
     }
 
     /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
@@ -216,7 +297,9 @@ impl MatMul {
     ) -> Option<Precision> {
         let [k, m, ..] = self.input.ne;
         let few_rows = m <= tiles::ROWS;
-        let Stored::Packed(shape) = self.weights.stored else { return Some(Precision::Bf16) };
+        let (Stored::Packed(shape) | Stored::InPlace(shape)) = self.weights.stored else {
+            return Some(Precision::Bf16);
+        };
         if settings.exact {
             return Some(Precision::Bf16);
         }
@@ -316,76 +399,26 @@ impl MatMul {
     unsafe fn compute(&self, operand: Operand, plan: &Plan, work: *mut u8, piece: &Piece, scratch: *mut u8) {
         let (i2, i3) = (piece.batch % self.input.ne[2], piece.batch / self.input.ne[2]);
         let ne = self.weights.ne;
-        let slice = (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3]));
-        let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]);
-        let gathered = scratch.wrapping_add(plan.per_thread - self.weights.gather_bytes());
-        // SAFETY: the batch's part of the work buffer; the scratch has room behind what kernels use.
-        unsafe {
-            let (act, tiles) = (plan.act.at(work), plan.tiles.at(work));
-            self.weights.each_run(slice, piece.cols.clone(), gathered, |panels, panel_bytes, cols| {
-                let job = Job {
-                    panels,
-                    panel_bytes,
-                    cols: cols.len(),
-                    act,
-                    rows: piece.rows.clone(),
-                    dst: dst.cast::<f32>().wrapping_add(cols.start),
-                    dst_rows: Rows::Every(self.output.nb[0]),
-                };
-                let stride = self.output.nb[0];
-                operand.multiply(&self.weights.stored, &job, scratch, |precision| TileJob {
-                    job: &job,
-                    tiles,
-                    precision,
-                    block: 0,
-                    chunk: 0,
-                    chunk_rows: CHUNK,
-                    stream: piece.rows.len() * stride >= STREAM_BYTES && stride.is_multiple_of(ALIGN),
-                });
-            });
-        }
-    }
-}
-
-/// What the activations were made into.
-#[derive(Clone, Copy)]
-enum Operand {
-    /// Blocks of 32, for the kernels of this instruction set.
-    Vectors(Isa),
-    /// Tiles.
-    Tiles(Precision),
-}
-
-impl Operand {
-    /// Computes `job` on weights stored like this, on the tile unit as `tiles` says.
-    ///
-    /// # Safety
-    /// As for [`kernel::run`] or [`gemm::run`].
-    unsafe fn multiply<'a>(
-        self,
-        stored: &Stored,
-        job: &'a Job,
-        scratch: *mut u8,
-        tiles: impl Fn(Precision) -> TileJob<'a>,
-    ) {
-        let proof = || Amx::new().expect("AMX was found usable");
-        // SAFETY: promised by the caller; an instruction set is used only with its proof.
-        unsafe {
-            match (self, stored) {
-                (Operand::Tiles(precision), Stored::Packed(shape)) => {
-                    with_format!(shape.ty, F => gemm::run::<F>(proof(), &tiles(precision), scratch))
-                }
-                (Operand::Tiles(precision), Stored::Plain(ty)) => {
-                    let (data, stride) = (job.panels, job.panel_bytes);
-                    let rows = PlainRows { ty, data, stride, rows: job.cols };
-                    gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
-                }
-                (Operand::Vectors(isa), Stored::Packed(shape)) => {
-                    with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))
-                }
-                (Operand::Vectors(_), Stored::Plain(_)) => unreachable!("plain weights are for tiles only"),
-            }
-        }
+        // SAFETY: the batch's part of the work buffer.
+        let (act, tiles) = unsafe { (plan.act.at(work), plan.tiles.at(work)) };
+        let (gathered, room) = plan.extra.at(scratch.wrapping_add(plan.per_thread));
+        let stride = self.output.nb[0];
+        let product = Product {
+            operand,
+            act,
+            tiles,
+            block: 0,
+            chunk: 0,
+            chunk_rows: CHUNK,
+            slice: (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3])),
+            rows: piece.rows.clone(),
+            scratch,
+            gathered,
+            stream: piece.rows.len() * stride >= STREAM_BYTES && stride.is_multiple_of(ALIGN),
+        };
+        let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]).cast();
+        // SAFETY: promised by the caller.
+        unsafe { product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), (dst, Rows::Every(stride)), room) };
     }
 }
 

@@ -44,6 +44,11 @@ pub struct Place {
     pub row: u32,
 }
 
+impl Place {
+    /// Of a choice that is no expert.
+    const NONE: Self = Self { expert: u32::MAX, row: 0 };
+}
+
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -98,6 +103,8 @@ impl Layout {
 struct Header {
     /// Experts that were chosen at all.
     active: usize,
+    /// Rows of all of them.
+    rows: usize,
     /// Blocks of tiles, and experts that have some.
     blocks: usize,
     chunks: usize,
@@ -146,8 +153,11 @@ impl Routing {
         unsafe {
             let counts = std::slice::from_raw_parts_mut(self.counts, self.layout.experts);
             counts.fill(0);
-            choices.each(|_, _, expert| counts[expert] += 1);
-            let mut header = Header { active: 0, blocks: 0, chunks: 0, next: AtomicUsize::new(0) };
+            choices.each(counts.len(), |_, _, expert| counts[expert] += 1);
+            let mut header = Header { active: 0, rows: 0, blocks: 0, chunks: 0, next: AtomicUsize::new(0) };
+            if choices.skip_others {
+                (0..self.layout.choices).for_each(|i| self.places.add(i).write(Place::NONE));
+            }
             let mut first = 0;
             for (number, count) in counts.iter_mut().enumerate().filter(|(_, count)| **count > 0) {
                 let rows = *count;
@@ -170,7 +180,8 @@ impl Routing {
                 first += rows;
             }
             let experts = std::slice::from_raw_parts_mut(self.experts, header.active);
-            choices.each(|token, slot, expert| {
+            header.rows = first as usize;
+            choices.each(counts.len(), |token, slot, expert| {
                 let expert = &mut experts[counts[expert] as usize];
                 let (at, row) = ((expert.first + expert.rows) as usize, expert.rows);
                 expert.rows += 1;
@@ -208,13 +219,18 @@ impl Routing {
         self.results.wrapping_add(expert.first as usize)
     }
 
-    /// Where the row of a choice is.
+    /// Rows of all experts.
+    pub fn rows(&self) -> usize {
+        self.header().rows
+    }
+
+    /// Where the row of a choice is; `None` if it is no expert.
     ///
     /// # Safety
     /// The choice must exist.
-    pub unsafe fn place(&self, choice: usize) -> Place {
+    pub unsafe fn place(&self, choice: usize) -> Option<Place> {
         // SAFETY: promised by the caller.
-        unsafe { *self.places.add(choice) }
+        Some(unsafe { *self.places.add(choice) }).filter(|p| p.expert != u32::MAX)
     }
 
     /// Takes parts of the work until nothing is left, and hands their pieces to `run`: `n` columns per

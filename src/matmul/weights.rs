@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, LANES};
-use crate::kernel::TILE_COLS;
+use crate::kernel::{TILE_COLS, gemm};
+use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
+use crate::with_format;
 
 /// src0 of a product. A view keeps the *plain* strides and offset that ggml gave it; this type maps
 /// them to where the packed bytes are.
@@ -28,7 +31,9 @@ pub struct Weights {
 pub enum Stored {
     /// In panels of 16 rows.
     Packed(Shape),
-    /// As GGUF has it.
+    /// As GGUF has it, of a type that is packed elsewhere: its panels are made on the way.
+    InPlace(Shape),
+    /// As GGUF has it, of a type that tiles are made of directly.
     Plain(&'static PlainType),
 }
 
@@ -36,7 +41,7 @@ impl Stored {
     /// ggml's name of the type.
     pub fn name(&self) -> &'static str {
         match self {
-            Stored::Packed(shape) => shape.ty.info().name,
+            Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().name,
             Stored::Plain(ty) => ty.name,
         }
     }
@@ -44,7 +49,7 @@ impl Stored {
     /// Weights per sum of activations for the vector kernels; plain weights never meet those.
     pub fn group(&self) -> usize {
         match self {
-            Stored::Packed(shape) => shape.ty.info().group,
+            Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().group,
             Stored::Plain(_) => ACT_BLOCK,
         }
     }
@@ -52,15 +57,20 @@ impl Stored {
     /// Rows of activations from which on tiles are used.
     pub fn tile_rows(&self) -> usize {
         match self {
-            Stored::Packed(shape) => shape.ty.info().tile_rows,
+            Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().tile_rows,
             Stored::Plain(_) => 1,
         }
+    }
+
+    /// Scratch that the tile GEMM needs besides its own to make panels of weights stored so.
+    pub fn pack_bytes(&self) -> usize {
+        if matches!(self, Stored::InPlace(_)) { gemm::PACK_BYTES } else { 0 }
     }
 
     /// Weights and bytes per block.
     fn block(&self) -> (usize, usize) {
         match self {
-            Stored::Packed(shape) => (shape.ty.info().block, shape.ty.info().bytes),
+            Stored::Packed(shape) | Stored::InPlace(shape) => (shape.ty.info().block, shape.ty.info().bytes),
             Stored::Plain(ty) => (1, ty.bytes),
         }
     }
@@ -119,18 +129,19 @@ impl Weights {
         (0..self.ne[3]).all(|i3| (0..self.ne[2]).all(|i2| self.panels(i2, i3, 0).is_some()))
     }
 
-    /// Scratch that [`Weights::each_run`] needs: two panels and one plain row to gather a view, nothing for
-    /// others. A multiple of 64.
+    /// Scratch that [`Weights::each_run`] needs: two panels and one plain row to gather a view or plain rows,
+    /// nothing for others. A multiple of 64.
     pub fn gather_bytes(&self) -> usize {
         match self.stored {
-            Stored::Packed(_) if !self.in_place() => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
-            _ => 0,
+            Stored::Packed(_) if self.in_place() => 0,
+            Stored::Packed(_) | Stored::InPlace(_) => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
+            Stored::Plain(_) => 0,
         }
     }
 
     /// Calls `run(first panel, bytes per panel, columns)` for columns `cols` of batch (i2, i3), in as few runs
     /// as the view allows: one, or two panels at a time if they must be gathered first. Of plain weights
-    /// it gets the first row, and bytes per row.
+    /// it gets the first row, and bytes per row, except where `panels` are needed of [`Stored::InPlace`].
     ///
     /// # Safety
     /// As for [`Weights::gather`]; `cols` must exist and start at a multiple of 32.
@@ -138,11 +149,14 @@ impl Weights {
         &self,
         (i2, i3): (usize, usize),
         cols: Range<usize>,
+        panels: bool,
         gathered: *mut u8,
         mut run: impl FnMut(*const u8, usize, Range<usize>),
     ) {
-        let Stored::Packed(shape) = self.stored else {
-            return run(self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0], cols);
+        let shape = match self.stored {
+            Stored::Packed(shape) => shape,
+            Stored::InPlace(shape) if panels => shape,
+            _ => return run(self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0], cols),
         };
         if let Some(panels) = self.panels(i2, i3, cols.start) {
             return run(panels, shape.panel_bytes(), cols);
@@ -170,6 +184,12 @@ impl Weights {
             slice_packed: TILE_COLS * row_bytes,
             ..*shape
         };
+        if matches!(self.stored, Stored::InPlace(_)) {
+            let data = self.base.wrapping_add(self.plain_offset(i2, i3, rows.start));
+            // SAFETY: the rows are readable, `out` has two panels.
+            unsafe { self.pack_rows(&two_panels, data, rows.len(), out) };
+            return two_panels.panel_bytes();
+        }
         let plain = out.wrapping_add(TILE_COLS * row_bytes);
         for (i, row) in rows.enumerate() {
             // SAFETY: the row is inside the tensor; the plain row lies behind the two panels.
@@ -180,5 +200,28 @@ impl Weights {
             }
         }
         two_panels.panel_bytes()
+    }
+
+    /// Packs `count` plain rows from `data` on into the two panels at `out`.
+    ///
+    /// # Safety
+    /// The rows must be readable, `out` have room for the panels.
+    unsafe fn pack_rows(&self, two_panels: &Shape, data: *const u8, count: usize, out: *mut u8) {
+        // SAFETY: promised by the caller; AVX-512 is used only with its proof.
+        unsafe {
+            if Avx512::new().is_some() {
+                let rows = WeightRows { data, stride: self.nb[0], rows: count };
+                let blocks = two_panels.k / two_panels.ty.info().block;
+                for panel in 0..count.div_ceil(LANES) {
+                    let to = out.add(panel * two_panels.panel_bytes());
+                    with_format!(two_panels.ty, F => rows.pack::<F>(panel, 0, blocks, to));
+                }
+                return;
+            }
+            for i in 0..count {
+                let row = std::slice::from_raw_parts(data.add(i * self.nb[0]), two_panels.row_bytes);
+                two_panels.write(out, i * two_panels.row_bytes, row);
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod activations;
 pub mod outliers;
+pub mod pack;
 pub mod plain;
 pub mod requant;
 pub mod rows;

@@ -215,14 +215,14 @@ impl<'a> OutlierTile<'a> {
         self.done += 1;
     }
 
-    /// Adds the channels that are left.
+    /// Adds the channels that are left; `panel` gives the panel for each.
     ///
     /// # Safety
     /// The panel must have them; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn finish<F: Format>(mut self, panel: *const u8) {
+    pub unsafe fn finish<F: Format>(mut self, panel: impl Fn(usize) -> *const u8) {
         while let Some(channel) = self.next(usize::MAX) {
-            let (block, g) = group_of::<F>(panel, channel / F::GROUP);
+            let (block, g) = group_of::<F>(panel(channel), channel / F::GROUP);
             // SAFETY: promised by the caller.
             unsafe {
                 let (scale, offset) = scale_and_offset::<F>(block, g);

@@ -10,6 +10,7 @@ use super::block::{BLOCK, PREFETCH_ACT, Pending, Place, Product, multiply, outli
 use super::{TILE_COLS, TileJob, result};
 use crate::cpu::cache;
 use crate::format::{Format, LANES};
+use crate::panel::pack::{self, WeightRows};
 use crate::panel::plain::PlainRows;
 use crate::panel::requant::{self, OutlierTile};
 use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
@@ -73,6 +74,69 @@ pub fn scratch_bytes(chunks: usize) -> usize {
     blocking.outliers() + chunks * blocking.pairs * STEP_BYTES
 }
 
+/// Bytes more that [`on_the_way`] needs behind [`scratch_bytes`]: a packed stretch, and one packed block.
+pub const PACK_BYTES: usize = pack::packed_bytes(STRETCH_STEPS * STEP_INT8) + pack::packed_bytes(1);
+
+/// Where packed weights come from.
+trait Source {
+    /// Panel `panel` of the job, good for channels `from..from + len`; and the address behind which what is read
+    /// next begins in the same way, to prefetch it.
+    ///
+    /// # Safety
+    /// The panel must be one of the job's, or its missing neighbour.
+    unsafe fn stretch<F: Format>(&self, panel: usize, from: usize, len: usize) -> (*const u8, *const u8);
+
+    /// The same panel, good for channel `channel`, which need not be in the stretch that was asked for last.
+    ///
+    /// # Safety
+    /// As for [`Source::stretch`].
+    unsafe fn channel<F: Format>(&self, panel: usize, channel: usize) -> *const u8;
+}
+
+/// In the weight tensor.
+struct InTensor<'a>(&'a TileJob<'a>);
+
+impl Source for InTensor<'_> {
+    unsafe fn stretch<F: Format>(&self, panel: usize, _: usize, _: usize) -> (*const u8, *const u8) {
+        let panel = self.0.panel(panel);
+        (panel, panel.wrapping_add(self.0.job.panel_bytes))
+    }
+
+    unsafe fn channel<F: Format>(&self, panel: usize, _: usize) -> *const u8 {
+        self.0.panel(panel)
+    }
+}
+
+/// In scratch, from plain rows: the last stretch, and behind it one block.
+struct OnTheWay<'a> {
+    rows: &'a WeightRows,
+    room: *mut u8,
+}
+
+impl OnTheWay<'_> {
+    /// What `packed`, whose first block is number `first`, looks like as a whole panel.
+    fn as_panel<F: Format>(packed: *mut u8, first: usize) -> *const u8 {
+        packed.wrapping_sub(first * LANES * F::BYTES).cast_const()
+    }
+}
+
+impl Source for OnTheWay<'_> {
+    unsafe fn stretch<F: Format>(&self, panel: usize, from: usize, len: usize) -> (*const u8, *const u8) {
+        let (first, count) = (from / F::BLOCK, len.div_ceil(F::BLOCK));
+        // SAFETY: promised by the caller; AVX-512 is there wherever tiles are.
+        unsafe { self.rows.pack::<F>(panel, first, count, self.room) };
+        let panel = Self::as_panel::<F>(self.room, first);
+        (panel, panel)
+    }
+
+    unsafe fn channel<F: Format>(&self, panel: usize, channel: usize) -> *const u8 {
+        let (first, room) = (channel / F::BLOCK, self.room.wrapping_add(PACK_BYTES - pack::packed_bytes(1)));
+        // SAFETY: as above.
+        unsafe { self.rows.pack::<F>(panel, first, 1, room) };
+        Self::as_panel::<F>(room, first)
+    }
+}
+
 /// One block of columns and one stretch of channels.
 struct Panels {
     scratch: *mut u8,
@@ -96,7 +160,18 @@ struct Panels {
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8) {
     // SAFETY: passed on.
-    unsafe { each_block::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len)) }
+    unsafe { each_block::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len, &InTensor(job))) }
+}
+
+/// Plain rows, packed on the way.
+///
+/// # Safety
+/// As for [`super::run_rows`].
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn on_the_way<F: Format, const BF16: bool>(job: &TileJob<'_>, rows: &WeightRows, scratch: *mut u8) {
+    let source = OnTheWay { rows, room: scratch.wrapping_add(scratch_bytes(job.chunks())) };
+    // SAFETY: passed on.
+    unsafe { each_block::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len, &source)) }
 }
 
 /// Weights stored plain, in BF16.
@@ -154,16 +229,16 @@ unsafe fn each_block<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make
 /// As for [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
-unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Panels, len: usize) {
+unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Panels, len: usize, source: &impl Source) {
     let pass_len = job.precision.pass_steps() * job.precision.step();
     let passes = len.div_ceil(pass_len);
     for i in 0..2 * part.pairs {
         let (pair, half) = (i / 2, i % 2);
-        let panel = job.panel(2 * part.pair + i);
+        let number = 2 * part.pair + i;
         let out = part.weights(pair, 0).wrapping_add(half * STEP_BYTES / 2);
-        let next_panel = panel.wrapping_add(job.job.panel_bytes);
         // SAFETY: promised by the caller; the scratch has room for all pairs.
         unsafe {
+            let (panel, next_panel) = source.stretch::<F>(number, part.from, len);
             if BF16 {
                 requant::bf16::<F>(panel, part.from, len, out, next_panel);
                 continue;
@@ -185,8 +260,11 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
                 requant::int8::<F>(panel, channels, to, scales, next, first);
             }
             if part.first {
-                first.iter().for_each(|tile| tile.finish::<F>(panel));
-                chunks.skip(ON_THE_WAY).for_each(|chunk| tile(chunk).finish::<F>(panel));
+                let rest = |channel: usize| {
+                    if channel < part.from + len { panel } else { source.channel::<F>(number, channel) }
+                };
+                first.iter().for_each(|tile| tile.finish::<F>(rest));
+                chunks.skip(ON_THE_WAY).for_each(|chunk| tile(chunk).finish::<F>(rest));
             }
         }
     }

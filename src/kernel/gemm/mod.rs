@@ -13,6 +13,7 @@ use crate::cpu::Amx;
 use crate::cpu::tile::Tiles as TileUnit;
 use crate::format::{Format, LANES};
 use crate::panel::outliers::Channels;
+use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
 use crate::panel::tiles::{Precision, ROWS, Tiles};
 
@@ -20,6 +21,8 @@ use crate::panel::tiles::{Precision, ROWS, Tiles};
 pub fn scratch_bytes(chunks: usize) -> usize {
     columns::scratch_bytes(chunks)
 }
+
+pub use columns::PACK_BYTES;
 
 /// A piece of one product on the tile unit.
 pub struct TileJob<'a> {
@@ -57,6 +60,25 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
             Precision::Bf16 => columns::packed::<F, true>(job, scratch),
         }
         // Stores past the caches are not ordered by the barrier that follows.
+        _mm_sfence();
+    }
+}
+
+/// Computes `job` on plain rows of a packed type; its panels are not used.
+///
+/// # Safety
+/// As for [`run`], the scratch with [`PACK_BYTES`] more; the rows must be the job's columns.
+pub unsafe fn run_rows<F: Format>(proof: Amx, job: &TileJob<'_>, rows: &WeightRows, scratch: *mut u8) {
+    if job.job.rows.is_empty() || job.job.cols == 0 {
+        return;
+    }
+    let _unit = TileUnit::enter_full(proof);
+    // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
+    unsafe {
+        match job.precision {
+            Precision::Int8 { .. } => columns::on_the_way::<F, false>(job, rows, scratch),
+            Precision::Bf16 => columns::on_the_way::<F, true>(job, rows, scratch),
+        }
         _mm_sfence();
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// `threads` threads, each with its number, and a barrier for all.
-fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
+pub(super) fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
     let barrier = Barrier::new(threads);
     std::thread::scope(|scope| {
         for index in 0..threads {
@@ -18,13 +18,13 @@ fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
     });
 }
 
-struct Shared<'a>(&'a ExpertMul, *mut u8);
+pub(super) struct Shared<'a>(pub &'a ExpertMul, pub *mut u8);
 
 // SAFETY: threads of one operation share its pointers by design.
 unsafe impl Sync for Shared<'_> {}
 
 impl Shared<'_> {
-    fn run(&self, settings: Settings, thread: &Thread<'_>) {
+    pub fn run(&self, settings: Settings, thread: &Thread<'_>) {
         // SAFETY: the buffers of the test have the sizes asked for.
         unsafe { self.0.run(settings, thread, self.1) }
     }
@@ -55,13 +55,14 @@ impl Case {
             (0..stride * tokens).map(|i| (self.choose)(i, random.next() as usize) as i32 % experts as i32).collect();
         let mut out = vec![f32::NAN; n * used * tokens];
         let op = ExpertMul {
+            gate: None,
             weights: Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
             input: Input {
                 data: x.as_ptr().cast(),
                 ne: [k, per_token, tokens, 1],
                 nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
             },
-            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride] },
+            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride], skip_others: false },
             output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
         };
         op.check().unwrap();
@@ -134,7 +135,7 @@ fn every_row_is_the_product_with_its_tokens_expert() {
 #[test]
 fn ids_that_are_no_experts_are_found() {
     let ids = [0i32, 2, 1, 3, -1, 0];
-    let choices = |nb| Choices { data: ids.as_ptr().cast(), used: 2, tokens: 2, nb };
+    let choices = |nb| Choices { data: ids.as_ptr().cast(), used: 2, tokens: 2, nb, skip_others: false };
     // SAFETY: the memory has all ids.
     unsafe {
         assert_eq!(choices([4, 8]).find_bad(4), None);
@@ -147,9 +148,10 @@ fn ids_that_are_no_experts_are_found() {
 fn shapes_that_do_not_fit_are_named() {
     let (shape, packed) = pack(WeightType::Q8_0, 64, 16, 4, &vec![0; 4 * 16 * 68]);
     let op = |ne: [usize; 4], used, tokens| ExpertMul {
+        gate: None,
         weights: Weights::whole(shape, packed.as_ptr(), [64, 16, 4, 1]),
         input: Input { data: std::ptr::null(), ne, nb: [4, 256, 256, 256] },
-        choices: Choices { data: std::ptr::null(), used, tokens, nb: [4, 8] },
+        choices: Choices { data: std::ptr::null(), used, tokens, nb: [4, 8], skip_others: false },
         output: Output { data: std::ptr::null_mut(), nb: [64, 64, 64] },
     };
     assert!(op([64, 2, 5, 1], 2, 5).check().is_ok());

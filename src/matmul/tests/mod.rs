@@ -2,11 +2,12 @@
 //! case, element by element.
 
 mod experts;
+mod fused;
 
 use std::sync::Barrier;
 
 use super::*;
-use crate::cpu;
+use crate::cpu::{self, Amx};
 use crate::format::WeightType;
 use crate::kernel::tests::{Random, nmse, weights_and_reference};
 use crate::panel::weights::Shape;
@@ -122,6 +123,7 @@ fn batches_broadcast_and_strides_are_ggmls() {
         let x: Vec<f32> = (0..k * m * x2 * x3).map(|_| uniform(&mut random)).collect();
         let nb = [4, 4 * k * x2, 4 * k, 4 * k * x2 * m];
         let op = MatMul {
+            gate: None,
             weights: Weights::whole(shape, packed.as_ptr(), [k, n, w2, w3]),
             input: Input { data: x.as_ptr().cast(), ne: [k, m, x2, x3], nb },
             output: Output { data: std::ptr::null_mut(), nb: [4 * n, 4 * n * m, 4 * n * m * x2] },
@@ -164,6 +166,7 @@ fn views_give_the_bits_of_a_tensor_of_their_own() {
         let own: Vec<u8> = (0..vn).flat_map(|r| plain[offset + r * nb1..][..bytes].to_vec()).collect();
         let (own_shape, own_packed) = pack(WeightType::Q8_0, vk, vn, 1, &own);
         let op = |weights| MatMul {
+            gate: None,
             weights,
             input: Input { data: x.as_ptr().cast(), ne: [vk, m, 1, 1], nb: [4, 4 * k, 0, 0] },
             output: Output { data: std::ptr::null_mut(), nb: [4 * vn, 0, 0] },
@@ -190,6 +193,7 @@ fn strided_elements_and_no_rows_at_all() {
     let x: Vec<f32> = (0..k * 6).map(|_| uniform(&mut random)).collect();
     let transposed: Vec<f32> = (0..6 * k).map(|i| x[i % 6 * k + i / 6]).collect();
     let op = |x: &[f32], m, nb0, nb1| MatMul {
+        gate: None,
         weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
         input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [nb0, nb1, 0, 0] },
         output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
@@ -210,6 +214,7 @@ fn strided_elements_and_no_rows_at_all() {
 fn shapes_that_do_not_fit_are_named() {
     let shape = Shape::new(WeightType::Q8_0, 64, 4, 2).unwrap();
     let op = |x_ne| MatMul {
+        gate: None,
         weights: Weights::whole(shape, std::ptr::null(), [64, 4, 2, 1]),
         input: Input { data: std::ptr::null(), ne: x_ne, nb: [4; 4] },
         output: Output { data: std::ptr::null_mut(), nb: [16; 3] },
@@ -296,6 +301,7 @@ fn the_tile_gemm_is_as_good_as_its_precision_for_every_type_and_odd_shapes() {
                 let x = activations(kind, m, k);
                 let (shape, packed, reference) = weights_and_reference(*ty, k, n, m, &x);
                 let op = MatMul {
+                    gate: None,
                     weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
                     input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
                     output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
@@ -328,6 +334,7 @@ fn not_finite(m: usize) {
     x[9 * k + 200] = f32::INFINITY;
     let (shape, packed, _) = weights_and_reference(WeightType::Q8_0, k, n, m, &x);
     let op = MatMul {
+        gate: None,
         weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
         input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
         output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
@@ -353,6 +360,7 @@ fn large_results_are_the_same_wherever_they_are_written() {
     let (shape, packed, reference) = weights_and_reference(WeightType::Q4_0, k, n, m, &x);
     for stride in [4 * n, 4 * n + 4] {
         let op = MatMul {
+            gate: None,
             weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
             input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
             output: Output { data: std::ptr::null_mut(), nb: [stride, 0, 0] },

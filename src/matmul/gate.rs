@@ -1,0 +1,138 @@
+//! Two products of the same activations made into one result: `activation(gate) * up`, as in the first half of a
+//! gated feed-forward network. Block by block, so that what is combined is still in the caches.
+
+use std::ops::Range;
+
+use super::Weights;
+use crate::cpu::{Avx512, Isa};
+use crate::kernel::activation::{self, Activation};
+use crate::panel::rows::Rows;
+
+/// Columns that are computed together at least: one block of the tile GEMM where the caches are large.
+const COLUMNS: usize = 320;
+/// Results of `up` that are kept at a time, as long as that is enough for [`COLUMNS`] of all rows.
+const ROOM: usize = COLUMNS * 512;
+
+/// The second product, and what is made of both.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// Its weights: shape and type of the first one's.
+    pub weights: Weights,
+    /// What is applied to its results.
+    pub activation: Activation,
+    /// Above 1e-6: most that comes out of the activation, and largest magnitude of `up`.
+    pub limit: f32,
+    /// Added to the results of `up` and `gate` beforehand.
+    pub biases: Biases,
+}
+
+/// Vectors of f32, one per expert; null where there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct Biases {
+    /// First vectors.
+    pub up: *const u8,
+    /// For the gate.
+    pub gate: *const u8,
+    /// Bytes from one expert's to the next.
+    pub nb: [usize; 2],
+}
+
+impl Biases {
+    /// None.
+    pub const NONE: Self = Self { up: std::ptr::null(), gate: std::ptr::null(), nb: [0; 2] };
+
+    /// The biases of an expert from column `col` on.
+    fn of(&self, expert: usize, col: usize) -> [*const f32; 2] {
+        let at = |data: *const u8, nb: usize| match data.is_null() {
+            true => std::ptr::null(),
+            false => data.wrapping_add(expert * nb).cast::<f32>().wrapping_add(col),
+        };
+        [at(self.up, self.nb[0]), at(self.gate, self.nb[1])]
+    }
+}
+
+/// Bytes of scratch for the results of `up`, a multiple of 64, where a piece has up to `rows` rows; `None` if that
+/// does not fit.
+pub fn room_bytes(rows: usize) -> Option<usize> {
+    rows.checked_mul(COLUMNS)?.max(ROOM).checked_mul(4)
+}
+
+/// Cuts columns into blocks whose results of `rows` rows fit the room.
+pub fn blocks(cols: Range<usize>, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (ROOM / rows.max(1)).max(COLUMNS) / COLUMNS * COLUMNS;
+    cols.clone().step_by(step).map(move |first| first..cols.end.min(first + step))
+}
+
+/// A block of results.
+pub struct Block {
+    /// Its columns.
+    pub cols: Range<usize>,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Number of the expert.
+    pub expert: usize,
+    /// Results of `up`: rows of as many floats as there are columns.
+    pub up: *const f32,
+    /// Results of the gate in the first of the columns; replaced by what is made of both.
+    pub dst: *mut f32,
+    /// Their rows.
+    pub dst_rows: Rows,
+}
+
+impl Gate {
+    /// Whether it goes with these weights.
+    pub fn check(&self, up: &Weights) -> Result<(), String> {
+        match self.weights.ne == up.ne && self.weights.stored.name() == up.stored.name() {
+            true => Ok(()),
+            false => Err(format!(
+                "gate and up differ: {} {:?}, {} {:?}",
+                self.weights.stored.name(),
+                self.weights.ne,
+                up.stored.name(),
+                up.ne
+            )),
+        }
+    }
+
+    /// Combines a block.
+    ///
+    /// # Safety
+    /// Both products must be there, the biases as long as the rows.
+    pub unsafe fn combine(&self, isa: Isa, block: &Block) {
+        let [up_bias, gate_bias] = self.biases.of(block.expert, block.cols.start);
+        let avx512 = if isa == Isa::Portable { None } else { Avx512::new() };
+        for (i, row) in block.rows.clone().enumerate() {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let job = activation::Job {
+                    activation: self.activation,
+                    limit: self.limit,
+                    up: block.up.add(i * block.cols.len()),
+                    up_bias,
+                    gate_bias,
+                    dst: block.dst.byte_add(block.dst_rows.offset(row)),
+                    len: block.cols.len(),
+                };
+                activation::run(avx512, &job);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_the_columns_and_fit_the_room() {
+        for (cols, rows) in [(0..14336, 512), (64..96, 1), (0..7168, 1), (32..5000, 2048), (0..768, 100)] {
+            let mut at = cols.start;
+            for block in blocks(cols.clone(), rows) {
+                assert_eq!(block.start, at);
+                assert!(block.start.is_multiple_of(32) && block.len() * rows * 4 <= room_bytes(rows).unwrap());
+                at = block.end;
+            }
+            assert_eq!(at, cols.end);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What one thread computes at a time: some rows of activations times some columns of weights.
+
+use std::ops::Range;
+
+use super::{Gate, Stored, Weights, gate};
+use crate::cpu::{Amx, Isa};
+use crate::kernel::gemm::{self, TileJob};
+use crate::kernel::{self, Job};
+use crate::panel::activations::Activations;
+use crate::panel::pack::WeightRows;
+use crate::panel::plain::PlainRows;
+use crate::panel::rows::Rows;
+use crate::panel::tiles::{Precision, Tiles};
+use crate::with_format;
+
+/// What a thread needs besides the kernels' scratch.
+#[derive(Clone, Copy)]
+pub(super) struct Extra {
+    /// To gather weights.
+    pub gathered: usize,
+    /// For results that are to be combined with others.
+    pub room: usize,
+}
+
+impl Extra {
+    /// Where pieces have up to `rows` rows; `None` if that does not fit.
+    pub fn new(weights: &Weights, gate: Option<&Gate>, rows: usize) -> Option<Self> {
+        let of_gate = gate.map_or(0, |g| g.weights.gather_bytes());
+        let room = if gate.is_some() { gate::room_bytes(rows)? } else { 0 };
+        Some(Self { gathered: weights.gather_bytes().max(of_gate), room })
+    }
+
+    pub fn bytes(self) -> Option<usize> {
+        self.gathered.checked_add(self.room)
+    }
+
+    /// Both parts at the end of a thread's memory.
+    pub fn at(self, end: *mut u8) -> (*mut u8, *mut f32) {
+        let room = end.wrapping_sub(self.room);
+        (room.wrapping_sub(self.gathered), room.cast())
+    }
+}
+
+/// Some rows of activations times some columns of weights.
+pub(super) struct Product {
+    pub operand: Operand,
+    pub act: Activations,
+    pub tiles: Tiles,
+    /// As in [`TileJob`].
+    pub block: usize,
+    pub chunk: usize,
+    pub chunk_rows: usize,
+    /// Which matrix of the weights.
+    pub slice: (usize, usize),
+    pub rows: Range<usize>,
+    pub scratch: *mut u8,
+    /// Scratch to gather weights in.
+    pub gathered: *mut u8,
+    pub stream: bool,
+}
+
+impl Product {
+    /// Columns `cols` of the result whose rows count from `dst`, with a gate by way of `room`.
+    ///
+    /// # Safety
+    /// As for [`MatMul::run`]; the parts must be as large as planned.
+    pub unsafe fn run(
+        &self,
+        weights: &Weights,
+        gate: Option<&Gate>,
+        cols: Range<usize>,
+        (dst, dst_rows): (*mut f32, Rows),
+        room: *mut f32,
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let Some(gate) = gate else {
+                return self.multiply(weights, cols.clone(), dst.wrapping_add(cols.start), dst_rows, self.stream);
+            };
+            for cols in gate::blocks(cols, self.rows.len()) {
+                let stride = cols.len() * 4;
+                let up = room.wrapping_byte_sub(self.rows.start * stride);
+                let dst = dst.wrapping_add(cols.start);
+                self.multiply(weights, cols.clone(), up, Rows::Every(stride), false);
+                self.multiply(&gate.weights, cols.clone(), dst, dst_rows, false);
+                let block =
+                    gate::Block { cols, rows: self.rows.clone(), expert: self.slice.0, up: room, dst, dst_rows };
+                gate.combine(self.operand.isa(), &block);
+            }
+        }
+    }
+
+    /// Columns `cols`, the first of them at `dst`.
+    ///
+    /// # Safety
+    /// As for [`Product::run`].
+    unsafe fn multiply(&self, weights: &Weights, cols: Range<usize>, dst: *mut f32, dst_rows: Rows, stream: bool) {
+        let panels = matches!(self.operand, Operand::Vectors(_));
+        let first = cols.start;
+        // SAFETY: promised by the caller; the scratch has room behind what kernels use.
+        unsafe {
+            weights.each_run(self.slice, cols, panels, self.gathered, |panels, panel_bytes, cols| {
+                let job = Job {
+                    panels,
+                    panel_bytes,
+                    cols: cols.len(),
+                    act: self.act,
+                    rows: self.rows.clone(),
+                    dst: dst.wrapping_add(cols.start - first),
+                    dst_rows,
+                };
+                self.operand.multiply(&weights.stored, &job, self.scratch, |precision| TileJob {
+                    job: &job,
+                    tiles: self.tiles,
+                    precision,
+                    block: self.block,
+                    chunk: self.chunk,
+                    chunk_rows: self.chunk_rows,
+                    stream,
+                });
+            });
+        }
+    }
+}
+
+/// What the activations were made into.
+#[derive(Clone, Copy)]
+pub(super) enum Operand {
+    /// Blocks of 32, for the kernels of this instruction set.
+    Vectors(Isa),
+    /// Tiles.
+    Tiles(Precision),
+}
+
+impl Operand {
+    /// The highest instruction set it may be used with.
+    fn isa(self) -> Isa {
+        match self {
+            Operand::Vectors(isa) => isa,
+            Operand::Tiles(_) => Isa::Amx,
+        }
+    }
+
+    /// Computes `job` on weights stored like this, on the tile unit as `tiles` says.
+    ///
+    /// # Safety
+    /// As for [`kernel::run`] or [`gemm::run`].
+    unsafe fn multiply<'a>(
+        self,
+        stored: &Stored,
+        job: &'a Job,
+        scratch: *mut u8,
+        tiles: impl Fn(Precision) -> TileJob<'a>,
+    ) {
+        let proof = || Amx::new().expect("AMX was found usable");
+        // SAFETY: promised by the caller; an instruction set is used only with its proof.
+        unsafe {
+            match (self, stored) {
+                (Operand::Tiles(precision), Stored::Packed(shape)) => {
+                    with_format!(shape.ty, F => gemm::run::<F>(proof(), &tiles(precision), scratch))
+                }
+                (Operand::Tiles(precision), Stored::InPlace(shape)) => {
+                    let rows = WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols };
+                    with_format!(shape.ty, F => gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
+                }
+                (Operand::Tiles(precision), Stored::Plain(ty)) => {
+                    let (data, stride) = (job.panels, job.panel_bytes);
+                    let rows = PlainRows { ty, data, stride, rows: job.cols };
+                    gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
+                }
+                (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace(shape)) => {
+                    with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))
+                }
+                (Operand::Vectors(_), Stored::Plain(_)) => unreachable!("plain weights are for tiles only"),
+            }
+        }
+    }
+}
