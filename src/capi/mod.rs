@@ -2,5 +2,6 @@
 //! understand, panics end here. `include/ggml-amx.h` is generated from this module.
 
 pub mod backend;
+pub mod ik;
 pub mod standalone;
 pub mod types;

@@ -40,6 +40,9 @@ pub struct Env {
     pub threads: Option<usize>,
     /// `GGML_AMX_LOG`, default `info`.
     pub log: log::Level,
+    /// `GGML_AMX_CHECK` is `nan`: look through every result in ik_llama.cpp, and end the process if one is NaN or
+    /// infinite.
+    pub check_nan: bool,
 }
 
 /// The environment as it was at the first call.
@@ -72,6 +75,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
     let isa = choose("GGML_AMX_ISA", &["amx", "avx512", "portable"])
         .map(|i| [IsaCeiling::Amx, IsaCeiling::Avx512, IsaCeiling::Portable][i]);
     let exact = choose("GGML_AMX_PRECISION", &["auto", "exact"]) == Some(1);
+    let check_nan = choose("GGML_AMX_CHECK", &["nan"]) == Some(0);
     let log = match choose("GGML_AMX_LOG", &["quiet", "info", "debug"]) {
         Some(0) => log::Level::Error,
         Some(2) => log::Level::Debug,
@@ -84,7 +88,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
             None
         }
     });
-    Env { mode, isa, exact, threads, log }
+    Env { mode, isa, exact, threads, log, check_nan }
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@
 pub mod abi;
 pub mod buffer_type;
 pub mod cxx;
+pub mod ik;
 pub mod op;
 mod selfcheck;
-mod symbols;
+pub(crate) mod symbols;
 
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::mem::offset_of;
 
-use libc::c_void;
+use libc::{c_char, c_void};
 
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::{HostTypes, Ops, Symbols, symbols};
@@ -16,17 +16,17 @@ use crate::format::WeightType;
 use crate::panel::plain;
 
 /// Memory for the trial tensors; ggml places objects of about 370 bytes in it.
-const ARENA: usize = 64 << 10;
+pub(super) const ARENA: usize = 64 << 10;
 /// More members than any version of ggml's interfaces has.
 const SLOTS: usize = 16;
 /// Types up to this number are in every ggml since 2024.
 const LAST_OLD_TYPE: i32 = 30;
 /// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor.
-const OBJECT_SIZE: usize = 32;
+pub(super) const OBJECT_SIZE: usize = 32;
 
 /// Proves the layout of the host behind `symbols` and reads its operation numbers.
 pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
-    let types = types(symbols)?;
+    let types = types(|number| host_type(symbols, number))?;
     let mut arena = vec![0u64; ARENA / 8];
     let params = GgmlInitParams { mem_size: ARENA, mem_buffer: arena.as_mut_ptr().cast(), no_alloc: true };
     // SAFETY: ggml_init with memory of ours; freed below, before the arena goes.
@@ -43,7 +43,7 @@ pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
     result
 }
 
-fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
+pub(super) fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(format!("the host's layout is not the one this library knows: {}", what())) }
 }
 
@@ -52,23 +52,37 @@ fn host_type(symbols: &Symbols, number: i32) -> (String, i64, usize) {
     // SAFETY: ggml answers for any number, past its table too.
     unsafe {
         let name = (symbols.ggml_type_name)(number);
-        let name = if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() };
-        // Sizes are looked up in a table: only for numbers that are in it.
-        match name.as_str() {
-            "" | "NONE" => (name, 0, 0),
-            _ => (name, (symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number)),
+        type_facts(name, || ((symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number)))
+    }
+}
+
+/// A type's name, weights and bytes per block, which `sizes` looks up in a table: only for numbers that are in it.
+///
+/// # Safety
+/// `name` must be null or a C string.
+pub(super) unsafe fn type_facts(name: *const c_char, sizes: impl Fn() -> (i64, usize)) -> (String, i64, usize) {
+    let name = match name.is_null() {
+        true => String::new(),
+        // SAFETY: promised by the caller.
+        false => unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(),
+    };
+    match name.as_str() {
+        "" | "NONE" => (name, 0, 0),
+        _ => {
+            let (weights, bytes) = sizes();
+            (name, weights, bytes)
         }
     }
 }
 
 /// The numbers of our weight types name the same types in the host. Those that came later than the others
 /// may be missing, or be something else in a fork: then they are left alone.
-fn types(symbols: &Symbols) -> Result<HostTypes, String> {
+pub(super) fn types(host_type: impl Fn(i32) -> (String, i64, usize)) -> Result<HostTypes, String> {
     let mut known = HostTypes::default();
     for ty in WeightType::ALL {
         let number = *ty as i32;
         let expected = (ty.info().name.to_string(), ty.info().block as i64, ty.info().bytes);
-        let found = host_type(symbols, number);
+        let found = host_type(number);
         ensure(found == expected || number > LAST_OLD_TYPE, || {
             format!("type {number} should be {expected:?} (name, weights, bytes), the host has {found:?}")
         })?;
@@ -77,13 +91,13 @@ fn types(symbols: &Symbols) -> Result<HostTypes, String> {
         }
     }
     for (number, name) in [(TYPE_F32, "f32"), (TYPE_I32, "i32")] {
-        let found = host_type(symbols, number);
+        let found = host_type(number);
         ensure(found == (name.to_string(), 1, 4), || {
             format!("type {number} should be {name}, the host has {found:?}")
         })?;
     }
     for ty in plain::TYPES {
-        if host_type(symbols, ty.number) == (ty.name.to_string(), 1, ty.bytes) {
+        if host_type(ty.number) == (ty.name.to_string(), 1, ty.bytes) {
             ty.enable();
         }
     }
@@ -91,7 +105,7 @@ fn types(symbols: &Symbols) -> Result<HostTypes, String> {
 }
 
 /// Of these types those without codebooks, and those whose codebooks the host's decoders give.
-fn readable(types: HostTypes) -> HostTypes {
+pub(super) fn readable(types: HostTypes) -> HostTypes {
     let mut readable = HostTypes::default();
     for ty in WeightType::ALL.iter().filter(|ty| types.has(**ty)) {
         if symbols::make_readable(*ty) {

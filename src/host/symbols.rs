@@ -13,53 +13,66 @@ use libc::{c_char, c_void};
 use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor};
 use crate::format::{Dequantise, WeightType};
 
-/// Declares the symbols once: struct field, weak table entry, lookup.
+/// Declares the functions of a host once: struct field, entry in a weak table of this name, lookup.
 macro_rules! host_symbols {
-    ($($name:ident: $ty:ty;)*) => {
-        /// The functions of a host, all present.
+    ($(#[$doc:meta])* $symbols:ident in $table:ident; $($name:ident: $ty:ty;)*) => {
+        $(#[$doc])*
         #[derive(Clone, Copy)]
-        #[allow(missing_docs)] // ggml's own names; see ggml.h, ggml-backend.h and ggml-cpu-impl.h
-        pub struct Symbols {
+        #[allow(missing_docs)] // ggml's own names; see its headers
+        pub struct $symbols {
             $(pub $name: $ty,)*
         }
 
-        std::arch::global_asm!(
-            ".section .data.rel.ro.ggml_amx_host_symbols,\"aw\",@progbits",
-            ".balign 8",
-            ".hidden ggml_amx_host_symbols",
-            ".globl ggml_amx_host_symbols",
-            "ggml_amx_host_symbols:",
-            $(concat!(".weak ", stringify!($name)), concat!(".quad ", stringify!($name)),)*
-            ".previous",
-        );
+        $crate::host::symbols::weak_table!($table; $(stringify!($name),)*);
 
-        const NAMES: &[&CStr] = &[
-            $(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
-                Ok(name) => name,
-                Err(_) => panic!(),
-            },)*
-        ];
-
-        impl Symbols {
+        impl $symbols {
             /// All functions, or the name of one that is missing.
             pub fn find() -> Result<Self, String> {
+                let names = [$(concat!(stringify!($name), "\0"),)*];
                 let mut index = 0;
                 let mut next = || {
-                    let found = lookup(index);
+                    let name = std::ffi::CStr::from_bytes_with_nul(names[index].as_bytes()).expect("ends with NUL");
+                    // SAFETY: the table has a word per name. Volatile, because the compiler must not assume
+                    // that the address of a function is never null.
+                    let linked = unsafe { (&raw const $table).cast::<usize>().add(index).read_volatile() };
                     index += 1;
-                    found
+                    let missing = || format!("no usable ggml in this process: {} is missing", name.to_string_lossy());
+                    $crate::host::symbols::find(linked, name).ok_or_else(missing)
                 };
                 Ok(Self {
                     // SAFETY: the address is that of ggml's function of this name, which has this type
                     // in every version the self-check accepts.
-                    $($name: unsafe { std::mem::transmute::<*const c_void, $ty>(next()?) },)*
+                    $($name: unsafe { std::mem::transmute::<*const libc::c_void, $ty>(next()?) },)*
                 })
             }
         }
     };
 }
+pub(super) use host_symbols;
+
+/// A table of weak references, filled by the linker; zero where the process has no such function.
+macro_rules! weak_table {
+    ($table:ident; $($name:expr,)*) => {
+        std::arch::global_asm!(
+            concat!(".section .data.rel.ro.", stringify!($table), ",\"aw\",@progbits"),
+            ".balign 8",
+            concat!(".hidden ", stringify!($table)),
+            concat!(".globl ", stringify!($table)),
+            concat!(stringify!($table), ":"),
+            $(concat!(".weak ", $name), concat!(".quad ", $name),)*
+            ".previous",
+        );
+
+        unsafe extern "C" {
+            static $table: [usize; 1];
+        }
+    };
+}
+pub(crate) use weak_table;
 
 host_symbols! {
+    /// The functions of llama.cpp's ggml, all present.
+    Symbols in ggml_amx_host_symbols;
     ggml_init: unsafe extern "C" fn(GgmlInitParams) -> *mut c_void;
     ggml_free: unsafe extern "C" fn(*mut c_void);
     ggml_tensor_overhead: unsafe extern "C" fn() -> usize;
@@ -103,21 +116,8 @@ host_symbols! {
     ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
 }
 
-unsafe extern "C" {
-    /// Filled by the linker; zero where the process has no such function.
-    static ggml_amx_host_symbols: [usize; NAMES.len()];
-}
-
-fn lookup(index: usize) -> Result<*const c_void, String> {
-    // SAFETY: the table has NAMES.len() words. Volatile, because the compiler must not assume that
-    // the address of a function is never null.
-    let linked = unsafe { (&raw const ggml_amx_host_symbols[index]).read_volatile() };
-    let missing = || format!("no usable ggml in this process: {} is missing", NAMES[index].to_string_lossy());
-    find(linked, NAMES[index]).ok_or_else(missing)
-}
-
 /// What the linker found, or what the process has by now.
-fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
+pub(super) fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
     // SAFETY: a C string and a pseudo-handle.
     let found = || unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).cast_const() };
     let address = if linked != 0 { linked as *const c_void } else { found() };
@@ -127,15 +127,7 @@ fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
 /// Declares functions that a host may lack.
 macro_rules! optional_symbols {
     ($($name:literal,)*) => {
-        std::arch::global_asm!(
-            ".section .data.rel.ro.ggml_amx_optional_symbols,\"aw\",@progbits",
-            ".balign 8",
-            ".hidden ggml_amx_optional_symbols",
-            ".globl ggml_amx_optional_symbols",
-            "ggml_amx_optional_symbols:",
-            $(concat!(".weak ", $name), concat!(".quad ", $name),)*
-            ".previous",
-        );
+        weak_table!(ggml_amx_optional_symbols; $($name,)*);
 
         const OPTIONAL: &[&str] = &[$($name),*];
     };
@@ -151,16 +143,11 @@ optional_symbols! {
     "dequantize_row_iq1_m",
 }
 
-unsafe extern "C" {
-    /// As [`ggml_amx_host_symbols`].
-    static ggml_amx_optional_symbols: [usize; OPTIONAL.len()];
-}
-
 /// ggml's decoder `name`, if this process has it.
 fn dequantise(name: &'static CStr) -> Option<Dequantise> {
     let index = OPTIONAL.iter().position(|n| n.as_bytes() == name.to_bytes())?;
-    // SAFETY: as in `lookup`.
-    let linked = unsafe { (&raw const ggml_amx_optional_symbols[index]).read_volatile() };
+    // SAFETY: the table has a word per name; volatile as above.
+    let linked = unsafe { (&raw const ggml_amx_optional_symbols).cast::<usize>().add(index).read_volatile() };
     // SAFETY: the address is that of ggml's function of this name; all of them have this type.
     find(linked, name).map(|address| unsafe { std::mem::transmute::<*const c_void, Dequantise>(address) })
 }

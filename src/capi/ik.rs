@@ -1,0 +1,384 @@
+//! The functions that stand in front of ik_llama.cpp's, under the names that `ld --wrap` gives them; a preloaded library
+//! has them under the plain names too. Not declared in the header: nobody calls them by name.
+//!
+//! `__real_X` is what the linker calls the host's own; without it, it is the next `X` after this library.
+
+use std::ffi::CString;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use libc::{c_char, c_int, c_long, c_void};
+
+use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkTensor};
+use crate::host::ik::seam::{self, Mul4d};
+use crate::host::symbols::weak_table;
+
+/// The names, once.
+macro_rules! wrapped {
+    ($($name:literal,)*) => {
+        weak_table!(ggml_amx_wrapped; $(concat!("__real_", $name),)*);
+
+        const NAMES: &[&str] = &[$($name),*];
+        static FOUND: [AtomicUsize; NAMES.len()] = [const { AtomicUsize::new(0) }; NAMES.len()];
+    };
+}
+
+wrapped! {
+    "iqk_mul_mat_4d",
+    "iqk_mul_mat_moe",
+    "iqk_moe_fused_up_gate",
+    "ggml_graph_compute",
+    "ggml_backend_cpu_init",
+    "ggml_backend_reg_get_count",
+    "ggml_backend_tensor_alloc",
+    "ggml_backend_alloc_ctx_tensors_from_buft",
+}
+
+/// The host's own function number `index`. Ends the process if there is none: somebody called it, so it is there.
+fn real(index: usize) -> usize {
+    let known = FOUND[index].load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    // SAFETY: the table has a word per name, filled by the linker; volatile, because it may be null.
+    let linked = unsafe { (&raw const ggml_amx_wrapped).cast::<usize>().add(index).read_volatile() };
+    let name = CString::new(NAMES[index]).expect("a name without NUL");
+    let address = match linked {
+        // SAFETY: a C string and a pseudo-handle.
+        0 => unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) as usize },
+        linked => linked,
+    };
+    if address == 0 {
+        eprintln!("ggml-amx: the host's {} was not found behind ours", NAMES[index]);
+        std::process::abort();
+    }
+    FOUND[index].store(address, Ordering::Relaxed);
+    address
+}
+
+/// The host's own function of this name, as one of this type.
+macro_rules! real {
+    ($name:literal, $ty:ty) => {{
+        const INDEX: usize = index_of($name);
+        // SAFETY: the host's function of this name has this type.
+        unsafe { std::mem::transmute::<usize, $ty>(real(INDEX)) }
+    }};
+}
+
+/// The number of a name.
+const fn index_of(name: &str) -> usize {
+    let mut index = 0;
+    while index < NAMES.len() {
+        let (a, b) = (NAMES[index].as_bytes(), name.as_bytes());
+        let mut i = 0;
+        while i < a.len() && i < b.len() && a[i] == b[i] {
+            i += 1;
+        }
+        if i == a.len() && i == b.len() {
+            return index;
+        }
+        index += 1;
+    }
+    panic!("no such name")
+}
+
+type IqkMulMat4d = unsafe extern "C" fn(
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_long,
+    c_int,
+    *const c_void,
+    c_long,
+    c_int,
+    *const c_void,
+    c_long,
+    *mut f32,
+    c_long,
+    c_int,
+    c_int,
+) -> bool;
+
+/// `iqk_mul_mat_4d`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+#[allow(clippy::too_many_arguments)] // the host's
+pub unsafe extern "C" fn __wrap_iqk_mul_mat_4d(
+    nx: c_long,
+    ny: c_long,
+    ne00: c_long,
+    ne02: c_long,
+    ne03: c_long,
+    ne12: c_long,
+    ne13: c_long,
+    nb02: c_long,
+    nb03: c_long,
+    nb12: c_long,
+    nb13: c_long,
+    nb2: c_long,
+    nb3: c_long,
+    type_a: c_int,
+    a: *const c_void,
+    stride_a: c_long,
+    type_b: c_int,
+    b: *const c_void,
+    stride_b: c_long,
+    c: *mut f32,
+    stride_c: c_long,
+    ith: c_int,
+    nth: c_int,
+) -> bool {
+    let real = real!("iqk_mul_mat_4d", IqkMulMat4d);
+    let args = Mul4d {
+        nx,
+        ny,
+        ne00,
+        ne02,
+        ne03,
+        ne12,
+        ne13,
+        nb02,
+        nb03,
+        nb12,
+        nb13,
+        nb2,
+        nb3,
+        type_a,
+        a,
+        stride_a,
+        type_b,
+        b,
+        stride_b,
+        c,
+        stride_c,
+        ith,
+        nth,
+    };
+    // SAFETY: passed on.
+    unsafe {
+        seam::mul_mat_4d(args, |x| {
+            real(
+                x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3,
+                x.type_a, x.a, x.stride_a, x.type_b, x.b, x.stride_b, x.c, x.stride_c, x.ith, x.nth,
+            )
+        })
+    }
+}
+
+type IqkMulMatMoe = unsafe extern "C" fn(
+    c_long,
+    c_long,
+    c_long,
+    c_int,
+    c_int,
+    *const c_void,
+    c_long,
+    c_int,
+    *const c_void,
+    c_long,
+    *mut f32,
+    c_long,
+    c_long,
+    *const c_void,
+    c_int,
+    c_int,
+) -> bool;
+
+/// `iqk_mul_mat_moe`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+#[allow(clippy::too_many_arguments)] // the host's
+pub unsafe extern "C" fn __wrap_iqk_mul_mat_moe(
+    nx: c_long,
+    ny: c_long,
+    ne00: c_long,
+    ne11: c_int,
+    type_a: c_int,
+    a: *const c_void,
+    stride_a: c_long,
+    type_b: c_int,
+    b: *const c_void,
+    stride_b: c_long,
+    c: *mut f32,
+    nb1: c_long,
+    nb2: c_long,
+    rows: *const c_void,
+    ith: c_int,
+    nth: c_int,
+) -> bool {
+    let real = real!("iqk_mul_mat_moe", IqkMulMatMoe);
+    // SAFETY: passed on.
+    unsafe {
+        seam::mul_mat_moe(a, nx as usize * stride_a as usize, c, (ith, nth), |a| {
+            real(nx, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b, c, nb1, nb2, rows, ith, nth)
+        })
+    }
+}
+
+type IqkMoeFusedUpGate = unsafe extern "C" fn(
+    c_long,
+    c_long,
+    c_long,
+    c_int,
+    c_int,
+    c_int,
+    *const c_void,
+    *const c_void,
+    c_long,
+    c_int,
+    *const c_void,
+    c_long,
+    *const c_char,
+    *const c_char,
+    *mut f32,
+    c_long,
+    c_long,
+    *const c_void,
+    f32,
+    c_int,
+    c_int,
+) -> bool;
+
+/// `iqk_moe_fused_up_gate`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+#[allow(clippy::too_many_arguments)] // the host's
+pub unsafe extern "C" fn __wrap_iqk_moe_fused_up_gate(
+    nx: c_long,
+    ny: c_long,
+    ne00: c_long,
+    ne11: c_int,
+    unary: c_int,
+    type_a: c_int,
+    up: *const c_void,
+    gate: *const c_void,
+    stride_a: c_long,
+    type_b: c_int,
+    b: *const c_void,
+    stride_b: c_long,
+    up_bias: *const c_char,
+    gate_bias: *const c_char,
+    c: *mut f32,
+    nb1: c_long,
+    nb2: c_long,
+    rows: *const c_void,
+    limit: f32,
+    ith: c_int,
+    nth: c_int,
+) -> bool {
+    let real = real!("iqk_moe_fused_up_gate", IqkMoeFusedUpGate);
+    // SAFETY: passed on.
+    unsafe {
+        seam::fused_up_gate([up, gate], nx as usize * stride_a as usize, c, (ith, nth), |up, gate| {
+            real(
+                nx, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b, up_bias, gate_bias, c, nb1,
+                nb2, rows, limit, ith, nth,
+            )
+        })
+    }
+}
+
+/// `ggml_graph_compute`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __wrap_ggml_graph_compute(graph: *mut c_void, plan: *mut c_void) -> c_int {
+    type Real = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
+    let real = real!("ggml_graph_compute", Real);
+    // SAFETY: passed on.
+    unsafe { seam::graph_compute(graph, || real(graph, plan)) }
+}
+
+/// `ggml_backend_cpu_init`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __wrap_ggml_backend_cpu_init() -> *mut IkBackend {
+    type Real = unsafe extern "C" fn() -> *mut IkBackend;
+    let real = real!("ggml_backend_cpu_init", Real);
+    // SAFETY: passed on.
+    unsafe {
+        let backend = real();
+        seam::widen_cpu_backend(backend);
+        backend
+    }
+}
+
+/// `ggml_backend_reg_get_count`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __wrap_ggml_backend_reg_get_count() -> usize {
+    type Real = unsafe extern "C" fn() -> usize;
+    let real = real!("ggml_backend_reg_get_count", Real);
+    // SAFETY: the host's function without arguments.
+    seam::register(|| unsafe { real() })
+}
+
+type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c_void);
+
+fn real_tensor_alloc() -> TensorAlloc {
+    real!("ggml_backend_tensor_alloc", TensorAlloc)
+}
+
+/// `ggml_backend_tensor_alloc`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __wrap_ggml_backend_tensor_alloc(
+    buffer: *mut IkBuffer,
+    tensor: *mut IkTensor,
+    address: *mut c_void,
+) {
+    // SAFETY: passed on.
+    unsafe { seam::tensor_alloc(buffer, tensor, address, real_tensor_alloc()) }
+}
+
+/// `ggml_backend_alloc_ctx_tensors_from_buft`.
+///
+/// # Safety
+/// As for the host's function.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __wrap_ggml_backend_alloc_ctx_tensors_from_buft(
+    context: *mut c_void,
+    buft: *mut IkBufferType,
+) -> *mut IkBuffer {
+    type Real = unsafe extern "C" fn(*mut c_void, *mut IkBufferType) -> *mut IkBuffer;
+    let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Real);
+    // SAFETY: passed on.
+    unsafe { seam::alloc_ctx_tensors(context, buft, real_tensor_alloc(), || real(context, buft)) }
+}

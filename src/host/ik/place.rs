@@ -1,0 +1,534 @@
+//! Packed weights in ik_llama.cpp, which has no place for them of its own. A buffer type `AMX`, which is not host
+//! memory, holds them in two ways: tensors are put there by the host (`-ot 'regex=AMX'`), or by us, one by one while a
+//! model is loaded (`GGML_AMX_MODE=packed`), in a buffer beside the one that the host meant them for.
+//!
+//! Many callers compute addresses of rows and experts by plain strides. So nothing is packed whose packed form is
+//! larger than the plain one, and what is packed is written down by address.
+
+use std::ffi::c_char;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use libc::c_void;
+
+use super::IkHost;
+use super::abi::{IkBuffer, IkBufferInterface, IkBufferType, IkTensor, USAGE_WEIGHTS};
+use crate::cpu::memory::Region;
+use crate::format::LANES;
+use crate::panel::weights::Shape;
+use crate::{buffer, debug, error, info, warn};
+
+/// Alignment of tensors: a cache line.
+const ALIGNMENT: usize = 64;
+
+/// Matrices of a layer that graphs only multiply with; all are named `blk.<layer>.<role>.weight`.
+const ROLES: [&str; 21] = [
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_output",
+    "attn_gate",
+    "attn_q_a",
+    "attn_q_b",
+    "attn_kv_a_mqa",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "ffn_up_gate",
+    "ffn_gate_exps",
+    "ffn_up_exps",
+    "ffn_down_exps",
+    "ffn_gate_up_exps",
+    "ffn_gate_shexp",
+    "ffn_up_shexp",
+    "ffn_down_shexp",
+    "ssm_out",
+];
+
+/// Whether a tensor of this name is one that graphs only multiply with. A graph that does something else with it
+/// gets it back as it was: see [`give_back`].
+fn is_multiplied_only(name: &str) -> bool {
+    let role = || name.strip_prefix("blk.")?.split_once('.')?.1.strip_suffix(".weight");
+    name == "output.weight" || role().is_some_and(|role| ROLES.contains(&role))
+}
+
+/// A packed tensor.
+struct Packed {
+    base: usize,
+    shape: Shape,
+}
+
+/// Packed tensors by the address of their data, with open addressing: read without a lock.
+static TABLE: [AtomicPtr<Packed>; SLOTS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; SLOTS];
+const SLOTS: usize = 1 << 15;
+/// Held to change the table.
+static CHANGE: Mutex<()> = Mutex::new(());
+/// How many there are, and their bytes.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// What stands where an entry was taken away.
+const GONE: *mut Packed = std::ptr::dangling_mut();
+
+fn slots(address: usize) -> impl Iterator<Item = &'static AtomicPtr<Packed>> {
+    let first = (address / ALIGNMENT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.ilog2());
+    (0..SLOTS).map(move |i| &TABLE[(first + i) % SLOTS])
+}
+
+/// The packed tensor that begins at `address`.
+fn lookup(address: usize) -> Option<&'static AtomicPtr<Packed>> {
+    let found = slots(address).find(|slot| {
+        let entry = slot.load(Ordering::Acquire);
+        // SAFETY: entries are freed only after they were taken out, when nobody computes with them.
+        entry.is_null() || entry != GONE && unsafe { (*entry).base } == address
+    })?;
+    (!found.load(Ordering::Acquire).is_null()).then_some(found)
+}
+
+/// Whether anything is packed.
+pub fn any() -> bool {
+    COUNT.load(Ordering::Acquire) > 0
+}
+
+/// How many tensors are packed, and their bytes.
+pub fn totals() -> (usize, usize) {
+    (COUNT.load(Ordering::Acquire), BYTES.load(Ordering::Acquire))
+}
+
+/// The shape and first byte of the packed tensor that `tensor` is (a view of), and the plain byte where it begins.
+pub fn packed(tensor: &IkTensor) -> Option<(Shape, *const u8, usize)> {
+    if !any() {
+        return None;
+    }
+    let root = tensor.root().data as usize;
+    // SAFETY: found, so alive.
+    let entry = unsafe { &*lookup(root)?.load(Ordering::Acquire) };
+    Some((entry.shape, root as *const u8, (tensor.data as usize).wrapping_sub(root)))
+}
+
+/// The same for any address inside a packed tensor; slow.
+pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
+    if !any() {
+        return None;
+    }
+    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
+    TABLE.iter().map(|slot| slot.load(Ordering::Acquire)).find_map(|entry| {
+        // SAFETY: entries in the table are alive under the lock.
+        let entry = unsafe { (entry != GONE).then_some(entry.as_ref()).flatten()? };
+        let offset = (address as usize).checked_sub(entry.base).filter(|o| *o < entry.shape.plain_size())?;
+        Some((entry.shape, entry.base as *const u8, offset))
+    })
+}
+
+fn remember(base: usize, shape: Shape) -> bool {
+    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
+    if COUNT.load(Ordering::Relaxed) >= SLOTS / 2 {
+        return false;
+    }
+    let Some(slot) = slots(base).find(|s| matches!(s.load(Ordering::Relaxed), p if p.is_null() || p == GONE)) else {
+        return false;
+    };
+    slot.store(Box::into_raw(Box::new(Packed { base, shape })), Ordering::Release);
+    COUNT.fetch_add(1, Ordering::AcqRel);
+    BYTES.fetch_add(shape.plain_size(), Ordering::AcqRel);
+    true
+}
+
+/// Forgets the tensors whose data begins in this range.
+fn forget(range: std::ops::Range<usize>) {
+    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
+    for slot in &TABLE {
+        let entry = slot.load(Ordering::Acquire);
+        // SAFETY: as in `packed_around`; nobody computes with tensors whose memory goes.
+        unsafe {
+            if !entry.is_null() && entry != GONE && range.contains(&(*entry).base) {
+                slot.store(GONE, Ordering::Release);
+                COUNT.fetch_sub(1, Ordering::AcqRel);
+                BYTES.fetch_sub((*entry).shape.plain_size(), Ordering::AcqRel);
+                drop(Box::from_raw(entry));
+            }
+        }
+    }
+}
+
+/// The shape of a tensor that is packed in our buffers: a matrix that graphs only multiply with, of a packed type, whole
+/// and contiguous, as large packed as plain.
+fn packable(host: &IkHost, tensor: &IkTensor) -> Option<Shape> {
+    let ty = host.weight_type(tensor.ty)?;
+    let shape = Shape::new(ty, tensor.ne[0], tensor.ne[1], tensor.ne[2].checked_mul(tensor.ne[3])?).ok()?;
+    let contiguous = [ty.info().bytes, shape.row_bytes, shape.slice_plain];
+    let fits = shape.n.is_multiple_of(LANES) && shape.n > 1 && tensor.nb[..3] == contiguous;
+    (fits && tensor.view_src.is_null() && is_multiplied_only(&tensor.name())).then_some(shape)
+}
+
+/// Gives a packed tensor back as it was, because a graph reads it by other operations than products.
+///
+/// # Safety
+/// Nobody may be computing with it.
+pub unsafe fn give_back(tensor: &IkTensor, reader: &str) {
+    let root = tensor.root();
+    let Some((shape, base, _)) = packed(root) else { return };
+    warn!("{} is read by {reader}: it is kept as it is in the file from now on", root.name());
+    let mut plain = vec![0; shape.plain_size()];
+    // SAFETY: the tensor is packed, and as large packed as plain.
+    unsafe {
+        buffer::read(&shape, base, 0, &mut plain);
+        std::ptr::copy_nonoverlapping(plain.as_ptr(), base.cast_mut(), plain.len());
+    }
+    forget(base as usize..base as usize + 1);
+}
+
+/// The one buffer type.
+struct Registered(*mut IkBufferType);
+
+// SAFETY: the object is never changed after it was made, and never freed.
+unsafe impl Send for Registered {}
+// SAFETY: as above.
+unsafe impl Sync for Registered {}
+
+/// The buffer type `AMX`.
+pub fn buffer_type() -> *mut IkBufferType {
+    static TYPE: OnceLock<Registered> = OnceLock::new();
+    TYPE.get_or_init(|| {
+        Registered(Box::into_raw(Box::new(IkBufferType {
+            get_name: type_name,
+            alloc_buffer,
+            get_alignment,
+            get_max_size: None,
+            get_alloc_size: None,
+            is_host: Some(is_host),
+            context: std::ptr::null_mut(),
+        })))
+    })
+    .0
+}
+
+/// The host behind a callback: callbacks exist only after it was found.
+fn host() -> &'static IkHost {
+    IkHost::get().expect("a buffer without a host")
+}
+
+unsafe extern "C" fn type_name(_: *mut IkBufferType) -> *const c_char {
+    c"AMX".as_ptr()
+}
+
+unsafe extern "C" fn buffer_name(_: *mut IkBuffer) -> *const c_char {
+    c"AMX".as_ptr()
+}
+
+unsafe extern "C" fn get_alignment(_: *mut IkBufferType) -> usize {
+    ALIGNMENT
+}
+
+/// Packed bytes are not what the host's code expects at `tensor->data`.
+unsafe extern "C" fn is_host(_: *mut IkBufferType) -> bool {
+    false
+}
+
+const INTERFACE: IkBufferInterface = IkBufferInterface {
+    get_name: buffer_name,
+    free_buffer: Some(free_buffer),
+    get_base,
+    init_tensor: Some(init_tensor),
+    memset_tensor,
+    set_tensor,
+    get_tensor,
+    cpy_tensor: None,
+    clear,
+    reset: None,
+};
+
+unsafe extern "C" fn alloc_buffer(buft: *mut IkBufferType, size: usize) -> *mut IkBuffer {
+    match Region::new(size) {
+        // SAFETY: the context is what the interface's functions expect.
+        Ok(region) => unsafe {
+            (host().symbols.ggml_backend_buffer_init)(buft, INTERFACE, Box::into_raw(Box::new(region)).cast(), size)
+        },
+        Err(reason) => {
+            error!("cannot allocate a buffer of {size} bytes: {reason}");
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// # Safety
+/// `buffer` must be one of ours.
+unsafe fn region<'a>(buffer: *mut IkBuffer) -> &'a Region {
+    // SAFETY: `alloc_buffer` put a region there, and it lives until `free_buffer`.
+    unsafe { &*(*buffer).context.cast::<Region>() }
+}
+
+unsafe extern "C" fn free_buffer(buffer: *mut IkBuffer) {
+    // SAFETY: made by `alloc_buffer`, freed once.
+    let region = unsafe { Box::from_raw((*buffer).context.cast::<Region>()) };
+    let base = region.base().as_ptr() as usize;
+    forget(base..base + region.len());
+}
+
+unsafe extern "C" fn get_base(buffer: *mut IkBuffer) -> *mut c_void {
+    // SAFETY: one of our buffers.
+    unsafe { region(buffer).base().as_ptr().cast() }
+}
+
+/// Decides how a tensor is stored.
+unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
+    // SAFETY: the host passes a live tensor in a buffer of ours.
+    let t = unsafe { &*tensor };
+    match packable(host(), t) {
+        Some(shape) if remember(t.data as usize, shape) => debug!("{}: packed", t.name()),
+        _ if t.view_src.is_null() => debug!("{}: stored as it is", t.name()),
+        _ => {}
+    }
+}
+
+/// Where plain bytes of a tensor live.
+enum Place {
+    /// In the packed tensor, from this plain byte on.
+    Packed(Shape, *mut u8, usize),
+    /// Right here.
+    Plain(*mut u8),
+}
+
+/// Finds a range of a tensor. Ends the process, as ggml does, if it leaves the tensor.
+///
+/// # Safety
+/// `tensor` must be a live tensor with data in one of our buffers.
+unsafe fn place(what: &str, tensor: *const IkTensor, offset: usize, size: usize) -> Place {
+    // SAFETY: promised by the caller.
+    let (t, nbytes) = unsafe { (&*tensor, (host().symbols.ggml_nbytes)(tensor)) };
+    if offset.checked_add(size).is_none_or(|end| end > nbytes) {
+        host().abort(&format!("{what}: {size} bytes at offset {offset} leave tensor {} of {nbytes} bytes", t.name()));
+    }
+    match packed(t) {
+        Some((shape, base, at)) if shape.contains(at + offset, size) => {
+            Place::Packed(shape, base.cast_mut(), at + offset)
+        }
+        Some(_) => host().abort(&format!("{what}: the view {} leaves its tensor", t.name())),
+        None => Place::Plain(t.data.cast::<u8>().wrapping_add(offset)),
+    }
+}
+
+unsafe extern "C" fn memset_tensor(_: *mut IkBuffer, tensor: *mut IkTensor, value: u8, offset: usize, size: usize) {
+    // SAFETY: the host passes a live tensor of ours; the range was checked.
+    unsafe {
+        match place("memset_tensor", tensor, offset, size) {
+            Place::Packed(shape, base, at) => buffer::fill(&shape, base, at, size, value),
+            Place::Plain(at) => std::ptr::write_bytes(at, value, size),
+        }
+    }
+}
+
+unsafe extern "C" fn set_tensor(
+    _: *mut IkBuffer,
+    tensor: *mut IkTensor,
+    data: *const c_void,
+    offset: usize,
+    size: usize,
+) {
+    if size == 0 {
+        return;
+    }
+    // SAFETY: as above; `data` holds `size` bytes.
+    unsafe {
+        match place("set_tensor", tensor, offset, size) {
+            Place::Packed(shape, base, at) => {
+                buffer::write(&shape, base, at, std::slice::from_raw_parts(data.cast(), size))
+            }
+            Place::Plain(at) => std::ptr::copy_nonoverlapping(data.cast(), at, size),
+        }
+    }
+}
+
+unsafe extern "C" fn get_tensor(
+    _: *mut IkBuffer,
+    tensor: *const IkTensor,
+    data: *mut c_void,
+    offset: usize,
+    size: usize,
+) {
+    if size == 0 {
+        return;
+    }
+    // SAFETY: as above, with `data` written.
+    unsafe {
+        match place("get_tensor", tensor, offset, size) {
+            Place::Packed(shape, base, at) => {
+                buffer::read(&shape, base, at, std::slice::from_raw_parts_mut(data.cast(), size))
+            }
+            Place::Plain(at) => std::ptr::copy_nonoverlapping(at, data.cast(), size),
+        }
+    }
+}
+
+unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
+    // SAFETY: one of our buffers. A permutation of equal bytes.
+    unsafe {
+        let region = region(buffer);
+        std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
+    }
+}
+
+/// A buffer of ours beside one of the host's, into which tensors go that were meant for that one.
+struct Beside {
+    of: usize,
+    ours: usize,
+    /// Bytes in use.
+    used: usize,
+    /// What freed the host's buffer before.
+    free: Option<unsafe extern "C" fn(*mut IkBuffer)>,
+}
+
+static BESIDE: Mutex<Vec<Beside>> = Mutex::new(Vec::new());
+
+/// Frees our buffer with the one it belongs to.
+unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
+    let mut all = BESIDE.lock().unwrap_or_else(|e| e.into_inner());
+    let at = all.iter().position(|b| b.of == buffer as usize).map(|i| all.swap_remove(i));
+    drop(all);
+    if let Some(beside) = at {
+        // SAFETY: both live until here; ours is freed once.
+        unsafe {
+            (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut IkBuffer);
+            if let Some(free) = beside.free {
+                free(buffer);
+            }
+        }
+    }
+}
+
+/// Ties a buffer of ours to `of`: it is freed with it.
+///
+/// # Safety
+/// Both must be live buffers; `of` must not be tied already.
+unsafe fn tie(all: &mut Vec<Beside>, of: *mut IkBuffer, ours: *mut IkBuffer) {
+    // SAFETY: promised by the caller.
+    let interface = unsafe { &mut (*of).interface };
+    all.push(Beside { of: of as usize, ours: ours as usize, used: 0, free: interface.free_buffer });
+    interface.free_buffer = Some(free_both);
+}
+
+/// `ggml_backend_tensor_alloc`.
+pub type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c_void);
+
+/// Packs a tensor that the loader is about to find at `address`, in the file that `buffer` maps. False if it is not
+/// one to pack.
+///
+/// # Safety
+/// As for the host's `ggml_backend_tensor_alloc`, which `real` is.
+pub unsafe fn pack_mapped(
+    host: &IkHost,
+    buffer: *mut IkBuffer,
+    tensor: *mut IkTensor,
+    address: *mut c_void,
+    real: TensorAlloc,
+) -> bool {
+    // SAFETY: promised by the caller.
+    let (b, t) = unsafe { (&*buffer, &*tensor) };
+    // SAFETY: the host's function without arguments.
+    let of_cpu = b.buft == unsafe { (host.symbols.ggml_backend_cpu_buffer_type)() };
+    let Some(shape) = packable(host, t).filter(|_| of_cpu && b.usage == USAGE_WEIGHTS && t.data.is_null()) else {
+        return false;
+    };
+    let bytes = shape.plain_size().next_multiple_of(ALIGNMENT);
+    let Some((ours, at)) = room_beside(buffer, bytes) else { return false };
+    // SAFETY: the room is inside our buffer; the file has the tensor's bytes at `address`.
+    unsafe {
+        real(ours, tensor, get_base(ours).byte_add(at));
+        set_tensor(ours, tensor, address, 0, shape.plain_size());
+        release(address, shape.plain_size());
+    }
+    true
+}
+
+/// Room for `bytes` in our buffer beside `buffer`, which is made if there is none yet: the buffer, and where.
+fn room_beside(buffer: *mut IkBuffer, bytes: usize) -> Option<(*mut IkBuffer, usize)> {
+    let find = |all: &mut Vec<Beside>| {
+        let beside = all.iter_mut().find(|b| b.of == buffer as usize)?;
+        let (ours, at) = (beside.ours as *mut IkBuffer, beside.used);
+        // SAFETY: a buffer of ours.
+        let fits = at + bytes <= unsafe { (*ours).size };
+        beside.used += if fits { bytes } else { 0 };
+        Some(fits.then_some((ours, at)))
+    };
+    let mut all = BESIDE.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(found) = find(&mut all) {
+        return found;
+    }
+    // SAFETY: our buffer type, and a live buffer of the host's.
+    unsafe {
+        // Room for all there is in the file, with every tensor on a line of its own; only what is used takes memory.
+        let size = (*buffer).size;
+        let ours = alloc_buffer(buffer_type(), size + size / 16 + (1 << 20));
+        ours.as_mut()?.usage = USAGE_WEIGHTS;
+        tie(&mut all, buffer, ours);
+    }
+    find(&mut all)?
+}
+
+/// Tells the kernel that mapped pages are not needed any more; it still has them in its cache, or keeps them if
+/// they are no file's.
+///
+/// # Safety
+/// The range must be mapped.
+unsafe fn release(address: *mut c_void, bytes: usize) {
+    const PAGE: usize = 4096;
+    let start = (address as usize).next_multiple_of(PAGE);
+    let end = (address as usize + bytes) / PAGE * PAGE;
+    if end > start {
+        // SAFETY: promised by the caller; contents stay, whatever the pages are. A wish, so the result does not matter.
+        unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_PAGEOUT) };
+    }
+}
+
+/// Gives packed places to those of `tensors` that are packed and have none yet, for a model that is not mapped. The buffer
+/// they are in, null if there are none.
+///
+/// # Safety
+/// The tensors must be live, `real` the host's `ggml_backend_tensor_alloc`.
+pub unsafe fn pack_unmapped(host: &IkHost, tensors: &[*mut IkTensor], real: TensorAlloc) -> *mut IkBuffer {
+    // SAFETY: promised by the caller.
+    let wanted = |t: &*mut IkTensor| unsafe { (**t).data.is_null() }.then(|| packable(host, unsafe { &**t })).flatten();
+    let sized: Vec<(*mut IkTensor, usize)> =
+        tensors.iter().filter_map(|t| Some((*t, wanted(t)?.plain_size().next_multiple_of(ALIGNMENT)))).collect();
+    if sized.is_empty() {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: our buffer type; every tensor has its own room.
+    unsafe {
+        let ours = alloc_buffer(buffer_type(), sized.iter().map(|(_, bytes)| bytes).sum());
+        if ours.is_null() {
+            return ours;
+        }
+        (*ours).usage = USAGE_WEIGHTS;
+        let mut at = 0;
+        for (tensor, bytes) in sized {
+            real(ours, tensor, get_base(ours).byte_add(at));
+            at += bytes;
+        }
+        ours
+    }
+}
+
+/// The host's buffer for the rest of the tensors, tied to ours; ours if there is no rest.
+///
+/// # Safety
+/// Both must be live buffers or null, ours from [`pack_unmapped`].
+pub unsafe fn tied(of: *mut IkBuffer, ours: *mut IkBuffer) -> *mut IkBuffer {
+    if ours.is_null() || of.is_null() {
+        return if of.is_null() { ours } else { of };
+    }
+    let mut all = BESIDE.lock().unwrap_or_else(|e| e.into_inner());
+    // SAFETY: promised by the caller.
+    unsafe { tie(&mut all, of, ours) };
+    of
+}
+
+/// Says once per model how much is packed.
+pub fn report() {
+    static SAID: AtomicUsize = AtomicUsize::new(0);
+    let (count, bytes) = totals();
+    if SAID.swap(count, Ordering::Relaxed) != count && count > 0 {
+        info!("{count} tensors packed, {:.2} MiB", bytes as f64 / (1 << 20) as f64);
+    }
+}

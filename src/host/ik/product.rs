@@ -1,0 +1,146 @@
+//! From nodes of the graph to products. A product whose weights are packed is always ours; one whose weights lie where
+//! the host put them is, if there are enough rows of activations to be worth it.
+
+use super::abi::{IkTensor, USAGE_WEIGHTS};
+use super::{IkHost, place};
+use crate::cpu::{self, Isa};
+use crate::format::ACT_BLOCK;
+use crate::host::abi::{TYPE_F32, TYPE_I32};
+use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights};
+use crate::panel::weights::Shape;
+
+/// Rows of activations (of experts: on average) from which on weights that lie in place are multiplied here: packing
+/// them on the way must pay off (measured, see docs/performance.md).
+const ROWS_IN_PLACE: usize = 16;
+
+/// Some of the dimensions, or none if one is negative.
+fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
+    let mut out = [0; N];
+    for (o, v) in out.iter_mut().zip(v) {
+        *o = usize::try_from(v).ok()?;
+    }
+    Some(out)
+}
+
+/// Whether `node` is one of the operations that read weights through the seam.
+pub fn is_product(host: &IkHost, node: &IkTensor) -> bool {
+    let ops = &host.ops;
+    [ops.mul_mat, ops.mul_mat_id, ops.fused_up_gate, ops.moe_fused_up_gate].contains(&node.op)
+}
+
+/// Whether it is one of those with a gate.
+pub fn is_fused(host: &IkHost, node: &IkTensor) -> bool {
+    node.op == host.ops.fused_up_gate || node.op == host.ops.moe_fused_up_gate
+}
+
+/// `node` as a product that is computed here; `None` if it is left to the host, which can read its weights.
+/// `Err` if nobody could compute it.
+pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
+    let fused = is_fused(host, node);
+    let with_ids = node.op == host.ops.mul_mat_id || node.op == host.ops.moe_fused_up_gate;
+    let w = node.source(0).ok_or("a product without weights")?;
+    let Some(first) = weights(host, w) else { return Ok(None) };
+    let at = if fused { 2 } else { 1 };
+    let x = node.source(at).ok_or("a product without activations")?;
+    let packed = matches!(first.stored, Stored::Packed(_));
+    let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
+    let (Some(x_ne), Some(result)) = (usizes(x.ne), usizes(node.ne)) else {
+        return refuse("a dimension is negative".to_string());
+    };
+    if x.ty != TYPE_F32 || node.ty != TYPE_F32 || node.nb[0] != 4 || !first.ne[0].is_multiple_of(ACT_BLOCK) {
+        return refuse(format!("{}: activations and results must be rows of f32", node.name()));
+    }
+    let input = Input { data: x.data.cast(), ne: x_ne, nb: x.nb };
+    let output = Output { data: node.data.cast(), nb: [node.nb[1], node.nb[2], node.nb[3]] };
+    let (weights, gate) = match fused {
+        false => (first, None),
+        true => match up_and_gate(host, node, first) {
+            Ok((up, gate)) => (up, Some(gate)),
+            Err(why) => return refuse(why),
+        },
+    };
+    let (op, rows, expected) = if with_ids {
+        let ids = node.source(at + 1).ok_or("a product of experts without ids")?;
+        let Some([used, tokens, batches @ ..]) = usizes(ids.ne) else {
+            return refuse("a dimension of the ids is negative".to_string());
+        };
+        if ids.ty != TYPE_I32 || batches != [1, 1] {
+            return refuse(format!("{}: the ids must be a matrix of i32", node.name()));
+        }
+        // The host computes fewer experts for some tokens, and has cleared their results.
+        let choices = Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]], skip_others: true };
+        let rows = used.saturating_mul(tokens) / weights.ne[2].max(1);
+        let expected = [weights.ne[1], used, tokens, 1];
+        (Op::Experts(ExpertMul { weights, gate, input, choices, output }), rows, expected)
+    } else {
+        let expected = [weights.ne[1], x_ne[1], x_ne[2], x_ne[3]];
+        (Op::Dense(MatMul { weights, gate, input, output }), x_ne[1], expected)
+    };
+    if !packed && (cpu::isa() != Isa::Amx || rows < ROWS_IN_PLACE) {
+        return Ok(None);
+    }
+    match op.check() {
+        _ if result != expected => refuse(format!("{}: the result is {result:?}, not {expected:?}", node.name())),
+        Ok(()) => Ok(Some(op)),
+        Err(why) => refuse(format!("{}: {why}", node.name())),
+    }
+}
+
+/// The weights of a product: packed ones, or those that lie in a buffer for weights, of a packed type, in whole rows.
+fn weights(host: &IkHost, w: &IkTensor) -> Option<Weights> {
+    let ne = usizes(w.ne)?;
+    let nb = [w.nb[1], w.nb[2], w.nb[3]];
+    if let Some((shape, base, offset)) = place::packed(w) {
+        return Some(Weights { stored: Stored::Packed(shape), base, offset, ne, nb });
+    }
+    let root = w.root();
+    let ty = host.weight_type(w.ty)?;
+    let plain = root.op == host.ops.no_data[0]
+        && root.holder().is_some_and(|b| b.usage == USAGE_WEIGHTS)
+        && w.nb[0] == ty.info().bytes
+        && w.ty == root.ty;
+    let shape = Shape::new(ty, w.ne[0], w.ne[1], w.ne[2].checked_mul(w.ne[3])?).ok()?;
+    plain.then_some(Weights { stored: Stored::InPlace(shape), base: w.data.cast(), offset: 0, ne, nb })
+}
+
+/// Both matrices of a fused product: two tensors, or the halves of one (gate first).
+fn up_and_gate(host: &IkHost, node: &IkTensor, first: Weights) -> Result<(Weights, Gate), String> {
+    let name = || node.name();
+    let number = node.op_params[0];
+    let activation = host.ops.activations.iter().find(|(n, _)| *n == number);
+    let (_, activation) = activation.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
+    let second = node.source(1);
+    let (up, gate) = match second {
+        Some(w) => {
+            let gate = weights(host, w).ok_or_else(|| format!("{}: gate and up are not stored alike", name()))?;
+            (first, gate)
+        }
+        None => {
+            let half = Weights { ne: [first.ne[0], first.ne[1] / 2, first.ne[2], first.ne[3]], ..first };
+            let skip = first.nb[1] / 2;
+            let up = match half.stored {
+                Stored::Packed(_) => Weights { offset: half.offset + skip, ..half },
+                _ => Weights { base: half.base.wrapping_add(skip), ..half },
+            };
+            (up, half)
+        }
+    };
+    if matches!(up.stored, Stored::Packed(_)) != matches!(gate.stored, Stored::Packed(_)) {
+        return Err(format!("{}: of gate and up one is packed and one is not", name()));
+    }
+    let bias = |i: usize| node.source(i).filter(|_| node.op == host.ops.moe_fused_up_gate);
+    let biases = match (bias(4), bias(5)) {
+        (None, _) => Biases::NONE,
+        (Some(both), None) if second.is_none() => {
+            let data = both.data.cast::<u8>().cast_const();
+            Biases { gate: data, up: data.wrapping_add(both.nb[1] / 2), nb: [both.nb[1]; 2] }
+        }
+        (Some(up), gate) => Biases {
+            up: up.data.cast(),
+            gate: gate.map_or(std::ptr::null(), |g| g.data.cast_const().cast()),
+            nb: [up.nb[1], gate.map_or(0, |g| g.nb[1])],
+        },
+    };
+    let limit = f32::from_bits(node.op_params[1] as u32);
+    Ok((up, Gate { weights: gate, activation: *activation, limit, biases }))
+}
