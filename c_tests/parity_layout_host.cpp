@@ -156,7 +156,7 @@ void given_weights_the_loader_probes_then_every_matrix_of_our_types_is_accepted_
         CHECK(!probe(type, {{k, 40, 1, 1}}, GGML_OP_GET_ROWS), "%s is accepted for GET_ROWS: nobody unpacks it", ggml_type_name(type));
         CHECK(!probe(type, {{k, 40, 1, 1}}, GGML_OP_ADD), "%s is accepted for ADD", ggml_type_name(type));
     }
-    // BF16: plain_host.cpp
+    // BF16 and F16: plain_host.cpp
     CHECK(!probe(GGML_TYPE_F32, {{256, 40, 1, 1}}, GGML_OP_MUL_MAT), "f32 is accepted");
 }
 

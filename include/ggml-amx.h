@@ -372,7 +372,7 @@ struct ggml_backend_buffer_type **ggml_backend_amx_get_extra_bufts(void);
  * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
  *
  * True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
- * that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 weights; and for
+ * that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; and for
  * operations whose sources in AMX buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
  * False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
  *

@@ -1,7 +1,6 @@
 //! What the library itself knows of its weight types, for the tables of `cargo xtask bench --type-table`.
 
 use ggml_amx::format::WeightType;
-use ggml_amx::host::op::PLAIN_ROWS;
 use ggml_amx::panel::{plain, tiles};
 
 /// One JSON object per type: how it is stored, and rows of activations from which on the tile unit multiplies
@@ -14,5 +13,5 @@ pub fn lines() -> Vec<String> {
         let info = ty.info();
         line(info.name, "packed", &info.tile_rows.to_string(), tiles::ROWS + 1)
     });
-    packed.chain(plain::TYPES.iter().map(|ty| line(ty.name, "plain", "null", PLAIN_ROWS))).collect()
+    packed.chain(plain::TYPES.iter().map(|ty| line(ty.name, "plain", "null", ty.rows))).collect()
 }

@@ -361,6 +361,7 @@ pub use q2_0::Q2_0;
 pub use q2_k::Q2K;
 pub use q3_k::Q3K;
 pub use q4_0::Q4_0;
+pub(crate) use q4_0::f16_lanes;
 pub use q4_1::Q4_1;
 pub use q4_k::Q4K;
 pub use q5_0::Q5_0;

@@ -77,7 +77,7 @@ pub(super) unsafe fn nibbles_avx512(bytes: *const u8) -> [__m512i; 8] {
 /// 32 readable bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn f16_lanes(bytes: *const u8) -> __m512 {
+pub(crate) unsafe fn f16_lanes(bytes: *const u8) -> __m512 {
     // SAFETY: as promised by the caller.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.cast()) })
 }

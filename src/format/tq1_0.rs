@@ -30,6 +30,45 @@ fn place(group: usize, r: usize) -> (usize, usize) {
     }
 }
 
+/// One digit of every byte: two factors per 16 bits, for the even bytes and for the odd ones.
+struct Digit {
+    even: __m512i,
+    odd: __m512i,
+}
+
+impl Digit {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(number: usize) -> Self {
+        /// In both halves of 32 bits.
+        const FACTORS: [[i32; 2]; 5] = {
+            let mut factors = [[0; 2]; 5];
+            let mut i = 0;
+            while i < 5 {
+                let power = POWERS[i] as i32;
+                factors[i] = [power * 0x0100_0100, power * 0x0001_0001];
+                i += 1;
+            }
+            factors
+        };
+        let [even, odd] = FACTORS[number];
+        Self { even: _mm512_set1_epi32(even), odd: _mm512_set1_epi32(odd) }
+    }
+
+    /// Multiplied by the power of 3, a byte's fraction is in the high byte of 16 bits: what is whole drops out.
+    /// Three times that has the digit behind 16 bits, or, times 256, in the high byte again.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn of(&self, v: __m512i) -> __m512i {
+        let high = _mm512_set1_epi16(0xff00_u16 as i16);
+        let even = _mm512_mulhi_epu16(_mm512_mullo_epi16(v, self.even), _mm512_set1_epi16(3));
+        let odd = _mm512_mullo_epi16(_mm512_and_si512(v, high), self.odd);
+        let odd = _mm512_mulhi_epu16(odd, _mm512_set1_epi16(3 << 8));
+        // even, or the high byte of odd
+        _mm512_ternarylogic_epi32::<0xf8>(even, odd, high)
+    }
+}
+
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Tq1_0 {
     const TYPE: WeightType = WeightType::TQ1_0;
@@ -58,18 +97,25 @@ unsafe impl Format for Tq1_0 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
-        let high = _mm512_set1_epi16(0xff00_u16 as i16);
-        let three = _mm512_set1_epi16(3);
-        std::array::from_fn(|r| {
-            let (at, digit) = place(group, r);
-            // SAFETY: a vector of the caller's block.
-            let v = unsafe { _mm512_loadu_si512(block.add(at).cast()) };
-            // Fractions in the high bytes of 16 bits: what is whole after a multiplication drops out.
-            let even = _mm512_mullo_epi16(v, _mm512_set1_epi16(i16::from(POWERS[digit]) << 8));
-            let odd = _mm512_mullo_epi16(_mm512_and_si512(v, high), _mm512_set1_epi16(i16::from(POWERS[digit])));
-            let (even, odd) = (_mm512_mulhi_epu16(even, three), _mm512_mulhi_epu16(odd, three));
-            _mm512_or_si512(even, _mm512_slli_epi16::<8>(odd))
-        })
+        // SAFETY: vectors of the caller's block.
+        let load = |at: usize| unsafe { _mm512_loadu_si512(block.add(at).cast()) };
+        // As `place` has it, with the number of a digit known or the same for many vectors.
+        match group {
+            0..=4 => {
+                let digit = Digit::new(group);
+                std::array::from_fn(|r| digit.of(load(64 * r)))
+            }
+            5 | 6 => {
+                let digits = [Digit::new(2 * group - 10), Digit::new(2 * group - 9)];
+                std::array::from_fn(|r| digits[r / 4].of(load(32 * LANES + 64 * (r % 4))))
+            }
+            _ => {
+                let (digit, last) = (Digit::new(4), load(48 * LANES));
+                std::array::from_fn(|r| {
+                    if r < 4 { digit.of(load(32 * LANES + 64 * r)) } else { Digit::new(r - 4).of(last) }
+                })
+            }
+        }
     }
 
     #[inline]

@@ -71,10 +71,6 @@ fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
     Some(out)
 }
 
-/// Rows of activations (per expert, on average) from which on weights that are stored plain are multiplied
-/// here; fewer are faster in the host's kernels.
-pub const PLAIN_ROWS: usize = 16;
-
 /// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can have it.
 fn plain_type(tensor: &GgmlTensor) -> Option<&'static PlainType> {
     let ours = cpu::isa() == Isa::Amx && is_ours(tensor.holder()) && packed_shape(tensor).is_none();
@@ -116,7 +112,7 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
     }
     let output = Output { data: op.data.cast(), nb: [op.nb[1], op.nb[2], op.nb[3]] };
     let few = |rows: usize, experts: usize| match weights.stored {
-        Stored::Plain(ty) if rows < experts.saturating_mul(PLAIN_ROWS) => {
+        Stored::Plain(ty) if rows < experts.saturating_mul(ty.rows) => {
             Err(format!("{rows} rows of activations are too few for {} weights that are stored plain", ty.name))
         }
         _ => Ok(()),
@@ -153,6 +149,7 @@ fn weights(w: &GgmlTensor) -> Result<Weights, String> {
     let (ty, bytes) = match stored {
         Stored::Packed(shape) | Stored::InPlace(shape) => (shape.ty as i32, shape.ty.info().bytes),
         Stored::Plain(ty) => (ty.number, ty.bytes),
+        Stored::Decoded(ty) => (ty.number, ty.bytes),
     };
     if w.ty != ty || w.nb[0] != bytes {
         return Err(format!("the view {} does not consist of whole blocks", w.name()));

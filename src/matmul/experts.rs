@@ -188,8 +188,8 @@ impl ExpertMul {
         let with_tiles = experts.min(choices / self.tile_rows());
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
         let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
-        let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, chunks)?;
-        let tiled = || gemm::scratch_bytes(1) + self.weights.stored.pack_bytes();
+        let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, self.weights.stored.planes(), chunks)?;
+        let tiled = || gemm::scratch_bytes(1) + self.weights.stored.pack_bytes(k);
         let gemm = if with_tiles > 0 { tiled().max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), choices)?;
@@ -311,6 +311,7 @@ impl ExpertMul {
         }
         let shape = match self.weights.stored {
             Stored::Packed(shape) | Stored::InPlace(shape) if !settings.exact => shape,
+            Stored::Plain(ty) => return Some((least, ty.precision)),
             _ => return Some((least, Precision::Bf16)),
         };
         let per_chunk = self.weights.ne[0] / ACT_BLOCK;
@@ -473,7 +474,7 @@ impl ExpertMul {
         unsafe {
             match ways.tiles {
                 Some((_, Precision::Int8 { pass })) => parts.tiles.put_int8(pass, x, to, channels, mask),
-                Some((_, Precision::Bf16)) => parts.tiles.put_bf16(x, to),
+                Some((_, precision)) => parts.tiles.put_bf16(precision, x, to),
                 None => unreachable!("nobody has tiles"),
             }
         }

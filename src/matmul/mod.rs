@@ -194,11 +194,12 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let tiled = || gemm::scratch_bytes(m.div_ceil(CHUNK)) + self.weights.stored.pack_bytes();
+        let tiled = || gemm::scratch_bytes(m.div_ceil(CHUNK)) + self.weights.stored.pack_bytes(k);
         let gemm = if self.may_use_tiles() { tiled().max(k) } else { 0 };
         let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), m)?;
-        let (act, tiles) = (Layout::new(m, k, group)?, tiles::Layout::new(m, k, m.div_ceil(CHUNK))?);
+        let act = Layout::new(m, k, group)?;
+        let tiles = tiles::Layout::new(m, k, self.weights.stored.planes(), m.div_ceil(CHUNK))?;
         let batches = b2.checked_mul(b3)?;
         let per_batch = if self.may_use_tiles() { act.bytes.max(tiles.bytes) } else { act.bytes };
         per_batch.checked_mul(batches)?;
@@ -297,8 +298,10 @@ impl MatMul {
     ) -> Option<Precision> {
         let [k, m, ..] = self.input.ne;
         let few_rows = m <= tiles::ROWS;
-        let (Stored::Packed(shape) | Stored::InPlace(shape)) = self.weights.stored else {
-            return Some(Precision::Bf16);
+        let shape = match self.weights.stored {
+            Stored::Packed(shape) | Stored::InPlace(shape) => shape,
+            Stored::Plain(ty) => return Some(ty.precision),
+            Stored::Decoded(_) => return Some(Precision::Bf16),
         };
         if settings.exact {
             return Some(Precision::Bf16);
@@ -350,7 +353,7 @@ impl MatMul {
                 let (batch, row) = (i / m, i % m);
                 let (tiles, x) = (plan.tiles.at(work.add(batch * plan.per_batch)), self.source(batch).row(row));
                 let Precision::Int8 { pass } = precision else {
-                    tiles.put_bf16(&x, &[row]);
+                    tiles.put_bf16(precision, &x, &[row]);
                     continue;
                 };
                 if at.0 != row / CHUNK {

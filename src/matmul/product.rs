@@ -7,6 +7,7 @@ use crate::cpu::{Amx, Isa};
 use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::Activations;
+use crate::panel::decoded::DecodedRows;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
 use crate::panel::rows::Rows;
@@ -163,6 +164,12 @@ impl Operand {
                     let rows = WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols };
                     with_format!(shape.ty, F => gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
                 }
+                (Operand::Tiles(precision), Stored::Decoded(ty)) => {
+                    let tiles = tiles(precision);
+                    let (data, stride, k) = (job.panels, job.panel_bytes, tiles.tiles.layout.k);
+                    let rows = DecodedRows { ty, data, stride, rows: job.cols, k };
+                    gemm::run_decoded(proof(), &tiles, &rows, scratch);
+                }
                 (Operand::Tiles(precision), Stored::Plain(ty)) => {
                     let (data, stride) = (job.panels, job.panel_bytes);
                     let rows = PlainRows { ty, data, stride, rows: job.cols };
@@ -171,7 +178,9 @@ impl Operand {
                 (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace(shape)) => {
                     with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))
                 }
-                (Operand::Vectors(_), Stored::Plain(_)) => unreachable!("plain weights are for tiles only"),
+                (Operand::Vectors(_), Stored::Plain(_) | Stored::Decoded(_)) => {
+                    unreachable!("plain weights are for tiles only")
+                }
             }
         }
     }

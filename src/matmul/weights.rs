@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, LANES};
 use crate::kernel::{TILE_COLS, gemm};
+use crate::panel::decoded::DecodedType;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
@@ -35,6 +36,8 @@ pub enum Stored {
     InPlace(Shape),
     /// As GGUF has it, of a type that tiles are made of directly.
     Plain(&'static PlainType),
+    /// As the host has it, of a type that only the host knows.
+    Decoded(&'static DecodedType),
 }
 
 impl Stored {
@@ -43,6 +46,7 @@ impl Stored {
         match self {
             Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().name,
             Stored::Plain(ty) => ty.name,
+            Stored::Decoded(ty) => ty.name,
         }
     }
 
@@ -50,7 +54,7 @@ impl Stored {
     pub fn group(&self) -> usize {
         match self {
             Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().group,
-            Stored::Plain(_) => ACT_BLOCK,
+            Stored::Plain(_) | Stored::Decoded(_) => ACT_BLOCK,
         }
     }
 
@@ -58,13 +62,25 @@ impl Stored {
     pub fn tile_rows(&self) -> usize {
         match self {
             Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().tile_rows,
-            Stored::Plain(_) => 1,
+            Stored::Plain(_) | Stored::Decoded(_) => 1,
         }
     }
 
-    /// Scratch that the tile GEMM needs besides its own to make panels of weights stored so.
-    pub fn pack_bytes(&self) -> usize {
-        if matches!(self, Stored::InPlace(_)) { gemm::PACK_BYTES } else { 0 }
+    /// Scratch that the tile GEMM needs besides its own to make panels of rows of `k` weights stored so.
+    pub fn pack_bytes(&self, k: usize) -> usize {
+        match self {
+            Stored::InPlace(_) => gemm::PACK_BYTES,
+            Stored::Decoded(_) => gemm::decoded_bytes(k),
+            Stored::Packed(_) | Stored::Plain(_) => 0,
+        }
+    }
+
+    /// BF16 numbers that stand for one activation, at most.
+    pub fn planes(&self) -> usize {
+        match self {
+            Stored::Plain(ty) => ty.precision.planes(),
+            _ => 1,
+        }
     }
 
     /// Weights and bytes per block.
@@ -72,6 +88,7 @@ impl Stored {
         match self {
             Stored::Packed(shape) | Stored::InPlace(shape) => (shape.ty.info().block, shape.ty.info().bytes),
             Stored::Plain(ty) => (1, ty.bytes),
+            Stored::Decoded(ty) => (ty.block, ty.bytes),
         }
     }
 }
@@ -135,7 +152,7 @@ impl Weights {
         match self.stored {
             Stored::Packed(_) if self.in_place() => 0,
             Stored::Packed(_) | Stored::InPlace(_) => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
-            Stored::Plain(_) => 0,
+            Stored::Plain(_) | Stored::Decoded(_) => 0,
         }
     }
 

@@ -1,12 +1,15 @@
-//! Weights that are stored as GGUF has them: BF16, which packing would not make faster to read.
+//! Weights that are stored as GGUF has them: BF16 and F16, which packing would not make faster to read.
 //! The tile GEMM gets BF16 tiles of them, made 16 rows and a stretch of channels at a time; few rows of
 //! activations are left to the host's own kernels.
+//!
+//! F16 has 11 bits where BF16 has 8, so it is two planes of tiles, whose sum is the weight, exactly: the upper
+//! 8 bits, and the other 3, for which the smaller exponents of BF16 have room.
 
 use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::tiles::{STEP_BF16, STEP_BYTES};
-use crate::format::LANES;
+use super::tiles::{Precision, STEP_BF16, STEP_BYTES};
+use crate::format::{LANES, f16_lanes};
 
 /// A type of this kind.
 #[derive(Debug)]
@@ -17,17 +20,30 @@ pub struct PlainType {
     pub name: &'static str,
     /// Bytes per weight.
     pub bytes: usize,
+    /// What products are made of.
+    pub precision: Precision,
+    /// Rows of activations (per expert, on average) from which on it is multiplied here; fewer are faster in the
+    /// host's kernels.
+    pub rows: usize,
     /// Whether the host of this process has it.
     enabled: AtomicBool,
 }
 
 /// The upper half of single precision.
-pub static BF16: PlainType = PlainType { number: 30, name: "bf16", bytes: 2, enabled: AtomicBool::new(false) };
-/// All of them. F16 is not among them: rounded to BF16 it is worse than what hosts make of it (KL divergence 1.5e-4
+pub static BF16: PlainType = PlainType::new(30, "bf16", Precision::Bf16, 16);
+/// IEEE half precision. Rounded to BF16 it would be worse than what hosts make of it (KL divergence 1.5e-4
 /// against 2e-6).
-pub static TYPES: [&PlainType; 1] = [&BF16];
+pub static F16: PlainType = PlainType::new(1, "f16", Precision::Bf16Twice, 32);
+/// All of them. F32 would take three planes and six products, and then be no faster than hosts' own kernels
+/// (docs/performance.md).
+pub static TYPES: [&PlainType; 2] = [&F16, &BF16];
 
 impl PlainType {
+    /// A type of 16 bits.
+    const fn new(number: i32, name: &'static str, precision: Precision, rows: usize) -> Self {
+        Self { number, name, bytes: 2, precision, rows, enabled: AtomicBool::new(false) }
+    }
+
     /// The type with ggml's number `number`, if the host of this process has it.
     pub fn from_ggml(number: i32) -> Option<&'static Self> {
         TYPES.into_iter().find(|t| t.number == number && t.enabled.load(Ordering::Relaxed))
@@ -57,12 +73,13 @@ const AHEAD: usize = 8;
 
 impl PlainRows {
     /// Makes BF16 tiles of channels `from..from + len` of rows `16 * panel..`, laid out as
-    /// [`super::requant::bf16`] does. Rows that are not there repeat the last.
+    /// [`super::requant::bf16`] does, every plane `plane_bytes` behind the one before. Rows that are not there
+    /// repeat the last.
     ///
     /// # Safety
     /// The rows must have the channels, multiples of 32; `out` room for them; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8) {
+    pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, plane_bytes: usize) {
         // SAFETY: promised by the caller; a prefetch of any address is harmless.
         unsafe {
             let rows: [*const u8; LANES] = std::array::from_fn(|lane| {
@@ -70,23 +87,98 @@ impl PlainRows {
                 self.data.add(row * self.stride + from * self.ty.bytes)
             });
             for step in 0..len / STEP_BF16 {
-                let weights = rows.map(|row| {
-                    let at = row.wrapping_add(step * STEP_BF16 * self.ty.bytes);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * 64).cast());
-                    _mm512_loadu_si512(at.cast())
-                });
-                for (pair, lanes) in transpose(weights).into_iter().enumerate() {
-                    _mm512_store_si512(out.add(step * STEP_BYTES + 64 * pair).cast(), lanes);
+                let at = step * STEP_BF16 * self.ty.bytes;
+                for row in rows {
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(at + AHEAD * 64).cast());
+                }
+                let out = out.add(step * STEP_BYTES);
+                // Loops, not closures: those are not inlined here.
+                let mut tile = [_mm512_setzero_si512(); LANES];
+                if self.ty.precision == Precision::Bf16Twice {
+                    for (weights, row) in tile.iter_mut().zip(rows) {
+                        *weights = high_of_f16(row.add(at));
+                    }
+                    put_tile(out, tile);
+                    for (weights, row) in tile.iter_mut().zip(rows) {
+                        *weights = low_of_f16(row.add(at));
+                    }
+                    put_tile(out.add(plane_bytes), tile);
+                } else {
+                    for (weights, row) in tile.iter_mut().zip(rows) {
+                        *weights = _mm512_loadu_si512(row.add(at).cast());
+                    }
+                    put_tile(out, tile);
                 }
             }
         }
     }
 }
 
+/// Stores 16 rows of 32 BF16 weights as a tile: pairs of channels, 16 rows side by side.
+///
+/// # Safety
+/// `out` must have room for a tile; AVX-512 needed.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put_tile(out: *mut u8, rows: [__m512i; LANES]) {
+    for (pair, lanes) in transpose(rows).into_iter().enumerate() {
+        // SAFETY: promised by the caller.
+        unsafe { _mm512_store_si512(out.add(64 * pair).cast(), lanes) };
+    }
+}
+
+/// The upper halves of 32 floats, 16 and 16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn upper_halves(first: __m512, second: __m512) -> __m512i {
+    const ODD: [u16; 32] = {
+        let mut odd = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            odd[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        odd
+    };
+    // SAFETY: 64 bytes.
+    let odd = unsafe { _mm512_loadu_si512(ODD.as_ptr().cast()) };
+    _mm512_permutex2var_epi16(_mm512_castps_si512(first), odd, _mm512_castps_si512(second))
+}
+
+/// The upper 8 bits of 32 F16 numbers, as BF16.
+///
+/// # Safety
+/// 64 readable bytes; AVX-512 needed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn high_of_f16(at: *const u8) -> __m512i {
+    // SAFETY: promised by the caller.
+    unsafe { upper_halves(f16_lanes(at), f16_lanes(at.add(32))) }
+}
+
+/// What they leave: 3 bits, which are BF16 numbers too.
+///
+/// # Safety
+/// As for [`high_of_f16`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn low_of_f16(at: *const u8) -> __m512i {
+    // SAFETY: promised by the caller.
+    unsafe { upper_halves(below_bf16(f16_lanes(at)), below_bf16(f16_lanes(at.add(32)))) }
+}
+
+/// What the upper half of a float leaves.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn below_bf16(v: __m512) -> __m512 {
+    let upper = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0xffff_0000_u32 as i32));
+    _mm512_sub_ps(v, _mm512_castsi512_ps(upper))
+}
+
 /// 16 x 16 double words, rows for columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
     // Double words of neighbouring rows, then pairs of them, then whole 128-bit quarters.
     let mut a = m;
     for i in 0..8 {
@@ -135,13 +227,40 @@ mod tests {
         let mut tiles = vec![Line([0; 32]); len / STEP_BF16 * STEP_BYTES / 64];
         let source = PlainRows { ty: &BF16, data: data.as_ptr().cast(), stride: 2 * k, rows };
         // SAFETY: the matrix has the channels, the tiles have room, AMX CPUs have AVX-512 and BF16.
-        unsafe { source.bf16(1, from, len, tiles.as_mut_ptr().cast()) };
+        unsafe { source.bf16(1, from, len, tiles.as_mut_ptr().cast(), 0) };
         let tiles: Vec<u16> = tiles.iter().flat_map(|line| line.0).collect();
         for lane in 0..LANES {
             for channel in 0..len {
                 let at = channel / STEP_BF16 * STEP_BYTES / 2 + channel % STEP_BF16 / 2 * 32 + lane * 2 + channel % 2;
                 let expected = value((LANES + lane).min(rows - 1), from + channel);
                 assert_eq!(half::bf16::from_bits(tiles[at]).to_f32(), expected, "lane {lane} channel {channel}");
+            }
+        }
+    }
+
+    /// Given every finite F16 number, then it is the sum of its two planes.
+    #[test]
+    fn planes_of_f16_lose_nothing() {
+        if cpu::best_isa() < cpu::Isa::Amx {
+            println!("SKIPPED: no AMX");
+            return;
+        }
+        let k = (1 << 16) / LANES;
+        let finite = |bits: u16| if half::f16::from_bits(bits).is_finite() { bits } else { 0 };
+        let data: Vec<u16> = (0..=u16::MAX).map(finite).collect();
+        let plane = k / STEP_BF16 * STEP_BYTES / 64;
+        let mut tiles = vec![Line([0; 32]); 2 * plane];
+        let source = PlainRows { ty: &F16, data: data.as_ptr().cast(), stride: 2 * k, rows: LANES };
+        // SAFETY: the matrix has the channels, the tiles have room, AMX CPUs have AVX-512.
+        unsafe { source.bf16(0, 0, k, tiles.as_mut_ptr().cast(), plane * 64) };
+        let tiles: Vec<u16> = tiles.iter().flat_map(|line| line.0).collect();
+        for lane in 0..LANES {
+            for channel in 0..k {
+                let at = channel / STEP_BF16 * STEP_BYTES / 2 + channel % STEP_BF16 / 2 * 32 + lane * 2 + channel % 2;
+                let [high, low] = [at, at + plane * 32].map(|at| half::bf16::from_bits(tiles[at]).to_f32());
+                let expected = half::f16::from_bits(data[lane * k + channel]).to_f32();
+                assert_eq!(high + low, expected, "{high} and {low}");
+                assert!(low == 0.0 || low.is_normal(), "the tile unit takes {low} for 0");
             }
         }
     }

@@ -10,6 +10,9 @@
 //! apart in BF16: one k-step of 32 channels, multiplied with the same channels of the weights.
 //!
 //! **BF16** ([`Precision::Bf16`]): 32 weights per k-step, no scales, no outliers.
+//!
+//! **BF16 twice** ([`Precision::Bf16Twice`]): every number as the sum of two in BF16, of which a block has
+//! two planes, one behind the other.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -43,6 +46,8 @@ pub enum Precision {
     },
     /// BF16 throughout.
     Bf16,
+    /// BF16, and what it leaves of every number in BF16 too: 16 bits. For weights that have more than 8.
+    Bf16Twice,
 }
 
 impl Precision {
@@ -50,7 +55,25 @@ impl Precision {
     pub fn step(self) -> usize {
         match self {
             Precision::Int8 { .. } => STEP_INT8,
-            Precision::Bf16 => STEP_BF16,
+            Precision::Bf16 | Precision::Bf16Twice => STEP_BF16,
+        }
+    }
+
+    /// Numbers that stand for one.
+    pub const fn planes(self) -> usize {
+        match self {
+            Precision::Int8 { .. } | Precision::Bf16 => 1,
+            Precision::Bf16Twice => 2,
+        }
+    }
+
+    /// The planes of activations and of weights whose products make the result. Low times low is not among
+    /// them: it is below 2^-15 of a product.
+    pub fn products(self) -> &'static [(usize, usize)] {
+        match self {
+            Precision::Int8 { .. } | Precision::Bf16 => &[(0, 0)],
+            // The same activations twice while they are in the first-level cache.
+            Precision::Bf16Twice => &[(0, 0), (0, 1), (1, 0)],
         }
     }
 
@@ -58,7 +81,7 @@ impl Precision {
     pub fn pass_steps(self) -> usize {
         match self {
             Precision::Int8 { pass } => pass / STEP_INT8,
-            Precision::Bf16 => PASSES[0] / STEP_INT8,
+            Precision::Bf16 | Precision::Bf16Twice => PASSES[0] / STEP_INT8,
         }
     }
 }
@@ -79,11 +102,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// For `m` rows of `k` channels in either precision, with `chunks` sets of outlier channels; `None`
-    /// if it does not fit.
-    pub fn new(m: usize, k: usize, chunks: usize) -> Option<Self> {
+    /// For `m` rows of `k` channels in any precision of up to `planes` planes, with `chunks` sets of outlier
+    /// channels; `None` if it does not fit.
+    pub fn new(m: usize, k: usize, planes: usize, chunks: usize) -> Option<Self> {
         let blocks = m.div_ceil(ROWS);
-        let steps = k.div_ceil(STEP_BF16);
+        let steps = k.div_ceil(STEP_BF16).checked_mul(planes)?;
         let scales = blocks.checked_mul(steps)?.checked_mul(STEP_BYTES)?;
         let outliers = scales.checked_add(blocks * k.div_ceil(FINEST) * ROWS * 4)?;
         let channels = outliers.checked_add(blocks * STEP_BYTES)?;
@@ -110,11 +133,12 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// Tiles of block `block` from channel `channel` (a multiple of the step) on.
+    /// Tiles of plane `plane` of block `block` from channel `channel` (a multiple of the step) on.
     #[inline]
-    pub fn tiles(&self, precision: Precision, block: usize, channel: usize) -> *mut u8 {
+    pub fn tiles(&self, precision: Precision, block: usize, plane: usize, channel: usize) -> *mut u8 {
         let steps = self.layout.k.div_ceil(precision.step());
-        self.base.wrapping_add((block * steps + channel / precision.step()) * STEP_BYTES)
+        let step = (block * precision.planes() + plane) * steps + channel / precision.step();
+        self.base.wrapping_add(step * STEP_BYTES)
     }
 
     /// 32 scales of block `block` for the channels from `channel` on, a multiple of `pass`.
@@ -140,20 +164,27 @@ impl Tiles {
         self.base.wrapping_add(self.layout.maxima).cast::<u32>().wrapping_add(chunk * self.layout.k)
     }
 
-    /// Makes rows `rows`, all of them `x`, in BF16.
+    /// Makes rows `rows`, all of them `x`, in BF16: as many planes as `precision` has, each what rounding left
+    /// of those before.
     ///
     /// # Safety
     /// `x` must have the layout's channels; nobody else may write these rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn put_bf16(&self, x: &Row, rows: &[usize]) {
+    pub unsafe fn put_bf16(&self, precision: Precision, x: &Row, rows: &[usize]) {
+        let exact = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
         for channel in (0..self.layout.k).step_by(STEP_BF16) {
             // SAFETY: `x` has 32 channels from here on, a tile row 64 bytes.
             unsafe {
-                let pair = _mm512_cvtne2ps_pbh(x.lanes(channel + 16), x.lanes(channel));
-                for row in rows {
-                    let to = self.tiles(Precision::Bf16, row / ROWS, channel).add(row % ROWS * 64);
-                    _mm512_store_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
+                let mut rest = [x.lanes(channel), x.lanes(channel + 16)];
+                for plane in 0..precision.planes() {
+                    let pair = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(rest[1], rest[0]));
+                    for row in rows {
+                        let to = self.tiles(precision, row / ROWS, plane, channel).add(row % ROWS * 64);
+                        _mm512_store_si512(to.cast(), pair);
+                    }
+                    rest[0] = _mm512_sub_ps(rest[0], exact(_mm512_castsi512_si256(pair)));
+                    rest[1] = _mm512_sub_ps(rest[1], exact(_mm512_extracti64x4_epi64::<1>(pair)));
                 }
             }
         }
@@ -188,7 +219,7 @@ impl Tiles {
                     }
                     let q = std::mem::transmute::<[__m128i; 4], __m512i>(q);
                     for row in rows {
-                        let out = self.tiles(Precision::Int8 { pass }, row / ROWS, channel).add(row % ROWS * 64);
+                        let out = self.tiles(Precision::Int8 { pass }, row / ROWS, 0, channel).add(row % ROWS * 64);
                         _mm512_store_si512(out.cast(), q);
                     }
                 }

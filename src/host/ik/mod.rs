@@ -5,6 +5,7 @@
 //! - [`seam`]: what happens in those functions
 //! - [`graph`]: from the addresses they get to the nodes of the graph
 //! - [`product`]: from nodes to products
+//! - [`types`]: types that only this host knows
 //! - [`team`]: the rendezvous and work buffer of the threads of one operation
 //! - [`place`]: packed weights, in a buffer type of their own or put there tensor by tensor as a model is loaded
 
@@ -16,6 +17,7 @@ mod product;
 pub mod seam;
 mod selfcheck;
 mod team;
+mod types;
 
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
@@ -28,6 +30,7 @@ use crate::cpu;
 use crate::diag::env::{Mode, env};
 use crate::format::WeightType;
 use crate::kernel::activation::Activation;
+use crate::panel::decoded::DecodedType;
 use crate::{error, info};
 use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkTensor};
 
@@ -63,6 +66,7 @@ host_symbols! {
     ggml_type_name: unsafe extern "C" fn(i32) -> *const c_char;
     ggml_type_size: unsafe extern "C" fn(i32) -> usize;
     ggml_blck_size: unsafe extern "C" fn(i32) -> i64;
+    ggml_internal_get_type_traits: unsafe extern "C" fn(i32) -> types::TypeTraits;
     ggml_op_name: unsafe extern "C" fn(i32) -> *const c_char;
     ggml_unary_op_name: unsafe extern "C" fn(i32) -> *const c_char;
     ggml_abort: unsafe extern "C" fn(*const c_char, i32, *const c_char, ...);
@@ -104,7 +108,14 @@ pub struct IkHost {
     /// Its operation numbers.
     pub ops: IkOps,
     types: HostTypes,
+    /// Types that are decoded by the host.
+    decoded: Vec<&'static DecodedType>,
 }
+
+// SAFETY: function pointers, and facts about types that never change.
+unsafe impl Send for IkHost {}
+// SAFETY: as above.
+unsafe impl Sync for IkHost {}
 
 impl IkHost {
     /// The host of this process, looked for and proved once, or why it is not served.
@@ -137,12 +148,17 @@ impl IkHost {
             return Err(reason);
         }
         let (ops, types) = selfcheck::prove(&symbols)?;
-        Ok(Self { symbols, ops, types })
+        Ok(Self { symbols, ops, types, decoded: types::decoded(&symbols) })
     }
 
     /// The packed type with ggml's number `number`, if this host has it.
     fn weight_type(&self, number: i32) -> Option<WeightType> {
         WeightType::from_ggml(number).filter(|ty| self.types.has(*ty))
+    }
+
+    /// The type with ggml's number `number` that the host decodes, if it is one.
+    fn decoded_type(&self, number: i32) -> Option<&'static DecodedType> {
+        self.decoded.iter().find(|ty| ty.number == number).copied()
     }
 
     /// Says `message` and ends the process the way ggml does.

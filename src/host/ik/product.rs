@@ -12,6 +12,8 @@ use crate::panel::weights::Shape;
 /// Rows of activations (of experts: on average) from which on weights that lie in place are multiplied here: packing
 /// them on the way must pay off (measured, see docs/performance.md).
 const ROWS_IN_PLACE: usize = 16;
+/// The same for weights that the host decodes on the way.
+const ROWS_DECODED: usize = 64;
 
 /// Some of the dimensions, or none if one is negative.
 fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
@@ -76,7 +78,8 @@ pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
         let expected = [weights.ne[1], x_ne[1], x_ne[2], x_ne[3]];
         (Op::Dense(MatMul { weights, gate, input, output }), x_ne[1], expected)
     };
-    if !packed && (cpu::isa() != Isa::Amx || rows < ROWS_IN_PLACE) {
+    let least = if matches!(weights.stored, Stored::Decoded(_)) { ROWS_DECODED } else { ROWS_IN_PLACE };
+    if !packed && (cpu::isa() != Isa::Amx || rows < least) {
         return Ok(None);
     }
     match op.check() {
@@ -94,13 +97,17 @@ fn weights(host: &IkHost, w: &IkTensor) -> Option<Weights> {
         return Some(Weights { stored: Stored::Packed(shape), base, offset, ne, nb });
     }
     let root = w.root();
-    let ty = host.weight_type(w.ty)?;
     let plain = root.op == host.ops.no_data[0]
         && root.holder().is_some_and(|b| b.usage == USAGE_WEIGHTS)
-        && w.nb[0] == ty.info().bytes
-        && w.ty == root.ty;
-    let shape = Shape::new(ty, w.ne[0], w.ne[1], w.ne[2].checked_mul(w.ne[3])?).ok()?;
-    plain.then_some(Weights { stored: Stored::InPlace(shape), base: w.data.cast(), offset: 0, ne, nb })
+        && w.ty == root.ty
+        // SAFETY: the host has a type of this number: it is a tensor's.
+        && w.nb[0] == unsafe { (host.symbols.ggml_type_size)(w.ty) };
+    let stored = match (host.weight_type(w.ty), host.decoded_type(w.ty)) {
+        (Some(ty), _) => Stored::InPlace(Shape::new(ty, w.ne[0], w.ne[1], w.ne[2].checked_mul(w.ne[3])?).ok()?),
+        (None, Some(ty)) if ne[0].is_multiple_of(ty.block) && ne[1].is_multiple_of(ty.together) => Stored::Decoded(ty),
+        _ => return None,
+    };
+    plain.then_some(Weights { stored, base: w.data.cast(), offset: 0, ne, nb })
 }
 
 /// Both matrices of a fused product: two tensors, or the halves of one (gate first).

@@ -10,10 +10,11 @@ use super::block::{BLOCK, PREFETCH_ACT, Pending, Place, Product, multiply, outli
 use super::{TILE_COLS, TileJob, result};
 use crate::cpu::cache;
 use crate::format::{Format, LANES};
+use crate::panel::decoded::{self, DecodedRows};
 use crate::panel::pack::{self, WeightRows};
 use crate::panel::plain::PlainRows;
 use crate::panel::requant::{self, OutlierTile};
-use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BYTES, STEP_INT8};
+use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BF16, STEP_BYTES, STEP_INT8};
 
 /// Sets of outlier channels that are picked out while panels are made.
 const ON_THE_WAY: usize = 2;
@@ -27,7 +28,7 @@ const PAIRS: [(usize, usize); 3] = [(2 << 20, 10), (1 << 20, 5), (0, 2)];
 #[derive(Clone, Copy)]
 struct Blocking {
     pairs: usize,
-    /// k-steps of a stretch.
+    /// k-steps of a stretch, of one plane.
     steps: usize,
 }
 
@@ -38,13 +39,15 @@ impl Blocking {
         Self { pairs, steps: STRETCH_STEPS }
     }
 
-    /// For `job`: in BF16, where it spares the sums a second round through the result, half the columns
-    /// and twice the channels in the same room (measured: 10 % faster at K = 4096, slower above).
+    /// For `job`: several planes share the room. In BF16, where it spares the sums a second round through the
+    /// result, half the columns and twice the channels in the same room (measured: 10 % faster at K = 4096,
+    /// slower above).
     fn of(job: &TileJob<'_>) -> Self {
-        let (k, all) = (job.tiles.layout.k, Self::new());
-        let stretch = STRETCH_STEPS * job.precision.step();
-        let halve = job.precision == Precision::Bf16 && k > stretch && k <= 2 * stretch && all.pairs > 1;
-        if halve { Self { pairs: all.pairs / 2, steps: 2 * STRETCH_STEPS } } else { all }
+        let Self { pairs, steps } = Self::new();
+        let (k, steps) = (job.tiles.layout.k, steps / job.precision.planes());
+        let stretch = steps * job.precision.step();
+        let halve = job.precision.step() == STEP_BF16 && k > stretch && k <= 2 * stretch && pairs > 1;
+        if halve { Self { pairs: pairs / 2, steps: 2 * steps } } else { Self { pairs, steps } }
     }
 
     /// Two blocks of raw results, used in turn.
@@ -76,6 +79,12 @@ pub fn scratch_bytes(chunks: usize) -> usize {
 
 /// Bytes more that [`on_the_way`] needs behind [`scratch_bytes`]: a packed stretch, and one packed block.
 pub const PACK_BYTES: usize = pack::packed_bytes(STRETCH_STEPS * STEP_INT8) + pack::packed_bytes(1);
+
+/// The same for [`decoded`] and rows of `k` channels.
+pub fn decoded_bytes(k: usize) -> usize {
+    // In BF16 a stretch has up to twice as many k-steps, of half as many channels.
+    decoded::room_bytes(k, STRETCH_STEPS * STEP_INT8)
+}
 
 /// Where packed weights come from.
 trait Source {
@@ -144,9 +153,10 @@ struct Panels {
     /// First pair of the job, and how many.
     pair: usize,
     pairs: usize,
-    /// First channel, and k-steps.
+    /// First channel, k-steps, and planes.
     from: usize,
     steps: usize,
+    planes: usize,
     /// Whether these are the first channels: sums start, otherwise they go on from the result.
     first: bool,
     /// Whether these are the last channels.
@@ -184,8 +194,26 @@ pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
     unsafe {
         each_block::<true>(job, scratch, |part, len| {
             for i in 0..2 * part.pairs {
-                let out = part.weights(i / 2, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
-                rows.bf16(2 * part.pair + i, part.from, len, out);
+                let out = part.weights(i / 2, 0, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
+                rows.bf16(2 * part.pair + i, part.from, len, out, part.steps * STEP_BYTES);
+            }
+        });
+    }
+}
+
+/// Rows that the host decodes, in BF16.
+///
+/// # Safety
+/// As for [`super::run_decoded`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn decoded(job: &TileJob<'_>, rows: &DecodedRows, scratch: *mut u8) {
+    let room = scratch.wrapping_add(scratch_bytes(job.chunks())).cast();
+    // SAFETY: passed on; the scratch has room for all pairs.
+    unsafe {
+        each_block::<true>(job, scratch, |part, len| {
+            for i in 0..2 * part.pairs {
+                let out = part.weights(i / 2, 0, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
+                rows.bf16(2 * part.pair + i, part.from, len, out, room);
             }
         });
     }
@@ -211,6 +239,7 @@ unsafe fn each_block<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make
                 pairs: blocking.pairs.min(all - pair),
                 from,
                 steps: len.div_ceil(job.precision.step()),
+                planes: job.precision.planes(),
                 first: from == 0,
                 last: from + len == k,
             };
@@ -235,7 +264,7 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
     for i in 0..2 * part.pairs {
         let (pair, half) = (i / 2, i % 2);
         let number = 2 * part.pair + i;
-        let out = part.weights(pair, 0).wrapping_add(half * STEP_BYTES / 2);
+        let out = part.weights(pair, 0, 0).wrapping_add(half * STEP_BYTES / 2);
         // SAFETY: promised by the caller; the scratch has room for all pairs.
         unsafe {
             let (panel, next_panel) = source.stretch::<F>(number, part.from, len);
@@ -279,9 +308,10 @@ impl Panels {
         self.scratch.wrapping_add(self.blocking.scales()).cast::<f32>().wrapping_add(index * TILE_COLS)
     }
 
-    /// Weight tiles of a pair from k-step `step` of the stretch on.
-    fn weights(&self, pair: usize, step: usize) -> *mut u8 {
-        self.scratch.wrapping_add(self.blocking.panels() + (pair * self.steps + step) * STEP_BYTES)
+    /// Weight tiles of a plane of a pair from k-step `step` of the stretch on.
+    fn weights(&self, pair: usize, plane: usize, step: usize) -> *mut u8 {
+        let step = (pair * self.planes + plane) * self.steps + step;
+        self.scratch.wrapping_add(self.blocking.panels() + step * STEP_BYTES)
     }
 
     fn outliers(&self, chunk: usize, pair: usize) -> *mut u8 {
@@ -297,9 +327,8 @@ impl Panels {
 #[inline(never)]
 unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row: usize) {
     let (block, rows) = (job.block(row), (job.job.rows.end - row).min(ROWS));
-    let pass_steps = job.precision.pass_steps();
-    let passes = part.steps.div_ceil(pass_steps);
-    let act = job.tiles.tiles(job.precision, block, part.from);
+    let (step, pass_steps, products) = (job.precision.step(), job.precision.pass_steps(), job.precision.products());
+    let passes = part.steps.div_ceil(pass_steps) * products.len();
     let result_of = |pair: usize| result(job.job, row, 2 * (part.pair + pair));
     // SAFETY: promised by the caller; all places are inside the scratch, the tiles and the panels.
     unsafe {
@@ -311,18 +340,20 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
         let mut pending: Option<Pending> = None;
         let mut round = 0;
         for pass in 0..passes {
-            let first_step = pass * pass_steps;
+            let first_step = pass / products.len() * pass_steps;
             let steps = pass_steps.min(part.steps - first_step);
+            let (act_plane, weight_plane) = products[pass % products.len()];
+            let act = |block| job.tiles.tiles(job.precision, block, act_plane, part.from + first_step * step);
+            let (act, next_act) = (act(block), act(block + 1));
             let act_scales = match job.precision {
                 Precision::Int8 { pass: len } => job.tiles.scales(len, block, part.from + pass * len),
-                Precision::Bf16 => std::ptr::null_mut(),
+                Precision::Bf16 | Precision::Bf16Twice => std::ptr::null_mut(),
             };
             for pair in 0..part.pairs {
                 let dots = part.scratch.add(Blocking::DOTS + round % 2 * BLOCK);
-                let next_act =
-                    act.wrapping_add((part.steps + first_step) * STEP_BYTES + pair * steps * PREFETCH_ACT * 64);
-                let act = act.add(first_step * STEP_BYTES);
-                let product = Product { act, weights: part.weights(pair, first_step), steps, dots, next_act };
+                let next_act = next_act.wrapping_add(pair * steps * PREFETCH_ACT * 64);
+                let weights = part.weights(pair, weight_plane, first_step);
+                let product = Product { act, weights, steps, dots, next_act };
                 match (rows > ROWS / 2, pass_steps) {
                     (true, 16) => multiply::<BF16, true, 2>(&product, pending.as_ref()),
                     (true, 8) => multiply::<BF16, true, 4>(&product, pending.as_ref()),

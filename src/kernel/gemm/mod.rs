@@ -12,6 +12,7 @@ use super::{Job, TILE_COLS};
 use crate::cpu::Amx;
 use crate::cpu::tile::Tiles as TileUnit;
 use crate::format::{Format, LANES};
+use crate::panel::decoded::DecodedRows;
 use crate::panel::outliers::Channels;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
@@ -22,7 +23,7 @@ pub fn scratch_bytes(chunks: usize) -> usize {
     columns::scratch_bytes(chunks)
 }
 
-pub use columns::PACK_BYTES;
+pub use columns::{PACK_BYTES, decoded_bytes};
 
 /// A piece of one product on the tile unit.
 pub struct TileJob<'a> {
@@ -58,6 +59,7 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
         match job.precision {
             Precision::Int8 { .. } => columns::packed::<F, false>(job, scratch),
             Precision::Bf16 => columns::packed::<F, true>(job, scratch),
+            Precision::Bf16Twice => unreachable!("packed weights have 8 bits"),
         }
         // Stores past the caches are not ordered by the barrier that follows.
         _mm_sfence();
@@ -78,15 +80,16 @@ pub unsafe fn run_rows<F: Format>(proof: Amx, job: &TileJob<'_>, rows: &WeightRo
         match job.precision {
             Precision::Int8 { .. } => columns::on_the_way::<F, false>(job, rows, scratch),
             Precision::Bf16 => columns::on_the_way::<F, true>(job, rows, scratch),
+            Precision::Bf16Twice => unreachable!("weights of packed types have 8 bits"),
         }
         _mm_sfence();
     }
 }
 
-/// Computes `job` on weights that are stored plain, in BF16; its panels are not used.
+/// Computes `job` on weights that are stored plain; its panels are not used.
 ///
 /// # Safety
-/// As for [`run`], with BF16 tiles; the rows must be the job's columns.
+/// As for [`run`], in the precision of the rows' type; the rows must be the job's columns.
 pub unsafe fn run_plain(proof: Amx, job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
     if job.job.rows.is_empty() || job.job.cols == 0 {
         return;
@@ -95,6 +98,22 @@ pub unsafe fn run_plain(proof: Amx, job: &TileJob<'_>, rows: &PlainRows, scratch
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
         columns::plain(job, rows, scratch);
+        _mm_sfence();
+    }
+}
+
+/// Computes `job` on rows that the host decodes, in BF16; its panels are not used.
+///
+/// # Safety
+/// As for [`run`], with BF16 tiles, the scratch with [`decoded_bytes`] more; the rows must be the job's columns.
+pub unsafe fn run_decoded(proof: Amx, job: &TileJob<'_>, rows: &DecodedRows, scratch: *mut u8) {
+    if job.job.rows.is_empty() || job.job.cols == 0 {
+        return;
+    }
+    let _unit = TileUnit::enter_full(proof);
+    // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
+    unsafe {
+        columns::decoded(job, rows, scratch);
         _mm_sfence();
     }
 }

@@ -43,11 +43,23 @@ struct Case {
 }
 
 impl Case {
-    fn run(&self, settings: Settings, threads: usize) -> (Vec<f32>, Vec<f64>) {
+    /// On weights in a plain type, or packed Q8_0.
+    fn run(&self, ty: Option<&'static PlainType>, settings: Settings, threads: usize) -> (Vec<f32>, Vec<f64>) {
         let Self { k, n, experts, used, tokens, per_token, .. } = *self;
         let mut random = Random(11);
-        let (plain, values) = weights(k, n * experts, &mut random);
-        let (shape, packed) = pack(WeightType::Q8_0, k, n, experts, &plain);
+        let (bytes, values, shape, packed);
+        let matrices = match ty {
+            None => {
+                (bytes, values) = weights(k, n * experts, &mut random);
+                (shape, packed) = pack(WeightType::Q8_0, k, n, experts, &bytes);
+                Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1])
+            }
+            Some(ty) => {
+                (bytes, values) = plain_weights(ty, k * n * experts, &mut random);
+                let (stored, base, nb) = (Stored::Plain(ty), bytes.as_ptr(), [2 * k, 2 * k * n, 2 * k * n * experts]);
+                Weights { stored, base, offset: 0, ne: [k, n, experts, 1], nb }
+            }
+        };
         let x: Vec<f32> = (0..k * per_token * tokens).map(|_| uniform(&mut random)).collect();
         // Ids lie in longer rows, as in a view of sorted numbers.
         let stride = used + 3;
@@ -56,7 +68,7 @@ impl Case {
         let mut out = vec![f32::NAN; n * used * tokens];
         let op = ExpertMul {
             gate: None,
-            weights: Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
+            weights: matrices,
             input: Input {
                 data: x.as_ptr().cast(),
                 ne: [k, per_token, tokens, 1],
@@ -121,13 +133,31 @@ fn every_row_is_the_product_with_its_tokens_expert() {
         for (i, case) in CASES.iter().enumerate() {
             for exact in [false, true] {
                 let settings = Settings { isa, exact };
-                let (out, reference) = case.run(settings, 1);
+                let (out, reference) = case.run(None, settings, 1);
                 let e = nmse(&out, &reference);
                 assert!(e < 2e-4, "case {i} {} exact {exact}: {e:e}", isa.name());
                 for threads in [2, 7] {
-                    assert!(same_bits(&case.run(settings, threads).0, &out), "case {i} {} {threads}", isa.name());
+                    let again = case.run(None, settings, threads).0;
+                    assert!(same_bits(&again, &out), "case {i} {} {threads}", isa.name());
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn experts_that_are_stored_plain_are_as_good_as_their_type() {
+    if Amx::new().is_none() {
+        println!("SKIPPED: no AMX");
+        return;
+    }
+    let settings = Settings { isa: Isa::Amx, exact: false };
+    for ty in plain::TYPES {
+        for (i, case) in CASES.iter().enumerate() {
+            let (out, reference) = case.run(Some(ty), settings, 1);
+            let e = nmse(&out, &reference);
+            assert!(e < plain_limit(ty), "case {i} {}: {e:e}", ty.name);
+            assert!(same_bits(&case.run(Some(ty), settings, 3).0, &out), "case {i} {}", ty.name);
         }
     }
 }

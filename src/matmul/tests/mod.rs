@@ -10,6 +10,7 @@ use super::*;
 use crate::cpu::{self, Amx};
 use crate::format::WeightType;
 use crate::kernel::tests::{Random, nmse, weights_and_reference};
+use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
 
 /// Uniform between -1 and 1.
@@ -29,6 +30,21 @@ fn weights(k: usize, rows: usize, random: &mut Random) -> (Vec<u8>, Vec<f32>) {
         }
     }
     (plain, values)
+}
+
+/// Random numbers in a plain type, as bytes, and what they stand for.
+fn plain_weights(ty: &PlainType, len: usize, random: &mut Random) -> (Vec<u8>, Vec<f32>) {
+    let convert = |v: f32| match ty.name {
+        "f16" => (half::f16::from_f32(v).to_le_bytes(), half::f16::from_f32(v).to_f32()),
+        _ => (half::bf16::from_f32(v).to_le_bytes(), half::bf16::from_f32(v).to_f32()),
+    };
+    let (bytes, values): (Vec<[u8; 2]>, _) = (0..len).map(|_| convert(0.02 * random.normal())).unzip();
+    (bytes.concat(), values)
+}
+
+/// Largest NMSE of a product with weights of a plain type: what rounding activations to the type costs.
+fn plain_limit(ty: &PlainType) -> f64 {
+    if ty.name == "f16" { 4e-8 } else { 4e-6 }
 }
 
 fn pack(ty: WeightType, k: usize, n: usize, slices: usize, plain: &[u8]) -> (Shape, Vec<u8>) {
@@ -317,6 +333,47 @@ fn the_tile_gemm_is_as_good_as_its_precision_for_every_type_and_odd_shapes() {
 }
 
 #[test]
+fn plain_weights_are_as_good_as_their_type_for_odd_shapes_batches_and_views() {
+    if Amx::new().is_none() {
+        println!("SKIPPED: no AMX");
+        return;
+    }
+    for ty in plain::TYPES {
+        let shapes = [(32, 1, 16), (96, 33, 33), (4352, 48, 50), (1280, 300, 300), (3104, 17, 17), (2048, 70, 64)];
+        for ((k, n, m), batches) in shapes.into_iter().zip([1, 4, 1, 1, 2, 1]) {
+            for kind in ["smooth", "moving outliers"] {
+                let x = activations(kind, batches * m, k);
+                // Two batches share a matrix; its rows are the first k of a few more weights.
+                let (matrices, row) = (batches.div_ceil(2), k + 7);
+                let (bytes, values) = plain_weights(ty, row * n * matrices, &mut Random(k as u64));
+                let op = MatMul {
+                    gate: None,
+                    weights: Weights {
+                        stored: Stored::Plain(ty),
+                        base: bytes.as_ptr(),
+                        offset: 0,
+                        ne: [k, n, matrices, 1],
+                        nb: [2 * row, 2 * row * n, 2 * row * n * matrices],
+                    },
+                    input: Input { data: x.as_ptr().cast(), ne: [k, m, batches, 1], nb: [4, 4 * k, 4 * k * m, 0] },
+                    output: Output { data: std::ptr::null_mut(), nb: [4 * n, 4 * n * m, 0] },
+                };
+                op.check().unwrap();
+                let dot = |i: usize| -> f64 {
+                    let (col, row_of_x) = (i % n, i / n);
+                    let w = &values[(row_of_x / m * matrices / batches * n + col) * row..][..k];
+                    w.iter().zip(&x[row_of_x * k..]).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum()
+                };
+                let reference: Vec<f64> = (0..n * m * batches).map(dot).collect();
+                let e = nmse(&gemm(&op, false, reference.len()), &reference);
+                let limit = plain_limit(ty);
+                assert!(e < limit, "{} k {k} n {n} m {m} batches {batches} {kind}: {e:e}", ty.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn activations_that_are_not_finite_give_results_that_are_not() {
     if Amx::new().is_none() {
         println!("SKIPPED: no AMX");
@@ -339,11 +396,19 @@ fn not_finite(m: usize) {
         input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
         output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
     };
-    for exact in [false, true] {
-        for (row, out) in gemm(&op, exact, n * m).chunks(n).enumerate() {
+    let check = |op: &MatMul, exact| {
+        for (row, out) in gemm(op, exact, n * m).chunks(n).enumerate() {
             let broken = row == 5 || row == 9;
-            assert!(out.iter().all(|v| v.is_finite() != broken), "row {row}, exact {exact}");
+            let name = op.weights.stored.name();
+            assert!(out.iter().all(|v| v.is_finite() != broken), "{name}: row {row}, exact {exact}");
         }
+    };
+    check(&op, false);
+    check(&op, true);
+    for ty in plain::TYPES {
+        let (bytes, _) = plain_weights(ty, k * n, &mut Random(1));
+        let (stored, base, nb) = (Stored::Plain(ty), bytes.as_ptr(), [2 * k, 2 * k * n, 2 * k * n]);
+        check(&MatMul { weights: Weights { stored, base, nb, ..op.weights }, ..op }, false);
     }
 }
 

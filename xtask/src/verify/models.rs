@@ -12,12 +12,11 @@ use crate::{
     util::{self, Result},
 };
 
-/// Every type llama-quantize of the pinned host can write, but for F32, which everything is compared with, and F16, which
-/// stays with the host.
-pub const ALL: [&str; 26] = [
+/// Every type llama-quantize of the pinned host can write, but for F32, which everything is compared with.
+pub const ALL: [&str; 27] = [
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S",
     "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4", "NVFP4", "Q2_0", "Q1_0",
-    "BF16",
+    "BF16", "F16",
 ];
 /// Types the host does not write without an importance matrix.
 const BY_IMPORTANCE: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"];
