@@ -123,7 +123,7 @@ static void given_random_blocks_then_the_dequantisers_of_these_tests_are_the_hos
     struct rng r = {40};
     uint8_t * blocks = (uint8_t *) malloc(64 * 256);
     float got[64 * 256], want[64 * 256];
-    for (int f = 0; f < N_FORMATS; f++) {
+    for (int f = 0; f < N_HOST_FORMATS; f++) {
         const struct format * format = &FORMATS[f];
         const struct ggml_type_traits * traits = ggml_get_type_traits((enum ggml_type) format->type);
         CHECK(traits->blck_size == format->block && traits->type_size == (size_t) format->block_bytes, "%s: blocks of %lld weights in %zu bytes",

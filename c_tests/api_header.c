@@ -52,9 +52,11 @@ static void given_the_enums_when_compiled_then_their_numbers_are_the_documented_
         GGML_AMX_TYPE_IQ4_NL,   GGML_AMX_TYPE_TQ1_0,    GGML_AMX_TYPE_TQ2_0,    GGML_AMX_TYPE_MXFP4,
         GGML_AMX_TYPE_NVFP4,    GGML_AMX_TYPE_Q1_0,     GGML_AMX_TYPE_Q2_0,     GGML_AMX_TYPE_IQ3_XXS,
         GGML_AMX_TYPE_IQ3_S,    GGML_AMX_TYPE_IQ2_XXS,  GGML_AMX_TYPE_IQ2_XS,   GGML_AMX_TYPE_IQ2_S,
-        GGML_AMX_TYPE_IQ1_S,    GGML_AMX_TYPE_IQ1_M,
+        GGML_AMX_TYPE_IQ1_S,    GGML_AMX_TYPE_IQ1_M,    GGML_AMX_TYPE_Q6_0,     GGML_AMX_TYPE_IQ2_K,
+        GGML_AMX_TYPE_IQ3_K,    GGML_AMX_TYPE_IQ4_K,    GGML_AMX_TYPE_IQ5_K,    GGML_AMX_TYPE_IQ6_K,
     };
-    const int want[] = {0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 3, 8, 12, 13, 14, 23, 6, 7, 10, 11, 20, 34, 35, 39, 40, 41, 42, 18, 21, 16, 17, 22, 19, 29};
+    const int want[] = {0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 3, 8, 12, 13, 14, 23, 6, 7, 10, 11, 20, 34, 35, 39, 40, 41, 42, 18, 21, 16, 17, 22, 19, 29,
+                        133, 137, 138, 139, 140, 141};
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         CHECK(got[i] == want[i], "constant %zu is %d, not %d", i, got[i], want[i]);
     }

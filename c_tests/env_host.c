@@ -28,7 +28,7 @@ static int compute_grid(void) {
     }
     static const int64_t ms[] = {1, 2, 5, 16, 33, 64}, ns[] = {1, 48, 100};
     struct rng r = {80};
-    for (int f = 0; f < N_FORMATS; f++) {
+    for (int f = 0; f < N_HOST_FORMATS; f++) {
         const int64_t k = 512;
         for (int n = 0; n < 3; n++) {
             struct ggml_context * packed = host_context(1);
@@ -110,7 +110,7 @@ static void given_modes_that_pack_then_there_is_a_buffer_type(void) {
  * AMX from 5 rows on, where a GEMM with requantised weights works. */
 static void check_grid(const char * isa, const float * got, const float * want) {
     static const int64_t ns[] = {1, 48, 100}, ms[] = {1, 2, 5, 16, 33, 64};
-    for (int i = 0; i < N_FORMATS * 3 * 6; i++) {
+    for (int i = 0; i < N_HOST_FORMATS * 3 * 6; i++) {
         const int64_t n = ns[i / 6 % 3], m = ms[i % 6];
         double error = 0, size = 0;
         for (int64_t j = 0; j < n * m; j++) {
@@ -138,7 +138,7 @@ static void given_each_instruction_set_then_the_results_are_the_same(void) {
             continue;
         }
         CHECK(got[i].signal == 0 && got[i].code == HAS_BUFFER_TYPE, "GGML_AMX_ISA=%s: signal %d, exit code %d\n%s", isas[i], got[i].signal, got[i].code, got[i].err);
-        CHECK(got[i].out_size == (size_t) N_FORMATS * (1 + 48 + 100) * (1 + 2 + 5 + 16 + 33 + 64) * sizeof(float), "%zu bytes of results", got[i].out_size);
+        CHECK(got[i].out_size == (size_t) N_HOST_FORMATS * (1 + 48 + 100) * (1 + 2 + 5 + 16 + 33 + 64) * sizeof(float), "%zu bytes of results", got[i].out_size);
         if (got[i].out_size != got[0].out_size) {
             continue;
         }

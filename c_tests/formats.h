@@ -1,6 +1,7 @@
 /* The packed weight types as a GGUF file stores them, written down a second time on purpose: own block
  * sizes, own dequantisers (ggml-common.h and ggml-quants.c are the source of the layouts), own random
- * blocks, and the product in double precision. abi_host compares this file with the host's own code. */
+ * blocks, and the product in double precision. abi_host compares this file with the host's own code. ik_llama.cpp's
+ * own types come last: no host of these tests has them. */
 #ifndef GGML_AMX_TEST_FORMATS_H
 #define GGML_AMX_TEST_FORMATS_H
 
@@ -8,7 +9,8 @@
 
 enum {
     TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q5_0 = 6, TYPE_Q5_1 = 7, TYPE_Q8_0 = 8, TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13,
-    TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23, TYPE_TQ1_0 = 34, TYPE_TQ2_0 = 35, TYPE_MXFP4 = 39, TYPE_NVFP4 = 40, TYPE_Q1_0 = 41, TYPE_Q2_0 = 42
+    TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23, TYPE_TQ1_0 = 34, TYPE_TQ2_0 = 35, TYPE_MXFP4 = 39, TYPE_NVFP4 = 40, TYPE_Q1_0 = 41, TYPE_Q2_0 = 42,
+    TYPE_Q6_0 = 133, TYPE_IQ2_K = 137, TYPE_IQ3_K = 138, TYPE_IQ4_K = 139, TYPE_IQ5_K = 140, TYPE_IQ6_K = 141
 };
 
 struct format {
@@ -227,7 +229,81 @@ static void dequantise_q2_0(const uint8_t * b, float * y) {
     }
 }
 
-HARNESS_UNUSED static const struct format FORMATS[18] = {
+static void dequantise_q6_0(const uint8_t * b, float * y) {
+    for (int j = 0; j < 16; j++) {
+        const int high = b[2 + j % 8] >> j / 8 * 4;
+        y[j] = f16_to_f32(b) * (float) (((b[10 + j] & 15) | (high & 3) << 4) - 32);
+        y[j + 16] = f16_to_f32(b) * (float) (((b[10 + j] >> 4) | (high >> 2 & 3) << 4) - 32);
+    }
+}
+
+/* Bit g of the 16 at b. */
+static int bit_of_16(const uint8_t * b, int g) {
+    return b[g / 8] >> g % 8 & 1;
+}
+
+/* Nibble g. */
+static int nibble_of(const uint8_t * b, int g) {
+    return b[g / 2] >> g % 2 * 4 & 15;
+}
+
+static void dequantise_iq2_k(const uint8_t * b, float * y) {
+    static const float value[4] = {-31, -13, 1, 17};
+    for (int i = 0; i < 256; i++) {
+        const int g = i / 16;
+        const float second = bit_of_16(b + 2, g) ? 5 : 0;
+        y[i] = f16_to_f32(b) * (float) (nibble_of(b + 4, g) - 8) * (value[bit_pair(b + 12, i)] + second);
+    }
+}
+
+static void dequantise_iq3_k(const uint8_t * b, float * y) {
+    static const float value[8] = {-63, -40, -23, -10, 1, 13, 28, 47};
+    for (int i = 0; i < 256; i++) {
+        const int g = i / 16, third = b[78 + i % 32] >> i / 32 & 1;
+        const int scale = (2 * nibble_of(b + 6, g) + 1) * (bit_of_16(b + 4, g) ? -1 : 1);
+        const float second = bit_of_16(b + 2, g) ? 4 : 0;
+        y[i] = f16_to_f32(b) * (float) scale * (value[bit_pair(b + 14, i) + 4 * third] + second);
+    }
+}
+
+/* The scale of group g of IQ4_K and IQ5_K: four bits at b + 8, two more at b + 4. */
+static int six_bit_scale(const uint8_t * b, int g) {
+    return (nibble_of(b + 8, g) | (b[4 + g / 4] >> g % 4 * 2 & 3) << 4) - 32;
+}
+
+static void dequantise_iq4_k(const uint8_t * b, float * y) {
+    for (int i = 0; i < 256; i++) {
+        const int g = i / 16, q = b[16 + i / 32 * 16 + i % 16] >> g % 2 * 4 & 15;
+        y[i] = f16_to_f32(b) * (float) six_bit_scale(b, g) * (float) (IQ4_VALUES[q] + 4 * bit_of_16(b + 2, g));
+    }
+}
+
+/* Nibble of weight i, 64 in 32 bytes. */
+static int nibble_in_64(const uint8_t * b, int i) {
+    return b[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+}
+
+static void dequantise_iq5_k(const uint8_t * b, float * y) {
+    static const float value[32] = {-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6,
+                                    -1,   5,    11,   17,  23,  29,  36,  43,  51,  59,  68,  77,  87,  97,  109, 121};
+    for (int i = 0; i < 256; i++) {
+        const int g = i / 16, q = nibble_in_64(b + 16, i) | (b[144 + i % 32] >> i / 32 & 1) << 4;
+        y[i] = f16_to_f32(b) * (float) six_bit_scale(b, g) * (value[q] + (float) (2 * bit_of_16(b + 2, g)));
+    }
+}
+
+static void dequantise_iq6_k(const uint8_t * b, float * y) {
+    static const float value[64] = {
+        -127, -121, -115, -109, -104, -98, -93, -88, -84, -79, -74, -70, -66, -62, -58, -54, -51, -47, -44, -40, -37, -34,
+        -31,  -28,  -25,  -22,  -19,  -16, -13, -11, -8,  -5,  -2,  0,   3,   6,   9,   12,  14,  17,  20,  23,  27,  30,
+        33,   36,   40,   44,   47,   51,  55,  59,  63,  68,  72,  77,  82,  87,  92,  98,  103, 109, 115, 121};
+    for (int i = 0; i < 256; i++) {
+        const int g = i / 16, q = nibble_in_64(b + 20, i) | bit_pair(b + 148, i) << 4;
+        y[i] = f16_to_f32(b) * (float) (int8_t) b[4 + g] * (value[q] + (float) bit_of_16(b + 2, g));
+    }
+}
+
+HARNESS_UNUSED static const struct format FORMATS[24] = {
     {TYPE_Q4_0, "Q4_0", 32, 18, {0, -1}, dequantise_q4_0, 0, 0},
     {TYPE_Q4_1, "Q4_1", 32, 20, {0, 2}, dequantise_q4_1, 0, 0},
     {TYPE_Q8_0, "Q8_0", 32, 34, {0, -1}, dequantise_q8_0, 0, 0},
@@ -246,8 +322,15 @@ HARNESS_UNUSED static const struct format FORMATS[18] = {
     {TYPE_NVFP4, "NVFP4", 64, 36, {-1, -1}, dequantise_nvfp4, 4, 16},
     {TYPE_Q1_0, "Q1_0", 128, 18, {0, -1}, dequantise_q1_0, 0, 0},
     {TYPE_Q2_0, "Q2_0", 64, 18, {0, -1}, dequantise_q2_0, 0, 0},
+    {TYPE_Q6_0, "Q6_0", 32, 26, {0, -1}, dequantise_q6_0, 0, 0},
+    {TYPE_IQ2_K, "IQ2_K", 256, 76, {0, -1}, dequantise_iq2_k, 0, 0},
+    {TYPE_IQ3_K, "IQ3_K", 256, 110, {0, -1}, dequantise_iq3_k, 0, 0},
+    {TYPE_IQ4_K, "IQ4_K", 256, 144, {0, -1}, dequantise_iq4_k, 0, 0},
+    {TYPE_IQ5_K, "IQ5_K", 256, 176, {0, -1}, dequantise_iq5_k, 0, 0},
+    {TYPE_IQ6_K, "IQ6_K", 256, 212, {0, -1}, dequantise_iq6_k, 0, 0},
 };
-enum { N_FORMATS = sizeof FORMATS / sizeof FORMATS[0] };
+/* All of them; those before ik_llama.cpp's. */
+enum { N_FORMATS = sizeof FORMATS / sizeof FORMATS[0], N_HOST_FORMATS = N_FORMATS - 6 };
 
 /* Bytes of n rows of k weights. */
 HARNESS_UNUSED static size_t format_bytes(const struct format * f, int64_t k, int64_t n) {

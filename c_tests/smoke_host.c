@@ -7,7 +7,7 @@
 
 static void given_a_host_of_this_build_then_one_product_is_right(void) {
     struct rng r = {90};
-    for (int f = 0; f < N_FORMATS; f++) {
+    for (int f = 0; f < N_HOST_FORMATS; f++) {
         const int64_t k = 512, n = 100, m = 40;
         struct ggml_context * packed = host_context(1), * ops = host_context(2), * graph = host_context(0);
         struct ggml_tensor * w = ggml_new_tensor_2d(packed, (enum ggml_type) FORMATS[f].type, k, n);

@@ -52,7 +52,7 @@ static void given_a_host_then_the_c_functions_name_the_buffer_type_that_the_host
 }
 
 static void given_any_op_then_the_c_functions_say_what_the_device_says(void) {
-    for (int f = 0; f < N_FORMATS; f++) {
+    for (int f = 0; f < N_HOST_FORMATS; f++) {
         struct product ours = product_new(host.amx, f, 9), plain = product_new(host.plain, f, 9);
         size_t size = 77;
         CHECK(ggml_backend_amx_supports_op(host.cpu, ours.y) && ggml_backend_amx_supports_op(NULL, ours.y), "%s: not supported", FORMATS[f].name);
@@ -79,7 +79,7 @@ static void given_any_op_then_the_c_functions_say_what_the_device_says(void) {
 /* One thread by hand, in a work buffer of exactly the size asked for, at an odd address. */
 static void given_an_op_driven_by_hand_then_its_bits_are_those_of_the_graph(void) {
     static const int64_t ms[] = {1, 5, 33};
-    for (int f = 0; f < N_FORMATS; f++) {
+    for (int f = 0; f < N_HOST_FORMATS; f++) {
         for (int m = 0; m < 3; m++) {
             struct product p = product_new(host.amx, f, ms[m]);
             struct ggml_context * graph = host_context(0);
@@ -147,7 +147,7 @@ static void given_an_op_that_cannot_be_computed_then_the_process_ends_with_a_mes
 static int use_empty_weights(void * context) {
     (void) context;
     setenv("GGML_NO_BACKTRACE", "1", 1);
-    for (int f = 0; f < N_FORMATS; f++) {
+    for (int f = 0; f < N_HOST_FORMATS; f++) {
         struct ggml_context * c = host_context(5), * graph = host_context(0);
         struct ggml_tensor * w = ggml_new_tensor_2d(c, (enum ggml_type) FORMATS[f].type, 512, 0);
         struct ggml_tensor * y = ggml_mul_mat(c, w, ggml_new_tensor_2d(c, GGML_TYPE_F32, 512, 512));

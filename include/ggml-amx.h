@@ -79,7 +79,7 @@ enum ggml_amx_status {
 };
 
 /**
- * The weight types that are packed; the numbers are those of ggml's enum ggml_type.
+ * The weight types that are packed; the numbers are those of ggml's enum ggml_type, above 100 of ik_llama.cpp's.
  */
 enum ggml_amx_type {
   /**
@@ -182,6 +182,30 @@ enum ggml_amx_type {
    * 64 weights in 18 bytes.
    */
   GGML_AMX_TYPE_Q2_0 = 42,
+  /**
+   * 32 weights in 26 bytes; ik_llama.cpp's.
+   */
+  GGML_AMX_TYPE_Q6_0 = 133,
+  /**
+   * 256 weights in 76 bytes; ik_llama.cpp's.
+   */
+  GGML_AMX_TYPE_IQ2_K = 137,
+  /**
+   * 256 weights in 110 bytes; ik_llama.cpp's.
+   */
+  GGML_AMX_TYPE_IQ3_K = 138,
+  /**
+   * 256 weights in 144 bytes; ik_llama.cpp's.
+   */
+  GGML_AMX_TYPE_IQ4_K = 139,
+  /**
+   * 256 weights in 176 bytes; ik_llama.cpp's.
+   */
+  GGML_AMX_TYPE_IQ5_K = 140,
+  /**
+   * 256 weights in 212 bytes; ik_llama.cpp's.
+   */
+  GGML_AMX_TYPE_IQ6_K = 141,
 };
 
 /**

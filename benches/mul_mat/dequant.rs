@@ -52,6 +52,17 @@ pub fn row(ty: WeightType, plain: &[u8]) -> Vec<f32> {
                     *o = half(block, 0) * (f32::from(block[2 + j / 4] >> (j % 4 * 2) & 3) - 1.0);
                 }
             }
+            WeightType::Q6_0 => {
+                nibbles(&block[10..26], out, |q| half(block, 0) * (f32::from(q) - 32.0));
+                for (j, o) in out.iter_mut().enumerate() {
+                    *o += half(block, 0) * f32::from((block[2 + j % 8] >> (j / 8 % 2 * 4 + j / 16 * 2) & 3) << 4);
+                }
+            }
+            WeightType::IQ2_K => iq2_k(block, out),
+            WeightType::IQ3_K => iq3_k(block, out),
+            WeightType::IQ4_K => iq4_k(block, out),
+            WeightType::IQ5_K => iq5_k(block, out),
+            WeightType::IQ6_K => iq6_k(block, out),
             _ => codebooks::decode(ty, block, out),
         }
     }
@@ -169,4 +180,76 @@ fn iq4_xs(block: &[u8], out: &mut [f32]) {
             out[j + 16] = scale * f32::from(IQ4[usize::from(q >> 4)]);
         }
     }
+}
+
+/// What a group's values have more than the table: `step` if its bit of the 16 behind the common scale is set.
+fn step(block: &[u8], g: usize, step: f32) -> f32 {
+    if block[2 + g / 8] >> (g % 8) & 1 == 1 { step } else { 0.0 }
+}
+
+fn nibble(bytes: &[u8], g: usize) -> u8 {
+    bytes[g / 2] >> (g % 2 * 4) & 15
+}
+
+/// Nibble of weight `i`, 64 in 32 bytes.
+fn nibble_of_64(bytes: &[u8], i: usize) -> u8 {
+    bytes[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15
+}
+
+/// Groups of 16 with 4-bit scales less 8; pairs of a table.
+fn iq2_k(block: &[u8], out: &mut [f32]) {
+    pairs(&block[12..], out, |i, q| {
+        let scale = half(block, 0) * (f32::from(nibble(&block[4..], i / 16)) - 8.0);
+        scale * ([-31.0, -13.0, 1.0, 17.0][usize::from(q)] + step(block, i / 16, 5.0))
+    });
+}
+
+/// Groups of 16 with odd scales and their signs; pairs and third bits of a table.
+fn iq3_k(block: &[u8], out: &mut [f32]) {
+    const VALUES: [f32; 8] = [-63.0, -40.0, -23.0, -10.0, 1.0, 13.0, 28.0, 47.0];
+    pairs(&block[14..], out, |i, q| {
+        let g = i / 16;
+        let scale = half(block, 0) * (2.0 * f32::from(nibble(&block[6..], g)) + 1.0);
+        let third = block[78 + i % 32] >> (i / 32) & 1;
+        let value = VALUES[usize::from(q | third << 2)] + step(block, g, 4.0);
+        if block[4 + g / 8] >> (g % 8) & 1 == 1 { -scale * value } else { scale * value }
+    });
+}
+
+/// The scales of IQ4_K and IQ5_K.
+fn six_bits(block: &[u8], g: usize) -> f32 {
+    let high = block[4 + g / 4] >> (g % 4 * 2) & 3;
+    half(block, 0) * (f32::from(nibble(&block[8..], g) | high << 4) - 32.0)
+}
+
+/// Groups of 16, two in 16 bytes.
+fn iq4_k(block: &[u8], out: &mut [f32]) {
+    for (i, o) in out.iter_mut().enumerate() {
+        let (g, byte) = (i / 16, block[16 + i / 32 * 16 + i % 16]);
+        let value = f32::from(IQ4[usize::from(byte >> (g % 2 * 4) & 15)]) + step(block, g, 4.0);
+        *o = six_bits(block, g) * value;
+    }
+}
+
+/// Groups of 16, four in 32 bytes, and fifth bits.
+fn iq5_k(block: &[u8], out: &mut [f32]) {
+    const VALUES: [i8; 32] = [
+        -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6, -1, 5, 11, 17, 23, 29, 36,
+        43, 51, 59, 68, 77, 87, 97, 109, 121,
+    ];
+    for (i, o) in out.iter_mut().enumerate() {
+        let fifth = block[144 + i % 32] >> (i / 32) & 1;
+        let value = VALUES[usize::from(nibble_of_64(&block[16..], i) | fifth << 4)];
+        *o = six_bits(block, i / 16) * (f32::from(value) + step(block, i / 16, 2.0));
+    }
+}
+
+/// Groups of 16 with 8-bit scales; nibbles and pairs of a polynomial, rounded.
+fn iq6_k(block: &[u8], out: &mut [f32]) {
+    pairs(&block[148..], out, |i, high| {
+        let q = f64::from(nibble_of_64(&block[20..], i) | high << 4);
+        let value = (-127.0 + q * (6.2568 + q * (q * 0.0011972 - 0.11218))).round() as f32;
+        let scale = half(block, 0) * f32::from(block[4 + i / 16] as i8);
+        scale * (value + step(block, i / 16, 1.0))
+    });
 }

@@ -42,7 +42,7 @@ pub enum ggml_amx_status {
     GGML_AMX_INTERNAL = 8,
 }
 
-/// The weight types that are packed; the numbers are those of ggml's enum ggml_type.
+/// The weight types that are packed; the numbers are those of ggml's enum ggml_type, above 100 of ik_llama.cpp's.
 #[repr(C)]
 pub enum ggml_amx_type {
     /// 32 weights in 18 bytes.
@@ -95,6 +95,18 @@ pub enum ggml_amx_type {
     GGML_AMX_TYPE_Q1_0 = 41,
     /// 64 weights in 18 bytes.
     GGML_AMX_TYPE_Q2_0 = 42,
+    /// 32 weights in 26 bytes; ik_llama.cpp's.
+    GGML_AMX_TYPE_Q6_0 = 133,
+    /// 256 weights in 76 bytes; ik_llama.cpp's.
+    GGML_AMX_TYPE_IQ2_K = 137,
+    /// 256 weights in 110 bytes; ik_llama.cpp's.
+    GGML_AMX_TYPE_IQ3_K = 138,
+    /// 256 weights in 144 bytes; ik_llama.cpp's.
+    GGML_AMX_TYPE_IQ4_K = 139,
+    /// 256 weights in 176 bytes; ik_llama.cpp's.
+    GGML_AMX_TYPE_IQ5_K = 140,
+    /// 256 weights in 212 bytes; ik_llama.cpp's.
+    GGML_AMX_TYPE_IQ6_K = 141,
 }
 
 // The numbers of the header are the library's.
@@ -137,5 +149,11 @@ const _: () = {
     assert!(ggml_amx_type::GGML_AMX_TYPE_NVFP4 as i32 == WeightType::NVFP4 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q1_0 as i32 == WeightType::Q1_0 as i32);
     assert!(ggml_amx_type::GGML_AMX_TYPE_Q2_0 as i32 == WeightType::Q2_0 as i32);
-    assert!(WeightType::ALL.len() == 25, "name the new type in ggml_amx_type");
+    assert!(ggml_amx_type::GGML_AMX_TYPE_Q6_0 as i32 == WeightType::Q6_0 as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ2_K as i32 == WeightType::IQ2_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ3_K as i32 == WeightType::IQ3_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ4_K as i32 == WeightType::IQ4_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ5_K as i32 == WeightType::IQ5_K as i32);
+    assert!(ggml_amx_type::GGML_AMX_TYPE_IQ6_K as i32 == WeightType::IQ6_K as i32);
+    assert!(WeightType::ALL.len() == 31, "name the new type in ggml_amx_type");
 };

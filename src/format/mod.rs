@@ -18,13 +18,18 @@ mod bits;
 mod grids;
 mod iq1_m;
 mod iq1_s;
+mod iq2_k;
 mod iq2_s;
 mod iq2_xs;
 mod iq2_xxs;
+mod iq3_k;
 mod iq3_s;
 mod iq3_xxs;
+mod iq4_k;
 mod iq4_nl;
 mod iq4_xs;
+mod iq5_k;
+mod iq6_k;
 mod k_scales;
 mod layout;
 mod mxfp4;
@@ -39,11 +44,13 @@ mod q4_k;
 mod q5_0;
 mod q5_1;
 mod q5_k;
+mod q6_0;
 mod q6_k;
 mod q8_0;
 mod tables;
 mod tq1_0;
 mod tq2_0;
+mod two_tables;
 
 use std::arch::x86_64::{__m512, __m512i};
 
@@ -160,7 +167,7 @@ pub struct TypeInfo {
 /// The table of types: variant, ggml's number, ggml's name, implementation.
 macro_rules! weight_types {
     ($($variant:ident = $number:literal, $name:literal, $format:ty, $doc:literal;)*) => {
-        /// The weight types that are packed. The numbers are ggml's, and the C API's.
+        /// The weight types that are packed. The numbers are ggml's (above 100 ik_llama.cpp's), and the C API's.
         #[repr(i32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(non_camel_case_types)]
@@ -227,6 +234,12 @@ weight_types! {
     NVFP4 = 40, "nvfp4", Nvfp4, "64 weights: 4 groups with 8-bit float scales, 4-bit floats.";
     Q1_0 = 41, "q1_0", Q1_0, "128 weights: f16 scale and its sign.";
     Q2_0 = 42, "q2_0", Q2_0, "64 weights: f16 scale, -1, 0, 1 or 2 in two bits.";
+    Q6_0 = 133, "q6_0", Q6_0, "32 weights: f16 scale, 6-bit quants; ik_llama.cpp's.";
+    IQ2_K = 137, "iq2_k", Iq2K, "256 weights: 16 groups with 4-bit scales and one of two tables, 2-bit indices into it; ik_llama.cpp's.";
+    IQ3_K = 138, "iq3_k", Iq3K, "256 weights: 16 groups with 4-bit scales, signs and one of two tables, 3-bit indices into it; ik_llama.cpp's.";
+    IQ4_K = 139, "iq4_k", Iq4K, "256 weights: 16 groups with 6-bit scales and one of two tables, 4-bit indices into it; ik_llama.cpp's.";
+    IQ5_K = 140, "iq5_k", Iq5K, "256 weights: 16 groups with 6-bit scales and one of two tables, 5-bit indices into it; ik_llama.cpp's.";
+    IQ6_K = 141, "iq6_k", Iq6K, "256 weights: 16 groups with 8-bit scales and one of two tables, 6-bit indices into it; ik_llama.cpp's.";
 }
 
 impl WeightType {
@@ -341,19 +354,48 @@ macro_rules! with_format {
                 type $F = $crate::format::Q2_0;
                 $body
             }
+            $crate::format::WeightType::Q6_0 => {
+                type $F = $crate::format::Q6_0;
+                $body
+            }
+            $crate::format::WeightType::IQ2_K => {
+                type $F = $crate::format::Iq2K;
+                $body
+            }
+            $crate::format::WeightType::IQ3_K => {
+                type $F = $crate::format::Iq3K;
+                $body
+            }
+            $crate::format::WeightType::IQ4_K => {
+                type $F = $crate::format::Iq4K;
+                $body
+            }
+            $crate::format::WeightType::IQ5_K => {
+                type $F = $crate::format::Iq5K;
+                $body
+            }
+            $crate::format::WeightType::IQ6_K => {
+                type $F = $crate::format::Iq6K;
+                $body
+            }
         }
     };
 }
 
 pub use iq1_m::Iq1M;
 pub use iq1_s::Iq1S;
+pub use iq2_k::Iq2K;
 pub use iq2_s::Iq2S;
 pub use iq2_xs::Iq2Xs;
 pub use iq2_xxs::Iq2Xxs;
+pub use iq3_k::Iq3K;
 pub use iq3_s::Iq3S;
 pub use iq3_xxs::Iq3Xxs;
+pub use iq4_k::Iq4K;
 pub use iq4_nl::Iq4Nl;
 pub use iq4_xs::Iq4Xs;
+pub use iq5_k::Iq5K;
+pub use iq6_k::Iq6K;
 pub use mxfp4::Mxfp4;
 pub use nvfp4::Nvfp4;
 pub use q1_0::Q1_0;
@@ -367,6 +409,7 @@ pub use q4_k::Q4K;
 pub use q5_0::Q5_0;
 pub use q5_1::Q5_1;
 pub use q5_k::Q5K;
+pub use q6_0::Q6_0;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
 pub use tq1_0::Tq1_0;

@@ -1,8 +1,8 @@
-//! 4-bit indices into fixed tables of signed values: IQ4_NL, IQ4_XS, MXFP4, NVFP4.
+//! Indices into fixed tables of signed values: IQ4_NL, IQ4_XS, IQ4_K, MXFP4, NVFP4, and what look-ups share.
 
 use std::arch::x86_64::*;
 
-/// The values of IQ4_NL and IQ4_XS (ggml-common.h, `kvalues_iq4nl`).
+/// The values of IQ4_NL and IQ4_XS (ggml-common.h, `kvalues_iq4nl`), and the first table of IQ4_K.
 pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The values of MXFP4 and NVFP4: E2M1 numbers, doubled (ggml-common.h, `kvalues_fp4`).
@@ -11,21 +11,28 @@ pub(super) const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6
 pub(super) const FP4_ZERO_POINT: i32 = 12;
 
 /// A table with the zero point added.
-pub(super) const fn unsigned(table: &[i8; 16], zero_point: i32) -> [u8; 16] {
-    let mut out = [0; 16];
+pub(super) const fn unsigned<const N: usize>(table: &[i8; N], zero_point: i32) -> [u8; N] {
+    let mut out = [0; N];
     let mut i = 0;
-    while i < 16 {
+    while i < N {
         out[i] = (table[i] as i32 + zero_point) as u8;
         i += 1;
     }
     out
 }
 
+/// The first 16 entries, for shuffles of every byte.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn sixteen(table: &[u8]) -> __m512i {
+    // SAFETY: the slice is 16 bytes, or this panics.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table[..16].as_ptr().cast()) })
+}
+
 /// The values of `indices` (every byte below 16).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn look_up(table: &[u8; 16], indices: [__m512i; 8]) -> [__m512i; 8] {
-    // SAFETY: 16 bytes.
-    let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
+    let table = sixteen(table);
     std::array::from_fn(|r| _mm512_shuffle_epi8(table, indices[r]))
 }

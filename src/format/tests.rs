@@ -224,6 +224,145 @@ fn blocks_mean_what_ggml_means_by_them() {
     );
 }
 
+/// The same for ik_llama.cpp's types.
+#[test]
+fn blocks_mean_what_ik_llama_means_by_them() {
+    // Pairs of byte 3, from the lowest: weights 3, 19, 11, 27. Nibbles 5 and 7 of weights 3 and 19.
+    example(
+        WeightType::Q6_0,
+        &[(1, 0x38), (2 + 3, 0xb1), (10 + 3, 0x75)],
+        &[(0, 32, -16.0), (3, 4, -5.5), (11, 12, 8.0), (19, 20, -12.5), (27, 28, 0.0)],
+    );
+    // Group 5 (scale 11 - 8, second table), group 12 (1 - 8); all others have -8.
+    example(
+        WeightType::IQ2_K,
+        &[(1, 0x38), (2, 0x20), (4 + 2, 0xb0), (4 + 6, 0x01), (12 + 16 + 7, 0x20), (12 + 32 + 4, 0x30)],
+        &[(0, 256, 124.0), (80, 96, -39.0), (87, 88, 9.0), (192, 208, 108.5), (196, 197, -59.5)],
+    );
+    // Group 3 (scale 2 * 2 + 1, second table), group 10 (-(2 * 7 + 1)); all others have 1.
+    example(
+        WeightType::IQ3_K,
+        &[
+            (1, 0x38),
+            (2, 0x08),
+            (5, 0x04),
+            (6 + 1, 0x20),
+            (6 + 5, 0x07),
+            (14 + 16 + 9, 0x08),
+            (14 + 32 + 1, 0x08),
+            (78 + 16 + 9, 0x02),
+        ],
+        &[(0, 256, -31.5), (48, 64, -147.5), (57, 58, 80.0), (160, 176, 472.5), (161, 162, 172.5)],
+    );
+    // Group 6 (scale 5 + 3 * 16 - 32, second table), group 9 (7 + 2 * 16 - 32); all others have -32.
+    example(
+        WeightType::IQ4_K,
+        &[
+            (1, 0x38),
+            (2, 0x40),
+            (4 + 1, 0x30),
+            (4 + 2, 0x08),
+            (8 + 3, 0x05),
+            (8 + 4, 0x70),
+            (16 + 48 + 2, 0x0f),
+            (16 + 64 + 15, 0x80),
+        ],
+        &[(0, 256, 2032.0), (96, 112, -1291.5), (98, 99, 1228.5), (144, 160, -444.5), (159, 160, 3.5)],
+    );
+    // The same groups; fifth bits of the weights with nibbles.
+    example(
+        WeightType::IQ5_K,
+        &[
+            (1, 0x38),
+            (2, 0x40),
+            (4 + 1, 0x30),
+            (4 + 2, 0x08),
+            (8 + 3, 0x05),
+            (8 + 4, 0x70),
+            (16 + 32 + 2, 0xf0),
+            (16 + 64 + 16 + 15, 0x08),
+            (144 + 2, 0x08),
+            (144 + 16 + 15, 0x10),
+        ],
+        &[(0, 256, 2016.0), (96, 112, -1302.0), (98, 99, 1291.5), (144, 160, -441.0), (159, 160, 178.5)],
+    );
+    // Groups 6 (scale 3, second table) and 9 (-2): pairs 3 and 2 of the weights with nibbles.
+    example(
+        WeightType::IQ6_K,
+        &[
+            (1, 0x38),
+            (2, 0x40),
+            (4 + 6, 3),
+            (4 + 9, 0xfe),
+            (20 + 32 + 2, 0xf0),
+            (20 + 64 + 16 + 15, 0x01),
+            (148 + 2, 0xc0),
+            (148 + 32 + 16 + 15, 0x02),
+        ],
+        &[(0, 256, 0.0), (96, 112, -189.0), (98, 99, 183.0), (144, 160, 127.0), (159, 160, 0.0)],
+    );
+}
+
+/// Values of ik_llama.cpp's tables, second ones behind the first.
+const IK_2: [i16; 8] = [-31, -13, 1, 17, -26, -8, 6, 22];
+const IK_3: [i16; 16] = [-63, -40, -23, -10, 1, 13, 28, 47, -59, -36, -19, -6, 5, 17, 32, 51];
+const IK_4: [i16; 32] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113, -123, -100, -79, -61, -45, -31, -18, -6,
+    5, 17, 29, 42, 57, 73, 93, 117,
+];
+const IK_5: [i16; 64] = [
+    -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6, -1, 5, 11, 17, 23, 29, 36, 43,
+    51, 59, 68, 77, 87, 97, 109, 121, -124, -112, -101, -90, -81, -72, -63, -55, -48, -41, -34, -28, -22, -16, -10, -4,
+    1, 7, 13, 19, 25, 31, 38, 45, 53, 61, 70, 79, 89, 99, 111, 123,
+];
+const IK_6: [i16; 64] = [
+    -127, -121, -115, -109, -104, -98, -93, -88, -84, -79, -74, -70, -66, -62, -58, -54, -51, -47, -44, -40, -37, -34,
+    -31, -28, -25, -22, -19, -16, -13, -11, -8, -5, -2, 0, 3, 6, 9, 12, 14, 17, 20, 23, 27, 30, 33, 36, 40, 44, 47, 51,
+    55, 59, 63, 68, 72, 77, 82, 87, 92, 98, 103, 109, 115, 121,
+];
+
+/// Weight `i` of a plain block of one of ik_llama.cpp's types, each bit looked up for itself.
+fn ik_weight(ty: WeightType, b: &[u8], i: usize) -> f32 {
+    let bit = |at: usize, n: usize| usize::from(b[at + n / 8] >> (n % 8) & 1);
+    let bits = |at: usize, n: usize, count: usize| (0..count).map(|j| bit(at, n + j) << j).sum::<usize>();
+    let (g, in_32, in_64) = (i / 16, i % 32, i % 64);
+    // Of 256 weights, 128 in bit pairs of 32 bytes; one bit of 32 bytes for each.
+    let pair = |at: usize| bits(at + i / 128 * 32 + in_32, i % 128 / 32 * 2, 2);
+    let single = |at: usize| bit(at + in_32, i / 32);
+    let nibble = |at: usize| bits(at + i / 64 * 32 + in_32, in_64 / 32 * 4, 4);
+    let six_bits = || (bits(8, 4 * g, 4) | bits(4, 2 * g, 2) << 4) as i32 - 32;
+    let (scale, value) = match ty {
+        WeightType::Q6_0 => {
+            let pair = bits(2 + i % 8, i / 8 % 2 * 4 + i / 16 * 2, 2);
+            (1, (bits(10 + i % 16, i / 16 * 4, 4) | pair << 4) as i16 - 32)
+        }
+        WeightType::IQ2_K => (bits(4, 4 * g, 4) as i32 - 8, IK_2[pair(12) | bit(2, g) << 2]),
+        WeightType::IQ3_K => {
+            let odd = 2 * bits(6, 4 * g, 4) as i32 + 1;
+            (if bit(4, g) == 1 { -odd } else { odd }, IK_3[pair(14) | single(78) << 2 | bit(2, g) << 3])
+        }
+        WeightType::IQ4_K => (six_bits(), IK_4[bits(16 + i / 32 * 16 + i % 16, in_32 / 16 * 4, 4) | bit(2, g) << 4]),
+        WeightType::IQ5_K => (six_bits(), IK_5[nibble(16) | single(144) << 4 | bit(2, g) << 5]),
+        WeightType::IQ6_K => (i32::from(b[4 + g] as i8), IK_6[nibble(20) | pair(148) << 4] + bit(2, g) as i16),
+        other => panic!("{other:?}"),
+    };
+    f16_at(b, 0) * scale as f32 * f32::from(value)
+}
+
+#[test]
+fn random_blocks_mean_what_ik_llama_means_by_them() {
+    use WeightType::*;
+    for ty in [Q6_0, IQ2_K, IQ3_K, IQ4_K, IQ5_K, IQ6_K] {
+        for seed in 0..40 {
+            let plain = random_bytes(seed, ty.info().bytes);
+            for (i, weight) in decode(ty, &plain).into_iter().enumerate() {
+                let expected = ik_weight(ty, &plain, i);
+                assert!(weight == expected || weight.is_nan() && expected.is_nan(), "{ty:?} {i}: {weight} {expected}");
+            }
+        }
+    }
+}
+
 /// Exponents and small floats at the ends of their ranges, as bits of half the number.
 #[test]
 fn scales_of_8_bits_are_ggmls_at_the_ends_of_their_ranges() {

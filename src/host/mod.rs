@@ -31,17 +31,22 @@ pub struct Ops {
     pub no_data: [i32; 5],
 }
 
-/// Which of our packed types a host has.
+/// Which of our packed types a host has: one bit for each of [`WeightType::ALL`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostTypes(u64);
 
 impl HostTypes {
+    fn bit(ty: WeightType) -> u64 {
+        const { assert!(WeightType::ALL.len() <= 64) };
+        1 << WeightType::ALL.iter().position(|t| *t == ty).expect("one of all types")
+    }
+
     fn add(&mut self, ty: WeightType) {
-        self.0 |= 1 << ty as i32;
+        self.0 |= Self::bit(ty);
     }
 
     fn has(self, ty: WeightType) -> bool {
-        self.0 >> ty as i32 & 1 == 1
+        self.0 & Self::bit(ty) != 0
     }
 }
 

@@ -30,7 +30,8 @@ fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8>
     use WeightType::*;
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
     let halves: &[usize] = match ty {
-        Q4_0 | Q5_0 | Q8_0 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | Q1_0 | Q2_0 => &[0],
+        Q4_0 | Q5_0 | Q8_0 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | Q1_0 | Q2_0
+        | Q6_0 | IQ2_K | IQ3_K | IQ4_K | IQ5_K | IQ6_K => &[0],
         Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
         Q2_K => &[80, 82],
         Q3_K => &[108],
