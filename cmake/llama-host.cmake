@@ -1,13 +1,17 @@
-# Puts ggml-amx in the place of the C++ AMX code of an unedited llama.cpp (or ggml) tree:
+# Puts ggml-amx in the place of the C++ AMX code of an unedited llama.cpp (or ggml) tree, or into an
+# unedited ik_llama.cpp tree (ik-host.cmake):
 #
 #   cmake -S llama.cpp -B build -DCMAKE_PROJECT_TOP_LEVEL_INCLUDES=/path/to/llama-host.cmake
 #
-# or include(/path/to/llama-host.cmake) in a project that adds llama.cpp or ggml as a subdirectory.
+# or include(/path/to/llama-host.cmake) in a project that adds one of them as a subdirectory.
 # Nothing happens before the end of the top-level CMakeLists.txt, when all targets are known.
 
 include_guard(GLOBAL)
 cmake_policy(PUSH)
 cmake_policy(VERSION 3.24...3.31)
+
+include("${CMAKE_CURRENT_LIST_DIR}/object.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/ik-host.cmake")
 
 set(GGML_AMX_LIBRARY "" CACHE FILEPATH
     "Prebuilt libggml_amx.a or .so; empty: build it with cargo, or use the installed one")
@@ -58,45 +62,6 @@ function(ggml_amx_locate LIBRARY HEADER DEPENDS)
     set(${DEPENDS} "${depends}" PARENT_SCOPE)
 endfunction()
 
-# Makes one object file of the archive LIBRARY (target ggml-amx-object). An object becomes a part
-# of libggml-cpu itself, static or shared: no link order to keep, no second archive to install,
-# and nothing drops the exported functions that the host does not call itself. Only what HEADER
-# declares stays visible, so that a host with Rust code of its own does not meet a second Rust
-# standard library.
-function(ggml_amx_make_object LIBRARY HEADER DEPENDS OUT)
-    if(NOT CMAKE_LINKER OR NOT CMAKE_OBJCOPY)
-        message(FATAL_ERROR "ggml-amx: needs a linker and objcopy (binutils), found "
-                            "CMAKE_LINKER=${CMAKE_LINKER} CMAKE_OBJCOPY=${CMAKE_OBJCOPY}")
-    endif()
-    set(exports _Z28ggml_backend_amx_buffer_typev) # the C++ name that ggml-cpu.cpp calls
-    file(STRINGS "${HEADER}" lines REGEX "^[A-Za-z].*ggml_(backend_)?amx_[a-z0-9_]+ *\\(")
-    foreach(line IN LISTS lines)
-        string(REGEX MATCH "(ggml_(backend_)?amx_[a-z0-9_]+) *\\(" name "${line}")
-        list(APPEND exports "${CMAKE_MATCH_1}")
-    endforeach()
-    list(TRANSFORM exports PREPEND "--undefined=" OUTPUT_VARIABLE roots)
-    # Kept, though hidden: a linker merges the sections that hold it, which it must know by name.
-    list(APPEND exports DW.ref.rust_eh_personality)
-    list(TRANSFORM exports PREPEND "--keep-global-symbol=" OUTPUT_VARIABLE keep)
-
-    # .llvmbc/.llvmcmd: bitcode that Rust's own libraries carry for LTO. Joined by the linker it is
-    # not valid any more, and binutils with an LLVM plug-in (ar, nm) abort on it.
-    # Debug info stays only where the host has its own.
-    set(object "${CMAKE_BINARY_DIR}/ggml-amx.o")
-    set(whole "${CMAKE_BINARY_DIR}/ggml-amx-whole.o")
-    add_custom_command(
-        OUTPUT "${object}"
-        BYPRODUCTS "${whole}"
-        COMMAND "${CMAKE_LINKER}" -r ${roots} -o "${whole}" "${LIBRARY}"
-        COMMAND "${CMAKE_OBJCOPY}" ${keep} --remove-section=.llvmbc --remove-section=.llvmcmd
-                "$<$<CONFIG:Release,MinSizeRel>:--strip-debug>" "${whole}" "${object}"
-        DEPENDS "${LIBRARY}" ${DEPENDS}
-        COMMENT "ggml-amx: one object from ${LIBRARY}"
-        COMMAND_EXPAND_LISTS VERBATIM)
-    add_custom_target(ggml-amx-object DEPENDS "${object}")
-    set(${OUT} "${object}" PARENT_SCOPE)
-endfunction()
-
 # Swaps the AMX code of one ggml-cpu target; LINK is an object file or an imported shared library.
 function(ggml_amx_swap TARGET LINK)
     get_target_property(sources ${TARGET} SOURCES)
@@ -126,18 +91,11 @@ function(ggml_amx_swap TARGET LINK)
     if(TARGET ${LINK})
         target_link_libraries(${TARGET} PRIVATE ${LINK})
     else()
-        set_source_files_properties("${LINK}" TARGET_DIRECTORY ${TARGET}
-                                    PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
-        target_sources(${TARGET} PRIVATE "${LINK}")
-        add_dependencies(${TARGET} ggml-amx-object)
-        # What Rust's standard library needs (rustc --print native-static-libs). gcc_s is left out:
-        # the compiler adds it, or libgcc_eh for a fully static program. As flags, because the
-        # host may have a target that is named "util".
-        target_link_libraries(${TARGET} PRIVATE -ldl -lpthread -lm -lutil -lrt)
+        ggml_amx_add_object(${TARGET} "${LINK}")
     endif()
 endfunction()
 
-function(ggml_amx_swap_all)
+function(ggml_amx_into_host)
     # The pointer size is unknown here if only a subdirectory enables a language.
     if(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR "${CMAKE_SIZEOF_VOID_P}" EQUAL 4
        OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
@@ -148,25 +106,32 @@ function(ggml_amx_swap_all)
 
     ggml_amx_targets_below("${CMAKE_SOURCE_DIR}" targets)
     set(cpu_targets "")
+    set(ik_targets "")
     foreach(target IN LISTS targets)
         get_target_property(type ${target} TYPE)
         get_target_property(sources ${target} SOURCES)
         if("${sources}" MATCHES "(^|[/;])iqk/iqk_[^/;]*\\.cpp(;|$)")
-            message(FATAL_ERROR "ggml-amx: this is ik_llama.cpp (target ${target} has iqk sources); "
-                                "support for it arrives in a later release of ggml-amx")
+            list(APPEND ik_targets ${target})
         elseif(target MATCHES "^ggml-cpu(-|$)" AND type MATCHES "^(STATIC|SHARED|MODULE)_LIBRARY$")
             list(APPEND cpu_targets ${target})
         endif()
     endforeach()
-    if(NOT cpu_targets)
+    if(NOT cpu_targets AND NOT ik_targets)
         message(FATAL_ERROR "ggml-amx: looked for a library target named ggml-cpu or ggml-cpu-<variant> in "
-                            "${CMAKE_SOURCE_DIR} and all its subdirectories, and found none. Is this a "
-                            "llama.cpp or ggml tree, with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF?")
+                            "${CMAKE_SOURCE_DIR} and all its subdirectories, or one with the iqk sources "
+                            "of ik_llama.cpp, and found none. Is this a llama.cpp, ik_llama.cpp or ggml tree, "
+                            "with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF?")
     endif()
 
     ggml_amx_locate(library header depends)
+    if(ik_targets)
+        ggml_amx_wrap_ik("${ik_targets}" "${library}" "${header}" "${depends}")
+        return()
+    endif()
     if(library MATCHES "\\.a$")
-        ggml_amx_make_object("${library}" "${header}" "${depends}" link)
+        # the C++ name that ggml-cpu.cpp calls
+        set(entry _Z28ggml_backend_amx_buffer_typev)
+        ggml_amx_make_object("${library}" "${header}" "${depends}" "${entry}" link)
     else()
         set(link ggml-amx-prebuilt)
         add_library(${link} SHARED IMPORTED GLOBAL)
@@ -180,5 +145,5 @@ function(ggml_amx_swap_all)
     message(STATUS "ggml-amx: library ${library}")
 endfunction()
 
-cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL ggml_amx_swap_all)
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL ggml_amx_into_host)
 cmake_policy(POP)

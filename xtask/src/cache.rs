@@ -29,9 +29,14 @@ pub fn root() -> Result<PathBuf> {
 
 /// Log file of one step (its directory is made on the way).
 pub fn log(name: &str) -> Result<PathBuf> {
+    Ok(logs()?.join(format!("{name}.log")))
+}
+
+/// Where log files lie (made on the way).
+pub fn logs() -> Result<PathBuf> {
     let dir = root()?.join("logs");
     io("create", &dir, fs::create_dir_all(&dir))?;
-    Ok(dir.join(format!("{name}.log")))
+    Ok(dir)
 }
 
 impl Cache {

@@ -25,14 +25,25 @@ pub struct Answer {
     pub command: String,
 }
 
+/// The question among the words that the model's template puts around it.
+pub fn templated() -> String {
+    format!("<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n")
+}
+
 /// Asks at temperature 0, one turn, nothing interactive.
 pub fn ask(host: &Host, model: &Path, way: Way<'_>) -> Result<Answer> {
     let threads = cpu::detect().threads.to_string();
-    let mut command = program::command(host, "llama-completion", way)?;
-    command.arg("-m").arg(model).args(["-p", QUESTION, "--temp", "0", "--seed", "1", "-n", "96", "-c", "2048"]);
-    // -fit off: else the library's own line falls into a trial load whose log is muted.
-    command.args(["-fit", "off"]);
-    command.args(["-cnv", "-st", "--jinja", "--no-display-prompt", "-lv", "4", "-t", &threads]);
+    let name = if host.kind.is_ik() { "llama-cli" } else { "llama-completion" };
+    let mut command = program::command(host, name, way)?;
+    command.arg("-m").arg(model).args(["--temp", "0", "--seed", "1", "-n", "96", "-c", "2048", "-t", &threads]);
+    command.arg("--no-display-prompt");
+    if host.kind.is_ik() {
+        // It has no conversation of one turn.
+        command.args(["-p", &templated()]);
+    } else {
+        // -fit off: else the library's own line falls into a trial load whose log is muted.
+        command.args(["-p", QUESTION, "-fit", "off", "-cnv", "-st", "--jinja", "-lv", "4"]);
+    }
     let shown = util::shown(&command);
     let output = program::run_proved(host, command, way, &cache::log("chat")?)?;
     let text = output.stdout.trim().trim_end_matches("[end of text]").trim().to_string();

@@ -8,14 +8,15 @@ use crate::{
     cpu::{self, Cpu},
     fetch,
     host::{self, Host, Kind},
-    program::{self, Way},
+    program::{self, Settings, Way},
     speed, symbols, table,
     util::Result,
 };
 
 /// What this machine allows.
-struct Plan {
-    cpu: Cpu,
+pub struct Plan {
+    /// The machine.
+    pub cpu: Cpu,
     /// AMX is expected to work.
     amx: bool,
     /// Ceiling for the instruction set of this library, when it is not AMX.
@@ -23,7 +24,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new() -> Self {
+    /// For this machine and GGML_AMX_ISA.
+    pub fn new() -> Self {
         let cpu = cpu::detect();
         let asked = std::env::var("GGML_AMX_ISA").ok().filter(|v| !v.is_empty());
         let amx = cpu.amx && asked.as_deref().is_none_or(|v| v == "amx");
@@ -32,11 +34,16 @@ impl Plan {
     }
 
     /// Without AMX and a ceiling to use instead, the library itself says why it steps aside.
-    fn ours(&self) -> Way<'_> {
-        Way::Ours(self.isa.as_deref())
+    pub fn settings(&self) -> Settings<'_> {
+        Settings { isa: self.isa.as_deref(), ..Settings::default() }
     }
 
-    fn steps_aside(&self) -> bool {
+    fn ours(&self) -> Way<'_> {
+        Way::Ours(self.settings())
+    }
+
+    /// Nothing here that this library would use.
+    pub fn steps_aside(&self) -> bool {
         !self.amx && self.isa.is_none()
     }
 
@@ -48,7 +55,8 @@ impl Plan {
         }
     }
 
-    fn print(&self) {
+    /// Says what the machine is, and what that means.
+    pub fn print(&self) {
         let name = if self.cpu.model.is_empty() { "unknown" } else { &self.cpu.model };
         println!("CPU: {name}, {} threads, AMX-INT8 {}", self.cpu.threads, if self.cpu.amx { "yes" } else { "NO" });
         if self.amx {

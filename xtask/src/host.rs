@@ -8,7 +8,7 @@
 //! host.bin_dir()        // programs, and the shared libraries of a shared build
 //! host.lib_dirs()       // for -L and LD_LIBRARY_PATH
 //! host.link_args()      // everything after the objects on a g++ command line
-//! host.program("llama-bench")  // path of one program (Kind::Llama only)
+//! host.program("llama-bench")  // path of one program (Kind::Llama, Kind::Ik, Kind::IkOurs)
 //! ```
 //!
 //! Our library is not part of a build directory's name: it is rebuilt by cargo, so `ensure` always
@@ -30,7 +30,8 @@ use crate::{
 };
 
 /// The module that swaps our library in, and what it includes (the rest of cmake/ is for installing).
-const MODULE: [&str; 3] = ["llama-host.cmake", "cargo.cmake", "amx-macros.h"];
+const MODULE: [&str; 6] =
+    ["llama-host.cmake", "object.cmake", "ik-host.cmake", "ik-wrapped.txt", "cargo.cmake", "amx-macros.h"];
 
 /// One way to build the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +45,10 @@ pub enum Kind {
     Static,
     /// DL backends (GGML_BACKEND_DL=ON, GGML_NATIVE=OFF), this library linked into the CPU backend.
     Dl,
-    /// `libggml.so` of ik_llama.cpp as it is: only to compare with.
+    /// Shared libraries and programs of ik_llama.cpp as it is: to compare with, and to preload this library into.
     Ik,
+    /// The same with this library linked in.
+    IkOurs,
 }
 
 /// A finished build of the host.
@@ -70,6 +73,7 @@ impl Kind {
             Self::Static => "static",
             Self::Dl => "dl",
             Self::Ik => "ik",
+            Self::IkOurs => "ik-amx",
         }
     }
 
@@ -78,15 +82,21 @@ impl Kind {
         !matches!(self, Self::CppAmx | Self::Ik)
     }
 
+    /// ik_llama.cpp, not llama.cpp.
+    pub fn is_ik(self) -> bool {
+        matches!(self, Self::Ik | Self::IkOurs)
+    }
+
     fn package(self) -> &'static fetch::Package {
-        if self == Self::Ik { &fetch::IK } else { &fetch::HOST }
+        if self.is_ik() { &fetch::IK } else { &fetch::HOST }
     }
 
     fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Llama => &["llama-completion", "llama-perplexity", "llama-quantize", "llama-bench"],
             Self::CppAmx => &["ggml-cpu"],
-            Self::Static | Self::Dl | Self::Ik => &["ggml"],
+            Self::Static | Self::Dl => &["ggml"],
+            Self::Ik | Self::IkOurs => &["llama-cli", "llama-perplexity", "llama-quantize", "llama-bench"],
         }
     }
 
@@ -97,8 +107,15 @@ impl Kind {
             format!("-DCMAKE_CXX_COMPILER={}", compiler.cxx),
             format!("-DBUILD_SHARED_LIBS={}", if self == Self::Static { "OFF" } else { "ON" }),
         ];
-        for off in ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS"] {
-            flags.push(format!("-D{off}=OFF"));
+        // The programs of ik_llama.cpp lie among its examples.
+        let examples = "LLAMA_BUILD_EXAMPLES";
+        for off in ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_SERVER", examples, "LLAMA_BUILD_TESTS"] {
+            if off != examples || !self.is_ik() {
+                flags.push(format!("-D{off}=OFF"));
+            }
+        }
+        if self.is_ik() {
+            flags.push(format!("-D{examples}=ON"));
         }
         if self == Self::CppAmx {
             flags.push("-DGGML_OPENMP=OFF".into());
@@ -107,8 +124,10 @@ impl Kind {
             flags.push(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module().display()));
         }
         if matches!(self, Self::Static | Self::Dl) {
-            // Llama lets the module run cargo; here it is given the library that cargo has just built.
             flags.push("-DGGML_NATIVE=OFF".into());
+        }
+        if self.is_ours() && self != Self::Llama {
+            // Llama lets the module run cargo; here it is given the library that cargo has just built.
             flags.push(format!("-DGGML_AMX_LIBRARY={}", library.display()));
         }
         if self == Self::Dl {
@@ -121,7 +140,7 @@ impl Kind {
 impl Host {
     /// Header directories for programs that talk to ggml, public ones first.
     pub fn include_dirs(&self) -> Vec<PathBuf> {
-        let last = if self.kind == Kind::Ik { "ggml/src/iqk" } else { "ggml/src/ggml-cpu" };
+        let last = if self.kind.is_ik() { "ggml/src/iqk" } else { "ggml/src/ggml-cpu" };
         ["ggml/include", "include", "ggml/src", last].iter().map(|d| self.source.join(d)).collect()
     }
 
@@ -136,7 +155,7 @@ impl Host {
             Kind::Static => self.build.join("ggml/src"),
             Kind::CppAmx => self.build.join("only-ggml-cpu"),
             Kind::Llama | Kind::Dl => self.bin_dir(),
-            Kind::Ik => self.build.join("ggml/src"),
+            Kind::Ik | Kind::IkOurs => self.build.join("ggml/src"),
         }]
     }
 
@@ -150,8 +169,13 @@ impl Host {
         match self.kind {
             Kind::Static => self.lib_dirs()[0].join("libggml-cpu.a"),
             Kind::Llama | Kind::CppAmx | Kind::Dl => self.bin_dir().join("libggml-cpu.so"),
-            Kind::Ik => self.lib_dirs()[0].join("libggml.so"),
+            Kind::Ik | Kind::IkOurs => self.lib_dirs()[0].join("libggml.so"),
         }
+    }
+
+    /// What paths of the CPU backend's library have in them, whatever its version, and no other path has.
+    pub fn cpu_library_mark(&self) -> &'static str {
+        if self.kind.is_ik() { "/libggml.so" } else { "/libggml-cpu" }
     }
 
     /// Everything that follows the objects on a `g++` command line that links against this build.
@@ -170,7 +194,7 @@ impl Host {
             }
             Kind::Dl => &["-lggml", "-lggml-base", "-lpthread", "-ldl", "-lm"],
             Kind::Llama | Kind::CppAmx => &["-lggml", "-lggml-cpu", "-lggml-base", "-lpthread", "-ldl", "-lm"],
-            Kind::Ik => &["-lggml", "-lpthread", "-lm"],
+            Kind::Ik | Kind::IkOurs => &["-lggml", "-lpthread", "-lm"],
         };
         args.extend(tail.iter().map(|s| (*s).to_string()));
         args
@@ -191,27 +215,38 @@ impl Host {
     }
 }
 
+/// What `--host` says: ik_llama.cpp, or llama.cpp.
+pub fn is_ik(name: &str) -> Result<bool> {
+    match name {
+        "ik" => Ok(true),
+        "llama" => Ok(false),
+        other => Err(format!("no host `{other}`: llama, ik")),
+    }
+}
+
 /// Makes sure this build exists and is up to date with our sources.
 pub fn ensure(kind: Kind) -> Result<Host> {
     let compiler = match kind {
         Kind::CppAmx => compiler::for_cpp_amx().ok_or_else(|| compiler::NO_BASELINE.to_string())?,
-        Kind::Llama | Kind::Static | Kind::Dl | Kind::Ik => compiler::system()?,
+        _ => compiler::system()?,
     };
-    ensure_with(kind, compiler)
+    let alike = if kind == Kind::IkOurs { Some(ensure(Kind::Ik)?.build) } else { None };
+    ensure_with(kind, compiler, alike.as_deref())
 }
 
 /// The host's own C++ AMX backend, or None when no compiler here builds it correctly.
 pub fn baseline() -> Result<Option<Host>> {
-    compiler::for_cpp_amx().map(|compiler| ensure_with(Kind::CppAmx, compiler)).transpose()
+    compiler::for_cpp_amx().map(|compiler| ensure_with(Kind::CppAmx, compiler, None)).transpose()
 }
 
-fn ensure_with(kind: Kind, compiler: Compiler) -> Result<Host> {
+/// `alike` is a build whose object files are the same.
+fn ensure_with(kind: Kind, compiler: Compiler, alike: Option<&Path>) -> Result<Host> {
     let start = Instant::now();
     let cache = Cache::open()?;
     let tools = fetch::tools(&cache)?;
-    let source = if kind == Kind::Ik { fetch::ik_source(&cache)? } else { fetch::source(&cache)? };
+    let source = if kind.is_ik() { fetch::ik_source(&cache)? } else { fetch::source(&cache)? };
     let library = match kind {
-        Kind::Static | Kind::Dl => our_archive()?,
+        Kind::Static | Kind::Dl | Kind::IkOurs => our_archive()?,
         Kind::Llama | Kind::CppAmx | Kind::Ik => PathBuf::new(),
     };
     let flags = kind.flags(&compiler, &library);
@@ -223,7 +258,7 @@ fn ensure_with(kind: Kind, compiler: Compiler) -> Result<Host> {
     ));
     let host = Host { kind, source, build, compiler };
     println!("  host {}: {} ({})", kind.name(), host.build.display(), host.compiler.label);
-    configure(&host, &tools, &flags)?;
+    configure(&host, &tools, &flags, alike)?;
     let mut ninja = cmake(&tools);
     ninja.arg("--build").arg(&host.build).arg("--target").args(kind.targets());
     util::run_logged(
@@ -252,7 +287,7 @@ fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
 }
 
 /// Runs CMake once; a file that is written last says that it came to its end.
-fn configure(host: &Host, tools: &Path, flags: &[String]) -> Result<()> {
+fn configure(host: &Host, tools: &Path, flags: &[String], alike: Option<&Path>) -> Result<()> {
     let done = host.build.join("configured");
     if done.exists() {
         return Ok(());
@@ -260,14 +295,26 @@ fn configure(host: &Host, tools: &Path, flags: &[String]) -> Result<()> {
     let name = host.kind.name();
     println!("    configuring {name}");
     cache::remove(&host.build)?;
+    if let Some(alike) = alike {
+        take_objects(alike, &host.build)?;
+    }
     let mut configure = cmake(tools);
     configure.arg("-S").arg(&host.source).arg("-B").arg(&host.build).args(["-G", "Ninja"]).args(flags);
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-{name}"))?)?;
     io("write", &done, fs::write(&done, flags.join("\n")))
 }
 
+/// Begins with the object files of another build. What is done with them is up to ninja: it keeps the commands
+/// they were made by, and makes anew what another command is for.
+fn take_objects(from: &Path, to: &Path) -> Result<()> {
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(from).arg(to);
+    util::capture(&mut copy, &cache::log("take-objects")?)?;
+    ["CMakeCache.txt", "CMakeFiles", "configured"].iter().try_for_each(|name| cache::remove(&to.join(name)))
+}
+
 /// cmake of the private tools, in an environment that is the same for everybody.
-fn cmake(tools: &Path) -> Command {
+pub fn cmake(tools: &Path) -> Command {
     let mut cmake = Command::new(tools.join("cmake"));
     cmake.env("PATH", fetch::path_with(tools));
     for (name, _) in std::env::vars_os() {
@@ -298,8 +345,8 @@ fn only_ggml_cpu(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Builds our static library with cargo and returns its path.
-fn our_archive() -> Result<PathBuf> {
+/// Builds our libraries with cargo and returns the path of the static one.
+pub fn our_archive() -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
     let mut build = util::cargo();
     build.args(["build", "--release", "--lib", "--target-dir"]).arg(&target);

@@ -11,7 +11,9 @@ mod fetch;
 mod gguf;
 mod header;
 mod host;
+mod ik;
 mod json;
+mod preload;
 mod program;
 mod score;
 mod slice;
@@ -49,35 +51,39 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   cpp-amx  libggml-cpu with the host's own C++ AMX backend, built by clang: the baseline
   static   static libraries, no AMX compiler flags, this library linked in
   dl       DL backends, no AMX compiler flags, this library linked in
-  ik       libggml of ik_llama.cpp as it is, to compare with (`cargo xtask bench`)
+  ik       ik_llama.cpp as it is, to compare with
+  ik-amx   the same with this library linked in
 
 Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, or gcc 13 or newer.";
 
-const DEMO_HELP: &str = "cargo xtask demo [--quick]
+const DEMO_HELP: &str = "cargo xtask demo [--quick] [--host ik]
 
 Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model
 a question, and measures both. Without AMX it says so and uses what the CPU has.
 
-  --quick   no speed table";
+  --quick    no speed table
+  --host ik  in ik_llama.cpp: this library in place and packed beside ik_llama.cpp without it";
 
-const VERIFY_HELP: &str = "cargo xtask verify [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
+const VERIFY_HELP: &str = "cargo xtask verify [--host ik] [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
 
 Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32:
 this library and the host's plain path, side by side. Fails when this library is worse, or does
 not hold the weights.
 
+  --host ik     in ik_llama.cpp, in place and packed, against ik_llama.cpp without this library; and 2,000 tokens
+                are generated while every result is searched for NaN
   --upcycled    a mixture of 8 experts that equals the dense model, against the dense weights in F32;
                 takes 5 GB of disk for a while
   --exact       with GGML_AMX_PRECISION=exact, whose KL divergence may be a tenth of the host's
   --types LIST  weight types, separated by commas, or `all`: every type llama-quantize writes;
-                default Q4_1,Q4_0,Q8_0,Q6_K, with --upcycled Q4_0,Q4_K
+                default Q4_1,Q4_0,Q8_0,Q6_K (in ik_llama.cpp also IQ4_K), with --upcycled Q4_0,Q4_K
   --tokens N    length of the text, at least 4096; default 8192
   --json        the last line printed is a JSON array";
 
 const TEST_HELP: &str = "cargo xtask test [--quick]
 
 Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable),
-C tests, real hosts, demo, verify. Stops at the first failure. The last line counts the steps.
+C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts the steps.
 
   --quick   no real hosts";
 
@@ -112,7 +118,7 @@ fn main() -> ExitCode {
             Err(e) => return usage(&e, help),
         },
         "hosts" => kinds(rest).map(|kinds| hosts(&kinds)),
-        "demo" => quick(rest).map(demo::run),
+        "demo" => demo_options(rest).map(|(quick, is_ik)| if is_ik { ik::demo(quick) } else { demo::run(quick) }),
         "verify" => verify_options(rest).map(|options| verify(&options)),
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick))),
@@ -140,8 +146,19 @@ fn quick(args: &[String]) -> Result<bool> {
     }
 }
 
+/// `--quick`, and whether the host is ik_llama.cpp.
+fn demo_options(args: &[String]) -> Result<(bool, bool)> {
+    match args.iter().position(|a| a == "--host") {
+        None => Ok((quick(args)?, false)),
+        Some(at) => {
+            let name = args.get(at + 1).ok_or("--host needs a value")?;
+            Ok((quick(&[&args[..at], &args[at + 2..]].concat())?, host::is_ik(name)?))
+        }
+    }
+}
+
 fn kinds(args: &[String]) -> Result<Vec<Kind>> {
-    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::CppAmx, Kind::Ik];
+    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::CppAmx, Kind::Ik, Kind::IkOurs];
     let named = |a: &String| all.into_iter().find(|k| k.name() == a).ok_or(format!("no host `{a}`"));
     if args.is_empty() { Ok(all.into()) } else { args.iter().map(named).collect() }
 }
@@ -170,6 +187,7 @@ fn verify_options(args: &[String]) -> Result<verify::Options> {
             "--tokens" => options.tokens = value()?.parse().map_err(|_| "--tokens needs a number".to_string())?,
             "--exact" => options.exact = true,
             "--upcycled" => options.upcycled = true,
+            "--host" => options.is_ik = host::is_ik(value()?)?,
             "--json" => options.json = true,
             other => return Err(format!("unknown argument `{other}`")),
         }

@@ -43,8 +43,8 @@ pub struct Row {
     pub max_kld_ratio: f64,
     /// How many of the matrices' weights are of this type, in percent.
     pub in_type: f64,
-    /// How much of the matrices lay in the AMX buffer, in percent.
-    pub held: f64,
+    /// How much of the matrices lay in the AMX buffer, in percent; None when none should.
+    pub held: Option<f64>,
 }
 
 /// Two models that equal each other on paper, one measured against the other.
@@ -77,7 +77,7 @@ pub fn parse(report: &str) -> Result<Score> {
 pub fn judge(row: &Row) -> Vec<String> {
     let Row { name, ours, plain, held, max_kld_ratio, .. } = row;
     let mut failures = Vec::new();
-    if *held < MIN_HELD {
+    if let Some(held) = held.filter(|held| *held < MIN_HELD) {
         failures.push(format!("{name}: only {held:.1} % of the matrices lie in the AMX buffer"));
     }
     if ours.kld > plain.kld * max_kld_ratio {
@@ -139,7 +139,7 @@ pub fn show(rows: &[Row]) -> String {
         vec![
             row.name.clone(),
             format!("{:.0} %", row.in_type),
-            format!("{:.0} %", row.held),
+            row.held.map_or("-".into(), |held| format!("{held:.0} %")),
             format!("{:.6}", p.kld),
             format!("{:.6}", o.kld),
             format!("{:.2}", o.kld / p.kld),
@@ -179,7 +179,7 @@ pub fn json(rows: &[Row]) -> String {
             "{{\"type\":\"{}\",\"passed\":{passed},\"in_type\":{},\"in_amx\":{},\"ours\":{},\"host\":{}}}",
             r.name,
             r.in_type,
-            r.held,
+            r.held.map_or("null".to_string(), |held| held.to_string()),
             score(&r.ours),
             score(&r.plain)
         )
@@ -214,7 +214,7 @@ mod tests {
             ours,
             plain: PLAIN,
             in_type: 100.0,
-            held,
+            held: Some(held),
             max_kld_ratio: MAX_KLD_RATIO,
         };
         let judged = |ours: Score| judge(&row(ours, 100.0));

@@ -13,8 +13,10 @@ use crate::{
 pub struct Plan {
     /// Prompt length, in tokens.
     pub prompt: u32,
-    /// Tokens to generate.
+    /// Tokens to generate; 0: none.
     pub generation: u32,
+    /// Tokens of the prompt that are computed at once, if not the host's default.
+    pub batch: Option<u32>,
     /// How often every way has its turn.
     pub rounds: usize,
     /// Repetitions of either test in a turn.
@@ -23,7 +25,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { prompt: 512, generation: 64, rounds: 5, repetitions: 2 }
+        Self { prompt: 512, generation: 64, batch: None, rounds: 5, repetitions: 2 }
     }
 }
 
@@ -46,10 +48,14 @@ pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, 
             let mut command = program::command(host, "llama-bench", *way)?;
             command.arg("-m").arg(model).args(["-o", "json", "-t", &threads.to_string()]);
             command.args(["-p", &prompt, "-n", &generation, "-r", &plan.repetitions.to_string()]);
+            if let Some(batch) = plan.batch {
+                command.args(["-ub", &batch.to_string()]);
+            }
             let log = cache::log(&format!("bench-{i}"))?;
             let output = program::run_proved(host, command, *way, &log)?;
             let one = parse(&output.stdout);
-            if one.prompt.len() != plan.repetitions || one.generation.len() != plan.repetitions {
+            let generated = if plan.generation > 0 { plan.repetitions } else { 0 };
+            if one.prompt.len() != plan.repetitions || one.generation.len() != generated {
                 return Err(format!("llama-bench printed no samples: see {}", log.display()));
             }
             samples.prompt.extend(one.prompt);
@@ -61,10 +67,14 @@ pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, 
 
 /// One short verbose run: does this way really keep weights in an AMX buffer?
 pub fn amx_buffer_used(host: &Host, model: &Path, way: Way<'_>, threads: usize) -> Result<bool> {
+    Ok(program::held(&short_log(host, model, way, threads)?).is_some())
+}
+
+/// What a short run logs.
+pub fn short_log(host: &Host, model: &Path, way: Way<'_>, threads: usize) -> Result<String> {
     let mut command = program::command(host, "llama-bench", way)?;
     command.arg("-m").arg(model).args(["-v", "-p", "64", "-n", "2", "-r", "1", "-t", &threads.to_string()]);
-    let output = program::run_proved(host, command, way, &cache::log("bench-check")?)?;
-    Ok(program::amx_line(&output.stderr).is_some())
+    Ok(program::run_proved(host, command, way, &cache::log("bench-check")?)?.stderr)
 }
 
 /// Middle value; the mean of the two middle ones for an even count.

@@ -1,10 +1,11 @@
-//! Proof that the swap happened: what the host's CPU library contains.
+//! Proof that the swap happened: what the host's libraries contain.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use crate::{
     cache,
-    util::{self, Result},
+    host::Host,
+    util::{self, Result, io},
 };
 
 /// What only the C++ AMX backend defines.
@@ -44,6 +45,57 @@ pub fn check_original(library: &Path) -> Result<()> {
         Some(name) => Err(format!("{} has no {name}: not a baseline for the C++ AMX backend", library.display())),
         None => Ok(()),
     }
+}
+
+/// The functions of ik_llama.cpp that calls are taken from: the list the build has.
+pub fn wrapped() -> Result<Vec<String>> {
+    let file = util::repo().join("cmake/ik-wrapped.txt");
+    Ok(io("read", &file, fs::read_to_string(&file))?.lines().map(String::from).collect())
+}
+
+/// Says that libggml has both this library's functions and the host's own, and who calls ours.
+pub fn check_wrapped(host: &Host) -> Result<String> {
+    let library = host.cpu_library();
+    let names = wrapped()?;
+    let shown = dynamic(&library)?;
+    for name in names.iter().flat_map(|name| [name.clone(), format!("__wrap_{name}")]) {
+        if !shown.contains(&format!(" T {name}")) {
+            return Err(format!("{} does not show {name}", library.display()));
+        }
+    }
+    let llama = host.build.join("src/libllama.so");
+    let called = dynamic(&llama)?;
+    if let Some(name) = names.iter().find(|name| called.contains(&format!(" U {name}"))) {
+        return Err(format!("{} calls {name} past this library", llama.display()));
+    }
+    Ok(format!("has __wrap_{}", names.join(", __wrap_")))
+}
+
+/// The library for LD_PRELOAD shows what it shall and no more, and needs nothing but libc.
+pub fn check_preload(library: &Path) -> Result<String> {
+    let names = wrapped()?;
+    let symbols = dynamic(library)?;
+    for line in &symbols {
+        let (kind, name) = line.trim_start().split_once(' ').unwrap_or_default();
+        let is_libc = kind == "U" && name.contains("@GLIBC_");
+        let is_ours =
+            names.iter().any(|n| n == name) || name.starts_with("ggml_amx_") || name.starts_with("ggml_backend_amx_");
+        if !(is_libc || ["w", "v"].contains(&kind) || kind == "T" && is_ours) {
+            return Err(format!("{}: unexpected symbol `{}`", library.display(), line.trim()));
+        }
+    }
+    match names.iter().find(|name| !symbols.contains(&format!(" T {name}"))) {
+        Some(name) => Err(format!("{} does not show {name}", library.display())),
+        None => Ok(format!("shows {}", names.join(", "))),
+    }
+}
+
+/// Dynamic symbols without addresses: ` T name`.
+fn dynamic(library: &Path) -> Result<Vec<String>> {
+    let mut nm = Command::new("nm");
+    nm.arg("-D").arg(library);
+    let listing = util::capture(&mut nm, &cache::log("nm-dynamic")?)?.stdout;
+    Ok(listing.lines().map(|l| l[l.len().min(16)..].to_string()).collect())
 }
 
 /// All symbols, dynamic and static, demangled.

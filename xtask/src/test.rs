@@ -10,6 +10,7 @@ use std::{
 use crate::{
     c_tests, cache, demo,
     host::{self, Kind},
+    ik,
     util::{self, Result},
     verify,
 };
@@ -49,7 +50,7 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { name: "format", host: false, run: |_| util::run_shown(util::cargo().args(["fmt", "--all", "--check"])) },
     Step { name: "clippy", host: false, run: clippy },
     Step { name: "rust tests", host: false, run: |o| rust_tests(o, None) },
@@ -62,7 +63,8 @@ const STEPS: [Step; 9] = [
         run: |_| [Kind::Llama, Kind::Static, Kind::Dl].into_iter().try_for_each(|k| host::ensure(k).map(|_| ())),
     },
     Step { name: "demo", host: true, run: |_| demo::run(true) },
-    Step { name: "verify", host: true, run: verify_step },
+    Step { name: "verify", host: true, run: |o| verify_step(o, &verify::Options::default()) },
+    Step { name: "ik_llama.cpp", host: true, run: ik_step },
 ];
 
 /// Runs the steps up to the first failure, and prints the summary last.
@@ -146,12 +148,27 @@ fn failures(log: &str) -> String {
     log.lines().filter(wanted).take(30).collect::<Vec<_>>().join("\n")
 }
 
-fn verify_step(options: &Options) -> Result<()> {
-    match verify::run(&verify::Options::default())? {
+fn verify_step(options: &Options, what: &verify::Options) -> Result<()> {
+    match verify::run(what)? {
         verify::Outcome::Passed => {}
         verify::Outcome::Skipped(why) => options.skip("verify", &why),
     }
     Ok(())
+}
+
+/// Linked in, shared and static, and preloaded; few types and a short text, for the host takes long to build.
+fn ik_step(options: &Options) -> Result<()> {
+    ik::demo(true)?;
+    ik::linked_statically()?;
+    let few = |types: &[&str], upcycled| verify::Options {
+        types: types.iter().map(ToString::to_string).collect(),
+        upcycled,
+        is_ik: true,
+        tokens: 4096,
+        ..verify::Options::default()
+    };
+    verify_step(options, &few(&["Q4_0", "IQ4_K"], false))?;
+    verify_step(options, &few(&["Q4_0"], true))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::types::Plan;
-use crate::{cpu, util::Result};
+use crate::{cpu, host, util::Result};
 
 pub const HELP: &str = "cargo xtask bench [OPTIONS]
 
@@ -32,6 +32,8 @@ writes mul-mat.json and mul-mat.svg.
                  llama-bench, pp512 and tg16 in turns: this library, with exact, C++ AMX backend
   --types LIST   default Q4_0,Q8_0,Q4_K
   --rounds N     default 5
+  --host ik      in ik_llama.cpp: this library in place and packed, without it, and that with -rtr; types also
+                 IQ4_K, experts also pp2048 at once
 
   --experts      instead, mixture of experts: MUL_MAT_ID of 128 experts, 8 per token, as graphs of one operation
                  in this library's build and in that of the C++ AMX backend (repacked and plain), in turns
@@ -61,6 +63,8 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Whole models.
     pub slices: bool,
+    /// Of ik_llama.cpp.
+    pub is_ik: bool,
     /// Their types.
     pub types: Vec<String>,
     /// Their rounds.
@@ -109,12 +113,17 @@ impl Options {
                 "--out" => o.out = Some(value()?.into()),
                 "--report" => o.report = Some(value()?.into()),
                 "--slices" => o.slices = true,
+                "--host" => o.is_ik = host::is_ik(value()?)?,
                 "--experts" => o.is_experts = true,
                 "--type-table" => is_type_table = true,
                 other => return Err(format!("unknown argument `{other}`")),
             }
         }
-        let types = lists[0].clone().unwrap_or("Q4_0,Q8_0,Q4_K".into());
+        if o.is_ik && !o.slices {
+            return Err("--host is for --slices".into());
+        }
+        let usual = if o.is_ik { "Q4_0,Q4_K,Q8_0,IQ4_K" } else { "Q4_0,Q8_0,Q4_K" };
+        let types = lists[0].clone().unwrap_or(usual.into());
         o.types = types.split(',').map(|t| t.trim().to_uppercase()).collect();
         o.type_table = is_type_table
             .then(|| Plan::new([lists[0].as_deref(), lists[1].as_deref(), reps.as_deref()], o.rounds, o.threads));
@@ -153,6 +162,7 @@ mod tests {
     fn slices_have_types_of_their_own() {
         assert_eq!(parsed("--slices").types, ["Q4_0", "Q8_0", "Q4_K"]);
         assert_eq!(parsed("--slices --types q6_K").types, ["Q6_K"]);
+        assert_eq!(parsed("--slices --host ik").types.last().map(String::as_str), Some("IQ4_K"));
     }
 
     #[test]
@@ -171,7 +181,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for args in [&["--m"][..], &["--reps", "0"], &["--fast"]] {
+        for args in [&["--m"][..], &["--reps", "0"], &["--fast"], &["--host", "ik"], &["--slices", "--host", "x"]] {
             assert!(Options::parse(&args.iter().map(|s| s.to_string()).collect::<Vec<_>>()).is_err());
         }
     }

@@ -106,7 +106,7 @@ impl Info {
 
     /// Bytes of one row.
     pub fn row_bytes(&self) -> u64 {
-        self.dimensions[0] / self.ty.block * self.ty.bytes
+        self.ty.head + self.dimensions[0] / self.ty.block * self.ty.bytes
     }
 
     /// Bytes of all rows.

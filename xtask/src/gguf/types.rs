@@ -11,10 +11,24 @@ pub struct Type {
     pub block: u64,
     /// Bytes of a block.
     pub bytes: u64,
+    /// Bytes of a row in front of its blocks.
+    pub head: u64,
+}
+
+impl Type {
+    /// Only ik_llama.cpp has it.
+    pub fn is_of_ik(self) -> bool {
+        self.id > 100
+    }
 }
 
 const fn ty(id: u32, name: &'static str, block: u64, bytes: u64) -> Type {
-    Type { id, name, block, bytes }
+    Type { id, name, block, bytes, head: 0 }
+}
+
+/// A type of ik_llama.cpp.
+const fn ik(id: u32, name: &'static str, bytes: u64, head: u64) -> Type {
+    Type { id, name, block: 256, bytes, head }
 }
 
 /// Plain floats.
@@ -22,8 +36,8 @@ pub const F32: Type = ty(0, "F32", 1, 4);
 /// Plain half floats.
 pub const F16: Type = ty(1, "F16", 1, 2);
 
-/// Every type a file of ggml 0.25 can hold weights in.
-const TYPES: [Type; 28] = [
+/// Every type a file of ggml 0.25 can hold weights in, and types of ik_llama.cpp.
+const TYPES: [Type; 40] = [
     F32,
     F16,
     ty(2, "Q4_0", 32, 18),
@@ -52,6 +66,18 @@ const TYPES: [Type; 28] = [
     ty(40, "NVFP4", 64, 36),
     ty(41, "Q1_0", 128, 18),
     ty(42, "Q2_0", 64, 18),
+    ty(133, "Q6_0", 32, 26),
+    ik(137, "IQ2_K", 76, 0),
+    ik(138, "IQ3_K", 110, 0),
+    ik(139, "IQ4_K", 144, 0),
+    ik(140, "IQ5_K", 176, 0),
+    ik(141, "IQ6_K", 212, 0),
+    ik(144, "IQ4_KS", 136, 4),
+    ik(145, "IQ2_KS", 70, 2),
+    ik(146, "IQ4_KSS", 128, 4),
+    ik(152, "IQ5_KS", 168, 4),
+    ik(156, "IQ3_KS", 102, 2),
+    ik(157, "IQ2_KL", 86, 2),
 ];
 
 /// The type of this number.

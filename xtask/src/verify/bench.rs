@@ -7,7 +7,7 @@ use crate::{
     cache::{self, Cache},
     cpu, fetch,
     host::Host,
-    program::{self, Way},
+    program::{self, Settings, Way},
     score::{self, Score},
     text,
     util::{Result, io},
@@ -16,16 +16,16 @@ use crate::{
 /// The host, the text and the directory for what need not be measured twice.
 pub struct Bench<'a> {
     pub models: Models<'a>,
-    text: PathBuf,
+    pub text: PathBuf,
     dir: String,
     chunks: usize,
-    threads: String,
+    pub threads: String,
 }
 
 impl<'a> Bench<'a> {
     pub fn new(cache: &'a Cache, host: &'a Host, chunks: usize) -> Result<Self> {
-        let prose = text::prose(&host.source)?;
-        let who = [fetch::HOST.requirement, &host.compiler.label, &cpu::detect().model, &chunks.to_string(), &prose];
+        let prose = text::prose(&fetch::source(cache)?)?;
+        let who = [host.requirement(), &host.compiler.label, &cpu::detect().model, &chunks.to_string(), &prose];
         let key = cache::fnv(who.join("\n").bytes()) >> 32;
         let dir = format!("verify/{key:08x}");
         let text = cache.once(&format!("{dir}/text.txt"), |to| io("write", to, std::fs::write(to, &prose)))?;
@@ -83,17 +83,31 @@ impl<'a> Bench<'a> {
         Ok(report)
     }
 
-    /// This library, and how much of the model's matrices it held, in percent.
-    pub fn ours(&self, model: &Model, base: &Path, way: Way<'_>) -> Result<(Score, f64)> {
-        println!("    this library");
-        let label = format!("{}.ours", model.label);
-        let (report, log) = self.perplexity(&model.file, base, way, &["--kl-divergence"], &label)?;
-        let held = program::amx_line(&log).and_then(program::mebibytes).unwrap_or(0.0);
+    /// This library, and how much of the model's matrices it held, in percent; None where it holds none, for it
+    /// takes the products of ik_llama.cpp with the weights where they are.
+    pub fn ours(&self, model: &Model, base: &Path, settings: Settings<'_>) -> Result<(Score, Option<f64>)> {
+        println!("    this library{}", if settings.packed { ", packed" } else { "" });
+        let label = format!("{}.ours{}", model.label, if settings.packed { "-packed" } else { "" });
+        let (report, log) = self.perplexity(&model.file, base, Way::Ours(settings), &["--kl-divergence"], &label)?;
+        let is_ik = self.models.host.kind.is_ik();
+        let score = score::parse(&report)?;
+        if is_ik && !program::is_at_work(&log) {
+            return Err("this library did not say that it is at work".into());
+        }
+        if is_ik && !settings.packed {
+            return Ok((score, None));
+        }
+        let held = program::held(&log).unwrap_or(0.0);
         if held == 0.0 {
-            println!("    no AMX buffer; log: {}", cache::log(&format!("verify-{label}"))?.display());
+            println!("    nothing packed; log: {}", cache::log(&format!("verify-{label}"))?.display());
             program::our_lines(&log).iter().for_each(|line| println!("    | {line}"));
         }
-        Ok((score::parse(&report)?, 100.0 * held / model.matrices))
+        if is_ik && held == 0.0 && model.is_of_ik {
+            return Ok((score, None));
+        }
+        // ik_llama.cpp has no second copy of the embeddings to multiply with.
+        let wanted = if is_ik { model.matrices - model.embeddings } else { model.matrices };
+        Ok((score, Some(100.0 * held / wanted)))
     }
 
     /// Standard output and log of one llama-perplexity run.
@@ -108,16 +122,10 @@ impl<'a> Bench<'a> {
         let host = self.models.host;
         let mut command = program::command(host, "llama-perplexity", way)?;
         command.arg("-m").arg(model).arg("-f").arg(&self.text).arg("--kl-divergence-base").arg(base).args(extra);
-        command.args([
-            "-c",
-            &CONTEXT.to_string(),
-            "--chunks",
-            &self.chunks.to_string(),
-            "-t",
-            &self.threads,
-            "-lv",
-            "4",
-        ]);
+        command.args(["-c", &CONTEXT.to_string(), "--chunks", &self.chunks.to_string(), "-t", &self.threads]);
+        if !host.kind.is_ik() {
+            command.args(["-lv", "4"]);
+        }
         let log = cache::log(&format!("verify-{label}"))?;
         let output = program::run_proved(host, command, way, &log)?;
         Ok((output.stdout, output.stderr))

@@ -5,20 +5,27 @@
 //! quantisation error is in neither number: what is left is the arithmetic.
 //!
 //! `--upcycled`: the truth stays that of the dense model; a mixture of experts that equals it is measured.
+//!
+//! `--host ik`: the same in ik_llama.cpp, with weights where they are and with packed ones; then a long text is
+//! generated while this library searches every result for NaN.
 
 mod bench;
+mod generate;
 mod models;
 mod upcycle;
 mod widen;
 
+use std::path::Path;
+
 use bench::Bench;
 pub use models::ALL as TYPES;
+use models::Model;
 
 use crate::{
     cache::{self, Cache},
     cpu,
-    host::{self, Kind},
-    program::Way,
+    host::{self, Host, Kind},
+    program::Settings,
     score::{self, Row, Twins},
     util::Result,
 };
@@ -36,6 +43,8 @@ pub struct Options {
     pub upcycled: bool,
     /// Everything in BF16 on the tile unit, which must come ten times nearer.
     pub exact: bool,
+    /// In ik_llama.cpp.
+    pub is_ik: bool,
     /// Length of the text.
     pub tokens: usize,
     /// End with one line of JSON.
@@ -44,16 +53,20 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { types: Vec::new(), upcycled: false, exact: false, tokens: 8192, json: false }
+        Self { types: Vec::new(), upcycled: false, exact: false, is_ik: false, tokens: 8192, json: false }
     }
 }
 
 impl Options {
-    fn types(&self) -> Vec<String> {
-        let default: &[&str] = if self.upcycled { &["Q4_0", "Q4_K"] } else { &["Q4_1", "Q4_0", "Q8_0", "Q6_K"] };
+    fn types(&self, host: &Host) -> Vec<String> {
+        let default: &[&str] = match (self.upcycled, self.is_ik) {
+            (true, _) => &["Q4_0", "Q4_K"],
+            (false, false) => &["Q4_1", "Q4_0", "Q8_0", "Q6_K"],
+            (false, true) => &["Q4_1", "Q4_0", "Q8_0", "Q6_K", "IQ4_K"],
+        };
         match self.types.first().map(String::as_str) {
             None => default.iter().map(ToString::to_string).collect(),
-            Some("ALL") => models::ALL.map(String::from).into(),
+            Some("ALL") => models::types_of(host),
             Some(_) => self.types.clone(),
         }
     }
@@ -67,44 +80,45 @@ pub enum Outcome {
     Skipped(String),
 }
 
+/// One way to have this library work.
+struct Mode<'a> {
+    /// Follows the type's name in the table.
+    name: &'static str,
+    settings: Settings<'a>,
+}
+
 /// Measures, prints the table, and fails when a limit does.
 pub fn run(options: &Options) -> Result<Outcome> {
     let cpu = cpu::detect();
     let asked = std::env::var("GGML_AMX_ISA").ok().filter(|v| !v.is_empty());
     let isa = asked.or_else(|| (!cpu.amx).then(|| "avx512".to_string()));
-    let way = if options.exact { Way::Exact } else { Way::Ours(isa.as_deref()) };
     if !cpu.amx && !cpu.avx512_vnni && isa.as_deref() != Some("portable") {
         return Ok(Outcome::Skipped("this CPU has neither AMX nor AVX-512 VNNI".into()));
     }
+    let settings = Settings { isa: isa.as_deref(), exact: options.exact, ..Settings::default() };
+    let modes = if options.is_ik {
+        vec![
+            Mode { name: " in place", settings },
+            Mode { name: " packed", settings: Settings { packed: true, ..settings } },
+        ]
+    } else {
+        vec![Mode { name: "", settings }]
+    };
     let chunks = (options.tokens / CONTEXT).max(MIN_CHUNKS);
-    let host = host::ensure(Kind::Llama)?;
+    let host = host::ensure(if options.is_ik { Kind::IkOurs } else { Kind::Llama })?;
     let cache = Cache::open()?;
     let bench = Bench::new(&cache, &host, chunks)?;
     let (mut rows, mut twins, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    for name in options.types() {
+    for name in options.types(&host) {
         println!("  {name}");
-        let row = if options.upcycled { upcycled(&bench, &name, way, &mut twins) } else { dense(&bench, &name, way) };
-        match row {
-            Ok(mut row) => {
-                row.max_kld_ratio = if options.exact { score::MAX_KLD_RATIO_EXACT } else { score::MAX_KLD_RATIO };
-                rows.push(row);
-            }
+        let measured =
+            if options.upcycled { upcycled(&bench, &name, &modes, &mut twins) } else { dense(&bench, &name, &modes) };
+        match measured {
+            Ok(measured) => rows.extend(measured),
             Err(why) => failures.push(format!("{name}: {why}")),
         }
     }
-    println!("\n{}", score::show(&rows));
-    let isa = isa.as_deref().unwrap_or("amx");
-    println!(
-        "  {} tokens of English, contexts of {CONTEXT}; this library on {isa}{}; truth: the same {}weights in F32",
-        chunks * CONTEXT,
-        if options.exact { " (exact)" } else { "" },
-        if options.upcycled { "dense " } else { "" }
-    );
-    println!("  in type: matrices' weights in this type; in AMX: matrices in the AMX buffer");
-    if options.upcycled {
-        println!("\n{}", score::show_twins(&twins));
-        println!("  {} experts that equal the dense network, against it, both in F32 on the host", upcycle::EXPERTS);
-    }
+    show(options, isa.as_deref(), chunks, &rows, &twins);
     failures.extend(rows.iter().flat_map(score::judge));
     failures.extend(twins.iter().filter_map(score::judge_twins));
     if options.json {
@@ -113,30 +127,54 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if failures.is_empty() { Ok(Outcome::Passed) } else { Err(failures.join("\n")) }
 }
 
-fn dense(bench: &Bench<'_>, name: &str, way: Way<'_>) -> Result<Row> {
-    let model = bench.models.dense(name)?;
-    let base = bench.reference(&model)?;
-    let plain = bench.plain(&model, &base)?;
-    let (ours, held) = bench.ours(&model, &base, way)?;
-    cache::remove(&base)?;
-    Ok(Row { name: name.to_string(), ours, plain, in_type: model.in_type, held, max_kld_ratio: score::MAX_KLD_RATIO })
+fn show(options: &Options, isa: Option<&str>, chunks: usize, rows: &[Row], twins: &[Twins]) {
+    println!("\n{}", score::show(rows));
+    println!(
+        "  {} tokens of English, contexts of {CONTEXT}; this library on {}{}; truth: the same {}weights in F32",
+        chunks * CONTEXT,
+        isa.unwrap_or("amx"),
+        if options.exact { " (exact)" } else { "" },
+        if options.upcycled { "dense " } else { "" }
+    );
+    println!("  in type: matrices' weights in this type; in AMX: matrices in the AMX buffer");
+    if options.is_ik {
+        println!("  host: ik_llama.cpp without this library; no NaN in {} tokens of each row", generate::TOKENS);
+    }
+    if options.upcycled {
+        println!("\n{}", score::show_twins(twins));
+        println!("  {} experts that equal the dense network, against it, both in F32 on the host", upcycle::EXPERTS);
+    }
 }
 
-fn upcycled(bench: &Bench<'_>, name: &str, way: Way<'_>, twins: &mut Vec<Twins>) -> Result<Row> {
+fn dense(bench: &Bench<'_>, name: &str, modes: &[Mode<'_>]) -> Result<Vec<Row>> {
+    let model = bench.models.dense(name)?;
+    let base = bench.reference(&model)?;
+    let rows = measure(bench, name, &model, &base, modes);
+    cache::remove(&base)?;
+    rows
+}
+
+fn upcycled(bench: &Bench<'_>, name: &str, modes: &[Mode<'_>], twins: &mut Vec<Twins>) -> Result<Vec<Row>> {
     let dense = bench.models.dense(name)?;
     let base = bench.reference(&dense)?;
     twins.push(Twins { name: name.to_string(), score: bench.twins(&dense, &base)? });
     let experts = bench.models.experts(&dense, name)?;
-    let plain = bench.plain(&experts, &base)?;
-    let (ours, held) = bench.ours(&experts, &base, way)?;
+    let rows = measure(bench, &format!("{name} x {}", upcycle::EXPERTS), &experts, &base, modes);
     cache::remove(&base)?;
     cache::remove(&experts.file)?;
-    Ok(Row {
-        name: format!("{name} x {}", upcycle::EXPERTS),
-        ours,
-        plain,
-        in_type: experts.in_type,
-        held,
-        max_kld_ratio: score::MAX_KLD_RATIO,
-    })
+    rows
+}
+
+/// The host's plain path once, this library in every mode.
+fn measure(bench: &Bench<'_>, name: &str, model: &Model, base: &Path, modes: &[Mode<'_>]) -> Result<Vec<Row>> {
+    let plain = bench.plain(model, base)?;
+    let one = |mode: &Mode<'_>| {
+        let (ours, held) = bench.ours(model, base, mode.settings)?;
+        if bench.models.host.kind.is_ik() {
+            generate::without_nan(bench, model, mode.settings)?;
+        }
+        let max_kld_ratio = if mode.settings.exact { score::MAX_KLD_RATIO_EXACT } else { score::MAX_KLD_RATIO };
+        Ok(Row { name: format!("{name}{}", mode.name), ours, plain, in_type: model.in_type, held, max_kld_ratio })
+    };
+    modes.iter().map(one).collect()
 }

@@ -18,6 +18,11 @@ pub const ALL: [&str; 27] = [
     "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4", "NVFP4", "Q2_0", "Q1_0",
     "BF16", "F16",
 ];
+/// Types of ik_llama.cpp beyond those.
+const OF_IK: [&str; 12] =
+    ["Q6_0", "IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K", "IQ2_KS", "IQ3_KS", "IQ4_KS", "IQ5_KS", "IQ4_KSS", "IQ2_KL"];
+/// Types of [`ALL`] that ik_llama.cpp has not.
+const NOT_OF_IK: [&str; 5] = ["NVFP4", "TQ1_0", "TQ2_0", "Q2_0", "Q1_0"];
 /// Types the host does not write without an importance matrix.
 const BY_IMPORTANCE: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"];
 const NAME: &str = "SmolLM2-135M-Instruct";
@@ -32,6 +37,17 @@ pub struct Model {
     pub in_type: f64,
     /// MiB of the matrices that this library should hold; routers are F32 and stay with the host.
     pub matrices: f64,
+    /// MiB of the token embeddings among them.
+    pub embeddings: f64,
+    /// In a type that only ik_llama.cpp has: it may stay with the host.
+    pub is_of_ik: bool,
+}
+
+/// Every type that this host's llama-quantize writes.
+pub fn types_of(host: &Host) -> Vec<String> {
+    let known = |name: &&str| !host.kind.is_ik() || !NOT_OF_IK.contains(name);
+    let more: &[&str] = if host.kind.is_ik() { &OF_IK } else { &[] };
+    ALL.iter().copied().filter(known).chain(more.iter().copied()).map(String::from).collect()
 }
 
 /// Makes models by the host's own quantiser.
@@ -44,14 +60,16 @@ impl Models<'_> {
     /// The dense model. Its rows of 576 weights cannot hold blocks of 64 to 256 of some types: those get the
     /// model with rows of 768, which says the same.
     pub fn dense(&self, name: &str) -> Result<Model> {
-        let ty = gguf::by_name(name).ok_or(format!("no weight type `{name}`: {}", ALL.join(", ")))?;
+        let ty = gguf::by_name(name).ok_or(format!("no weight type `{name}`: {}", types_of(self.host).join(", ")))?;
         let q4_1 = fetch::model(self.cache)?;
         let wide = u64::from(Reader::open(&q4_1)?.u32("llama.embedding_length")?) % ty.block != 0;
         let label = if wide { format!("{name}-wide") } else { name.to_string() };
         let file = if name == "Q4_1" {
             q4_1
         } else {
-            let file = format!("models/{NAME}{}.{name}.gguf", if wide { "-wide" } else { "" });
+            // Two quantisers do not write the same bytes.
+            let by = if self.host.kind.is_ik() { "-ik" } else { "" };
+            let file = format!("models/{NAME}{}{by}.{name}.gguf", if wide { "-wide" } else { "" });
             self.cache.once(&file, |to| {
                 println!("    quantising");
                 if wide { self.in_wide(&q4_1, to, name) } else { self.in_type(&q4_1, to, name) }
@@ -63,14 +81,14 @@ impl Models<'_> {
     /// The same network as one of [`upcycle::EXPERTS`] experts. The file is 4 times as large, so it is not kept.
     pub fn experts(&self, dense: &Model, name: &str) -> Result<Model> {
         let file = self.cache.path(format!("models/{NAME}-experts.{name}.gguf"));
-        upcycle::write(&dense.file, &file)?;
+        upcycle::write(&dense.file, &file, self.host.kind.is_ik())?;
         Model::new(format!("{}-x{}", dense.label, upcycle::EXPERTS), file, name)
     }
 
     /// The same network as experts in F32.
     pub fn experts_in_f32(&self, dense: &Model, to: &Path) -> Result<()> {
         let f32 = to.with_extension("f32");
-        let made = self.in_f32(&dense.file, &f32).and_then(|()| upcycle::write(&f32, to));
+        let made = self.in_f32(&dense.file, &f32).and_then(|()| upcycle::write(&f32, to, self.host.kind.is_ik()));
         cache::remove(&f32)?;
         made
     }
@@ -91,10 +109,16 @@ impl Models<'_> {
 
     /// Every matrix in this type: by name, because not all types have a kind of file named after them.
     fn in_type(&self, from: &Path, to: &Path, name: &str) -> Result<()> {
+        let is_ik = self.host.kind.is_ik();
         let importance = to.with_extension("importance");
-        let every = format!(".={name}");
-        let mut extra = vec!["--allow-requantize", "--pure", "--tensor-type", &every];
+        let every = if is_ik { format!(".={}", ik_name(name)) } else { format!(".={name}") };
+        let mut extra = vec!["--allow-requantize"];
+        extra.extend(if is_ik { &["--custom-q"][..] } else { &["--pure", "--tensor-type"] });
+        extra.push(&every);
         if BY_IMPORTANCE.contains(&name) {
+            if is_ik {
+                return Err("ik_llama.cpp does not write it without an importance matrix in a format of its own".into());
+            }
             write_importance(&Reader::open(from)?.tensors, &importance)?;
             extra.extend(["--imatrix", importance.to_str().ok_or("the cache's path is not UTF-8")?]);
         }
@@ -116,8 +140,22 @@ impl Model {
         let matrices = || tensors.iter().filter(|t| t.is_matrix() && !t.name.contains("ffn_gate_inp"));
         let weights = |of: &dyn Fn(&Info) -> bool| matrices().filter(|t| of(t)).map(Info::elements).sum::<u64>() as f64;
         let in_type = 100.0 * weights(&|t| t.ty.name == name) / weights(&|_| true);
-        let bytes: u64 = matrices().map(Info::bytes).sum();
-        Ok(Self { label, file, in_type, matrices: bytes as f64 / f64::from(1 << 20) })
+        let mebibytes = |of: &dyn Fn(&Info) -> bool| {
+            matrices().filter(|t| of(t)).map(Info::bytes).sum::<u64>() as f64 / f64::from(1 << 20)
+        };
+        let embeddings = mebibytes(&|t| t.name == "token_embd.weight");
+        let matrices = mebibytes(&|_| true);
+        let is_of_ik = gguf::by_name(name).is_some_and(gguf::Type::is_of_ik);
+        Ok(Self { label, file, in_type, matrices, embeddings, is_of_ik })
+    }
+}
+
+/// The name ik_llama.cpp itself has for a type: `q4_K`, but `iq4_k`.
+fn ik_name(name: &str) -> String {
+    let small = name.to_lowercase();
+    match small.strip_suffix("_k") {
+        Some(stem) if stem.starts_with('q') => format!("{stem}_K"),
+        _ => small,
     }
 }
 
@@ -151,7 +189,10 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), ALL.len());
-        assert!(ALL.iter().chain(&BY_IMPORTANCE).all(|name| gguf::by_name(name).is_some()));
+        assert!(ALL.iter().chain(&BY_IMPORTANCE).chain(&OF_IK).all(|name| gguf::by_name(name).is_some()));
+        assert!(OF_IK.iter().chain(&ALL).all(|n| gguf::by_name(n).unwrap().is_of_ik() == OF_IK.contains(n)));
+        assert!(NOT_OF_IK.iter().all(|name| ALL.contains(name)));
+        assert_eq!(["Q4_K", "IQ4_K", "Q8_0", "IQ2_KL"].map(ik_name), ["q4_K", "iq4_k", "q8_0", "iq2_kl"]);
     }
 
     #[test]

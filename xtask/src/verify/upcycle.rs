@@ -31,12 +31,15 @@ enum Source {
     Router,
 }
 
+/// What ik_llama.cpp calls the same mixture: its `llama` forgets to add the input of layers with experts.
+const IN_IK: &str = "ernie4_5-moe";
+
 /// A Mixtral-like model out of a dense one of the architecture `llama`, in the same weight types.
-pub fn write(dense: &Path, to: &Path) -> Result<()> {
+pub fn write(dense: &Path, to: &Path, is_ik: bool) -> Result<()> {
     let dense = Reader::open(dense)?;
     let (tensors, sources): (Vec<Info>, Vec<Source>) = plan(&dense)?.into_iter().unzip();
     let mut random = Normal::new(2);
-    gguf::write(to, &metadata(&dense), &tensors, |index, out| match sources[index] {
+    gguf::write(to, &metadata(&dense, is_ik)?, &tensors, |index, out| match sources[index] {
         Source::Copy(from) => out.put(&dense.data(from)?),
         Source::Rows(from, step) => {
             let info = &dense.tensors[from];
@@ -53,8 +56,10 @@ pub fn write(dense: &Path, to: &Path) -> Result<()> {
             (0..EXPERTS).try_for_each(|e| {
                 let at = (e * step % info.dimensions[0] / info.ty.block * info.ty.bytes) as usize;
                 data.chunks(info.row_bytes() as usize).try_for_each(|row| {
-                    out.put(&row[at..])?;
-                    out.put(&row[..at])
+                    let (head, blocks) = row.split_at(info.ty.head as usize);
+                    out.put(head)?;
+                    out.put(&blocks[at..])?;
+                    out.put(&blocks[..at])
                 })
             })
         }
@@ -65,11 +70,27 @@ pub fn write(dense: &Path, to: &Path) -> Result<()> {
     })
 }
 
-fn metadata(dense: &Reader) -> Vec<Entry> {
+fn metadata(dense: &Reader, is_ik: bool) -> Result<Vec<Entry>> {
     let mut all = dense.metadata.clone();
     all.push(("llama.expert_count".into(), (EXPERTS as u32).into()));
     all.push(("llama.expert_used_count".into(), USED.into()));
-    all
+    if is_ik {
+        // All layers have experts, and each as many hidden units as the dense network.
+        let units = dense.u32("llama.feed_forward_length")?;
+        for (key, n) in
+            [("expert_feed_forward_length", units), ("interleave_moe_layer_step", 1), ("leading_dense_block_count", 0)]
+        {
+            all.push((format!("llama.{key}"), n.into()));
+        }
+        for (key, value) in &mut all {
+            if let Some(rest) = key.strip_prefix("llama.") {
+                *key = format!("{IN_IK}.{rest}");
+            } else if key == "general.architecture" {
+                *value = IN_IK.into();
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// All tensors of the new model, a router in front of each gate.
@@ -120,9 +141,10 @@ mod tests {
             q8("blk.3.ffn_up.weight", [32, 96]),
         ];
         let data = |i: usize| -> Vec<u8> { (0..tensors[i].bytes()).map(|b| (b / 34 * 5 + i as u64) as u8).collect() };
-        let metadata = [("general.architecture".to_string(), "llama".into())];
+        let architecture = ("general.architecture".to_string(), "llama".into());
+        let metadata = [architecture, ("llama.feed_forward_length".to_string(), 96u32.into())];
         gguf::write(&dense, &metadata, &tensors, |i, out| out.put(&data(i))).unwrap();
-        write(&dense, &moe).unwrap();
+        write(&dense, &moe, false).unwrap();
         let made = Reader::open(&moe).unwrap();
         let names: Vec<&str> = made.tensors.iter().map(|t| t.name.as_str()).collect();
         let parts = ["ffn_norm", "ffn_gate_inp", "ffn_gate_exps", "ffn_down_exps", "ffn_up_exps"];
@@ -146,6 +168,10 @@ mod tests {
         let router: Vec<f32> = router.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let sigma = (router.iter().map(|w| w * w).sum::<f32>() / router.len() as f32).sqrt();
         assert!(router.len() == 256 && (sigma - 0.05).abs() < 0.01, "{sigma}");
+        write(&dense, &moe, true).unwrap();
+        let of_ik = Reader::open(&moe).unwrap();
+        assert_eq!(of_ik.u32("ernie4_5-moe.expert_feed_forward_length"), Ok(96));
+        assert_eq!((of_ik.u32("ernie4_5-moe.expert_count"), &of_ik.metadata[0].1), (Ok(8), &"ernie4_5-moe".into()));
         [dense, moe].iter().for_each(|f| std::fs::remove_file(f).unwrap());
     }
 }
