@@ -2,8 +2,9 @@
 //!
 //! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once
 //! with the shared one. `*_host` run against real hosts: all of them (plain and with sanitizers)
-//! against the shared build, `smoke_host` also against the static and the DL build. Each program
-//! prints its own counts; exit code 77 and lines that start with SKIPPED say what could not run.
+//! against the shared build, `smoke_host` also against the static and the DL build; `ik_*_host` against
+//! ik_llama.cpp with our library linked in. Each program prints its own counts; exit code 77 and lines that start with
+//! SKIPPED say what could not run.
 
 use std::{
     fs::{self, File},
@@ -21,6 +22,7 @@ use std::{
 use crate::{
     cache, compiler,
     host::{self, Host, Kind},
+    symbols,
     test::Options,
     util::{self, Result, io},
 };
@@ -82,7 +84,7 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         let shared = host::ensure(Kind::Llama)?;
         headers.push(shared.source.join("ggml/include"));
-        let of_hosts = || sources.iter().filter(|s| s.to_string_lossy().contains("_host."));
+        let of_hosts = || sources.iter().filter(|s| s.to_string_lossy().contains("_host.") && !starts(s, "ik_"));
         for source in of_hosts() {
             jobs.push(host_job(source, &shared, "plain", false));
             jobs.push(host_job(source, &shared, "sanitized", true));
@@ -91,6 +93,15 @@ pub fn run(options: &Options) -> Result<()> {
             let other = host::ensure(kind)?;
             for source in of_hosts().filter(|s| starts(s, "smoke_")) {
                 jobs.push(host_job(source, &other, flavour, false));
+            }
+        }
+        let ik = host::ensure(Kind::IkOurs)?;
+        for source in sources.iter().filter(|s| starts(s, "ik_")) {
+            for (flavour, sanitize) in [("plain", false), ("sanitized", true)] {
+                let mut job = host_job(source, &ik, flavour, sanitize);
+                // As the host's own programs are linked.
+                job.link.extend(symbols::wrapped()?.iter().map(|name| format!("-Wl,--wrap={name}")));
+                jobs.push(job);
             }
         }
     }

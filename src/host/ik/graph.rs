@@ -14,41 +14,36 @@ use crate::matmul::Op;
 /// Graphs computed at the same time; the products of more are left to the host.
 const GRAPHS: usize = 32;
 
-/// A product of a graph that is computed here.
+/// A product of a graph.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
-    /// The product.
-    pub op: Op,
+    /// What is computed here; `None` if the host does it. Those are written down too, so that a later product of the same
+    /// weights to the same address is not taken for them.
+    pub op: Option<Op>,
     /// Whether it has a gate.
     pub fused: bool,
+    /// Whether experts are chosen.
+    pub with_ids: bool,
+    /// Rows of activations, or choices per token.
+    pub rows: usize,
+    /// Address of the result.
+    pub result: usize,
+    /// Address of the weights of the first expert, where the host thinks they are.
+    pub weights: usize,
+    /// Bytes from one expert's weights to the next, and how many there are; 1 if it has none.
+    pub stride: usize,
+    /// See [`Node::stride`].
+    pub experts: usize,
     /// Its name, for messages: that of the result's tensor.
     pub name: [u8; 64],
 }
 
 impl Node {
-    /// Address of the result.
-    pub fn result(&self) -> usize {
-        match &self.op {
-            Op::Dense(p) => p.output.data as usize,
-            Op::Experts(p) => p.output.data as usize,
-        }
-    }
-
-    /// Address of the weights, where the host thinks they are.
-    fn weights(&self) -> usize {
-        let w = match &self.op {
-            Op::Dense(p) => &p.weights,
-            Op::Experts(p) => &p.weights,
-        };
-        w.base as usize + w.offset
-    }
-
     /// The expert whose weights the host thinks at `address`; 0 if there are none.
     pub fn expert(&self, address: usize) -> Option<usize> {
-        let Op::Experts(p) = &self.op else { return (address == self.weights()).then_some(0) };
-        let offset = address.checked_sub(self.weights())?;
-        let (expert, rest) = (offset / p.weights.nb[1], offset % p.weights.nb[1]);
-        (rest == 0 && expert < p.weights.ne[2]).then_some(expert)
+        let offset = address.checked_sub(self.weights)?;
+        let expert = if offset == 0 { 0 } else { offset.checked_div(self.stride)? };
+        (expert * self.stride == offset && expert < self.experts).then_some(expert)
     }
 }
 
@@ -93,16 +88,15 @@ thread_local! {
 /// A graph that is being computed, until it is dropped.
 pub struct Run(usize);
 
-/// Announces a graph with these products, in their order. `None` if there are none, or too many graphs.
+/// Announces a graph with these products, in their order. `None` if none of them is ours, or there are too many graphs.
 pub fn begin(products: impl Iterator<Item = Node>) -> Option<Run> {
-    let mut products = products.peekable();
-    products.peek()?;
     let mut last = LOCK.lock().unwrap_or_else(|e| e.into_inner());
     let index = ALL.iter().position(|g| g.run.load(Ordering::Relaxed) == 0)?;
     // SAFETY: no run, and we hold the lock.
     let nodes = unsafe { &mut *ALL[index].nodes.get() };
     nodes.clear();
     nodes.extend(products);
+    nodes.iter().find(|node| node.op.is_some())?;
     *last += 1;
     ALL[index].run.store(*last, Ordering::Release);
     RUNNING.fetch_add(1, Ordering::AcqRel);
@@ -129,21 +123,21 @@ impl Drop for Run {
 
 /// What a kernel was called for.
 pub enum Call {
-    /// This product, which this thread has to take part in.
-    Compute(&'static Node),
+    /// This product of ours, which this thread has to take part in.
+    Compute(&'static Node, &'static Op),
     /// Another expert of a product that is done.
     Done,
     /// Nothing of ours.
     Foreign,
 }
 
-/// What the kernel is called for that shall multiply with the weights at `weights` into `result`; of the next node that
+/// What the kernel is called for that shall multiply with the weights at `weights` into `result`: the next node that
 /// `fits`.
 pub fn call(result: usize, weights: usize, fits: impl Fn(&Node) -> bool) -> Call {
     if is_idle() {
         return Call::Foreign;
     }
-    let matching = |n: &Node| n.result() == result && n.expert(weights).is_some() && fits(n);
+    let matching = |n: &Node| n.result == result && n.expert(weights).is_some() && fits(n);
     let search = |graph: usize, from: usize| {
         // SAFETY: see the callers: the graph runs.
         let nodes: &'static [Node] = unsafe { &*ALL[graph].nodes.get() };
@@ -152,28 +146,34 @@ pub fn call(result: usize, weights: usize, fits: impl Fn(&Node) -> bool) -> Call
     let at = CURSOR.get();
     // A run that this thread was in and that is not over is the one it is in.
     let same = at.run != 0 && ALL[at.graph].run.load(Ordering::Acquire) == at.run;
-    let found = if same { search(at.graph, at.node).map(|(i, n)| (at.graph, at.run, i, n)) } else { None };
-    let found = found.or_else(|| {
+    let found = if same {
+        search(at.graph, at.node).map(|(i, n)| (at.graph, at.run, i, n))
+    } else {
         let _guard = LOCK.lock().unwrap_or_else(|e| e.into_inner());
         (0..GRAPHS).find_map(|graph| {
             let run = ALL[graph].run.load(Ordering::Acquire);
             let (i, node) = if run == 0 { None } else { search(graph, 0) }?;
             Some((graph, run, i, node))
         })
-    });
+    };
     let Some((graph, run, index, node)) = found else { return Call::Foreign };
+    let Some(op) = &node.op else {
+        // It may be called for again: with other activations, for other experts.
+        CURSOR.set(Cursor { graph, run, node: index, until: None });
+        return Call::Foreign;
+    };
     let expert = node.expert(weights).unwrap_or(0);
-    let continued = same && graph == at.graph && index == at.node && at.until.is_some();
+    let continued = same && index == at.node && at.until.is_some();
     // The host calls for chosen experts in ascending order, all threads for all of them.
-    let until = if continued { at.until } else { last_expert(node) };
+    let until = if continued { at.until } else { last_expert(op) };
     let over = until.is_none_or(|last| expert >= last);
     CURSOR.set(Cursor { graph, run, node: index + usize::from(over), until: until.filter(|_| !over) });
-    if continued { Call::Done } else { Call::Compute(node) }
+    if continued { Call::Done } else { Call::Compute(node, op) }
 }
 
 /// The last expert that the host will call for.
-fn last_expert(node: &Node) -> Option<usize> {
-    let Op::Experts(p) = &node.op else { return None };
+fn last_expert(op: &Op) -> Option<usize> {
+    let Op::Experts(p) = op else { return None };
     // SAFETY: the ids are there once the host calls.
     unsafe { p.choices.ends(p.weights.ne[2]) }.map(|(_, high)| high)
 }

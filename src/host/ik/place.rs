@@ -135,14 +135,15 @@ fn remember(base: usize, shape: Shape) -> bool {
     true
 }
 
-/// Forgets the tensors whose data begins in this range.
+/// Forgets the tensors that have bytes in this range.
 fn forget(range: std::ops::Range<usize>) {
     let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
     for slot in &TABLE {
         let entry = slot.load(Ordering::Acquire);
         // SAFETY: as in `packed_around`; nobody computes with tensors whose memory goes.
         unsafe {
-            if !entry.is_null() && entry != GONE && range.contains(&(*entry).base) {
+            let is_there = !entry.is_null() && entry != GONE;
+            if is_there && (*entry).base < range.end && range.start < (*entry).base + (*entry).shape.plain_size() {
                 slot.store(GONE, Ordering::Release);
                 COUNT.fetch_sub(1, Ordering::AcqRel);
                 BYTES.fetch_sub((*entry).shape.plain_size(), Ordering::AcqRel);
@@ -274,7 +275,11 @@ unsafe extern "C" fn get_base(buffer: *mut IkBuffer) -> *mut c_void {
 /// Decides how a tensor is stored.
 unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
     // SAFETY: the host passes a live tensor in a buffer of ours.
-    let t = unsafe { &*tensor };
+    let (t, bytes) = unsafe { (&*tensor, (host().symbols.ggml_nbytes)(tensor)) };
+    if t.view_src.is_null() && any() {
+        // Memory may be used again without being freed.
+        forget(t.data as usize..t.data as usize + bytes);
+    }
     match packable(host(), t) {
         Some(shape) if remember(t.data as usize, shape) => debug!("{}: packed", t.name()),
         _ if t.view_src.is_null() => debug!("{}: stored as it is", t.name()),

@@ -35,11 +35,20 @@ pub fn is_fused(host: &IkHost, node: &IkTensor) -> bool {
     node.op == host.ops.fused_up_gate || node.op == host.ops.moe_fused_up_gate
 }
 
+/// Whether it is one whose experts are chosen.
+pub fn has_ids(host: &IkHost, node: &IkTensor) -> bool {
+    node.op == host.ops.mul_mat_id || node.op == host.ops.moe_fused_up_gate
+}
+
 /// `node` as a product that is computed here; `None` if it is left to the host, which can read its weights.
 /// `Err` if nobody could compute it.
 pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
     let fused = is_fused(host, node);
-    let with_ids = node.op == host.ops.mul_mat_id || node.op == host.ops.moe_fused_up_gate;
+    let with_ids = has_ids(host, node);
+    // Generation on weights in place: nothing is looked at twice for it.
+    if !place::any() && node.ne[1].saturating_mul(node.ne[2]) < ROWS_IN_PLACE as i64 {
+        return Ok(None);
+    }
     let w = node.source(0).ok_or("a product without weights")?;
     let Some(first) = weights(host, w) else { return Ok(None) };
     let at = if fused { 2 } else { 1 };

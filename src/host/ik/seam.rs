@@ -53,9 +53,9 @@ unsafe fn compute(
     match graph::call(result as usize, weights as usize, fits) {
         Call::Foreign => None,
         Call::Done => Some(true),
-        Call::Compute(node) => {
+        Call::Compute(node, op) => {
             // SAFETY: promised by the caller.
-            unsafe { run(node, ith as usize, nth as usize) };
+            unsafe { run(node, op, ith as usize, nth as usize) };
             Some(true)
         }
     }
@@ -63,23 +63,23 @@ unsafe fn compute(
 
 /// # Safety
 /// All threads of the operation must come.
-unsafe fn run(node: &Node, index: usize, count: usize) {
-    if node.op.is_empty() {
+unsafe fn run(node: &Node, op: &Op, index: usize, count: usize) {
+    if op.is_empty() {
         return;
     }
     let host = IkHost::get().expect("nodes are announced by a host");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let bytes = node.op.work_size(count).unwrap_or(usize::MAX);
-    let member = team::join(node.result(), count, bytes)
+    let bytes = op.work_size(count).unwrap_or(usize::MAX);
+    let member = team::join(node.result, count, bytes)
         .unwrap_or_else(|e| host.abort(&format!("{}: no work buffer of {bytes} bytes: {e}", name())));
     let barrier = || member.wait();
     let settings = Settings { isa: cpu::isa(), exact: env().exact };
     // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
-    unsafe { node.op.run(settings, &Thread { index, count, barrier: &barrier }, member.work()) };
+    unsafe { op.run(settings, &Thread { index, count, barrier: &barrier }, member.work()) };
     if env().check_nan {
         member.wait();
         // SAFETY: the results are there.
-        if index == 0 && unsafe { node.op.has_nan() } {
+        if index == 0 && unsafe { op.has_nan() } {
             host.abort(&format!("NaN or infinity in {}", name()));
         }
     }
@@ -90,7 +90,7 @@ unsafe fn run(node: &Node, index: usize, count: usize) {
 /// # Safety
 /// As for the host's function.
 pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> bool {
-    let fits = |n: &Node| !n.fused && matches!(&n.op, Op::Dense(p) if p.input.ne[1] == args.ny as usize);
+    let fits = |n: &Node| !n.fused && !n.with_ids && n.rows == args.ny as usize;
     // SAFETY: promised by the caller.
     if let Some(done) = unsafe { compute(args.c, args.a, (args.ith, args.nth), fits) } {
         return done;
@@ -125,7 +125,7 @@ pub unsafe fn mul_mat_moe(
     real: impl Fn(*const c_void) -> bool,
 ) -> bool {
     // SAFETY: promised by the caller.
-    let done = unsafe { compute(c, a, threads, |n| !n.fused && matches!(n.op, Op::Experts(_))) };
+    let done = unsafe { compute(c, a, threads, |n| !n.fused && n.with_ids) };
     done.unwrap_or_else(|| with_plain(a, bytes, real))
 }
 
@@ -169,29 +169,39 @@ pub unsafe fn graph_compute(graph: *mut c_void, real: impl Fn() -> c_int) -> c_i
     status
 }
 
-/// The node as one of ours, if it is.
+/// The node, if it is a product, and whether it is ours.
 fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
     if !product::is_product(host, node) {
         return None;
     }
-    match product::product(host, node) {
-        Ok(op) => {
-            let name = node.name.map(|c| c as u8);
-            op.filter(|op| !op.lacks_data()).map(|op| Node { op, fused: product::is_fused(host, node), name })
-        }
-        Err(why) => {
-            crate::debug!("left to the host, unpacked: {why}");
-            None
-        }
-    }
+    let op = product::product(host, node).unwrap_or_else(|why| {
+        crate::debug!("left to the host, unpacked: {why}");
+        None
+    });
+    let weights = node.source(0)?;
+    let (fused, with_ids) = (product::is_fused(host, node), product::has_ids(host, node));
+    // Calls name the matrix `up`: of a merged tensor the second half.
+    let skip = if fused && node.source(1).is_none() { weights.nb[2] / 2 } else { 0 };
+    Some(Node {
+        op: op.filter(|op| !op.lacks_data()),
+        fused,
+        with_ids,
+        rows: usize::try_from(node.ne[1]).ok()?,
+        result: node.data as usize,
+        weights: weights.data as usize + skip,
+        stride: weights.nb[2],
+        experts: if with_ids { usize::try_from(weights.ne[2]).ok()? } else { 1 },
+        name: node.name.map(|c| c as u8),
+    })
 }
 
-/// Makes sure that no operation but products reads packed bytes.
+/// Makes sure that nothing but products reads packed bytes, and those as weights.
 fn guard(host: &IkHost, node: &IkTensor) {
-    if product::is_product(host, node) || host.ops.no_data.contains(&node.op) {
+    if host.ops.no_data.contains(&node.op) {
         return;
     }
-    for packed in (0..node.src.len()).filter_map(|i| node.source(i)).filter(|t| place::packed(t).is_some()) {
+    let weights = usize::from(product::is_product(host, node)) + usize::from(product::is_fused(host, node));
+    for packed in (weights..node.src.len()).filter_map(|i| node.source(i)).filter(|t| place::packed(t).is_some()) {
         let reader = format!("{} ({})", host.op_name(node.op), node.name());
         if graph::others_run() {
             host.abort(&format!("{} is packed, {reader} would read it, and another graph runs", packed.name()));

@@ -1,0 +1,345 @@
+// What the programs for ik_llama.cpp share: finding our buffer type, weights in every place they may live in, exact
+// results, and the rule that judges ours.
+#pragma once
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "cpu.h"
+
+#include "formats.h"
+
+#include <ggml-alloc.h>
+#include <ggml-backend.h>
+#include <ggml.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ik {
+
+template <typename T, void (*free)(T *)> struct deleter {
+    void operator()(T * t) const { free(t); }
+};
+using context_ptr = std::unique_ptr<ggml_context, deleter<ggml_context, ggml_free>>;
+using buffer_ptr = std::unique_ptr<ggml_backend_buffer, deleter<ggml_backend_buffer, ggml_backend_buffer_free>>;
+using backend_ptr = std::unique_ptr<ggml_backend, deleter<ggml_backend, ggml_backend_free>>;
+using gallocr_ptr = std::unique_ptr<ggml_gallocr, deleter<ggml_gallocr, ggml_gallocr_free>>;
+
+// Ours, as the host's registry has it.
+inline ggml_backend_buffer_type_t amx;
+
+// More threads than rows is on purpose: some get nothing to do.
+inline const int THREADS[] = {1, 2, 3, 7};
+
+// One per thread count; not for several threads at once.
+inline ggml_backend_t backend(int n_threads) {
+    static backend_ptr backends[65];
+    if (!backends[n_threads]) {
+        backends[n_threads].reset(ggml_backend_cpu_init());
+        ggml_backend_cpu_set_n_threads(backends[n_threads].get(), n_threads);
+    }
+    return backends[n_threads].get();
+}
+
+constexpr size_t GRAPH_NODES = 64;
+
+// Some tensors of one context in one buffer, and a few graphs. Create the tensors, then call allocate().
+struct tensors {
+    context_ptr context;
+    buffer_ptr buffer;
+
+    explicit tensors(size_t n, size_t graphs = 4) {
+        ggml_init_params params = {};
+        params.mem_size = n * ggml_tensor_overhead() + graphs * ggml_graph_overhead_custom(GRAPH_NODES, false);
+        params.no_alloc = true;
+        context.reset(ggml_init(params));
+        if (!context) {
+            printf("FAILED setup: ggml_init\n");
+            exit(1);
+        }
+    }
+    ggml_context * get() const { return context.get(); }
+    void allocate(ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type()) {
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(get(), buft));
+        CHECK(buffer != nullptr, "no buffer of type %s", ggml_backend_buft_name(buft));
+    }
+};
+
+// Looks for it. Without it our functions are not in front of the host's, and the program fails here.
+inline void open() {
+    host_settle_for_lesser_kernels();
+    const tensors first(1, 0); // the host fills its tables with the first context
+    for (size_t i = 0, count = ggml_backend_reg_get_count(); i < count; i++) {
+        if (strcmp(ggml_backend_reg_get_name(i), "AMX") == 0) {
+            amx = ggml_backend_reg_get_default_buffer_type(i);
+        }
+    }
+    if (!CHECK(amx != nullptr, "the host's registry has no AMX: the library is not in front of it")) {
+        exit(harness_report("setup"));
+    }
+}
+
+// The graph of some nodes, in this order, in a context that must outlive it.
+inline ggml_cgraph * graph_of(ggml_context * context, const std::vector<ggml_tensor *> & nodes) {
+    ggml_cgraph * graph = ggml_new_graph_custom(context, GRAPH_NODES, false);
+    for (ggml_tensor * node : nodes) {
+        ggml_build_forward_expand(graph, node);
+    }
+    return graph;
+}
+
+inline void compute(ggml_backend_t on, ggml_cgraph * graph) {
+    const ggml_status status = ggml_backend_graph_compute(on, graph);
+    CHECK(status == GGML_STATUS_SUCCESS, "graph compute says %d", int(status));
+}
+
+// Every byte of dst 0xff: each float is a NaN until somebody writes it.
+inline void poison(ggml_tensor * dst) {
+    memset(dst->data, 0xff, ggml_nbytes(dst));
+}
+
+inline std::vector<float> floats_of(const ggml_tensor * t) {
+    const float * data = static_cast<const float *>(t->data);
+    return std::vector<float>(data, data + ggml_nelements(t));
+}
+
+inline bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
+    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+inline std::string text(const char * format, ...) __attribute__((format(printf, 1, 2)));
+inline std::string text(const char * format, ...) {
+    char line[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    return line;
+}
+
+// ---- weights and activations
+
+// Normal weights of a usual size, their quantised bytes, and the floats those bytes stand for.
+struct matrix {
+    ggml_type type;
+    int64_t k, rows;
+    std::vector<uint8_t> bytes;
+    std::vector<float> floats;
+    std::vector<double> norms; // squared, of every row
+    double quantisation = 0;   // squared error of the quantised weights over the squared size of the originals
+
+    matrix(ggml_type type, int64_t k, int64_t rows, rng & r) : type(type), k(k), rows(rows), floats(size_t(k * rows)) {
+        std::vector<float> original(floats.size());
+        for (float & w : original) {
+            w = 0.02f * rng_normal(&r);
+        }
+        bytes.resize(ggml_row_size(type, k) * size_t(rows));
+        ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
+        if (const ggml_to_float_t to_float = ggml_internal_get_type_traits(type).to_float) {
+            to_float(bytes.data(), floats.data(), k * rows);
+        } else {
+            floats = original; // F32
+        }
+        double size = 0;
+        for (size_t i = 0; i < original.size(); i++) {
+            const double error = double(floats[i]) - double(original[i]);
+            quantisation += error * error;
+            size += double(original[i]) * double(original[i]);
+        }
+        quantisation /= size;
+        for (int64_t i = 0; i < rows; i++) {
+            norms.push_back(squared_norm(floats.data() + i * k, k));
+        }
+    }
+
+    static double squared_norm(const float * row, int64_t k) {
+        double sum = 0;
+        for (int64_t i = 0; i < k; i++) {
+            sum += double(row[i]) * double(row[i]);
+        }
+        return sum;
+    }
+};
+
+// Activations: normal, or with one channel in 250 thirty times larger (channel 5 is one of them).
+inline std::vector<float> activations(int64_t k, int64_t rows, bool outliers, rng & r) {
+    std::vector<float> x(size_t(k * rows));
+    for (size_t i = 0; i < x.size(); i++) {
+        x[i] = rng_normal(&r) * (outliers && int64_t(i) % k % 250 == 5 ? 30.0f : 1.0f);
+    }
+    return x;
+}
+
+// Where weights live: mapped from a file as it were, packed by us, in our buffer but as they are (for their name),
+// and where only the host computes with them.
+enum class home { in_place, packed, stored, host };
+inline const home HOMES[] = {home::in_place, home::packed, home::stored, home::host};
+
+inline const char * name_of(home h) {
+    switch (h) {
+        case home::in_place: return "in place";
+        case home::packed: return "packed";
+        case home::stored: return "stored";
+        default: return "of the host";
+    }
+}
+
+// Whether products of this many rows are ours.
+inline bool is_ours(home h, int64_t rows) {
+    return h == home::packed || (h != home::host && rows >= 16 && host_has_amx() && !getenv("GGML_AMX_ISA"));
+}
+
+// A weight tensor and its buffer.
+struct weight {
+    tensors t{1, 0};
+    ggml_tensor * tensor;
+
+    weight(home h, const matrix & m, int64_t n, int64_t ne2 = 1, int64_t ne3 = 1, const char * role = "ffn_up") {
+        tensor = ggml_new_tensor_4d(t.get(), m.type, m.k, n, ne2, ne3);
+        ggml_set_name(tensor, text("blk.0.%s.weight", h == home::packed ? role : "whatever").c_str());
+        t.allocate(h == home::packed || h == home::stored ? amx : ggml_backend_cpu_buffer_type());
+        if (h != home::host) {
+            ggml_backend_buffer_set_usage(t.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        }
+        CHECK(ggml_nbytes(tensor) <= m.bytes.size(), "the matrix is too small");
+        ggml_backend_tensor_set(tensor, m.bytes.data(), 0, ggml_nbytes(tensor));
+        // Read past the buffer's functions: only so can one see what is packed.
+        const bool plain = memcmp(tensor->data, m.bytes.data(), ggml_nbytes(tensor)) == 0;
+        CHECK(plain == (h != home::packed), "%s %s is %s", ggml_type_name(m.type), name_of(h), plain ? "plain" : "packed");
+    }
+    operator ggml_tensor *() const { return tensor; }
+};
+
+// ---- exact results and the rule
+
+// What an op should give, and the size that results of such norms have: |w| |x| / sqrt(K).
+struct reference {
+    std::vector<double> exact, size;
+    double independent = 1e9; // errors that are: few say little
+
+    void add(double result, double its_size) {
+        exact.push_back(result);
+        size.push_back(its_size);
+    }
+    double slack() const { return 1 + 6 * std::sqrt(2 / independent); }
+
+    double nmse(const std::vector<float> & got) const {
+        double error = 0, all = 0, typical = 0;
+        for (size_t i = 0; i < exact.size(); i++) {
+            const double d = double(got[i]) - exact[i];
+            error += d * d;
+            all += exact[i] * exact[i];
+            typical += size[i] * size[i];
+        }
+        return all + typical > 0 ? error / std::max(all, typical) : error;
+    }
+};
+
+// The exact products of rows of activations with all rows of a matrix.
+struct products {
+    const matrix & m;
+    int64_t rows;
+    std::vector<float> x;
+    std::vector<double> exact; // [row * m.rows + weight row]
+    std::vector<double> norms;
+
+    products(const matrix & m, const std::vector<float> & x) : m(m), rows(int64_t(x.size()) / m.k), x(x), exact(size_t(rows * m.rows)) {
+        product_f64(m.floats.data(), this->x.data(), size_t(m.k), exact.data(), m.k, m.rows, rows);
+        for (int64_t i = 0; i < rows; i++) {
+            norms.push_back(matrix::squared_norm(x.data() + i * m.k, m.k));
+        }
+    }
+    products(const matrix & m, int64_t rows, bool outliers, rng & r) : products(m, activations(m.k, rows, outliers, r)) {}
+    const float * row(int64_t i) const { return x.data() + i * m.k; }
+    double at(int64_t x_row, int64_t w_row) const { return exact[size_t(x_row * m.rows + w_row)]; }
+    double size(int64_t x_row, int64_t w_row) const { return std::sqrt(m.norms[size_t(w_row)] * norms[size_t(x_row)] / double(m.k)); }
+
+    // Of the first rows of both.
+    reference first(int64_t n, int64_t count) const {
+        reference want;
+        for (int64_t i = 0; i < count; i++) {
+            for (int64_t j = 0; j < n; j++) {
+                want.add(at(i, j), size(i, j));
+            }
+        }
+        want.independent = double(count * std::min(n, m.k));
+        return want;
+    }
+};
+
+// ggml's own limit for a MUL_MAT (tests/test-backend-ops.cpp).
+constexpr double NMSE_LIMIT = 5e-4;
+
+// NMSE at most the larger of the host's own (times 1.1) and a tenth of what quantising the weights cost, and if we
+// computed it at most NMSE_LIMIT (few rows of IQ4_XS in the host have up to 2.3e-3); no single error ten times the usual one
+// (the host: twenty).
+inline double judge(const std::vector<float> & got, const reference & want, bool is_ours, double host, double quantisation, const std::string & what) {
+    const double ours = want.nmse(got), slack = want.slack();
+    const double bound = std::min(is_ours ? NMSE_LIMIT : 1, std::max(1.1 * host, quantisation / 10)) * slack;
+    CHECK(ours <= bound, "%s: NMSE %.3g, allowed %.3g (host %.3g, quantisation / 10 %.3g, slack %.2f)", what.c_str(), ours, bound, host,
+          quantisation / 10, slack);
+    double worst = 0;
+    size_t at = 0;
+    for (size_t i = 0; i < want.exact.size(); i++) {
+        const double d = std::fabs(double(got[i]) - want.exact[i]);
+        const double error = want.size[i] > 0 ? d / want.size[i] : d;
+        if (!(error <= worst)) { // NaN counts
+            worst = error, at = i;
+        }
+    }
+    const double allowed = (is_ours ? 10 : 20) * std::sqrt(bound);
+    CHECK(worst <= allowed, "%s: result %zu is %g, exact %g: off by %.3g of the usual size, allowed %.3g", what.c_str(), at,
+          double(got[at]), want.exact[at], worst, allowed);
+    return ours;
+}
+
+// What the host's own kernels may be off by, for programs that do not run them for comparison.
+inline double usual_error(bool is_ours) {
+    return is_ours ? 1e-4 : 3e-3;
+}
+
+// The result of a graph that ends in `node`, by one thread and by another number of them each time; with `ours` both must
+// have the same bits. Other nodes may come before it.
+inline std::vector<float> result_of(ggml_context * context, ggml_tensor * node, bool ours, const std::string & what, const std::vector<ggml_tensor *> & before = {}) {
+    std::vector<ggml_tensor *> nodes = before;
+    nodes.push_back(node);
+    ggml_cgraph * graph = graph_of(context, nodes);
+    std::vector<float> first;
+    static size_t turn = 0;
+    for (int threads : {1, THREADS[1 + turn++ % 3]}) {
+        poison(node);
+        compute(backend(threads), graph);
+        const std::vector<float> got = floats_of(node);
+        if (first.empty()) {
+            first = got;
+        } else if (ours) {
+            CHECK(same_bits(got, first), "%s: other bits with %d threads", what.c_str(), threads);
+        }
+    }
+    return first;
+}
+
+// A weight and what it gives.
+struct known {
+    matrix m;
+    products p;
+    int64_t n, count;
+
+    known(ggml_type type, int64_t k, int64_t n, int64_t count, rng & r) : m(type, k, n, r), p(m, count, false, r), n(n), count(count) {}
+
+    void check(ggml_tensor * w, const std::string & what, int64_t rows = 0) const {
+        rows = rows ? rows : count;
+        tensors t(4);
+        ggml_tensor * x = ggml_new_tensor_2d(t.get(), GGML_TYPE_F32, m.k, rows), * y = ggml_mul_mat(t.get(), w, x);
+        t.allocate();
+        memcpy(x->data, p.x.data(), ggml_nbytes(x));
+        judge(result_of(t.get(), y, false, what), p.first(n, rows), false, 1e-3, m.quantisation, what);
+    }
+    void set(ggml_tensor * w) const { ggml_backend_tensor_set(w, m.bytes.data(), 0, m.bytes.size()); }
+};
+
+} // namespace ik
