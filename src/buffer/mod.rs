@@ -66,6 +66,58 @@ fn for_each_piece(shape: &Shape, offset: usize, len: usize, f: impl Fn(usize, us
     }
 }
 
+/// Where plain bytes of a tensor in one of our buffers live.
+pub enum Place {
+    /// In the packed tensor, from this plain byte on.
+    Packed(Shape, *mut u8, usize),
+    /// Right here.
+    Plain(*mut u8),
+}
+
+impl Place {
+    /// Writes `size` bytes from `data`.
+    ///
+    /// # Safety
+    /// The tensor must have them from here on, and be nobody else's meanwhile; `data` must be readable.
+    pub unsafe fn write(&self, data: *const u8, size: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            match self {
+                Place::Packed(shape, base, at) => write(shape, *base, *at, std::slice::from_raw_parts(data, size)),
+                Place::Plain(at) => std::ptr::copy_nonoverlapping(data, *at, size),
+            }
+        }
+    }
+
+    /// Reads `size` bytes to `data`.
+    ///
+    /// # Safety
+    /// As for [`Place::write`], with `data` writable.
+    pub unsafe fn read(&self, data: *mut u8, size: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            match self {
+                Place::Packed(shape, base, at) => read(shape, *base, *at, std::slice::from_raw_parts_mut(data, size)),
+                Place::Plain(at) => std::ptr::copy_nonoverlapping(at.cast_const(), data, size),
+            }
+        }
+    }
+
+    /// Sets `size` bytes to `value`.
+    ///
+    /// # Safety
+    /// As for [`Place::write`].
+    pub unsafe fn fill(&self, size: usize, value: u8) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            match self {
+                Place::Packed(shape, base, at) => fill(shape, *base, *at, size, value),
+                Place::Plain(at) => std::ptr::write_bytes(*at, value, size),
+            }
+        }
+    }
+}
+
 /// Packs `plain` at plain byte `offset` of the tensor at `base`.
 ///
 /// # Safety

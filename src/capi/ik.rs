@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{c_char, c_int, c_long, c_void};
 
 use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkTensor};
+use crate::host::ik::place::TensorAlloc;
 use crate::host::ik::seam::{self, Mul4d};
 use crate::host::symbols::weak_table;
 
@@ -344,8 +345,6 @@ pub unsafe extern "C" fn __wrap_ggml_backend_reg_get_count() -> usize {
     seam::register(|| unsafe { real() })
 }
 
-type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c_void);
-
 fn real_tensor_alloc() -> TensorAlloc {
     real!("ggml_backend_tensor_alloc", TensorAlloc)
 }
@@ -361,7 +360,7 @@ pub unsafe extern "C" fn __wrap_ggml_backend_tensor_alloc(
     buffer: *mut IkBuffer,
     tensor: *mut IkTensor,
     address: *mut c_void,
-) {
+) -> i32 {
     // SAFETY: passed on.
     unsafe { seam::tensor_alloc(buffer, tensor, address, real_tensor_alloc()) }
 }

@@ -10,10 +10,10 @@ use super::abi::{
     STATUS_SUCCESS,
 };
 use super::{Host, cxx, op};
+use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
-use crate::panel::weights::Shape;
-use crate::{buffer, cpu, error, info};
+use crate::{cpu, error, info};
 
 /// Alignment of tensors: a cache line.
 const ALIGNMENT: usize = 64;
@@ -157,14 +157,6 @@ unsafe extern "C" fn init_tensor(buffer: *mut GgmlBuffer, tensor: *mut GgmlTenso
     STATUS_SUCCESS
 }
 
-/// Where plain bytes of a tensor live.
-enum Place {
-    /// In the packed tensor, from this plain byte on.
-    Packed(Shape, *mut u8, usize),
-    /// Right here.
-    Plain(*mut u8),
-}
-
 /// Checks a range of a tensor against its size and finds its bytes. Ends the process, as ggml does,
 /// if the range leaves the tensor or there is nothing to copy from or to.
 ///
@@ -200,12 +192,7 @@ unsafe fn place(what: &str, tensor: *const GgmlTensor, data: *const c_void, offs
 
 unsafe extern "C" fn memset_tensor(_: *mut GgmlBuffer, tensor: *mut GgmlTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
-    unsafe {
-        match place("memset_tensor", tensor, (&raw const value).cast(), offset, size) {
-            Place::Packed(shape, base, at) => buffer::fill(&shape, base, at, size, value),
-            Place::Plain(at) => std::ptr::write_bytes(at, value, size),
-        }
-    }
+    unsafe { place("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value) }
 }
 
 unsafe extern "C" fn set_tensor(
@@ -219,14 +206,7 @@ unsafe extern "C" fn set_tensor(
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
-    unsafe {
-        match place("set_tensor", tensor, data, offset, size) {
-            Place::Packed(shape, base, at) => {
-                buffer::write(&shape, base, at, std::slice::from_raw_parts(data.cast(), size))
-            }
-            Place::Plain(at) => std::ptr::copy_nonoverlapping(data.cast(), at, size),
-        }
-    }
+    unsafe { place("set_tensor", tensor, data, offset, size).write(data.cast(), size) }
 }
 
 unsafe extern "C" fn get_tensor(
@@ -240,14 +220,7 @@ unsafe extern "C" fn get_tensor(
         return;
     }
     // SAFETY: as above, with `data` written.
-    unsafe {
-        match place("get_tensor", tensor, data, offset, size) {
-            Place::Packed(shape, base, at) => {
-                buffer::read(&shape, base, at, std::slice::from_raw_parts_mut(data.cast(), size))
-            }
-            Place::Plain(at) => std::ptr::copy_nonoverlapping(at, data.cast(), size),
-        }
-    }
+    unsafe { place("get_tensor", tensor, data, offset, size).read(data.cast(), size) }
 }
 
 unsafe extern "C" fn set_tensor_2d(

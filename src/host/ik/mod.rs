@@ -12,7 +12,7 @@
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
 mod graph;
-mod place;
+pub mod place;
 mod product;
 pub mod seam;
 mod selfcheck;

@@ -13,6 +13,7 @@ use libc::c_void;
 
 use super::IkHost;
 use super::abi::{IkBuffer, IkBufferInterface, IkBufferType, IkTensor, USAGE_WEIGHTS};
+use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::format::LANES;
 use crate::panel::weights::Shape;
@@ -287,14 +288,6 @@ unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
     }
 }
 
-/// Where plain bytes of a tensor live.
-enum Place {
-    /// In the packed tensor, from this plain byte on.
-    Packed(Shape, *mut u8, usize),
-    /// Right here.
-    Plain(*mut u8),
-}
-
 /// Finds a range of a tensor. Ends the process, as ggml does, if it leaves the tensor.
 ///
 /// # Safety
@@ -316,12 +309,7 @@ unsafe fn place(what: &str, tensor: *const IkTensor, offset: usize, size: usize)
 
 unsafe extern "C" fn memset_tensor(_: *mut IkBuffer, tensor: *mut IkTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
-    unsafe {
-        match place("memset_tensor", tensor, offset, size) {
-            Place::Packed(shape, base, at) => buffer::fill(&shape, base, at, size, value),
-            Place::Plain(at) => std::ptr::write_bytes(at, value, size),
-        }
-    }
+    unsafe { place("memset_tensor", tensor, offset, size).fill(size, value) }
 }
 
 unsafe extern "C" fn set_tensor(
@@ -335,14 +323,7 @@ unsafe extern "C" fn set_tensor(
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
-    unsafe {
-        match place("set_tensor", tensor, offset, size) {
-            Place::Packed(shape, base, at) => {
-                buffer::write(&shape, base, at, std::slice::from_raw_parts(data.cast(), size))
-            }
-            Place::Plain(at) => std::ptr::copy_nonoverlapping(data.cast(), at, size),
-        }
-    }
+    unsafe { place("set_tensor", tensor, offset, size).write(data.cast(), size) }
 }
 
 unsafe extern "C" fn get_tensor(
@@ -356,14 +337,7 @@ unsafe extern "C" fn get_tensor(
         return;
     }
     // SAFETY: as above, with `data` written.
-    unsafe {
-        match place("get_tensor", tensor, offset, size) {
-            Place::Packed(shape, base, at) => {
-                buffer::read(&shape, base, at, std::slice::from_raw_parts_mut(data.cast(), size))
-            }
-            Place::Plain(at) => std::ptr::copy_nonoverlapping(at, data.cast(), size),
-        }
-    }
+    unsafe { place("get_tensor", tensor, offset, size).read(data.cast(), size) }
 }
 
 unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
@@ -413,8 +387,9 @@ unsafe fn tie(all: &mut Vec<Beside>, of: *mut IkBuffer, ours: *mut IkBuffer) {
     interface.free_buffer = Some(free_both);
 }
 
-/// `ggml_backend_tensor_alloc`.
-pub type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c_void);
+/// `ggml_backend_tensor_alloc`. It returns nothing here; but a preloaded library may stand in front of llama.cpp's too,
+/// which returns a status.
+pub type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c_void) -> i32;
 
 /// Packs a tensor that the loader is about to find at `address`, in the file that `buffer` maps. False if it is not
 /// one to pack.

@@ -270,14 +270,12 @@ pub unsafe fn tensor_alloc(
     tensor: *mut IkTensor,
     address: *mut c_void,
     real: place::TensorAlloc,
-) {
+) -> i32 {
     let packs = env().mode == Mode::Packed;
     // SAFETY: passed on.
     unsafe {
         let done = packs && IkHost::get().is_some_and(|host| place::pack_mapped(host, buffer, tensor, address, real));
-        if !done {
-            real(buffer, tensor, address);
-        }
+        if done { 0 } else { real(buffer, tensor, address) }
     }
 }
 
