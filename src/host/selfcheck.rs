@@ -21,12 +21,18 @@ pub(super) const ARENA: usize = 64 << 10;
 const SLOTS: usize = 16;
 /// Types up to this number are in every ggml since 2024.
 const LAST_OLD_TYPE: i32 = 30;
+/// No type of llama.cpp's has a higher number; ik_llama.cpp's own do.
+const LAST_TYPE: i32 = 63;
 /// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor.
 pub(super) const OBJECT_SIZE: usize = 32;
 
 /// Proves the layout of the host behind `symbols` and reads its operation numbers.
 pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
-    let types = types(|number| host_type(symbols, number))?;
+    // Numbers of forks lie past the host's table, which it reads without looking at its end.
+    let types = types(|number| match number <= LAST_TYPE {
+        true => host_type(symbols, number),
+        false => (String::new(), 0, 0),
+    })?;
     let mut arena = vec![0u64; ARENA / 8];
     let params = GgmlInitParams { mem_size: ARENA, mem_buffer: arena.as_mut_ptr().cast(), no_alloc: true };
     // SAFETY: ggml_init with memory of ours; freed below, before the arena goes.
@@ -49,7 +55,7 @@ pub(super) fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), Strin
 
 /// What the host has at a type's number: its name, weights and bytes per block.
 fn host_type(symbols: &Symbols, number: i32) -> (String, i64, usize) {
-    // SAFETY: ggml answers for any number, past its table too.
+    // SAFETY: ggml answers for any number in or right behind its table.
     unsafe {
         let name = (symbols.ggml_type_name)(number);
         type_facts(name, || ((symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number)))
