@@ -128,12 +128,17 @@ static void check_shape(const struct weights * w, int64_t m, size_t gap, int32_t
 
 static void given_every_type_and_tail_size_then_all_instruction_sets_agree_and_are_right(void) {
     static const int64_t ns[] = {1, 5, 16, 31, 33, 48, 100}, ms[] = {1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 64, 100}, blocks[] = {1, 3, 8};
+#ifdef __SANITIZE_ADDRESS__
+    const int step = 3; /* every M with some N */
+#else
+    const int step = 1;
+#endif
     struct rng r = {5};
     for (int f = 0; f < N_FORMATS; f++) {
         for (int n = 0; n < 7; n++) {
             for (int b = 0; b < 3; b++) {
                 struct weights w = weights_new(&FORMATS[f], blocks[b] * FORMATS[f].block, ns[n], &r);
-                for (int m = 0; m < 12; m++) {
+                for (int m = (n + b) % step; m < 12; m += step) {
                     check_shape(&w, ms[m], 0, 1 + m % 3, &r);
                 }
                 weights_free(&w);

@@ -10,14 +10,6 @@ namespace experts {
 
 using namespace parity;
 
-inline double squared_norm(const float * row, int64_t k) {
-    double sum = 0;
-    for (int64_t i = 0; i < k; i++) {
-        sum += double(row[i]) * double(row[i]);
-    }
-    return sum;
-}
-
 // What an op should give. `size` is what a result of these norms usually is: |w| |x| / sqrt(K).
 struct reference {
     std::vector<double> exact, size;
@@ -49,10 +41,6 @@ inline void judge_each(const float * got, const reference & want, const rule & r
     }
     CHECK(worst <= 10 * std::sqrt(allowed), "%s: result %zu is %g, exact %g: off by %.3g of the usual size, allowed %.3g", what.c_str(), at,
           double(got[at]), want.exact[at], worst, 10 * std::sqrt(allowed));
-}
-
-inline bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
-    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 // Computes both ops and judges ours, for every thread count and once more: the bits must not depend on either.
@@ -122,19 +110,6 @@ inline reference follow_strides(const ggml_tensor * op) {
     }
     want.count(products.size(), rows.size(), k, n);
     return want;
-}
-
-// Different random numbers below `below`.
-inline std::vector<int32_t> choose(int64_t count, int64_t below, rng & r) {
-    std::vector<int32_t> all(static_cast<size_t>(below));
-    for (size_t i = 0; i < all.size(); i++) {
-        all[i] = int32_t(i);
-    }
-    for (int64_t i = 0; i < count; i++) {
-        std::swap(all[size_t(i)], all[size_t(i) + rng_below(&r, uint64_t(below - i))]);
-    }
-    all.resize(size_t(count));
-    return all;
 }
 
 } // namespace experts

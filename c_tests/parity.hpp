@@ -6,6 +6,7 @@
 #endif
 #include "host.h"
 
+#include "common.hpp"
 #include "formats.h"
 
 #include <ggml-cpp.h>
@@ -18,7 +19,10 @@
 
 namespace parity {
 
+using namespace common;
+
 #ifdef __SANITIZE_ADDRESS__
+constexpr bool SANITIZED = true;
 // Sanitizers look at memory, and that is used by block size and group: one type of each kind. The plain programs
 // go over all.
 inline const ggml_type TYPES[] = {
@@ -26,6 +30,7 @@ inline const ggml_type TYPES[] = {
     GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_IQ3_S, GGML_TYPE_IQ1_M,
 };
 #else
+constexpr bool SANITIZED = false;
 inline const ggml_type TYPES[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,
     GGML_TYPE_IQ4_XS, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL,
@@ -159,13 +164,6 @@ struct weights {
     }
 };
 
-// Activations: normal, or with one channel in 250 thirty times larger (channel 5 is one of them).
-inline void fill_activations(float * x, int64_t k, int64_t rows, bool outliers, rng & r) {
-    for (int64_t i = 0; i < k * rows; i++) {
-        x[i] = rng_normal(&r) * (outliers && i % k % 250 == 5 ? 30.0f : 1.0f);
-    }
-}
-
 // ggml's own limit for a MUL_MAT (tests/test-backend-ops.cpp).
 constexpr double NMSE_LIMIT = 5e-4;
 
@@ -200,16 +198,6 @@ inline void judge(double ours, const rule & rule, double slack, const std::strin
     const double bound = std::max(1.1 * std::max(rule.host, rule.host_pool), rule.quantisation / 10) * slack;
     CHECK(ours <= bound, "%s: NMSE %.3g, allowed %.3g (host %.3g, pooled %.3g, quantisation / 10 %.3g, slack %.2f)", what.c_str(), ours, bound,
           rule.host, rule.host_pool, rule.quantisation / 10, slack);
-}
-
-inline std::string text(const char * format, ...) __attribute__((format(printf, 1, 2)));
-inline std::string text(const char * format, ...) {
-    char line[256];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
-    va_end(args);
-    return line;
 }
 
 // Opens the host for a parity program. Weights in ordinary buffers must be computed by the host itself: they

@@ -111,7 +111,12 @@ pub fn run(options: &Options) -> Result<()> {
     let begin = Instant::now();
     in_parallel(&jobs, |job| build(job, &out, &system.cc, &system.cxx))?;
     println!("  {} programs built ({})", jobs.len(), util::seconds(begin.elapsed()));
-    let failed: Vec<String> = jobs.iter().filter_map(|job| run_program(job, &out, options).err()).collect();
+    let failed = Mutex::new(Vec::new());
+    in_parallel(&jobs, |job| {
+        run_program(job, &out, options).unwrap_or_else(|why| failed.lock().expect("no panics").push(why));
+        Ok(())
+    })?;
+    let failed = failed.into_inner().expect("no panics");
     if failed.is_empty() {
         Ok(())
     } else {
