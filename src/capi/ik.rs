@@ -65,6 +65,21 @@ macro_rules! real {
     }};
 }
 
+/// A function that stands in front of the host's of this name and may call that one.
+macro_rules! in_front_of {
+    ($name:literal: $wrap:ident($($arg:ident: $ty:ty),*) -> $ret:ty, |$real:ident| $body:expr) => {
+        #[doc = concat!("`", $name, "`.\n\n# Safety\nAs for the host's function.")]
+        #[unsafe(no_mangle)]
+        #[allow(clippy::too_many_arguments)] // the host's
+        pub unsafe extern "C" fn $wrap($($arg: $ty),*) -> $ret {
+            type Real = unsafe extern "C" fn($($ty),*) -> $ret;
+            let $real = real!($name, Real);
+            // SAFETY: passed on.
+            unsafe { $body }
+        }
+    };
+}
+
 /// The number of a name.
 const fn index_of(name: &str) -> usize {
     let mut index = 0;
@@ -82,302 +97,77 @@ const fn index_of(name: &str) -> usize {
     panic!("no such name")
 }
 
-type IqkMulMat4d = unsafe extern "C" fn(
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_long,
-    c_int,
-    *const c_void,
-    c_long,
-    c_int,
-    *const c_void,
-    c_long,
-    *mut f32,
-    c_long,
-    c_int,
-    c_int,
-) -> bool;
-
-/// `iqk_mul_mat_4d`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)] // the host's
-pub unsafe extern "C" fn __wrap_iqk_mul_mat_4d(
-    nx: c_long,
-    ny: c_long,
-    ne00: c_long,
-    ne02: c_long,
-    ne03: c_long,
-    ne12: c_long,
-    ne13: c_long,
-    nb02: c_long,
-    nb03: c_long,
-    nb12: c_long,
-    nb13: c_long,
-    nb2: c_long,
-    nb3: c_long,
-    type_a: c_int,
-    a: *const c_void,
-    stride_a: c_long,
-    type_b: c_int,
-    b: *const c_void,
-    stride_b: c_long,
-    c: *mut f32,
-    stride_c: c_long,
-    ith: c_int,
-    nth: c_int,
-) -> bool {
-    let real = real!("iqk_mul_mat_4d", IqkMulMat4d);
-    let args = Mul4d {
-        nx,
-        ny,
-        ne00,
-        ne02,
-        ne03,
-        ne12,
-        ne13,
-        nb02,
-        nb03,
-        nb12,
-        nb13,
-        nb2,
-        nb3,
-        type_a,
-        a,
-        stride_a,
-        type_b,
-        b,
-        stride_b,
-        c,
-        stride_c,
-        ith,
-        nth,
-    };
-    // SAFETY: passed on.
-    unsafe {
-        seam::mul_mat_4d(args, |x| {
-            real(
-                x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3,
-                x.type_a, x.a, x.stride_a, x.type_b, x.b, x.stride_b, x.c, x.stride_c, x.ith, x.nth,
-            )
-        })
+in_front_of! {
+    "iqk_mul_mat_4d": __wrap_iqk_mul_mat_4d(
+        nx: c_long, ny: c_long, ne00: c_long, ne02: c_long, ne03: c_long, ne12: c_long, ne13: c_long, nb02: c_long,
+        nb03: c_long, nb12: c_long, nb13: c_long, nb2: c_long, nb3: c_long, type_a: c_int, a: *const c_void,
+        stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, stride_c: c_long,
+        ith: c_int, nth: c_int
+    ) -> bool, |real| {
+        let args = Mul4d {
+            nx, ny, ne00, ne02, ne03, ne12, ne13, nb02, nb03, nb12, nb13, nb2, nb3, type_a, a, stride_a, type_b, b,
+            stride_b, c, stride_c, ith, nth,
+        };
+        seam::mul_mat_4d(args, |x| real(
+            x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3, x.type_a,
+            x.a, x.stride_a, x.type_b, x.b, x.stride_b, x.c, x.stride_c, x.ith, x.nth,
+        ))
     }
 }
 
-type IqkMulMatMoe = unsafe extern "C" fn(
-    c_long,
-    c_long,
-    c_long,
-    c_int,
-    c_int,
-    *const c_void,
-    c_long,
-    c_int,
-    *const c_void,
-    c_long,
-    *mut f32,
-    c_long,
-    c_long,
-    *const c_void,
-    c_int,
-    c_int,
-) -> bool;
+in_front_of! {
+    "iqk_mul_mat_moe": __wrap_iqk_mul_mat_moe(
+        nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, type_a: c_int, a: *const c_void, stride_a: c_long,
+        type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
+        ith: c_int, nth: c_int
+    ) -> bool, |real| seam::mul_mat_moe(a, nx as usize * stride_a as usize, c, (ith, nth), |a| {
+        real(nx, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b, c, nb1, nb2, rows, ith, nth)
+    })
+}
 
-/// `iqk_mul_mat_moe`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)] // the host's
-pub unsafe extern "C" fn __wrap_iqk_mul_mat_moe(
-    nx: c_long,
-    ny: c_long,
-    ne00: c_long,
-    ne11: c_int,
-    type_a: c_int,
-    a: *const c_void,
-    stride_a: c_long,
-    type_b: c_int,
-    b: *const c_void,
-    stride_b: c_long,
-    c: *mut f32,
-    nb1: c_long,
-    nb2: c_long,
-    rows: *const c_void,
-    ith: c_int,
-    nth: c_int,
-) -> bool {
-    let real = real!("iqk_mul_mat_moe", IqkMulMatMoe);
-    // SAFETY: passed on.
-    unsafe {
-        seam::mul_mat_moe(a, nx as usize * stride_a as usize, c, (ith, nth), |a| {
-            real(nx, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b, c, nb1, nb2, rows, ith, nth)
-        })
+in_front_of! {
+    "iqk_moe_fused_up_gate": __wrap_iqk_moe_fused_up_gate(
+        nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, unary: c_int, type_a: c_int, up: *const c_void,
+        gate: *const c_void, stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long,
+        up_bias: *const c_char, gate_bias: *const c_char, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
+        limit: f32, ith: c_int, nth: c_int
+    ) -> bool, |real| {
+        seam::fused_up_gate([up, gate], nx as usize * stride_a as usize, c, (ith, nth), |up, gate| real(
+            nx, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b, up_bias, gate_bias, c, nb1, nb2,
+            rows, limit, ith, nth,
+        ))
     }
 }
 
-type IqkMoeFusedUpGate = unsafe extern "C" fn(
-    c_long,
-    c_long,
-    c_long,
-    c_int,
-    c_int,
-    c_int,
-    *const c_void,
-    *const c_void,
-    c_long,
-    c_int,
-    *const c_void,
-    c_long,
-    *const c_char,
-    *const c_char,
-    *mut f32,
-    c_long,
-    c_long,
-    *const c_void,
-    f32,
-    c_int,
-    c_int,
-) -> bool;
-
-/// `iqk_moe_fused_up_gate`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)] // the host's
-pub unsafe extern "C" fn __wrap_iqk_moe_fused_up_gate(
-    nx: c_long,
-    ny: c_long,
-    ne00: c_long,
-    ne11: c_int,
-    unary: c_int,
-    type_a: c_int,
-    up: *const c_void,
-    gate: *const c_void,
-    stride_a: c_long,
-    type_b: c_int,
-    b: *const c_void,
-    stride_b: c_long,
-    up_bias: *const c_char,
-    gate_bias: *const c_char,
-    c: *mut f32,
-    nb1: c_long,
-    nb2: c_long,
-    rows: *const c_void,
-    limit: f32,
-    ith: c_int,
-    nth: c_int,
-) -> bool {
-    let real = real!("iqk_moe_fused_up_gate", IqkMoeFusedUpGate);
-    // SAFETY: passed on.
-    unsafe {
-        seam::fused_up_gate([up, gate], nx as usize * stride_a as usize, c, (ith, nth), |up, gate| {
-            real(
-                nx, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b, up_bias, gate_bias, c, nb1,
-                nb2, rows, limit, ith, nth,
-            )
-        })
-    }
+in_front_of! {
+    "ggml_graph_compute": __wrap_ggml_graph_compute(graph: *mut c_void, plan: *mut c_void) -> c_int,
+    |real| seam::graph_compute(graph, || real(graph, plan))
 }
 
-/// `ggml_graph_compute`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __wrap_ggml_graph_compute(graph: *mut c_void, plan: *mut c_void) -> c_int {
-    type Real = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
-    let real = real!("ggml_graph_compute", Real);
-    // SAFETY: passed on.
-    unsafe { seam::graph_compute(graph, || real(graph, plan)) }
-}
-
-/// `ggml_backend_cpu_init`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __wrap_ggml_backend_cpu_init() -> *mut IkBackend {
-    type Real = unsafe extern "C" fn() -> *mut IkBackend;
-    let real = real!("ggml_backend_cpu_init", Real);
-    // SAFETY: passed on.
-    unsafe {
+in_front_of! {
+    "ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init() -> *mut IkBackend, |real| {
         let backend = real();
         seam::widen_cpu_backend(backend);
         backend
     }
 }
 
-/// `ggml_backend_reg_get_count`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __wrap_ggml_backend_reg_get_count() -> usize {
-    type Real = unsafe extern "C" fn() -> usize;
-    let real = real!("ggml_backend_reg_get_count", Real);
-    // SAFETY: the host's function without arguments.
-    seam::register(|| unsafe { real() })
+in_front_of! {
+    "ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count() -> usize, |real| seam::register(|| real())
 }
 
 fn real_tensor_alloc() -> TensorAlloc {
     real!("ggml_backend_tensor_alloc", TensorAlloc)
 }
 
-/// `ggml_backend_tensor_alloc`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __wrap_ggml_backend_tensor_alloc(
-    buffer: *mut IkBuffer,
-    tensor: *mut IkTensor,
-    address: *mut c_void,
-) -> i32 {
-    // SAFETY: passed on.
-    unsafe { seam::tensor_alloc(buffer, tensor, address, real_tensor_alloc()) }
+in_front_of! {
+    "ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc(
+        buffer: *mut IkBuffer, tensor: *mut IkTensor, address: *mut c_void
+    ) -> i32, |real| seam::tensor_alloc(buffer, tensor, address, real)
 }
 
-/// `ggml_backend_alloc_ctx_tensors_from_buft`.
-///
-/// # Safety
-/// As for the host's function.
-///
-/// cbindgen:ignore
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn __wrap_ggml_backend_alloc_ctx_tensors_from_buft(
-    context: *mut c_void,
-    buft: *mut IkBufferType,
-) -> *mut IkBuffer {
-    type Real = unsafe extern "C" fn(*mut c_void, *mut IkBufferType) -> *mut IkBuffer;
-    let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Real);
-    // SAFETY: passed on.
-    unsafe { seam::alloc_ctx_tensors(context, buft, real_tensor_alloc(), || real(context, buft)) }
+in_front_of! {
+    "ggml_backend_alloc_ctx_tensors_from_buft": __wrap_ggml_backend_alloc_ctx_tensors_from_buft(
+        context: *mut c_void, buft: *mut IkBufferType
+    ) -> *mut IkBuffer, |real| seam::alloc_ctx_tensors(context, buft, real_tensor_alloc(), || real(context, buft))
 }

@@ -16,7 +16,7 @@ use crate::format::WeightType;
 use crate::panel::plain;
 
 /// Memory for the trial tensors; ggml places objects of about 370 bytes in it.
-pub(super) const ARENA: usize = 64 << 10;
+const ARENA: usize = 64 << 10;
 /// More members than any version of ggml's interfaces has.
 const SLOTS: usize = 16;
 /// Types up to this number are in every ggml since 2024.
@@ -33,19 +33,35 @@ pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
         true => host_type(symbols, number),
         false => (String::new(), 0, 0),
     })?;
+    // SAFETY: the host's functions; the context is alive, and the probes stay inside its tensors.
+    unsafe {
+        in_context(symbols.ggml_init, symbols.ggml_free, |context| {
+            // Not before ggml_init, which in some versions makes tables that decoders use.
+            let types = readable(types);
+            tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| (ops, types)))
+        })
+    }
+}
+
+/// Runs `probe` in a context of the host's that has memory of ours for its tensors.
+///
+/// # Safety
+/// The functions must be the host's `ggml_init` and `ggml_free`.
+pub(super) unsafe fn in_context<T>(
+    init: unsafe extern "C" fn(GgmlInitParams) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut c_void),
+    probe: impl FnOnce(*mut c_void) -> Result<T, String>,
+) -> Result<T, String> {
     let mut arena = vec![0u64; ARENA / 8];
     let params = GgmlInitParams { mem_size: ARENA, mem_buffer: arena.as_mut_ptr().cast(), no_alloc: true };
-    // SAFETY: ggml_init with memory of ours; freed below, before the arena goes.
-    let context = unsafe { (symbols.ggml_init)(params) };
+    // SAFETY: promised by the caller; freed below, before the arena goes.
+    let context = unsafe { init(params) };
     if context.is_null() {
         return Err("ggml_init gave no context".to_string());
     }
-    // Not before ggml_init, which in some versions makes tables that decoders use.
-    let types = readable(types);
-    // SAFETY: the context is alive; the probes stay inside its tensors.
-    let result = unsafe { tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| (ops, types))) };
+    let result = probe(context);
     // SAFETY: made above, used no more.
-    unsafe { (symbols.ggml_free)(context) };
+    unsafe { free(context) };
     result
 }
 

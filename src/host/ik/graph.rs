@@ -108,11 +108,6 @@ pub fn is_idle() -> bool {
     RUNNING.load(Ordering::Acquire) == 0
 }
 
-/// Whether another graph runs.
-pub fn others_run() -> bool {
-    !is_idle()
-}
-
 impl Drop for Run {
     fn drop(&mut self) {
         let _guard = LOCK.lock().unwrap_or_else(|e| e.into_inner());

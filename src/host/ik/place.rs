@@ -69,6 +69,43 @@ static CHANGE: Mutex<()> = Mutex::new(());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
+/// Memory of our buffers, first and last byte; all others are told from it without a lock.
+static REGIONS: [[AtomicUsize; 2]; REGION_SLOTS] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; REGION_SLOTS];
+const REGION_SLOTS: usize = 64;
+/// Buffers that found no slot there.
+static REGIONS_LEFT_OUT: AtomicUsize = AtomicUsize::new(0);
+
+/// Notes the memory of a new buffer.
+fn note_region(first: usize, last: usize) {
+    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
+    match REGIONS.iter().find(|r| r[1].load(Ordering::Relaxed) == 0) {
+        Some(slot) => {
+            slot[0].store(first, Ordering::Relaxed);
+            slot[1].store(last, Ordering::Release);
+        }
+        None => _ = REGIONS_LEFT_OUT.fetch_add(1, Ordering::AcqRel),
+    }
+}
+
+/// Takes it out again.
+fn drop_region(first: usize) {
+    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut noted = REGIONS.iter().filter(|r| r[1].load(Ordering::Relaxed) != 0);
+    match noted.find(|r| r[0].load(Ordering::Relaxed) == first) {
+        Some(slot) => slot[1].store(0, Ordering::Release),
+        None => _ = REGIONS_LEFT_OUT.fetch_sub(1, Ordering::AcqRel),
+    }
+}
+
+/// Whether `address` may lie in a buffer of ours.
+fn may_be_ours(address: usize) -> bool {
+    let inside = |r: &[AtomicUsize; 2]| {
+        let last = r[1].load(Ordering::Acquire);
+        (r[0].load(Ordering::Relaxed)..=last).contains(&address)
+    };
+    REGIONS_LEFT_OUT.load(Ordering::Acquire) > 0 || REGIONS.iter().any(inside)
+}
+
 /// What stands where an entry was taken away.
 const GONE: *mut Packed = std::ptr::dangling_mut();
 
@@ -108,9 +145,9 @@ pub fn packed(tensor: &IkTensor) -> Option<(Shape, *const u8, usize)> {
     Some((entry.shape, root as *const u8, (tensor.data as usize).wrapping_sub(root)))
 }
 
-/// The same for any address inside a packed tensor; slow.
+/// The same for any address inside a packed tensor; slow for those in our buffers.
 pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
-    if !any() {
+    if !any() || !may_be_ours(address as usize) {
         return None;
     }
     let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
@@ -245,6 +282,8 @@ unsafe extern "C" fn alloc_buffer(buft: *mut IkBufferType, size: usize) -> *mut 
     match Region::new(size) {
         // SAFETY: the context is what the interface's functions expect.
         Ok(region) => unsafe {
+            let first = region.base().as_ptr() as usize;
+            note_region(first, first + region.len() - 1);
             (host().symbols.ggml_backend_buffer_init)(buft, INTERFACE, Box::into_raw(Box::new(region)).cast(), size)
         },
         Err(reason) => {
@@ -266,6 +305,7 @@ unsafe extern "C" fn free_buffer(buffer: *mut IkBuffer) {
     let region = unsafe { Box::from_raw((*buffer).context.cast::<Region>()) };
     let base = region.base().as_ptr() as usize;
     forget(base..base + region.len());
+    drop_region(base);
 }
 
 unsafe extern "C" fn get_base(buffer: *mut IkBuffer) -> *mut c_void {

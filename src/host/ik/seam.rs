@@ -203,7 +203,7 @@ fn guard(host: &IkHost, node: &IkTensor) {
     let weights = usize::from(product::is_product(host, node)) + usize::from(product::is_fused(host, node));
     for packed in (weights..node.src.len()).filter_map(|i| node.source(i)).filter(|t| place::packed(t).is_some()) {
         let reader = format!("{} ({})", host.op_name(node.op), node.name());
-        if graph::others_run() {
+        if !graph::is_idle() {
             host.abort(&format!("{} is packed, {reader} would read it, and another graph runs", packed.name()));
         }
         // SAFETY: no graph runs.

@@ -11,8 +11,8 @@ use super::abi::{IkBuffer, IkBufferInterface, IkBufferType, IkTensor};
 use super::{IkOps, IkSymbols};
 use crate::format::WeightType;
 use crate::host::HostTypes;
-use crate::host::abi::{GgmlInitParams, TYPE_F32, TYPE_I32};
-use crate::host::selfcheck::{ARENA, OBJECT_SIZE, ensure, readable, type_facts, types};
+use crate::host::abi::{TYPE_F32, TYPE_I32};
+use crate::host::selfcheck::{OBJECT_SIZE, ensure, in_context, readable, type_facts, types};
 use crate::kernel::activation::Activation;
 
 /// `GGML_UNARY_OP_SWIGLU_OAI`, which no function of the host makes a unary node of.
@@ -28,19 +28,13 @@ pub fn prove(symbols: &IkSymbols) -> Result<(IkOps, HostTypes), String> {
             })
         }
     })?;
-    let mut arena = vec![0u64; ARENA / 8];
-    let params = GgmlInitParams { mem_size: ARENA, mem_buffer: arena.as_mut_ptr().cast(), no_alloc: true };
-    // SAFETY: ggml_init with memory of ours; freed below, before the arena goes.
-    let context = unsafe { (symbols.ggml_init)(params) };
-    if context.is_null() {
-        return Err("ggml_init gave no context".to_string());
+    // SAFETY: the host's functions; the context is alive, and the probes stay inside its tensors.
+    unsafe {
+        in_context(symbols.ggml_init, symbols.ggml_free, |context| {
+            let types = readable(types);
+            tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| (ops, types)))
+        })
     }
-    let types = readable(types);
-    // SAFETY: the context is alive; the probes stay inside its tensors.
-    let result = unsafe { tensors(symbols, context).and_then(|ops| buffers(symbols, context).map(|()| (ops, types))) };
-    // SAFETY: made above, used no more.
-    unsafe { (symbols.ggml_free)(context) };
-    result
 }
 
 /// Struct ggml_tensor and the operation numbers.

@@ -103,11 +103,11 @@ fn tests(plan: &Plan) -> Vec<(String, Of)> {
     all
 }
 
-/// Every way must keep its weights where it says. Types that only ik_llama.cpp has may stay with it.
+/// Every way must keep its weights where it says. Types with something in front of their rows stay as they are.
 fn check(host: &Host, model: &Path, ty: &str, sides: &[Side<'_>], threads: usize) -> Result<()> {
     for side in sides {
         let log = speed::short_log(host, model, side.way, threads)?;
-        let may_stay = gguf::by_name(ty).is_some_and(gguf::Type::is_of_ik);
+        let may_stay = gguf::by_name(ty).is_some_and(gguf::Type::stays_with_ik);
         if program::held(&log).is_some() != side.is_packed && !may_stay {
             let is = if side.is_packed { "are not" } else { "are" };
             return Err(format!("{}: weights {is} packed in llama-bench", side.name));

@@ -20,6 +20,11 @@ impl Type {
     pub fn is_of_ik(self) -> bool {
         self.id > 100
     }
+
+    /// ik_llama.cpp's own, and not packed by this library: those whose rows have something in front of their blocks.
+    pub fn stays_with_ik(self) -> bool {
+        self.is_of_ik() && self.head > 0
+    }
 }
 
 const fn ty(id: u32, name: &'static str, block: u64, bytes: u64) -> Type {

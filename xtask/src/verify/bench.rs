@@ -102,7 +102,7 @@ impl<'a> Bench<'a> {
             println!("    nothing packed; log: {}", cache::log(&format!("verify-{label}"))?.display());
             program::our_lines(&log).iter().for_each(|line| println!("    | {line}"));
         }
-        if is_ik && held == 0.0 && model.is_of_ik {
+        if is_ik && held == 0.0 && model.may_stay {
             return Ok((score, None));
         }
         // ik_llama.cpp has no second copy of the embeddings to multiply with.

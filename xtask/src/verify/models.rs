@@ -39,8 +39,8 @@ pub struct Model {
     pub matrices: f64,
     /// MiB of the token embeddings among them.
     pub embeddings: f64,
-    /// In a type that only ik_llama.cpp has: it may stay with the host.
-    pub is_of_ik: bool,
+    /// In a type of ik_llama.cpp that this library does not pack: it may stay with the host.
+    pub may_stay: bool,
 }
 
 /// Every type that this host's llama-quantize writes.
@@ -145,8 +145,8 @@ impl Model {
         };
         let embeddings = mebibytes(&|t| t.name == "token_embd.weight");
         let matrices = mebibytes(&|_| true);
-        let is_of_ik = gguf::by_name(name).is_some_and(gguf::Type::is_of_ik);
-        Ok(Self { label, file, in_type, matrices, embeddings, is_of_ik })
+        let may_stay = gguf::by_name(name).is_some_and(gguf::Type::stays_with_ik);
+        Ok(Self { label, file, in_type, matrices, embeddings, may_stay })
     }
 }
 
