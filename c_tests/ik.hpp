@@ -7,6 +7,7 @@
 #endif
 #include "cpu.h"
 
+#include "common.hpp"
 #include "formats.h"
 
 #include <ggml-alloc.h>
@@ -20,6 +21,8 @@
 #include <vector>
 
 namespace ik {
+
+using namespace common;
 
 template <typename T, void (*free)(T *)> struct deleter {
     void operator()(T * t) const { free(t); }
@@ -107,20 +110,6 @@ inline std::vector<float> floats_of(const ggml_tensor * t) {
     return std::vector<float>(data, data + ggml_nelements(t));
 }
 
-inline bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
-    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-inline std::string text(const char * format, ...) __attribute__((format(printf, 1, 2)));
-inline std::string text(const char * format, ...) {
-    char line[256];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
-    va_end(args);
-    return line;
-}
-
 // ---- weights and activations
 
 // Normal weights of a usual size, their quantised bytes, and the floats those bytes stand for.
@@ -155,22 +144,11 @@ struct matrix {
             norms.push_back(squared_norm(floats.data() + i * k, k));
         }
     }
-
-    static double squared_norm(const float * row, int64_t k) {
-        double sum = 0;
-        for (int64_t i = 0; i < k; i++) {
-            sum += double(row[i]) * double(row[i]);
-        }
-        return sum;
-    }
 };
 
-// Activations: normal, or with one channel in 250 thirty times larger (channel 5 is one of them).
 inline std::vector<float> activations(int64_t k, int64_t rows, bool outliers, rng & r) {
     std::vector<float> x(size_t(k * rows));
-    for (size_t i = 0; i < x.size(); i++) {
-        x[i] = rng_normal(&r) * (outliers && int64_t(i) % k % 250 == 5 ? 30.0f : 1.0f);
-    }
+    fill_activations(x.data(), k, rows, outliers, r);
     return x;
 }
 
@@ -188,9 +166,23 @@ inline const char * name_of(home h) {
     }
 }
 
+// Rows of activations from which on we multiply weights in place: where the host's own kernels are slower.
+inline int64_t least_rows(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_Q2_K:
+        case GGML_TYPE_Q3_K:
+        case GGML_TYPE_IQ2_K:
+        case GGML_TYPE_IQ3_K: return 12;
+        case GGML_TYPE_IQ4_K:
+        case GGML_TYPE_IQ5_K:
+        case GGML_TYPE_IQ6_K: return 8;
+        default: return 1;
+    }
+}
+
 // Whether products of this many rows are ours.
-inline bool is_ours(home h, int64_t rows) {
-    return h == home::packed || (h != home::host && rows >= 16 && host_has_amx() && !getenv("GGML_AMX_ISA"));
+inline bool is_ours(home h, int64_t rows, ggml_type type) {
+    return h == home::packed || (h != home::host && rows >= least_rows(type) && host_has_amx() && !getenv("GGML_AMX_ISA"));
 }
 
 // A weight tensor and its buffer.
@@ -250,7 +242,7 @@ struct products {
     products(const matrix & m, const std::vector<float> & x) : m(m), rows(int64_t(x.size()) / m.k), x(x), exact(size_t(rows * m.rows)) {
         product_f64(m.floats.data(), this->x.data(), size_t(m.k), exact.data(), m.k, m.rows, rows);
         for (int64_t i = 0; i < rows; i++) {
-            norms.push_back(matrix::squared_norm(x.data() + i * m.k, m.k));
+            norms.push_back(squared_norm(x.data() + i * m.k, m.k));
         }
     }
     products(const matrix & m, int64_t rows, bool outliers, rng & r) : products(m, activations(m.k, rows, outliers, r)) {}

@@ -7,19 +7,6 @@
 
 namespace ik {
 
-// Different random numbers below `below`.
-inline std::vector<int32_t> choose(int64_t count, int64_t below, rng & r) {
-    std::vector<int32_t> all(static_cast<size_t>(below));
-    for (size_t i = 0; i < all.size(); i++) {
-        all[i] = int32_t(i);
-    }
-    for (int64_t i = 0; i < count; i++) {
-        std::swap(all[size_t(i)], all[size_t(i) + rng_below(&r, uint64_t(below - i))]);
-    }
-    all.resize(size_t(count));
-    return all;
-}
-
 // Experts draw their rows from one matrix and src1 its rows from another: the product of the two holds every exact
 // result. `up` and `gate` have the same rows, drawn differently.
 struct drawn {
@@ -119,8 +106,9 @@ struct inputs {
     }
 };
 
-inline bool experts_are_ours(home h, const shape & s, int64_t experts) {
-    return is_ours(h, s.used * s.tokens / experts);
+// Rows count on average, of the experts that may have some.
+inline bool experts_are_ours(home h, const shape & s, int64_t experts, ggml_type type) {
+    return is_ours(h, s.used * s.tokens / std::min(experts, s.used * s.tokens), type);
 }
 
 } // namespace ik

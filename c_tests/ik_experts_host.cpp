@@ -17,7 +17,7 @@ void check_id(const drawn & d, const std::vector<std::unique_ptr<weight>> & weig
     const std::vector<home> homes = homes_of(d.n);
     double host = usual_error(true);
     for (size_t h = 0; h < homes.size(); h++) {
-        if (d.n % 16 != 0 && !experts_are_ours(homes[h], s, d.experts)) {
+        if (d.n % 16 != 0 && !experts_are_ours(homes[h], s, d.experts, d.p.m.type)) {
             continue;
         }
         tensors t(8);
@@ -25,7 +25,7 @@ void check_id(const drawn & d, const std::vector<std::unique_ptr<weight>> & weig
         ggml_tensor * y = ggml_mul_mat_id(t.get(), *weights[h], in.x, in.ids);
         t.allocate();
         in.fill(route, d.p);
-        const bool ours = experts_are_ours(homes[h], s, d.experts);
+        const bool ours = experts_are_ours(homes[h], s, d.experts, d.p.m.type);
         const std::string what = text("%s K %lld N %lld, %lld of %lld experts, %lld tokens with %lld rows%s%s, %s", ggml_type_name(d.p.m.type), (long long) k,
                                       (long long) d.n, (long long) s.used, (long long) d.experts, (long long) s.tokens, (long long) s.x_rows,
                                       s.strided ? ", strided" : "", s.some_bad ? ", some ids name none" : "", name_of(homes[h]));

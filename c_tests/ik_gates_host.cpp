@@ -86,7 +86,7 @@ void given_up_and_gate_when_fused_then_as_exact_as_the_rule_demands() {
                         memset(work->src[0]->data, 0, ggml_nbytes(work->src[0]));
                         memset(work->src[1]->data, 0, ggml_nbytes(work->src[1]));
                         memcpy(x->data, pu.x.data(), ggml_nbytes(x));
-                        const bool ours = is_ours(homes[h], tokens);
+                        const bool ours = is_ours(homes[h], tokens, type);
                         const std::string what = text("%s K %lld N %lld M %lld, %s, %s", ggml_type_name(type), (long long) k, (long long) n, (long long) tokens,
                                                       name_of(a).c_str(), name_of(homes[h]));
                         const std::vector<float> got = result_of(t.get(), y, ours, what, {work});
@@ -137,7 +137,7 @@ void check_moe(const drawn & up, const drawn & gate, const gated & g, const acti
     }
     double host = 3 * usual_error(true);
     for (home h : {home::host, home::in_place, home::packed}) {
-        const bool ours = experts_are_ours(h, s, experts), merged = g.f == form::merged;
+        const bool ours = experts_are_ours(h, s, experts, up.m.type), merged = g.f == form::merged;
         if (n % 16 != 0 && !ours) {
             continue;
         }

@@ -20,13 +20,13 @@ void check_product(const products & p, int64_t n, int64_t m, double & host_pool,
         t.allocate();
         memcpy(x->data, p.x.data(), ggml_nbytes(x));
         const std::string which = what + ", " + name_of(homes[i]);
-        const std::vector<float> got = result_of(t.get(), y, is_ours(homes[i], m), which);
+        const std::vector<float> got = result_of(t.get(), y, is_ours(homes[i], m, p.m.type), which);
         if (homes[i] == home::host) { // the first
             host = want.nmse(got);
             CHECK(std::isfinite(host), "%s: NaN", which.c_str());
             host_pool = host_pool == 0 ? host : host_pool;
         } else {
-            judge(got, want, is_ours(homes[i], m), std::max(host, host_pool), p.m.quantisation, which);
+            judge(got, want, is_ours(homes[i], m, p.m.type), std::max(host, host_pool), p.m.quantisation, which);
         }
     }
 }
@@ -110,7 +110,7 @@ void given_neighbours_with_the_same_activations_when_the_host_fuses_them_then_al
                         std::for_each(std::begin(y), std::end(y), poison);
                         compute(backend(threads), graph);
                         const std::string what = text("%s M %lld, %s before %s, %d threads", ggml_type_name(type), (long long) count, name_of(h1), name_of(h2), threads);
-                        const bool ours1 = is_ours(h1, count), ours2 = is_ours(h2, count);
+                        const bool ours1 = is_ours(h1, count, type), ours2 = is_ours(h2, count, type);
                         judge(floats_of(y[0]), p1.first(48, count), ours1, usual_error(ours1), m1.quantisation, what + ", first");
                         judge(floats_of(y[1]), p2.first(96, count), ours2, usual_error(ours2), m2.quantisation, what + ", second");
                         judge(floats_of(y[2]), p1.first(48, count), ours1, usual_error(ours1), m1.quantisation, what + ", third");
@@ -142,7 +142,7 @@ void check_layout(ggml_type type, home h, int64_t m_rows, const std::string & wh
         t.allocate();
         values = values.empty() ? activations(x_ne[0], ggml_nrows(x0), true, r) : values;
         memcpy(x0->data, values.data(), ggml_nbytes(x0));
-        got[i] = result_of(t.get(), y, i == 1 && is_ours(h, o.x->ne[1]), which);
+        got[i] = result_of(t.get(), y, i == 1 && is_ours(h, o.x->ne[1], type), which);
         if (i == 0) { // of the host's weights, which can be read
             std::vector<double> out(static_cast<size_t>(o.w->ne[1]));
             std::vector<float> row(static_cast<size_t>(ne[0])), part(row.size() * out.size());
@@ -155,12 +155,12 @@ void check_layout(ggml_type type, home h, int64_t m_rows, const std::string & wh
                     for (int64_t j = 0; j < o.w->ne[1]; j++) {
                         const char * from = at(o.w, j, i2 / (o.x->ne[2] / o.w->ne[2]), i3 / (o.x->ne[3] / o.w->ne[3]));
                         ggml_internal_get_type_traits(type).to_float(from, part.data() + j * ne[0], ne[0]);
-                        norms.push_back(matrix::squared_norm(part.data() + j * ne[0], ne[0]));
+                        norms.push_back(squared_norm(part.data() + j * ne[0], ne[0]));
                     }
                     for (int64_t i1 = 0; i1 < o.x->ne[1]; i1++) {
                         memcpy(row.data(), at(o.x, i1, i2, i3), size_t(ne[0]) * sizeof(float));
                         product_f64(part.data(), row.data(), size_t(ne[0]), out.data(), ne[0], o.w->ne[1], 1);
-                        const double norm = matrix::squared_norm(row.data(), ne[0]);
+                        const double norm = squared_norm(row.data(), ne[0]);
                         for (size_t j = 0; j < out.size(); j++) {
                             want.add(out[j], std::sqrt(norms[j] * norm / double(ne[0])));
                         }
@@ -170,7 +170,7 @@ void check_layout(ggml_type type, home h, int64_t m_rows, const std::string & wh
             want.independent = double(ggml_nrows(o.x)) * double(std::min(o.w->ne[1], ne[0]));
         }
     }
-    judge(got[1], want, is_ours(h, m_rows), want.nmse(got[0]), m.quantisation, which);
+    judge(got[1], want, is_ours(h, m_rows, type), want.nmse(got[0]), m.quantisation, which);
 }
 
 void given_batches_views_and_strides_when_multiplied_then_right() {

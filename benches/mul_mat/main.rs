@@ -4,11 +4,12 @@
 //! threads. Machines are shared and clocks move, so only the ratios of one run mean anything.
 //!
 //! `cargo bench --bench mul_mat -- [--types q4_0,q8_0] [--m 1,512] [--shapes 4096x4096,14336x4096]
-//! [--threads 2] [--reps 7] [--exact] [--kind gate|down|smooth] [--warm] [--host NAME=PATH] [--json FILE]`;
+//! [--threads 2] [--reps 7] [--exact] [--kind gate|down|smooth] [--warm] [--in-place]
+//! [--host NAME=PATH] [--json FILE]`;
 //! shapes are N x K. `cargo xtask bench` builds the hosts and draws the results.
 //!
 //! Weights come from memory: there are as many copies as it takes, and each repetition uses the next one
-//! (`--warm`: only one).
+//! (`--warm`: only one). `--in-place`: ours stay as GGUF has them, and are packed on the way.
 //!
 //! `--facts` measures nothing: one JSON object per weight type, how it is stored and multiplied.
 
@@ -69,7 +70,7 @@ fn run(o: &Options) -> Result<(), String> {
     for (n, k) in &o.shapes {
         let x = data::activations(&o.kind, most, *k, &mut data::Random(9));
         for ty in &types {
-            let subject = Subject::new(*ty, *n, *k, &hosts, o.threads, o.warm);
+            let subject = Subject::new(*ty, (*n, *k), &hosts, o);
             for m in &o.rows {
                 let measured = measure::measure(&subject, *m, &x, &reader, o, repetitions);
                 repetitions += o.reps + 1;

@@ -162,7 +162,11 @@ fn summary(subject: &Subject<'_>, seen: &[Seen], tiles: bool, reps: usize) -> Me
     let slowest = |rep: usize, of: &dyn Fn(&Times) -> f64| threads(rep).map(of).fold(0.0, f64::max);
     let way = |i: usize| Way {
         name: if i == 0 { "ours".into() } else { subject.matrices[i - 1].host.name.clone() },
-        form: if i == 0 { "packed".into() } else { subject.matrices[i - 1].form() },
+        form: if i == 0 {
+            if subject.in_place { "in place" } else { "packed" }.into()
+        } else {
+            subject.matrices[i - 1].form()
+        },
         times: (0..reps).map(|rep| slowest(rep, &|t| t.products[i])).collect(),
         nmse: seen[0].nmse[i],
     };

@@ -20,6 +20,8 @@ pub struct Options {
     pub kind: String,
     /// Use one copy of the weights, so that they stay in the cache if they fit.
     pub warm: bool,
+    /// Leave our weights as GGUF has them.
+    pub in_place: bool,
     /// `NAME=PATH` of other hosts.
     pub hosts: Vec<String>,
     /// Only say what is known of the types.
@@ -40,6 +42,7 @@ impl Options {
             exact: false,
             kind: "gate".into(),
             warm: false,
+            in_place: false,
             hosts: Vec::new(),
             facts: false,
             json: None,
@@ -56,6 +59,7 @@ impl Options {
                 "--exact" => o.exact = true,
                 "--kind" => o.kind = value()?,
                 "--warm" => o.warm = true,
+                "--in-place" => o.in_place = true,
                 "--host" => o.hosts.push(value()?),
                 "--facts" => o.facts = true,
                 "--json" => o.json = Some(value()?),

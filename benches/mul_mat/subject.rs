@@ -3,11 +3,12 @@
 use ggml_amx::cpu::memory::Region;
 use ggml_amx::cpu::{self};
 use ggml_amx::format::WeightType;
-use ggml_amx::matmul::{Input, MatMul, Output, Settings, Thread, Weights};
+use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
 use ggml_amx::panel::weights::Shape;
 
 use crate::hosts::{Host, Matrix};
 use crate::machine::{READ_PART, Spin};
+use crate::options::Options;
 use crate::{data, dequant};
 
 /// Bytes that pass between two uses of the same copy: more than a last-level cache holds.
@@ -22,7 +23,9 @@ pub struct Subject<'h> {
     pub shape: Shape,
     /// How often everybody has them.
     pub copies: usize,
-    packed: Vec<Region>,
+    /// Whether ours stay as GGUF has them.
+    pub in_place: bool,
+    ours: Vec<Region>,
     /// In the forms of other hosts.
     pub matrices: Vec<Matrix<'h>>,
     /// Columns of the result, and the weights that make them.
@@ -31,25 +34,32 @@ pub struct Subject<'h> {
 
 impl<'h> Subject<'h> {
     /// Random weights, packed by us and by the hosts.
-    pub fn new(ty: WeightType, n: usize, k: usize, hosts: &'h [Host], threads: usize, warm: bool) -> Self {
+    pub fn new(ty: WeightType, (n, k): (usize, usize), hosts: &'h [Host], o: &Options) -> Self {
         let shape = Shape::new(ty, k as i64, n as i64, 1).expect("K a multiple of the block");
         let plain = data::weights(&shape, &mut data::Random(3));
         let traffic = READ_PART + (1 + hosts.len()) * shape.packed_size();
-        let copies = if warm { 1 } else { COLD.div_ceil(traffic) };
+        let copies = if o.warm { 1 } else { COLD.div_ceil(traffic) };
         let row = |n: usize| &plain[n * shape.row_bytes..(n + 1) * shape.row_bytes];
-        let packed: Vec<Region> = (0..copies)
+        let ours: Vec<Region> = (0..copies)
             .map(|_| {
                 let region = Region::new(shape.packed_size()).expect("memory for the weights");
                 for n in 0..n {
-                    // SAFETY: the region has the packed size.
-                    unsafe { shape.write(region.base().as_ptr(), n * shape.row_bytes, row(n)) };
+                    let (base, offset) = (region.base().as_ptr(), n * shape.row_bytes);
+                    // SAFETY: the region has the packed size, which is not less than the plain one.
+                    unsafe {
+                        if o.in_place {
+                            row(n).as_ptr().copy_to_nonoverlapping(base.add(offset), shape.row_bytes);
+                        } else {
+                            shape.write(base, offset, row(n));
+                        }
+                    }
                 }
                 region
             })
             .collect();
-        let matrices = hosts.iter().filter_map(|h| h.matrix(ty, k, n, &plain, copies, threads)).collect();
+        let matrices = hosts.iter().filter_map(|h| h.matrix(ty, k, n, &plain, copies, o.threads)).collect();
         let columns = spread(n, COLUMNS).map(|c| (c, dequant::row(ty, row(c)))).collect();
-        Self { shape, copies, packed, matrices, columns }
+        Self { shape, copies, in_place: o.in_place, ours, matrices, columns }
     }
 
     /// Normalised mean square error of a result, on samples of rows and columns against sums in f64.
@@ -66,16 +76,21 @@ impl<'h> Subject<'h> {
         error / power
     }
 
+    fn weights(&self, region: &Region) -> Weights {
+        let whole = Weights::whole(self.shape, region.base().as_ptr(), [self.shape.k, self.shape.n, 1, 1]);
+        if self.in_place { Weights { stored: Stored::InPlace(self.shape), ..whole } } else { whole }
+    }
+
     /// The same product by this library.
     pub fn ours(&self, m: usize, x: &[f32], y: *mut f32, threads: usize, exact: bool) -> Ours {
         let (n, k) = (self.shape.n, self.shape.k);
         let of_copy = |region: &Region| MatMul {
             gate: None,
-            weights: Weights::whole(self.shape, region.base().as_ptr(), [k, n, 1, 1]),
+            weights: self.weights(region),
             input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
             output: Output { data: y.cast(), nb: [4 * n, 0, 0] },
         };
-        let products: Vec<MatMul> = self.packed.iter().map(of_copy).collect();
+        let products: Vec<MatMul> = self.ours.iter().map(of_copy).collect();
         let work = Region::new(products[0].work_size(threads).expect("a work buffer")).expect("memory for it");
         Ours { products, work, settings: Settings { isa: cpu::isa(), exact } }
     }

@@ -4,16 +4,20 @@
 
 use std::arch::x86_64::*;
 
-use super::{Job, Unpacked, k_chunks};
+use super::{Job, STRETCH, Unpacked, k_chunks};
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::activations::Tile;
+use crate::panel::pack::WeightRows;
 
 /// Rows of activations up to which unpacking in registers beats unpacking to scratch.
 const DIRECT_ROWS: usize = 12;
 
 /// Bytes ahead of the reads that packed weights are prefetched, per panel.
 const PREFETCH: usize = 2048;
+
+/// Stretches ahead of the packing that weights in place are prefetched (1 is as good, 4 is worse).
+const STRETCHES_AHEAD: usize = 2;
 
 /// Where a micro kernel takes its weights from.
 trait Source<F: Format> {
@@ -24,22 +28,22 @@ trait Source<F: Format> {
     unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512);
 }
 
-/// Packed panels, unpacked in registers.
-struct Direct {
+/// Packed panels, unpacked in registers; the bytes `AHEAD` of the reads are prefetched, if that is not 0.
+struct Direct<const AHEAD: usize> {
     panels: *const u8,
     panel_bytes: usize,
 }
 
-impl<F: Format> Source<F> for Direct {
+impl<F: Format, const AHEAD: usize> Source<F> for Direct<AHEAD> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512) {
         let groups = F::BLOCK / F::GROUP;
         let panel = self.panels.wrapping_add(p * self.panel_bytes);
         let per_group = LANES * F::BYTES / groups;
-        for line in 0..per_group.div_ceil(64) {
+        for line in 0..if AHEAD > 0 { per_group.div_ceil(64) } else { 0 } {
             // A prefetch past the end of the panel is harmless.
-            let ahead = panel.wrapping_add(g * per_group + line * 64 + PREFETCH);
+            let ahead = panel.wrapping_add(g * per_group + line * 64 + AHEAD);
             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
         }
         // SAFETY: the group exists, so its block does.
@@ -123,7 +127,8 @@ unsafe fn micro<F: Format, S: Source<F>, const NP: usize, const MR: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: usize, row: usize) {
     let mut acc = [[_mm512_setzero_ps(); MR]; NP];
-    let source = Direct { panels: job.panels.wrapping_add(panel * job.panel_bytes), panel_bytes: job.panel_bytes };
+    let panels = job.panels.wrapping_add(panel * job.panel_bytes);
+    let source = Direct::<PREFETCH> { panels, panel_bytes: job.panel_bytes };
     let tile = job.act.tile(row / LANES);
     // SAFETY: promised by the caller.
     unsafe {
@@ -241,6 +246,74 @@ unsafe fn direct_rows<F: Format, const NP: usize>(job: &Job, panel: usize, row: 
             6 => direct::<F, NP, 6>(job, panel, row),
             7 => direct::<F, NP, 7>(job, panel, row),
             _ => direct::<F, NP, 8>(job, panel, row),
+        }
+    }
+}
+
+/// Weights in place, few rows of activations.
+///
+/// # Safety
+/// As for [`super::run_rows`].
+pub(super) unsafe fn run_rows<F: Format>(_proof: Avx512, job: &Job, weights: &WeightRows, scratch: *mut u8) {
+    for panel in 0..job.panel_count() {
+        // SAFETY: the proof stands for the features; the rest is the caller's promise.
+        unsafe {
+            match job.rows.len() {
+                1 => packed_on_the_way::<F, 1>(job, weights, panel, scratch),
+                2 => packed_on_the_way::<F, 2>(job, weights, panel, scratch),
+                3 => packed_on_the_way::<F, 3>(job, weights, panel, scratch),
+                4 => packed_on_the_way::<F, 4>(job, weights, panel, scratch),
+                5 => packed_on_the_way::<F, 5>(job, weights, panel, scratch),
+                6 => packed_on_the_way::<F, 6>(job, weights, panel, scratch),
+                7 => packed_on_the_way::<F, 7>(job, weights, panel, scratch),
+                _ => packed_on_the_way::<F, 8>(job, weights, panel, scratch),
+            }
+        }
+    }
+}
+
+/// 16 rows of weights times `MR` rows of activations: a stretch of channels at a time is packed into `scratch`, which
+/// stays in the first-level cache, and multiplied from there.
+///
+/// # Safety
+/// As for [`run_rows`]; the panel must exist.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn packed_on_the_way<F: Format, const MR: usize>(
+    job: &Job,
+    weights: &WeightRows,
+    panel: usize,
+    scratch: *mut u8,
+) {
+    let row = job.rows.start;
+    let tile = job.act.tile(row / LANES);
+    let source = Direct::<0> { panels: scratch, panel_bytes: 0 };
+    let k = job.act.k;
+    let mut acc = [[_mm512_setzero_ps(); MR]; 1];
+    for start in (0..k).step_by(STRETCH) {
+        let channels = (k - start).min(STRETCH);
+        prefetch::<F>(weights, k, panel, start + STRETCHES_AHEAD * STRETCH);
+        // SAFETY: promised by the caller; whole blocks of the rows, and the scratch has room for a stretch.
+        unsafe {
+            weights.pack::<F>(panel, start / F::BLOCK, channels / F::BLOCK, scratch);
+            micro::<F, _, 1, MR>(&source, channels / F::GROUP, start / F::GROUP, &tile, row % LANES, &mut acc);
+        }
+    }
+    for (m, acc) in acc[0].iter().enumerate() {
+        // SAFETY: the row and the columns of the mask exist.
+        unsafe { _mm512_mask_storeu_ps(job.dst_row(row + m).add(panel * LANES), job.mask(panel), *acc) };
+    }
+}
+
+/// Prefetches the stretch of 16 rows that begins with `channel`; past their end, of the next 16 rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch<F: Format>(weights: &WeightRows, k: usize, panel: usize, channel: usize) {
+    let (panel, channel) = if channel < k { (panel, channel) } else { (panel + 1, (channel - k) / STRETCH * STRETCH) };
+    let from = weights.data.wrapping_add(panel * LANES * weights.stride + channel / F::BLOCK * F::BYTES);
+    for lane in 0..LANES {
+        for line in 0..(STRETCH / F::BLOCK * F::BYTES).div_ceil(64) {
+            // One that is past the end of the weights is harmless.
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(lane * weights.stride + line * 64).cast());
         }
     }
 }

@@ -26,6 +26,7 @@ use std::ops::Range;
 use crate::cpu::{Amx, Avx512, Isa};
 use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::activations::Activations;
+use crate::panel::pack::{WeightRows, packed_bytes};
 use crate::panel::rows::Rows;
 
 /// Rows of activations from which on the tile path beats the vector path.
@@ -37,6 +38,12 @@ pub const TILE_COLS: usize = 2 * LANES;
 /// Weights along K that are unpacked at a time, so that two unpacked panels (32 bytes per weight
 /// with scales) stay well inside a 2 MiB second-level cache.
 const K_CHUNK: usize = 16384;
+
+/// Rows of activations up to which [`run_rows`] takes weights that lie in place.
+pub const DIRECT_ROWS_IN_PLACE: usize = 8;
+
+/// Channels that it packs at a time.
+const STRETCH: usize = 256;
 
 /// A piece of one product: some panels of one weight matrix times some rows of activations.
 #[derive(Clone, Debug)]
@@ -84,7 +91,8 @@ impl Job {
 /// unpacked panels, then what the tile kernel keeps per 32x32 block. Add 64 for alignment.
 pub const fn scratch_bytes(k: usize, group: usize) -> usize {
     let k = if k < K_CHUNK { k } else { K_CHUNK };
-    Unpacked::bytes(k, group) + amx::BLOCK_BYTES
+    let unpacked = Unpacked::bytes(k, group) + amx::BLOCK_BYTES;
+    if unpacked > packed_bytes(STRETCH) { unpacked } else { packed_bytes(STRETCH) }
 }
 
 /// Computes `job`.
@@ -108,6 +116,21 @@ pub unsafe fn run<F: Format>(isa: Isa, job: &Job, scratch: *mut u8) {
             Isa::Portable => portable::run::<F>(job),
         }
     }
+}
+
+/// Computes `job` on weights that lie in place (its `panels` are not looked at), with the bits of [`run`] on the
+/// same weights packed.
+///
+/// # Safety
+/// As for [`run`]; AVX-512 must be there, the job have at most [`DIRECT_ROWS_IN_PLACE`] rows, and the weights have a row
+/// for every column.
+pub unsafe fn run_rows<F: Format>(job: &Job, weights: &WeightRows, scratch: *mut u8) {
+    debug_assert!(job.act.group == F::GROUP && job.rows.len() <= DIRECT_ROWS_IN_PLACE);
+    if job.rows.is_empty() || job.cols == 0 {
+        return;
+    }
+    // SAFETY: passed on.
+    unsafe { avx512::run_rows::<F>(Avx512::new().expect("AVX-512 was found usable"), job, weights, scratch) }
 }
 
 /// Two panels' weights of one chunk along K, unpacked once per operation and chunk: per group the
@@ -149,4 +172,4 @@ fn k_chunks(k: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..k).step_by(K_CHUNK).map(move |start| (start, (k - start).min(K_CHUNK)))
 }
 
-const _: () = assert!(K_CHUNK.is_multiple_of(256) && K_CHUNK.is_multiple_of(ACT_BLOCK));
+const _: () = assert!(K_CHUNK.is_multiple_of(256) && STRETCH.is_multiple_of(256) && K_CHUNK.is_multiple_of(ACT_BLOCK));

@@ -96,7 +96,7 @@ impl Product {
     /// # Safety
     /// As for [`Product::run`].
     unsafe fn multiply(&self, weights: &Weights, cols: Range<usize>, dst: *mut f32, dst_rows: Rows, stream: bool) {
-        let panels = matches!(self.operand, Operand::Vectors(_));
+        let panels = matches!(self.operand, Operand::Vectors(_)) && !self.operand.reads_rows(self.rows.len());
         let first = cols.start;
         // SAFETY: promised by the caller; the scratch has room behind what kernels use.
         unsafe {
@@ -142,6 +142,11 @@ impl Operand {
         }
     }
 
+    /// Whether so many rows of activations are multiplied with weights in place without making panels of them first.
+    fn reads_rows(self, rows: usize) -> bool {
+        matches!(self, Operand::Vectors(isa) if isa >= Isa::Avx512) && rows <= kernel::DIRECT_ROWS_IN_PLACE
+    }
+
     /// Computes `job` on weights stored like this, on the tile unit as `tiles` says.
     ///
     /// # Safety
@@ -174,6 +179,10 @@ impl Operand {
                     let (data, stride) = (job.panels, job.panel_bytes);
                     let rows = PlainRows { ty, data, stride, rows: job.cols };
                     gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
+                }
+                (Operand::Vectors(_), Stored::InPlace(shape)) if self.reads_rows(job.rows.len()) => {
+                    let rows = WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols };
+                    with_format!(shape.ty, F => kernel::run_rows::<F>(job, &rows, scratch))
                 }
                 (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace(shape)) => {
                     with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))

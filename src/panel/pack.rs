@@ -24,74 +24,219 @@ pub const fn packed_bytes(channels: usize) -> usize {
 
 /// Bytes that are moved at a time: of each row.
 const CHUNK: usize = 16;
+/// More steps than any type needs for a block.
+const MAX_STEPS: usize = 24;
+
+/// A move of some bytes of each of 16 plain blocks to their place in the packed one.
+#[derive(Clone, Copy, PartialEq)]
+enum Step {
+    /// 16 bytes from `offset` on; `units[i]` bytes of double word `i` stay together.
+    Chunk { offset: usize, units: [usize; 4] },
+    /// `unit` bytes at `offset`.
+    Single { offset: usize, unit: usize },
+}
+
+/// The steps of a type.
+struct Steps<F>(std::marker::PhantomData<F>);
+
+impl<F: Format> Steps<F> {
+    const ALL: ([Step; MAX_STEPS], usize) = {
+        let mut steps = [Step::Single { offset: 0, unit: 1 }; MAX_STEPS];
+        let (mut count, mut done) = (0, 0);
+        while done < F::BYTES {
+            let mut step = single(F::FIELDS, done);
+            let mut next = done + unit_at(F::FIELDS, done).0;
+            // Where no chunk begins, one that was begun before may end; moving a byte twice does no harm.
+            let mut back = 0;
+            while back < CHUNK && back <= done {
+                if let Some(chunk) = chunk(F::FIELDS, F::BYTES, done - back) {
+                    (step, next) = (chunk, done - back + CHUNK);
+                    break;
+                }
+                back += 1;
+            }
+            steps[count] = step;
+            (count, done) = (count + 1, next);
+        }
+        (steps, count)
+    };
+}
+
+/// Bytes that stay together at `offset`, and whether they begin there.
+const fn unit_at(fields: &[Field], offset: usize) -> (usize, bool) {
+    let mut i = 0;
+    while i < fields.len() {
+        let Field { offset: first, len, unit } = fields[i];
+        if first <= offset && offset < first + len {
+            return (unit, (offset - first).is_multiple_of(unit));
+        }
+        i += 1;
+    }
+    panic!("fields cover a block")
+}
+
+const fn single(fields: &[Field], offset: usize) -> Step {
+    Step::Single { offset, unit: unit_at(fields, offset).0 }
+}
+
+/// 16 bytes from `offset` on, if every double word of them has bytes of one kind.
+const fn chunk(fields: &[Field], bytes: usize, offset: usize) -> Option<Step> {
+    let mut units = [0; 4];
+    let mut i = 0;
+    while i < CHUNK {
+        if offset + CHUNK > bytes {
+            return None;
+        }
+        let (unit, begins) = unit_at(fields, offset + i);
+        if i % 4 == 0 {
+            units[i / 4] = unit;
+        }
+        if units[i / 4] != unit || begins != (i % 4).is_multiple_of(unit) {
+            return None;
+        }
+        i += 1;
+    }
+    Some(Step::Chunk { offset, units })
+}
+
+/// The same bytes of 16 rows.
+trait Sixteen: Copy {
+    /// As many bytes further on.
+    fn skip(self, bytes: usize) -> Self;
+    /// Those of one row.
+    fn row(&self, lane: usize) -> *const u8;
+}
+
+/// Rows at equal distances: one address for four of them, for so far an instruction can count.
+#[derive(Clone, Copy)]
+struct Whole {
+    fours: [*const u8; 4],
+    stride: usize,
+}
+
+impl Sixteen for Whole {
+    #[inline(always)]
+    fn skip(self, bytes: usize) -> Self {
+        let [a, b, c, d] = self.fours;
+        Self {
+            fours: [a.wrapping_add(bytes), b.wrapping_add(bytes), c.wrapping_add(bytes), d.wrapping_add(bytes)],
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, lane: usize) -> *const u8 {
+        self.fours[lane / 4].wrapping_add(lane % 4 * self.stride)
+    }
+}
+
+/// Fewer rows; the last stands for those that are missing.
+#[derive(Clone, Copy)]
+struct Part {
+    first: *const u8,
+    stride: usize,
+    last: usize,
+}
+
+impl Sixteen for Part {
+    #[inline(always)]
+    fn skip(self, bytes: usize) -> Self {
+        Self { first: self.first.wrapping_add(bytes), ..self }
+    }
+
+    #[inline(always)]
+    fn row(&self, lane: usize) -> *const u8 {
+        self.first.wrapping_add(lane.min(self.last) * self.stride)
+    }
+}
 
 impl WeightRows {
     /// Packs blocks `first..first + count` of rows `16 * panel..` to `out`. Rows that are not there repeat the last.
     ///
     /// # Safety
     /// The rows must have the blocks, `out` room for them; AVX-512 needed.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn pack<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
-        let rows: [*const u8; LANES] = std::array::from_fn(|lane| {
-            let row = (panel * LANES + lane).min(self.rows - 1);
-            self.data.wrapping_add(row * self.stride + first * F::BYTES)
-        });
-        for block in 0..count {
-            let rows = rows.map(|row| row.wrapping_add(block * F::BYTES));
-            let out = out.wrapping_add(block * LANES * F::BYTES);
-            for field in F::FIELDS {
-                // SAFETY: promised by the caller; fields lie inside the block.
-                unsafe { interleave(field, &rows, out) };
+        let row = panel * LANES;
+        let (from, stride) = (self.data.wrapping_add(row * self.stride + first * F::BYTES), self.stride);
+        // SAFETY: promised by the caller.
+        unsafe {
+            if row + LANES <= self.rows {
+                let four = 4 * stride;
+                let fours = [from, from.wrapping_add(four), from.wrapping_add(2 * four), from.wrapping_add(3 * four)];
+                pack_blocks::<F, _>(Whole { fours, stride }, count, out);
+            } else {
+                pack_blocks::<F, _>(Part { first: from, stride, last: self.rows - 1 - row }, count, out);
             }
         }
     }
 }
 
-/// Moves one field of 16 blocks to its place in the packed block.
-///
 /// # Safety
-/// The blocks must be readable, the packed block writable; AVX-512 needed.
-#[inline]
+/// As for [`WeightRows::pack`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn interleave(field: &Field, rows: &[*const u8; LANES], out: *mut u8) {
-    let whole = field.len / CHUNK * CHUNK;
-    // SAFETY: promised by the caller; the chunks cover the field once.
-    unsafe {
-        for at in (0..whole).step_by(CHUNK) {
-            let words = transpose(rows, field.offset + at);
-            let to = out.add(LANES * (field.offset + at));
-            for (i, v) in words.into_iter().enumerate() {
-                let v = match field.unit {
-                    4 => v,
-                    2 => halves_together(v),
-                    _ => bytes_together(v),
-                };
-                _mm512_storeu_si512(to.add(64 * i).cast(), v);
-            }
-        }
-        for at in (whole..field.len).step_by(field.unit) {
-            let to = out.add(LANES * (field.offset + at));
-            for (lane, row) in rows.iter().enumerate() {
-                let from = row.add(field.offset + at);
-                match field.unit {
-                    4 => to.cast::<u32>().add(lane).write_unaligned(from.cast::<u32>().read_unaligned()),
-                    2 => to.cast::<u16>().add(lane).write_unaligned(from.cast::<u16>().read_unaligned()),
-                    _ => *to.add(lane) = *from,
+unsafe fn pack_blocks<F: Format, R: Sixteen>(rows: R, count: usize, out: *mut u8) {
+    let (steps, step_count) = const { Steps::<F>::ALL };
+    for block in 0..count {
+        let (rows, out) = (rows.skip(block * F::BYTES), out.wrapping_add(block * LANES * F::BYTES));
+        for step in &steps[..step_count] {
+            // SAFETY: promised by the caller; steps stay inside the block.
+            unsafe {
+                match *step {
+                    Step::Chunk { offset, units } => {
+                        let words = transpose(&rows.skip(offset));
+                        let out = out.add(LANES * offset);
+                        _mm512_storeu_si512(out.cast(), together(words[0], units[0]));
+                        _mm512_storeu_si512(out.add(64).cast(), together(words[1], units[1]));
+                        _mm512_storeu_si512(out.add(128).cast(), together(words[2], units[2]));
+                        _mm512_storeu_si512(out.add(192).cast(), together(words[3], units[3]));
+                    }
+                    Step::Single { offset, unit } => move_single(&rows.skip(offset), unit, out.add(LANES * offset)),
                 }
             }
         }
     }
 }
 
-/// 16 bytes at `offset` of each row: vector `i` has double word `i` of all rows.
+/// The bytes of 16 double words in the order that a packed block has them in.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn together(words: __m512i, unit: usize) -> __m512i {
+    match unit {
+        4 => words,
+        2 => halves_together(words),
+        _ => bytes_together(words),
+    }
+}
+
+/// # Safety
+/// `unit` readable bytes per row, 16 times as many to write.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn move_single<R: Sixteen>(rows: &R, unit: usize, out: *mut u8) {
+    for lane in 0..LANES {
+        let from = rows.row(lane);
+        // SAFETY: promised by the caller.
+        unsafe {
+            match unit {
+                4 => out.cast::<u32>().add(lane).write_unaligned(from.cast::<u32>().read_unaligned()),
+                2 => out.cast::<u16>().add(lane).write_unaligned(from.cast::<u16>().read_unaligned()),
+                _ => *out.add(lane) = *from,
+            }
+        }
+    }
+}
+
+/// 16 bytes of each row: vector `i` has double word `i` of all rows.
 ///
 /// # Safety
 /// The rows must have the bytes; AVX-512 needed.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose(rows: &[*const u8; LANES], offset: usize) -> [__m512i; 4] {
+unsafe fn transpose<R: Sixteen>(rows: &R) -> [__m512i; 4] {
     // SAFETY: promised by the caller.
-    let quarter = |row: usize| unsafe { _mm_loadu_si128(rows[row].add(offset).cast()) };
+    let quarter = |row: usize| unsafe { _mm_loadu_si128(rows.row(row).cast()) };
     // Quarter `q` of vector `i` has row `4 q + i`.
     let four = |i: usize| {
         let v = _mm512_castsi128_si512(quarter(i));

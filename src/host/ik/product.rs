@@ -4,16 +4,25 @@
 use super::abi::{IkTensor, USAGE_WEIGHTS};
 use super::{IkHost, place};
 use crate::cpu::{self, Isa};
-use crate::format::ACT_BLOCK;
+use crate::format::{ACT_BLOCK, WeightType};
 use crate::host::abi::{TYPE_F32, TYPE_I32};
 use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights};
 use crate::panel::weights::Shape;
 
-/// Rows of activations (of experts: on average) from which on weights that lie in place are multiplied here: packing
-/// them on the way must pay off (measured, see docs/performance.md).
-const ROWS_IN_PLACE: usize = 16;
-/// The same for weights that the host decodes on the way.
-const ROWS_DECODED: usize = 64;
+/// Rows of activations (of experts: on average) from which on weights stored like this are multiplied here. Packing or
+/// decoding them on the way must pay off against the host's kernels on plain weights (measured, see
+/// docs/performance.md).
+fn least_rows(stored: &Stored) -> usize {
+    match stored {
+        Stored::Decoded(_) => 64,
+        Stored::InPlace(shape) => match shape.ty {
+            WeightType::Q2_K | WeightType::Q3_K | WeightType::IQ2_K | WeightType::IQ3_K => 12,
+            WeightType::IQ4_K | WeightType::IQ5_K | WeightType::IQ6_K => 8,
+            _ => 1,
+        },
+        Stored::Packed(_) | Stored::Plain(_) => 1,
+    }
+}
 
 /// Some of the dimensions, or none if one is negative.
 fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
@@ -45,10 +54,6 @@ pub fn has_ids(host: &IkHost, node: &IkTensor) -> bool {
 pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
     let fused = is_fused(host, node);
     let with_ids = has_ids(host, node);
-    // Generation on weights in place: nothing is looked at twice for it.
-    if !place::any() && node.ne[1].saturating_mul(node.ne[2]) < ROWS_IN_PLACE as i64 {
-        return Ok(None);
-    }
     let w = node.source(0).ok_or("a product without weights")?;
     let Some(first) = weights(host, w) else { return Ok(None) };
     let at = if fused { 2 } else { 1 };
@@ -80,15 +85,15 @@ pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
         }
         // The host computes fewer experts for some tokens, and has cleared their results.
         let choices = Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]], skip_others: true };
-        let rows = used.saturating_mul(tokens) / weights.ne[2].max(1);
+        let chosen = used.saturating_mul(tokens);
+        let rows = chosen / weights.ne[2].clamp(1, chosen.max(1));
         let expected = [weights.ne[1], used, tokens, 1];
         (Op::Experts(ExpertMul { weights, gate, input, choices, output }), rows, expected)
     } else {
         let expected = [weights.ne[1], x_ne[1], x_ne[2], x_ne[3]];
         (Op::Dense(MatMul { weights, gate, input, output }), x_ne[1], expected)
     };
-    let least = if matches!(weights.stored, Stored::Decoded(_)) { ROWS_DECODED } else { ROWS_IN_PLACE };
-    if !packed && (cpu::isa() != Isa::Amx || rows < least) {
+    if !packed && (cpu::isa() != Isa::Amx || rows < least_rows(&weights.stored)) {
         return Ok(None);
     }
     match op.check() {

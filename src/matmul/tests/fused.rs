@@ -14,7 +14,8 @@ fn in_place(shape: Shape, plain: &[u8], ne: [usize; 4]) -> Weights {
 fn weights_in_place_give_the_bits_of_packed_ones() {
     for ty in crate::format::stand_in::all_types() {
         let b = ty.info().block;
-        for (k, n, m) in [(b, 40, 5), (3 * b, 33, 40), (b, 17, 300), (18 * 256, 70, 33)] {
+        for (k, n, m) in [(b, 40, 5), (5 * b, 70, 1), (9 * b, 33, 8), (3 * b, 33, 40), (b, 17, 300), (18 * 256, 70, 33)]
+        {
             if cpu::best_isa() < Isa::Amx && m > 40 {
                 println!("SKIPPED: no AMX");
                 continue;

@@ -21,6 +21,7 @@ writes mul-mat.json and mul-mat.svg.
   --kind KIND    activations: gate (default; some channels are 30 times larger), down, smooth
   --exact        this library with GGML_AMX_PRECISION=exact
   --warm         one copy of the weights, which may stay in the cache
+  --in-place     our weights as GGUF has them, packed on the way (in ik_llama.cpp)
   --no-hosts     this library alone
   --out DIR      where to write; default: bench/ in the cache
 
@@ -108,7 +109,7 @@ impl Options {
                     reps = Some(n);
                 }
                 "--kind" => o.program.extend([arg.clone(), value()?.clone()]),
-                "--exact" | "--warm" => o.program.push(arg.clone()),
+                "--exact" | "--warm" | "--in-place" => o.program.push(arg.clone()),
                 "--no-hosts" => o.no_hosts = true,
                 "--out" => o.out = Some(value()?.into()),
                 "--report" => o.report = Some(value()?.into()),
