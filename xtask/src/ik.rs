@@ -32,6 +32,7 @@ pub fn demo(quick: bool) -> Result<()> {
 
     println!("\n2. The link");
     println!("  {}\n  {}", host.cpu_library().display(), symbols::check_wrapped(&host)?);
+    println!("  {}", fetch::check_untouched(&Cache::open()?, &fetch::IK)?);
 
     println!("\n3. A chat");
     let alone = ask(&host, &model, Way::HostBest, "ik_llama.cpp alone")?;
