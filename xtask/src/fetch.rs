@@ -100,20 +100,24 @@ pub fn source(cache: &Cache) -> Result<PathBuf> {
 /// built from; a stand-in is put in its place.
 pub fn ik_source(cache: &Cache) -> Result<PathBuf> {
     let root = tree(cache, &IK)?;
-    cache.once(&format!("src/{}/common/cmake/build-info-gen-cpp.cmake", IK.root()), |script| {
-        let text = format!(
-            "# A stand-in: the source package lacks this file.\n\
-             set(BUILD_NUMBER 0)\n\
-             set(BUILD_COMMIT \"{}\")\n\
-             set(BUILD_COMPILER \"${{CMAKE_C_COMPILER_ID}} ${{CMAKE_C_COMPILER_VERSION}}\")\n\
-             set(BUILD_TARGET Linux)\n\
-             set(common \"${{CMAKE_CURRENT_LIST_DIR}}/..\")\n\
-             configure_file(\"${{common}}/build-info.cpp.in\" \"${{common}}/build-info.cpp\" @ONLY)\n",
-            IK.requirement
-        );
-        io("write", script, fs::write(script, text))
-    })?;
+    cache.once(&format!("src/{}/{STAND_IN}", IK.root()), write_stand_in)?;
     Ok(root)
+}
+
+const STAND_IN: &str = "common/cmake/build-info-gen-cpp.cmake";
+
+fn write_stand_in(script: &Path) -> Result<()> {
+    let text = format!(
+        "# A stand-in: the source package lacks this file.\n\
+         set(BUILD_NUMBER 0)\n\
+         set(BUILD_COMMIT \"{}\")\n\
+         set(BUILD_COMPILER \"${{CMAKE_C_COMPILER_ID}} ${{CMAKE_C_COMPILER_VERSION}}\")\n\
+         set(BUILD_TARGET Linux)\n\
+         set(common \"${{CMAKE_CURRENT_LIST_DIR}}/..\")\n\
+         configure_file(\"${{common}}/build-info.cpp.in\" \"${{common}}/build-info.cpp\" @ONLY)\n",
+        IK.requirement
+    );
+    io("write", script, fs::write(script, text))
 }
 
 /// The host's tree in its source package.
@@ -147,9 +151,14 @@ pub fn check_untouched(cache: &Cache, package: &Package) -> Result<String> {
     let fresh = cache.path(format!("src/{}.fresh", package.root()));
     cache::remove(&fresh)?;
     unpack(&archive, package, &fresh)?;
+    if used.join(STAND_IN).exists() {
+        let script = fresh.join(STAND_IN);
+        io("create", &script, fs::create_dir_all(script.parent().expect("it has a directory")))?;
+        write_stand_in(&script)?;
+    }
     let mut diff = Command::new("diff");
-    // The host's own build writes one of them into its tree, the other is our stand-in.
-    diff.args(["-rq", "--exclude=build-info.cpp", "--exclude=build-info-gen-cpp.cmake"]).arg(&fresh).arg(&used);
+    // The host's own build writes that file into its tree.
+    diff.args(["-rq", "--exclude=build-info.cpp"]).arg(&fresh).arg(&used);
     let output = diff.output().map_err(|e| format!("`diff` could not be started: {e}"))?;
     cache::remove(&fresh)?;
     match String::from_utf8_lossy(&output.stdout).trim() {
