@@ -38,12 +38,20 @@ pub struct Samples {
     pub generation: Vec<f64>,
 }
 
+impl Samples {
+    /// The last ones, `prompt/generation`.
+    fn last(&self) -> String {
+        let last: Vec<String> =
+            [&self.prompt, &self.generation].into_iter().filter_map(|s| s.last()).map(|v| format!("{v:.1}")).collect();
+        last.join("/")
+    }
+}
+
 /// Runs all ways in turns; the proof of what was loaded is part of every run.
 pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, plan: &Plan) -> Result<Vec<Samples>> {
     let mut all: Vec<Samples> = ways.iter().map(|_| Samples::default()).collect();
     let [prompt, generation] = [plan.prompt, plan.generation].map(|n| n.to_string());
     for round in 1..=plan.rounds {
-        println!("    round {round} of {}", plan.rounds);
         for (i, (way, samples)) in ways.iter().zip(&mut all).enumerate() {
             let mut command = program::command(host, "llama-bench", *way)?;
             command.arg("-m").arg(model).args(["-o", "json", "-t", &threads.to_string()]);
@@ -61,6 +69,12 @@ pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, 
             samples.prompt.extend(one.prompt);
             samples.generation.extend(one.generation);
         }
+        // Seen even if the run does not come to its end.
+        println!(
+            "    round {round} of {}: {}",
+            plan.rounds,
+            all.iter().map(Samples::last).collect::<Vec<_>>().join(", ")
+        );
     }
     Ok(all)
 }
@@ -115,6 +129,8 @@ mod tests {
         let samples = parse(json);
         assert_eq!(samples.prompt, [181.356, 197.691]);
         assert_eq!(samples.generation, [97.5656, 95.2818]);
+        assert_eq!(samples.last(), "197.7/95.3");
+        assert_eq!(Samples { generation: Vec::new(), ..samples }.last(), "197.7");
     }
 
     #[test]
