@@ -41,7 +41,8 @@ impl<F: Format, const AHEAD: usize> Source<F> for Direct<AHEAD> {
         let groups = F::BLOCK / F::GROUP;
         let panel = self.panels.wrapping_add(p * self.panel_bytes);
         let per_group = LANES * F::BYTES / groups;
-        for line in 0..if AHEAD > 0 { per_group.div_ceil(64) } else { 0 } {
+        let lines = if AHEAD > 0 { per_group.div_ceil(64) } else { 0 };
+        for line in 0..lines {
             // A prefetch past the end of the panel is harmless.
             let ahead = panel.wrapping_add(g * per_group + line * 64 + AHEAD);
             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
