@@ -178,8 +178,13 @@ impl WeightRows {
 /// As for [`WeightRows::pack`].
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pack_blocks<F: Format, R: Sixteen>(rows: R, count: usize, out: *mut u8) {
+    let pairs = if const { in_pairs::<F>() } { count / 2 } else { 0 };
+    for pair in 0..pairs {
+        // SAFETY: promised by the caller.
+        unsafe { pack_pair::<F, R>(rows.skip(pair * 2 * F::BYTES), out.wrapping_add(pair * 2 * LANES * F::BYTES)) };
+    }
     let (steps, step_count) = const { Steps::<F>::ALL };
-    for block in 0..count {
+    for block in 2 * pairs..count {
         let (rows, out) = (rows.skip(block * F::BYTES), out.wrapping_add(block * LANES * F::BYTES));
         for step in &steps[..step_count] {
             // SAFETY: promised by the caller; steps stay inside the block.
@@ -196,6 +201,52 @@ unsafe fn pack_blocks<F: Format, R: Sixteen>(rows: R, count: usize, out: *mut u8
                     Step::Single { offset, unit } => move_single(&rows.skip(offset), unit, out.add(LANES * offset)),
                 }
             }
+        }
+    }
+}
+
+/// Whether a block is a scale of two bytes, then double words. Two such blocks are whole double words, though those of the
+/// first lie across them.
+const fn in_pairs<F: Format>() -> bool {
+    let mut words = F::FIELDS[0].len == 2 && F::FIELDS[0].unit == 2 && F::BYTES % 4 == 2 && F::BYTES <= MAX_PAIR / 2;
+    let mut i = 1;
+    while i < F::FIELDS.len() {
+        words &= F::FIELDS[i].unit == 4;
+        i += 1;
+    }
+    words
+}
+
+/// Most bytes of a pair of blocks: Q8_0.
+const MAX_PAIR: usize = 68;
+
+/// Two blocks of a type that is packed [`in_pairs`]: double words of both are transposed, and those of the first moved by
+/// half of one.
+///
+/// # Safety
+/// As for [`WeightRows::pack`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pack_pair<F: Format, R: Sixteen>(rows: R, out: *mut u8) {
+    const LOW: u32 = 0x5555_5555;
+    let count = const { F::BYTES / 2 };
+    let mut words = [_mm512_setzero_si512(); MAX_PAIR / 4];
+    for chunk in 0..count.div_ceil(4) {
+        let first = if 4 * chunk + 4 <= count { 4 * chunk } else { count - 4 };
+        // SAFETY: promised by the caller; the chunk lies in the pair.
+        words[first..first + 4].copy_from_slice(&unsafe { transpose(&rows.skip(4 * first)) });
+    }
+    let (scale, quants) = (const { (F::BYTES - 2) / 4 }, const { (F::BYTES + 2) / 4 });
+    let scales = halves_together(_mm512_mask_blend_epi16(LOW, words[scale], words[0]));
+    let second = out.wrapping_add(LANES * F::BYTES);
+    // SAFETY: promised by the caller.
+    unsafe {
+        _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(scales));
+        _mm256_storeu_si256(second.cast(), _mm512_extracti64x4_epi64::<1>(scales));
+        for j in 0..scale {
+            let word = _mm512_rol_epi32::<16>(_mm512_mask_blend_epi16(LOW, words[j], words[j + 1]));
+            _mm512_storeu_si512(out.add(2 * LANES + 64 * j).cast(), word);
+            _mm512_storeu_si512(second.add(2 * LANES + 64 * j).cast(), words[quants + j]);
         }
     }
 }
