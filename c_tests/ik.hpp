@@ -112,6 +112,21 @@ inline std::vector<float> floats_of(const ggml_tensor * t) {
 
 // ---- weights and activations
 
+// Rows that lie interleaved in a type that the host's -rtr makes.
+inline int64_t together_in(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_Q4_0_R8:
+        case GGML_TYPE_Q8_0_R8:
+        case GGML_TYPE_IQ4_XS_R8: return 8;
+        case GGML_TYPE_IQ4_NL_R4:
+        case GGML_TYPE_Q4_K_R4:
+        case GGML_TYPE_Q5_K_R4:
+        case GGML_TYPE_Q6_K_R4:
+        case GGML_TYPE_IQ4_K_R4: return 4;
+        default: return 1;
+    }
+}
+
 // Normal weights of a usual size, their quantised bytes, and the floats those bytes stand for.
 struct matrix {
     ggml_type type;
@@ -129,7 +144,10 @@ struct matrix {
         bytes.resize(ggml_row_size(type, k) * size_t(rows));
         ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
         if (const ggml_to_float_t to_float = ggml_internal_get_type_traits(type).to_float) {
-            to_float(bytes.data(), floats.data(), k * rows);
+            const int64_t step = together_in(type) > 1 ? together_in(type) : rows; // the host decodes interleaved rows together
+            for (int64_t row = 0; row < rows; row += step) {
+                to_float(bytes.data() + size_t(row) * ggml_row_size(type, k), floats.data() + row * k, k * step);
+            }
         } else {
             floats = original; // F32
         }

@@ -19,9 +19,13 @@ struct drawn {
         const size_t size = ggml_row_size(p.m.type, p.m.k);
         m.rows = n * experts;
         m.bytes.resize(size * size_t(m.rows));
-        for (int64_t i = 0; i < m.rows; i++) {
-            row.push_back(int32_t(rng_below(&r, uint64_t(p.m.rows))));
-            memcpy(m.bytes.data() + size * size_t(i), p.m.bytes.data() + size * size_t(row.back()), size);
+        const int64_t together = together_in(p.m.type);
+        for (int64_t i = 0; i < m.rows; i += together) {
+            const int64_t from = together * int64_t(rng_below(&r, uint64_t(p.m.rows / together)));
+            memcpy(m.bytes.data() + size * size_t(i), p.m.bytes.data() + size * size_t(from), size * size_t(together));
+            for (int64_t j = 0; j < together; j++) {
+                row.push_back(int32_t(from + j));
+            }
         }
     }
     double exact(int64_t expert, int64_t i, int64_t x) const { return p.at(x, row[size_t(expert * n + i)]); }

@@ -78,7 +78,11 @@ impl<'h> Subject<'h> {
 
     fn weights(&self, region: &Region) -> Weights {
         let whole = Weights::whole(self.shape, region.base().as_ptr(), [self.shape.k, self.shape.n, 1, 1]);
-        if self.in_place { Weights { stored: Stored::InPlace(self.shape), ..whole } } else { whole }
+        if self.in_place {
+            Weights { stored: Stored::InPlace { shape: self.shape, together: 1 }, ..whole }
+        } else {
+            whole
+        }
     }
 
     /// The same product by this library.

@@ -16,6 +16,7 @@
 
 mod bits;
 mod grids;
+pub mod interleaved;
 mod iq1_m;
 mod iq1_s;
 mod iq2_k;

@@ -147,7 +147,7 @@ fn weights(w: &GgmlTensor) -> Result<Weights, String> {
     let stored = packed_shape(w).map(Stored::Packed).or_else(plain);
     let stored = stored.ok_or_else(|| format!("{} is not in an AMX buffer, or not of a type for it", w.name()))?;
     let (ty, bytes) = match stored {
-        Stored::Packed(shape) | Stored::InPlace(shape) => (shape.ty as i32, shape.ty.info().bytes),
+        Stored::Packed(shape) | Stored::InPlace { shape, .. } => (shape.ty as i32, shape.ty.info().bytes),
         Stored::Plain(ty) => (ty.number, ty.bytes),
         Stored::Decoded(ty) => (ty.number, ty.bytes),
     };

@@ -310,11 +310,16 @@ unsafe fn packed_on_the_way<F: Format, const MR: usize>(
 #[target_feature(enable = "avx512f")]
 fn prefetch<F: Format>(weights: &WeightRows, k: usize, panel: usize, channel: usize) {
     let (panel, channel) = if channel < k { (panel, channel) } else { (panel + 1, (channel - k) / STRETCH * STRETCH) };
-    let from = weights.data.wrapping_add(panel * LANES * weights.stride + channel / F::BLOCK * F::BYTES);
+    let from = weights.data.wrapping_add(panel * LANES * weights.stride);
+    let (block, bytes) = (channel / F::BLOCK, const { STRETCH / F::BLOCK * F::BYTES });
+    // Of interleaved rows, the stretches of those that lie together are one piece.
+    let together = weights.together;
     for lane in 0..LANES {
-        for line in 0..(STRETCH / F::BLOCK * F::BYTES).div_ceil(64) {
+        let (first, within) = (lane & !(together - 1), lane & (together - 1));
+        let from = from.wrapping_add(first * weights.stride + block * together * F::BYTES + within * bytes);
+        for line in 0..bytes.div_ceil(64) {
             // One that is past the end of the weights is harmless.
-            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(lane * weights.stride + line * 64).cast());
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * 64).cast());
         }
     }
 }

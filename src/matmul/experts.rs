@@ -310,7 +310,7 @@ impl ExpertMul {
             return None;
         }
         let shape = match self.weights.stored {
-            Stored::Packed(shape) | Stored::InPlace(shape) if !settings.exact => shape,
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } if !settings.exact => shape,
             Stored::Plain(ty) => return Some((least, ty.precision)),
             _ => return Some((least, Precision::Bf16)),
         };

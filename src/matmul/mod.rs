@@ -299,7 +299,7 @@ impl MatMul {
         let [k, m, ..] = self.input.ne;
         let few_rows = m <= tiles::ROWS;
         let shape = match self.weights.stored {
-            Stored::Packed(shape) | Stored::InPlace(shape) => shape,
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape,
             Stored::Plain(ty) => return Some(ty.precision),
             Stored::Decoded(_) => return Some(Precision::Bf16),
         };

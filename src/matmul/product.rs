@@ -159,14 +159,16 @@ impl Operand {
         tiles: impl Fn(Precision) -> TileJob<'a>,
     ) {
         let proof = || Amx::new().expect("AMX was found usable");
+        let in_place =
+            |job: &Job, together| WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols, together };
         // SAFETY: promised by the caller; an instruction set is used only with its proof.
         unsafe {
             match (self, stored) {
                 (Operand::Tiles(precision), Stored::Packed(shape)) => {
                     with_format!(shape.ty, F => gemm::run::<F>(proof(), &tiles(precision), scratch))
                 }
-                (Operand::Tiles(precision), Stored::InPlace(shape)) => {
-                    let rows = WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols };
+                (Operand::Tiles(precision), Stored::InPlace { shape, together }) => {
+                    let rows = in_place(job, *together);
                     with_format!(shape.ty, F => gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
                 }
                 (Operand::Tiles(precision), Stored::Decoded(ty)) => {
@@ -180,11 +182,11 @@ impl Operand {
                     let rows = PlainRows { ty, data, stride, rows: job.cols };
                     gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
                 }
-                (Operand::Vectors(_), Stored::InPlace(shape)) if self.reads_rows(job.rows.len()) => {
-                    let rows = WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols };
+                (Operand::Vectors(_), Stored::InPlace { shape, together }) if self.reads_rows(job.rows.len()) => {
+                    let rows = in_place(job, *together);
                     with_format!(shape.ty, F => kernel::run_rows::<F>(job, &rows, scratch))
                 }
-                (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace(shape)) => {
+                (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace { shape, .. }) => {
                     with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))
                 }
                 (Operand::Vectors(_), Stored::Plain(_) | Stored::Decoded(_)) => {

@@ -33,7 +33,12 @@ pub enum Stored {
     /// In panels of 16 rows.
     Packed(Shape),
     /// As GGUF has it, of a type that is packed elsewhere: its panels are made on the way.
-    InPlace(Shape),
+    InPlace {
+        /// Its shape.
+        shape: Shape,
+        /// Rows that lie interleaved, as for [`WeightRows`].
+        together: usize,
+    },
     /// As GGUF has it, of a type that tiles are made of directly.
     Plain(&'static PlainType),
     /// As the host has it, of a type that only the host knows.
@@ -44,7 +49,7 @@ impl Stored {
     /// ggml's name of the type.
     pub fn name(&self) -> &'static str {
         match self {
-            Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().name,
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().name,
             Stored::Plain(ty) => ty.name,
             Stored::Decoded(ty) => ty.name,
         }
@@ -53,7 +58,7 @@ impl Stored {
     /// Weights per sum of activations for the vector kernels; plain weights never meet those.
     pub fn group(&self) -> usize {
         match self {
-            Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().group,
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().group,
             Stored::Plain(_) | Stored::Decoded(_) => ACT_BLOCK,
         }
     }
@@ -61,7 +66,7 @@ impl Stored {
     /// Rows of activations from which on tiles are used.
     pub fn tile_rows(&self) -> usize {
         match self {
-            Stored::Packed(shape) | Stored::InPlace(shape) => shape.ty.info().tile_rows,
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().tile_rows,
             Stored::Plain(_) | Stored::Decoded(_) => 1,
         }
     }
@@ -69,7 +74,7 @@ impl Stored {
     /// Scratch that the tile GEMM needs besides its own to make panels of rows of `k` weights stored so.
     pub fn pack_bytes(&self, k: usize) -> usize {
         match self {
-            Stored::InPlace(_) => gemm::PACK_BYTES,
+            Stored::InPlace { .. } => gemm::PACK_BYTES,
             Stored::Decoded(_) => gemm::decoded_bytes(k),
             Stored::Packed(_) | Stored::Plain(_) => 0,
         }
@@ -83,10 +88,19 @@ impl Stored {
         }
     }
 
+    /// Rows that lie interleaved: nothing less can be read.
+    pub fn together(&self) -> usize {
+        match self {
+            Stored::InPlace { together, .. } => *together,
+            Stored::Decoded(ty) => ty.together,
+            Stored::Packed(_) | Stored::Plain(_) => 1,
+        }
+    }
+
     /// Weights and bytes per block.
     fn block(&self) -> (usize, usize) {
         match self {
-            Stored::Packed(shape) | Stored::InPlace(shape) => (shape.ty.info().block, shape.ty.info().bytes),
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => (shape.ty.info().block, shape.ty.info().bytes),
             Stored::Plain(ty) => (1, ty.bytes),
             Stored::Decoded(ty) => (ty.block, ty.bytes),
         }
@@ -151,7 +165,7 @@ impl Weights {
     pub fn gather_bytes(&self) -> usize {
         match self.stored {
             Stored::Packed(_) if self.in_place() => 0,
-            Stored::Packed(_) | Stored::InPlace(_) => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
+            Stored::Packed(_) | Stored::InPlace { .. } => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
             Stored::Plain(_) | Stored::Decoded(_) => 0,
         }
     }
@@ -172,7 +186,7 @@ impl Weights {
     ) {
         let shape = match self.stored {
             Stored::Packed(shape) => shape,
-            Stored::InPlace(shape) if panels => shape,
+            Stored::InPlace { shape, .. } if panels => shape,
             _ => return run(self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0], cols),
         };
         if let Some(panels) = self.panels(i2, i3, cols.start) {
@@ -201,10 +215,11 @@ impl Weights {
             slice_packed: TILE_COLS * row_bytes,
             ..*shape
         };
-        if matches!(self.stored, Stored::InPlace(_)) {
+        if let Stored::InPlace { together, .. } = self.stored {
             let data = self.base.wrapping_add(self.plain_offset(i2, i3, rows.start));
+            let rows = WeightRows { data, stride: self.nb[0], rows: rows.len(), together };
             // SAFETY: the rows are readable, `out` has two panels.
-            unsafe { self.pack_rows(&two_panels, data, rows.len(), out) };
+            unsafe { pack_rows(&two_panels, &rows, out) };
             return two_panels.panel_bytes();
         }
         let plain = out.wrapping_add(TILE_COLS * row_bytes);
@@ -218,27 +233,27 @@ impl Weights {
         }
         two_panels.panel_bytes()
     }
+}
 
-    /// Packs `count` plain rows from `data` on into the two panels at `out`.
-    ///
-    /// # Safety
-    /// The rows must be readable, `out` have room for the panels.
-    unsafe fn pack_rows(&self, two_panels: &Shape, data: *const u8, count: usize, out: *mut u8) {
-        // SAFETY: promised by the caller; AVX-512 is used only with its proof.
-        unsafe {
-            if Avx512::new().is_some() {
-                let rows = WeightRows { data, stride: self.nb[0], rows: count };
-                let blocks = two_panels.k / two_panels.ty.info().block;
-                for panel in 0..count.div_ceil(LANES) {
-                    let to = out.add(panel * two_panels.panel_bytes());
-                    with_format!(two_panels.ty, F => rows.pack::<F>(panel, 0, blocks, to));
-                }
-                return;
+/// Packs up to 32 rows into the two panels at `out`.
+///
+/// # Safety
+/// The rows must be readable, `out` have room for the panels.
+unsafe fn pack_rows(two_panels: &Shape, rows: &WeightRows, out: *mut u8) {
+    // SAFETY: promised by the caller; AVX-512 is used only with its proof.
+    unsafe {
+        if Avx512::new().is_some() {
+            let blocks = two_panels.k / two_panels.ty.info().block;
+            for panel in 0..rows.rows.div_ceil(LANES) {
+                let to = out.add(panel * two_panels.panel_bytes());
+                with_format!(two_panels.ty, F => rows.pack::<F>(panel, 0, blocks, to));
             }
-            for i in 0..count {
-                let row = std::slice::from_raw_parts(data.add(i * self.nb[0]), two_panels.row_bytes);
-                two_panels.write(out, i * two_panels.row_bytes, row);
-            }
+            return;
+        }
+        assert_eq!(rows.together, 1, "interleaved rows are read by AVX-512 only");
+        for i in 0..rows.rows {
+            let row = std::slice::from_raw_parts(rows.data.add(i * rows.stride), two_panels.row_bytes);
+            two_panels.write(out, i * two_panels.row_bytes, row);
         }
     }
 }

@@ -3,17 +3,19 @@
 
 use std::arch::x86_64::*;
 
-use crate::format::{ACT_BLOCK, Field, Format, LANES};
+use crate::format::{ACT_BLOCK, Field, Format, LANES, interleaved};
 
-/// Some rows of a matrix of one of the packed types.
+/// Some rows of a matrix of one of the packed types, or of the form of it that ik_llama.cpp interleaves.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightRows {
     /// The first.
     pub data: *const u8,
-    /// Bytes from one to the next.
+    /// Bytes from one to the next; of interleaved rows on average.
     pub stride: usize,
-    /// How many.
+    /// How many; a multiple of those that lie together.
     pub rows: usize,
+    /// Rows that lie interleaved: 1, or [`interleaved::together`] of the type.
+    pub together: usize,
 }
 
 /// Most bytes that [`WeightRows::pack`] writes for a stretch of this many channels: no type has more than 36
@@ -158,6 +160,10 @@ impl WeightRows {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn pack<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
+        if self.together > 1 {
+            // SAFETY: promised by the caller.
+            return unsafe { self.pack_interleaved::<F>(panel, first, count, out) };
+        }
         // The second panel of a pair may have no row at all.
         let row = (panel * LANES).min(self.rows - 1);
         let (from, stride) = (self.data.wrapping_add(row * self.stride + first * F::BYTES), self.stride);
@@ -171,6 +177,29 @@ impl WeightRows {
                 pack_blocks::<F, _>(Part { first: from, stride, last: self.rows - 1 - row }, count, out);
             }
         }
+    }
+
+    /// [`WeightRows::pack`] of interleaved rows.
+    ///
+    /// # Safety
+    /// As there; the type has an interleaved form.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pack_interleaved<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
+        let together = const { interleaved::together(F::TYPE) };
+        debug_assert_eq!(self.together, together);
+        let blocks: interleaved::Blocks = std::array::from_fn(|i| self.lane::<F>(panel, i * together, first));
+        for block in 0..count {
+            let blocks = blocks.map(|from| from.wrapping_add(block * together * F::BYTES));
+            // SAFETY: promised by the caller.
+            unsafe { interleaved::pack(F::TYPE, &blocks, out.wrapping_add(block * LANES * F::BYTES)) };
+        }
+    }
+
+    /// Where block `block` of a row of a panel is, or of those it lies together with; of the last row, if it is not there.
+    #[inline(always)]
+    fn lane<F: Format>(&self, panel: usize, lane: usize, block: usize) -> *const u8 {
+        let row = (panel * LANES + lane).min(self.rows - self.together);
+        self.data.wrapping_add(row * self.stride + block * self.together * F::BYTES)
     }
 }
 
@@ -355,7 +384,7 @@ mod tests {
             let mut packed = vec![0; shape.packed_size()];
             // SAFETY: the buffers have the shape's sizes.
             unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
-            let rows = WeightRows { data: plain.as_ptr(), stride: shape.row_bytes, rows: n };
+            let rows = WeightRows { data: plain.as_ptr(), stride: shape.row_bytes, rows: n, together: 1 };
             for (panel, first, count) in [(0, 0, 5), (1, 2, 3)] {
                 let bytes = LANES * info.bytes;
                 assert!(count * bytes <= packed_bytes(count * info.block));

@@ -108,6 +108,8 @@ pub struct IkHost {
     /// Its operation numbers.
     pub ops: IkOps,
     types: HostTypes,
+    /// Types that are interleaved forms of packed ones.
+    interleaved: Vec<(i32, WeightType)>,
     /// Types that are decoded by the host.
     decoded: Vec<&'static DecodedType>,
 }
@@ -148,12 +150,18 @@ impl IkHost {
             return Err(reason);
         }
         let (ops, types) = selfcheck::prove(&symbols)?;
-        Ok(Self { symbols, ops, types, decoded: types::decoded(&symbols) })
+        let decoded = types::decoded(&symbols);
+        Ok(Self { symbols, ops, types, interleaved: types::interleaved(&decoded), decoded })
     }
 
     /// The packed type with ggml's number `number`, if this host has it.
     fn weight_type(&self, number: i32) -> Option<WeightType> {
         WeightType::from_ggml(number).filter(|ty| self.types.has(*ty))
+    }
+
+    /// The type that the one with ggml's number `number` is the interleaved form of, if it is one that is read here.
+    fn interleaved_type(&self, number: i32) -> Option<WeightType> {
+        self.interleaved.iter().find(|(n, _)| *n == number).map(|(_, ty)| *ty)
     }
 
     /// The type with ggml's number `number` that the host decodes, if it is one.

@@ -4,7 +4,7 @@
 use super::abi::{IkTensor, USAGE_WEIGHTS};
 use super::{IkHost, place};
 use crate::cpu::{self, Isa};
-use crate::format::{ACT_BLOCK, WeightType};
+use crate::format::{ACT_BLOCK, WeightType, interleaved};
 use crate::host::abi::{TYPE_F32, TYPE_I32};
 use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights};
 use crate::panel::weights::Shape;
@@ -15,7 +15,8 @@ use crate::panel::weights::Shape;
 fn least_rows(stored: &Stored) -> usize {
     match stored {
         Stored::Decoded(_) => 64,
-        Stored::InPlace(shape) => match shape.ty {
+        Stored::InPlace { together: 2.., .. } => 1,
+        Stored::InPlace { shape, .. } => match shape.ty {
             WeightType::Q2_K | WeightType::Q3_K | WeightType::IQ2_K | WeightType::IQ3_K => 12,
             WeightType::IQ4_K | WeightType::IQ5_K | WeightType::IQ6_K => 8,
             _ => 1,
@@ -116,12 +117,21 @@ fn weights(host: &IkHost, w: &IkTensor) -> Option<Weights> {
         && w.ty == root.ty
         // SAFETY: the host has a type of this number: it is a tensor's.
         && w.nb[0] == unsafe { (host.symbols.ggml_type_size)(w.ty) };
-    let stored = match (host.weight_type(w.ty), host.decoded_type(w.ty)) {
-        (Some(ty), _) => Stored::InPlace(Shape::new(ty, w.ne[0], w.ne[1], w.ne[2].checked_mul(w.ne[3])?).ok()?),
-        (None, Some(ty)) if ne[0].is_multiple_of(ty.block) && ne[1].is_multiple_of(ty.together) => Stored::Decoded(ty),
+    let in_place = |ty, together| {
+        let shape = Shape::new(ty, w.ne[0], w.ne[1], w.ne[2].checked_mul(w.ne[3])?).ok()?;
+        Some(Stored::InPlace { shape, together })
+    };
+    let stored = match (host.weight_type(w.ty), host.interleaved_type(w.ty), host.decoded_type(w.ty)) {
+        (Some(ty), ..) => in_place(ty, 1)?,
+        (_, Some(ty), _) => in_place(ty, interleaved::together(ty))?,
+        (.., Some(ty)) if ne[0].is_multiple_of(ty.block) => Stored::Decoded(ty),
         _ => return None,
     };
-    plain.then_some(Weights { stored, base: w.data.cast(), offset: 0, ne, nb })
+    let together = stored.together();
+    let whole = together == 1
+        || ne[1].is_multiple_of(together)
+            && (w.data as usize).wrapping_sub(root.data as usize).is_multiple_of(together * nb[0]);
+    (plain && whole).then_some(Weights { stored, base: w.data.cast(), offset: 0, ne, nb })
 }
 
 /// Both matrices of a fused product: two tensors, or the halves of one (gate first).
@@ -138,6 +148,9 @@ fn up_and_gate(host: &IkHost, node: &IkTensor, first: Weights) -> Result<(Weight
         }
         None => {
             let half = Weights { ne: [first.ne[0], first.ne[1] / 2, first.ne[2], first.ne[3]], ..first };
+            if !half.ne[1].is_multiple_of(half.stored.together()) {
+                return Err(format!("{}: rows of up and gate lie interleaved", name()));
+            }
             let skip = first.nb[1] / 2;
             let up = match half.stored {
                 Stored::Packed(_) => Weights { offset: half.offset + skip, ..half },

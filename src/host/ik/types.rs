@@ -1,12 +1,17 @@
-//! Types that only ik_llama.cpp has, and that are not packed here: the host's own decoder is called on the way.
+//! Types that only ik_llama.cpp has, and that are not packed here: interleaved forms of those that are, and others, for
+//! which the host's own decoder is called on the way.
 
 use std::ffi::CStr;
 
 use libc::c_char;
 
 use super::IkSymbols;
+use crate::cpu::Avx512;
 use crate::debug;
+use crate::format::{Format, LANES, WeightType, interleaved};
 use crate::panel::decoded::{DecodedType, ToFloat};
+use crate::panel::pack::WeightRows;
+use crate::with_format;
 
 /// `ggml_type_traits_t` (ggml.h), which the host gives by value.
 #[repr(C)]
@@ -65,6 +70,68 @@ const KNOWN: [(i32, &CStr, usize); 36] = [
     (398, c"q8_KV_r8", 8),
     (399, c"q8_k_r8", 8),
 ];
+
+/// The interleaved forms that are read here.
+const INTERLEAVED: [(i32, WeightType); 8] = [
+    (202, WeightType::Q4_0),
+    (208, WeightType::Q8_0),
+    (212, WeightType::Q4_K),
+    (213, WeightType::Q5_K),
+    (214, WeightType::Q6_K),
+    (220, WeightType::IQ4_NL),
+    (223, WeightType::IQ4_XS),
+    (339, WeightType::IQ4_K),
+];
+
+/// Those of [`INTERLEAVED`] that the host has, and reads as this library does.
+pub fn interleaved(decoded: &[&DecodedType]) -> Vec<(i32, WeightType)> {
+    let same = |(number, ty): &(i32, WeightType)| {
+        decoded.iter().any(|host| host.number == *number && with_format!(*ty, F => reads_the_same::<F>(host)))
+    };
+    let types: Vec<_> = INTERLEAVED.into_iter().filter(same).collect();
+    debug!("read interleaved: {}", types.iter().map(|(_, ty)| ty.info().name).collect::<Vec<_>>().join(" "));
+    types
+}
+
+/// Whether the host decodes interleaved rows to what they are packed to here: one block of some bytes.
+fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
+    let (together, info) = (interleaved::together(F::TYPE), F::TYPE.info());
+    if Avx512::new().is_none()
+        || (host.together, host.block, host.bytes, host.meta) != (together, F::BLOCK, F::BYTES, 0)
+    {
+        return false;
+    }
+    let mut block: Vec<u8> = (0..together * F::BYTES).map(|i| (i * 89 + i / 13 * 31) as u8).collect();
+    // Scales and minima of all rows stand first, at most 16 bytes: about 1.
+    for (i, number) in block[..16.min(2 * together * if F::HAS_MIN { 2 } else { 1 })].chunks_exact_mut(2).enumerate() {
+        number.copy_from_slice(&half::f16::from_f32(0.5 + i as f32 / 8.0).to_le_bytes());
+    }
+    let (mut theirs, mut packed) = (vec![0f32; together * F::BLOCK], vec![0; LANES * F::BYTES]);
+    let rows = WeightRows { data: block.as_ptr(), stride: F::BYTES, rows: together, together };
+    // SAFETY: one block of each of the rows; the host's decoder writes as many weights as it is told; AVX-512 is there.
+    unsafe {
+        (host.to_float)(block.as_ptr().cast(), theirs.as_mut_ptr(), theirs.len() as i64);
+        rows.pack::<F>(0, 0, 1, packed.as_mut_ptr());
+    }
+    let mut ours = vec![0f32; theirs.len()];
+    for group in 0..F::BLOCK / F::GROUP {
+        let mut quants = vec![0; LANES * F::GROUP];
+        F::quants(&packed, group, &mut quants);
+        let scales = F::scales(&packed, group);
+        for lane in 0..together {
+            for k in 0..F::GROUP {
+                let q = f32::from(quants[k / 4 * 4 * LANES + lane * 4 + k % 4]);
+                ours[lane * F::BLOCK + group * F::GROUP + k] = scales.scale[lane] * q + scales.min[lane];
+            }
+        }
+    }
+    // The host may round on the way.
+    let same = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0));
+    if !same {
+        debug!("{} is not the interleaved {} that is known here", host.name, info.name);
+    }
+    same
+}
 
 /// The types that the host has under these numbers and names. Made once, never freed.
 pub fn decoded(symbols: &IkSymbols) -> Vec<&'static DecodedType> {

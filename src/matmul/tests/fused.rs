@@ -7,7 +7,7 @@ use crate::kernel::activation::{self, Activation};
 
 /// The same weights, plain.
 fn in_place(shape: Shape, plain: &[u8], ne: [usize; 4]) -> Weights {
-    Weights { stored: Stored::InPlace(shape), ..Weights::whole(shape, plain.as_ptr(), ne) }
+    Weights { stored: Stored::InPlace { shape, together: 1 }, ..Weights::whole(shape, plain.as_ptr(), ne) }
 }
 
 #[test]
