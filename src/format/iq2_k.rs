@@ -32,6 +32,7 @@ unsafe impl Format for Iq2K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 54;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices] = two_tables::FIELDS;
         [d, choices, field(4, 8, 1), field(12, 64, 4)]

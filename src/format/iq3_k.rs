@@ -34,6 +34,7 @@ unsafe impl Format for Iq3K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 115;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices] = two_tables::FIELDS;
         [d, choices, field(4, 2, 2), field(6, 8, 1), field(14, 64, 4), field(78, 32, 4)]

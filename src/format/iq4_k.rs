@@ -27,6 +27,7 @@ unsafe impl Format for Iq4K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 245;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices, high, low] = six_bits::FIELDS;
         [d, choices, high, low, field(16, 128, 4)]

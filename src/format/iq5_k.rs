@@ -45,6 +45,7 @@ unsafe impl Format for Iq5K {
     const Q_MIN: i32 = 2;
     const Q_MAX: i32 = 251;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices, high, low] = six_bits::FIELDS;
         [d, choices, high, low, field(16, 128, 4), field(144, 32, 4)]

@@ -56,6 +56,7 @@ unsafe impl Format for Iq6K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 250;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices] = two_tables::FIELDS;
         [d, choices, field(4, 16, 1), field(20, 128, 4), field(148, 64, 4)]

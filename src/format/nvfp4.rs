@@ -26,6 +26,7 @@ unsafe impl Format for Nvfp4 {
     const OWN_ERROR: f32 = 0.0;
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &[field(0, 4, 1), field(4, 32, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {

@@ -27,6 +27,7 @@ unsafe impl Format for Q2K {
     const OWN_ERROR: f32 = 8.8e-2;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = true;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &[field(0, 16, 1), field(16, 64, 4), field(80, 2, 2), field(82, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {

@@ -20,6 +20,7 @@ unsafe impl Format for Q5_1 {
     const OWN_ERROR: f32 = 1.4e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 4), field(8, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {

@@ -24,6 +24,7 @@ unsafe impl Format for Tq2_0 {
     const OWN_ERROR: f32 = 0.0;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = false;
+    const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &[field(0, 64, 4), field(64, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {

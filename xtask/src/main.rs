@@ -70,7 +70,7 @@ Mean KL divergence, same top token and perplexity of SmolLM2 against the same we
 this library and the host's plain path, side by side. Fails when this library is worse, or does
 not hold the weights.
 
-  --host ik     in ik_llama.cpp, in place and packed, against ik_llama.cpp without this library; and 2,000 tokens
+  --host ik     in ik_llama.cpp, in place (also with -rtr) and packed, against it without this library; and 2,000 tokens
                 are generated while every result is searched for NaN
   --upcycled    a mixture of 8 experts that equals the dense model, against the dense weights in F32;
                 takes 5 GB of disk for a while

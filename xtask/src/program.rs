@@ -26,6 +26,8 @@ pub struct Settings<'a> {
     pub exact: bool,
     /// GGML_AMX_MODE=packed.
     pub packed: bool,
+    /// ik_llama.cpp interleaves rows when it loads weights.
+    pub repacked: bool,
     /// Every result is searched for NaN.
     pub checked: bool,
     /// This library is not linked into the host but loaded before it, from here.
@@ -77,7 +79,7 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
     }
     let is_bench = name == "llama-bench";
     match way {
-        Way::Ours(settings) => settings.apply(&mut command),
+        Way::Ours(settings) => settings.apply(&mut command, is_bench),
         Way::Plain if !host.kind.is_ik() => {
             let off: &[&str] = if is_bench { &["--repack", "0"] } else { &["--no-repack"] };
             command.env("GGML_AMX_MODE", "off").args(off);
@@ -86,8 +88,7 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
             command.env("GGML_AMX_MODE", "off");
         }
         Way::Repacked => {
-            let on: &[&str] = if is_bench { &["-rtr", "1"] } else { &["-rtr"] };
-            command.env("GGML_AMX_MODE", "off").args(on);
+            command.env("GGML_AMX_MODE", "off").args(repack(is_bench));
         }
         Way::CppAmx(other) => {
             command.env("LD_LIBRARY_PATH", &other.lib_dirs()[0]);
@@ -100,8 +101,22 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
     Ok(command)
 }
 
+/// What tells ik_llama.cpp to interleave rows.
+fn repack(is_bench: bool) -> &'static [&'static str] {
+    if is_bench { &["-rtr", "1"] } else { &["-rtr"] }
+}
+
 impl Settings<'_> {
-    fn apply(self, command: &mut Command) {
+    /// The weights' place, for names of files.
+    pub fn place(&self) -> &'static str {
+        match self {
+            Self { packed: true, .. } => "-packed",
+            Self { repacked: true, .. } => "-rtr",
+            _ => "",
+        }
+    }
+
+    fn apply(self, command: &mut Command, is_bench: bool) {
         let on = [
             ("GGML_AMX_ISA", self.isa),
             ("GGML_AMX_PRECISION", self.exact.then_some("exact")),
@@ -110,6 +125,9 @@ impl Settings<'_> {
         ];
         command.envs(on.into_iter().filter_map(|(name, value)| Some((name, value?))));
         command.envs(self.preload.map(|library| ("LD_PRELOAD", library)));
+        if self.repacked {
+            command.args(repack(is_bench));
+        }
     }
 }
 

@@ -33,7 +33,7 @@ writes mul-mat.json and mul-mat.svg.
                  llama-bench, pp512 and tg16 in turns: this library, with exact, C++ AMX backend
   --types LIST   default Q4_0,Q8_0,Q4_K
   --rounds N     default 5
-  --host ik      in ik_llama.cpp: this library in place and packed, without it, and that with -rtr; types also
+  --host ik      in ik_llama.cpp: this library in place (also with -rtr) and packed, and without it; types also
                  IQ4_K, experts also pp2048 at once
 
   --experts      instead, mixture of experts: MUL_MAT_ID of 128 experts, 8 per token, as graphs of one operation

@@ -50,10 +50,12 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
 }
 
 /// All in one build: without this library it is ik_llama.cpp as it is, whose objects are the same.
-fn sides_in_ik() -> [Side<'static>; 4] {
+fn sides_in_ik() -> [Side<'static>; 5] {
     let packed = Way::Ours(Settings { packed: true, ..Settings::default() });
+    let repacked = Way::Ours(Settings { repacked: true, ..Settings::default() });
     [
         Side { name: "in place", way: Way::of_isa(None), is_ours: true, is_packed: false },
+        Side { name: "in place, -rtr", way: repacked, is_ours: true, is_packed: false },
         Side { name: "packed", way: packed, is_ours: true, is_packed: true },
         Side { name: "ik", way: Way::HostBest, is_ours: false, is_packed: false },
         Side { name: "ik -rtr", way: Way::Repacked, is_ours: false, is_packed: false },

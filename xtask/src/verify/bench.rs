@@ -86,8 +86,8 @@ impl<'a> Bench<'a> {
     /// This library, and how much of the model's matrices it held, in percent; None where it holds none, for it
     /// takes the products of ik_llama.cpp with the weights where they are.
     pub fn ours(&self, model: &Model, base: &Path, settings: Settings<'_>) -> Result<(Score, Option<f64>)> {
-        println!("    this library{}", if settings.packed { ", packed" } else { "" });
-        let label = format!("{}.ours{}", model.label, if settings.packed { "-packed" } else { "" });
+        println!("    this library{}", settings.place().replace('-', ", "));
+        let label = format!("{}.ours{}", model.label, settings.place());
         let (report, log) = self.perplexity(&model.file, base, Way::Ours(settings), &["--kl-divergence"], &label)?;
         let is_ik = self.models.host.kind.is_ik();
         let score = score::parse(&report)?;

@@ -22,7 +22,7 @@ pub fn without_nan(bench: &Bench<'_>, model: &Model, settings: Settings<'_>) -> 
     command.arg("-m").arg(&model.file).args(["-p", &text[..PROMPT.min(text.len())], "--no-display-prompt"]);
     command.args(["-n", &TOKENS.to_string(), "-c", "4096", "--ignore-eos", "--temp", "1", "--seed", "1"]);
     command.args(["-t", &bench.threads]);
-    let log = cache::log(&format!("generate-{}{}", model.label, if settings.packed { "-packed" } else { "" }))?;
+    let log = cache::log(&format!("generate-{}{}", model.label, settings.place()))?;
     let output = program::run_proved(host, command, way, &log)?;
     if !program::is_at_work(&output.stderr) {
         return Err(format!("this library did not say that it is at work: see {}", log.display()));

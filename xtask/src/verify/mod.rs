@@ -99,6 +99,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let modes = if options.is_ik {
         vec![
             Mode { name: " in place", settings },
+            Mode { name: " in place, -rtr", settings: Settings { repacked: true, ..settings } },
             Mode { name: " packed", settings: Settings { packed: true, ..settings } },
         ]
     } else {
