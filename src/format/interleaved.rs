@@ -402,3 +402,38 @@ unsafe fn q6_k(blocks: &Blocks, out: *mut u8) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu;
+
+    /// Given all interleaved blocks with one bit set, then one bit of the packed block is, and never the same.
+    #[test]
+    fn packing_moves_every_bit_to_a_place_of_its_own() {
+        if cpu::best_isa() < cpu::Isa::Avx512 {
+            println!("SKIPPED: no AVX-512");
+            return;
+        }
+        let forms: Vec<_> = WeightType::ALL.iter().filter(|ty| together(**ty) > 1).collect();
+        assert_eq!(forms.len(), 8);
+        for ty in forms {
+            let size = LANES * ty.info().bytes;
+            let (mut from, mut taken) = (vec![0u8; size], vec![0u8; size]);
+            for bit in 0..8 * size {
+                from[bit / 8] = 1 << (bit % 8);
+                let each = together(*ty) * ty.info().bytes;
+                let blocks = std::array::from_fn(|i| from.as_ptr().wrapping_add(i * each % size));
+                let mut packed = vec![0u8; size];
+                // SAFETY: the blocks lie in `from`; the packed one has its size.
+                unsafe { pack(*ty, &blocks, packed.as_mut_ptr()) };
+                assert_eq!(packed.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1, "{ty:?}, bit {bit}");
+                for (taken, byte) in taken.iter_mut().zip(&packed) {
+                    assert_eq!(*taken & byte, 0, "{ty:?}, bit {bit}");
+                    *taken |= byte;
+                }
+                from[bit / 8] = 0;
+            }
+        }
+    }
+}
