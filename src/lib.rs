@@ -9,6 +9,7 @@
 //! | [`capi`] | the exported symbols; panics and NULLs stop here |
 //! | [`host`] | ggml's structs, the C++ objects llama.cpp expects, callbacks, the layout self-check |
 //! | [`buffer`] | buffer type, buffers, tensor reads and writes at any offset |
+//! | [`attention`] | FLASH_ATTN_EXT: softmax between two products on the tile unit |
 //! | [`matmul`] | what to run, in which blocks, on which thread |
 //! | [`kernel`] | the inner loops, per instruction set |
 //! | [`panel`] | what the inner loops eat: quantised activations, packed weight matrices |
@@ -24,6 +25,7 @@ compile_error!("ggml-amx is for x86-64: AMX exists nowhere else");
 #[cfg(not(target_os = "linux"))]
 compile_error!("ggml-amx supports Linux only for now");
 
+pub mod attention;
 pub mod buffer;
 pub mod capi;
 pub mod cpu;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{c_char, c_int, c_long, c_void};
 
 use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkTensor};
+use crate::host::ik::attention::{self, FlashAttn, Rows};
 use crate::host::ik::place::TensorAlloc;
 use crate::host::ik::seam::{self, Mul4d};
 use crate::host::symbols::weak_table;
@@ -27,6 +28,7 @@ wrapped! {
     "iqk_mul_mat_4d",
     "iqk_mul_mat_moe",
     "iqk_moe_fused_up_gate",
+    "iqk_flash_attn_noalibi",
     "ggml_graph_compute",
     "ggml_backend_cpu_init",
     "ggml_backend_reg_get_count",
@@ -136,6 +138,31 @@ in_front_of! {
             nx, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b, up_bias, gate_bias, c, nb1, nb2,
             rows, limit, ith, nth,
         ))
+    }
+}
+
+in_front_of! {
+    "iqk_flash_attn_noalibi": __wrap_iqk_flash_attn_noalibi(
+        type_q: c_int, type_mask: c_int, max_bias: f32, neq3: c_int, neq2: c_int, nbq3: c_long, nbq2: c_long,
+        nek3: c_int, nek2: c_int, nbk3: c_long, nbk2: c_long, nev3: c_int, nev2: c_int, nbv3: c_long, nbv2: c_long,
+        ne2: c_int, ne1: c_int, nb1: c_long, type_k: c_int, type_v: c_int, dk: c_int, dv: c_int, neq1: c_int,
+        nek1: c_int, stride_q: c_int, stride_k: c_int, stride_v: c_int, stride_m: c_int, q: *const c_void,
+        k: *const c_void, v: *const c_void, mask: *const c_void, sinks: *const c_void, scale: f32, softcap: f32,
+        qkv: *mut f32, work: *mut c_void, barrier: *const c_void, barrier_data: *mut c_void, ith: c_int, nth: c_int,
+        n_swa: c_int
+    ) -> bool, |real| {
+        let args = FlashAttn {
+            types: [type_q, type_mask, type_k, type_v], max_bias, scale, softcap,
+            q: Rows { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
+            k: Rows { data: k, ne: [dk, nek1, nek2, nek3], nb: [stride_k.into(), nbk2, nbk3] },
+            v: Rows { data: v, ne: [dv, nek1, nev2, nev3], nb: [stride_v.into(), nbv2, nbv3] },
+            mask, stride_m, sinks, result: qkv, nb1, heads: ne1, tokens: ne2, ith, nth,
+        };
+        attention::flash_attn(&args) || real(
+            type_q, type_mask, max_bias, neq3, neq2, nbq3, nbq2, nek3, nek2, nbk3, nbk2, nev3, nev2, nbv3, nbv2, ne2,
+            ne1, nb1, type_k, type_v, dk, dv, neq1, nek1, stride_q, stride_k, stride_v, stride_m, q, k, v, mask, sinks,
+            scale, softcap, qkv, work, barrier, barrier_data, ith, nth, n_swa,
+        )
     }
 }
 

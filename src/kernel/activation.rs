@@ -169,9 +169,10 @@ fn sixteen(job: &Job, gate: __m512, up: __m512) -> __m512 {
     _mm512_mul_ps(a, up)
 }
 
+/// e^x, to two units in the last place near 0.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn exp16(x: __m512) -> __m512 {
+pub fn exp16(x: __m512) -> __m512 {
     let all = |v: f32| _mm512_set1_ps(v);
     let t = _mm512_mul_ps(x, all(std::f32::consts::LOG2_E));
     let t = _mm512_min_ps(all(HIGHEST), _mm512_max_ps(all(LOWEST), t));

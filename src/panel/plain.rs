@@ -178,7 +178,7 @@ fn below_bf16(v: __m512) -> __m512 {
 /// 16 x 16 double words, rows for columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
+pub(crate) fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
     // Double words of neighbouring rows, then pairs of them, then whole 128-bit quarters.
     let mut a = m;
     for i in 0..8 {

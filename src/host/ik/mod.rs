@@ -2,6 +2,7 @@
 //! the CPU go through a few exported C functions that live in a translation unit apart from their callers, so that a
 //! linker (`--wrap`) or a preloaded library can put ours in front of them.
 //!
+//! - [`attention`]: FLASH_ATTN_EXT
 //! - [`seam`]: what happens in those functions
 //! - [`graph`]: from the addresses they get to the nodes of the graph
 //! - [`product`]: from nodes to products
@@ -11,6 +12,7 @@
 
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
+pub mod attention;
 mod graph;
 pub mod place;
 mod product;
@@ -112,6 +114,8 @@ pub struct IkHost {
     interleaved: Vec<(i32, WeightType)>,
     /// Types that are decoded by the host.
     decoded: Vec<&'static DecodedType>,
+    /// Types of a KV cache that are decoded by the host.
+    cached: Vec<&'static DecodedType>,
 }
 
 // SAFETY: function pointers, and facts about types that never change.
@@ -151,7 +155,8 @@ impl IkHost {
         }
         let (ops, types) = selfcheck::prove(&symbols)?;
         let decoded = types::decoded(&symbols);
-        Ok(Self { symbols, ops, types, interleaved: types::interleaved(&decoded), decoded })
+        let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols));
+        Ok(Self { symbols, ops, types, interleaved, decoded, cached })
     }
 
     /// The packed type with ggml's number `number`, if this host has it.

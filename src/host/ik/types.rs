@@ -133,9 +133,25 @@ fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
     same
 }
 
-/// The types that the host has under these numbers and names. Made once, never freed.
+/// Types of a KV cache that are read through the host's decoder.
+const CACHE: [(i32, &CStr, usize); 5] =
+    [(2, c"q4_0", 1), (3, c"q4_1", 1), (8, c"q8_0", 1), (20, c"iq4_nl", 1), (133, c"q6_0", 1)];
+
+/// Those that weights may have and the host decodes.
 pub fn decoded(symbols: &IkSymbols) -> Vec<&'static DecodedType> {
-    let type_of = |(number, name, together): (i32, &'static CStr, usize)| {
+    let types = found(symbols, &KNOWN);
+    debug!("decoded by the host: {}", types.iter().map(|t| t.name).collect::<Vec<_>>().join(" "));
+    types
+}
+
+/// Those that a KV cache may have and the host decodes.
+pub fn cached(symbols: &IkSymbols) -> Vec<&'static DecodedType> {
+    found(symbols, &CACHE)
+}
+
+/// The types that the host has under these numbers and names. Made once, never freed.
+fn found(symbols: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
+    let type_of = |&(number, name, together): &(i32, &'static CStr, usize)| {
         // SAFETY: the host answers for any number; traits are asked for only where it has a type of this name.
         let traits = unsafe {
             let found = (symbols.ggml_type_name)(number);
@@ -160,7 +176,5 @@ pub fn decoded(symbols: &IkSymbols) -> Vec<&'static DecodedType> {
         };
         Some(&*Box::leak(Box::new(ty)))
     };
-    let types: Vec<_> = KNOWN.into_iter().filter_map(type_of).collect();
-    debug!("decoded by the host: {}", types.iter().map(|t| t.name).collect::<Vec<_>>().join(" "));
-    types
+    types.iter().filter_map(type_of).collect()
 }

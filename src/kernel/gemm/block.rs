@@ -246,6 +246,31 @@ pub unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
     }
 }
 
+/// Adds products of BF16 tiles to a block of results, or starts it with them (`FRESH`): steps are offsets from `left`
+/// (32 rows) and `right` (32 columns), at least one.
+///
+/// # Safety
+/// As for [`multiply`]; `sums` are laid out as results are.
+#[inline]
+pub unsafe fn accumulate<const FRESH: bool>(sums: *mut u8, left: *const u8, right: *const u8, steps: &[[u32; 2]]) {
+    // SAFETY: promised by the caller. Tile state lives across the asm blocks, and nothing is called in between.
+    unsafe {
+        let [first, rest @ ..] = steps else { return };
+        start::<true>(left.add(first[0] as usize), right.add(first[1] as usize));
+        if !FRESH {
+            asm!("tileloadd tmm0, [{from} + {row}*1]", "tileloadd tmm1, [{from} + {row}*1 + 64]",
+                "tileloadd tmm2, [{from} + {row}*1 + 2048]", "tileloadd tmm3, [{from} + {row}*1 + 2112]",
+                from = in(reg) sums, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags, readonly));
+        }
+        for step in rest {
+            let (act, weights) = (left.add(step[0] as usize), right.add(step[1] as usize));
+            step!("tdpbf16ps", true, act, weights);
+        }
+        last!("tdpbf16ps", true);
+        store_dots::<true>(sums);
+    }
+}
+
 /// Starts the sums with the product of the outliers: one k-step in BF16.
 ///
 /// # Safety

@@ -1,0 +1,369 @@
+//! What the tile unit multiplies: queries, keys and values as BF16 tiles, and which keys a tile of queries sees.
+
+use std::arch::x86_64::*;
+
+use super::{Attention, Element, Group, Heads, Plan, SIDE, SUBS, Scratch};
+use crate::panel::plain::transpose;
+use crate::panel::tiles::STEP_BYTES;
+
+/// Bytes of a tile and of one of its rows.
+const TILE: usize = 1024;
+const ROW: usize = 64;
+/// Lanes of a vector of floats.
+const LANES: usize = 16;
+
+/// A tile sees nothing of a sub-block.
+pub const HIDDEN: u8 = 0;
+/// A tile sees all of a sub-block, unchanged.
+pub const CLEAR: u8 = 1;
+/// The mask must be added.
+pub const MASKED: u8 = 2;
+
+/// Minus infinity as a half float.
+const HIDES: i16 = 0xfc00_u16 as i16;
+
+/// How a row of numbers is read.
+trait Load {
+    /// Those from `at` on that `mask` has, 0 for the others.
+    ///
+    /// # Safety
+    /// The row must have them; AVX-512 needed.
+    unsafe fn lanes(row: *const u8, at: usize, mask: u16) -> __m512;
+}
+
+struct Single;
+struct Half;
+struct Brain;
+
+impl Load for Single {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn lanes(row: *const u8, at: usize, mask: u16) -> __m512 {
+        // SAFETY: promised by the caller.
+        unsafe { _mm512_maskz_loadu_ps(mask, row.cast::<f32>().add(at)) }
+    }
+}
+
+impl Load for Half {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn lanes(row: *const u8, at: usize, mask: u16) -> __m512 {
+        // SAFETY: promised by the caller.
+        _mm512_cvtph_ps(unsafe { _mm256_maskz_loadu_epi16(mask, row.cast::<i16>().add(at)) })
+    }
+}
+
+impl Load for Brain {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn lanes(row: *const u8, at: usize, mask: u16) -> __m512 {
+        // SAFETY: promised by the caller.
+        widened(unsafe { _mm256_maskz_loadu_epi16(mask, row.cast::<i16>().add(at)) })
+    }
+}
+
+/// BF16 as floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widened(half: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+}
+
+/// Two vectors rounded to BF16, the first in the lower half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn rounded(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: both are 512 bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
+}
+
+/// Two vectors as the sum of two in BF16, each as [`rounded`] has it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub fn split(first: __m512, second: __m512) -> [__m512i; 2] {
+    let high = rounded(first, second);
+    let rest = |v, half| _mm512_sub_ps(v, widened(half));
+    let (a, b) = (_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64::<1>(high));
+    [high, rounded(rest(first, a), rest(second, b))]
+}
+
+/// Word `i` of the lower half beside word `i` of the upper one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub fn interleaved(v: __m512i) -> __m512i {
+    static ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = (i / 2 + i % 2 * 16) as u16;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: 64 bytes.
+    _mm512_permutexvar_epi16(unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) }, v)
+}
+
+/// The lanes of `len` numbers that are there from `at` on.
+#[inline]
+pub fn lanes_from(len: usize, at: usize) -> u16 {
+    ((1u32 << len.saturating_sub(at).min(LANES)) - 1) as u16
+}
+
+/// Up to 32 rows of one head; those that are not there are zero.
+struct Rows {
+    data: *const u8,
+    stride: usize,
+    count: usize,
+    width: usize,
+}
+
+impl Rows {
+    /// # Safety
+    /// As for [`Load::lanes`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn lanes<L: Load>(&self, row: usize, at: usize) -> __m512 {
+        let mask = if row < self.count { lanes_from(self.width, at) } else { 0 };
+        // SAFETY: promised by the caller.
+        unsafe { L::lanes(self.data.wrapping_add(row * self.stride), at, mask) }
+    }
+
+    /// Rows of keys as tile rows, two planes.
+    ///
+    /// # Safety
+    /// The rows must be there, `out` have room for both planes of `steps` steps.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn put_keys<L: Load>(&self, steps: usize, out: *mut u8) {
+        for row in 0..SIDE {
+            for step in 0..steps {
+                // SAFETY: promised by the caller.
+                unsafe {
+                    let at = step * SIDE;
+                    let planes = split(self.lanes::<L>(row, at), self.lanes::<L>(row, at + LANES));
+                    let out = out.add(step * STEP_BYTES + row / 16 * TILE + row % 16 * ROW);
+                    _mm512_store_si512(out.cast(), planes[0]);
+                    _mm512_store_si512(out.add(steps * STEP_BYTES).cast(), planes[1]);
+                }
+            }
+        }
+    }
+
+    /// Rows of values as tile columns: `out(plane, tile)` is where 16 channels of a plane go.
+    ///
+    /// # Safety
+    /// The rows must be there, tiles of `channels` channels be writable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn put_values<L: Load>(&self, channels: usize, exact: bool, out: impl Fn(usize, usize) -> *mut u8) {
+        for tile in 0..channels / LANES {
+            let mut planes = [[_mm512_setzero_si512(); 16]; 2];
+            for pair in 0..16 {
+                // SAFETY: promised by the caller.
+                let (a, b) =
+                    unsafe { (self.lanes::<L>(2 * pair, tile * LANES), self.lanes::<L>(2 * pair + 1, tile * LANES)) };
+                let both = if exact { split(a, b) } else { [rounded(a, b); 2] };
+                planes[0][pair] = interleaved(both[0]);
+                planes[1][pair] = interleaved(both[1]);
+            }
+            for (plane, rows) in planes[..1 + usize::from(exact)].iter().enumerate() {
+                for (channel, row) in transpose(*rows).into_iter().enumerate() {
+                    // SAFETY: promised by the caller.
+                    unsafe { _mm512_store_si512(out(plane, tile).add(channel * ROW).cast(), row) };
+                }
+            }
+        }
+    }
+}
+
+impl Heads {
+    /// Up to 32 rows from `row` on, decoded into `buffer` if need be.
+    ///
+    /// # Safety
+    /// Row, head and sequence must exist; `buffer` must have room for 32 rows.
+    unsafe fn rows(&self, (row, head, sequence): (usize, usize, usize), buffer: *mut f32) -> Rows {
+        let (count, width) = ((self.ne[1] - row).min(SIDE), self.ne[0]);
+        let (data, stride) = (self.row(row, head, sequence), self.nb[0]);
+        let Element::Decoded(to_float) = self.element else {
+            return Rows { data, stride, count, width };
+        };
+        for i in 0..count {
+            // SAFETY: promised by the caller.
+            unsafe { to_float(data.wrapping_add(i * stride).cast(), buffer.add(i * width), width as i64) };
+        }
+        Rows { data: buffer.cast_const().cast(), stride: 4 * width, count, width }
+    }
+
+    /// 32 keys from `place` on (row, head, sequence) as tiles.
+    ///
+    /// # Safety
+    /// The place must exist; `buffer` have room for 32 rows, `out` for both planes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn put_keys(&self, place: (usize, usize, usize), plan: &Plan, buffer: *mut f32, out: *mut u8) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let rows = self.rows(place, buffer);
+            match self.element {
+                Element::F16 => rows.put_keys::<Half>(plan.steps, out),
+                Element::Bf16 => rows.put_keys::<Brain>(plan.steps, out),
+                Element::F32 | Element::Decoded(_) => rows.put_keys::<Single>(plan.steps, out),
+            }
+        }
+    }
+
+    /// 32 values from `place` on as sub-block `sub` of the scratch's tiles, two planes if `exact`.
+    ///
+    /// # Safety
+    /// The place must exist.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn put_values(
+        &self,
+        place: (usize, usize, usize),
+        plan: &Plan,
+        sub: usize,
+        exact: bool,
+        scratch: &Scratch,
+    ) {
+        let channels = plan.blocks * SIDE;
+        let out = |plane: usize, tile: usize| {
+            let block = plane * plan.blocks + tile / 2;
+            scratch.values.wrapping_add((block * SUBS + sub) * STEP_BYTES + tile % 2 * TILE)
+        };
+        // SAFETY: promised by the caller.
+        unsafe {
+            let rows = self.rows(place, scratch.rows);
+            match self.element {
+                Element::F16 => rows.put_values::<Half>(channels, exact, out),
+                Element::Bf16 => rows.put_values::<Brain>(channels, exact, out),
+                Element::F32 | Element::Decoded(_) => rows.put_values::<Single>(channels, exact, out),
+            }
+        }
+    }
+}
+
+impl Attention {
+    /// The queries of tile `index` of a group, scaled, as tile columns; queries that do not exist are zero.
+    ///
+    /// # Safety
+    /// The group must exist, `out` have room for both planes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn put_queries(&self, plan: &Plan, group: &Group, index: usize, out: *mut u8) {
+        // Scores are powers of 2, unless something is done to them first.
+        let scale = if self.softcap > 0.0 { self.scale } else { self.scale * std::f32::consts::LOG2_E };
+        let scale = _mm512_set1_ps(scale);
+        let width = self.q.ne[0];
+        for half in 0..2 {
+            let rows: [*const u8; 16] = std::array::from_fn(|lane| {
+                let query = index * SIDE + half * LANES + lane;
+                let (token, head) = self.token_and_head(group, query.min(group.count - 1));
+                self.q.row(token, head, group.sequence)
+            });
+            let there = group.count.saturating_sub(index * SIDE + half * LANES);
+            for step in 0..plan.steps {
+                let mut planes = [[_mm512_setzero_si512(); 16]; 2];
+                for (lane, row) in rows.into_iter().enumerate().take(there) {
+                    let part = |at| {
+                        // SAFETY: the row has the channels of the mask.
+                        let x = unsafe { Single::lanes(row, at, lanes_from(width, at)) };
+                        _mm512_mul_ps(x, scale)
+                    };
+                    [planes[0][lane], planes[1][lane]] = split(part(step * SIDE), part(step * SIDE + LANES));
+                }
+                for (plane, rows) in planes.iter().enumerate() {
+                    let out = out.wrapping_add((plane * plan.steps + step) * STEP_BYTES + half * TILE);
+                    for (pair, row) in transpose(*rows).into_iter().enumerate() {
+                        // SAFETY: promised by the caller.
+                        unsafe { _mm512_store_si512(out.add(pair * ROW).cast(), row) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes down what each of `tiles` tiles sees of the keys from `from` on; whether any sees any.
+    ///
+    /// # Safety
+    /// The mask must have a row for every token; `seen` room for all.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn look(&self, group: &Group, tiles: usize, from: usize, seen: *mut u8) -> bool {
+        let keys = self.k.ne[1];
+        let mut any = false;
+        for tile in 0..tiles {
+            let first = tile * SIDE;
+            let last = (first + SIDE).min(group.count) - 1;
+            let tokens = self.token_and_head(group, first).0..=self.token_and_head(group, last).0;
+            for sub in 0..SUBS {
+                let key = from + sub * SIDE;
+                let there = keys.saturating_sub(key).min(SIDE);
+                // SAFETY: promised by the caller; the keys are there.
+                let state = unsafe { self.look_at(tokens.clone(), key, there) };
+                any |= state != HIDDEN;
+                // SAFETY: promised by the caller.
+                unsafe { *seen.add(tile * SUBS + sub) = state };
+            }
+        }
+        any
+    }
+
+    /// What some tokens see of `there` keys from `key` on.
+    ///
+    /// # Safety
+    /// As for [`Attention::look`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn look_at(&self, tokens: std::ops::RangeInclusive<usize>, key: usize, there: usize) -> u8 {
+        if there == 0 {
+            return HIDDEN;
+        }
+        let Some(mask) = self.mask else {
+            return if there == SIDE { CLEAR } else { MASKED };
+        };
+        let (mut hidden, mut clear) = (true, there == SIDE);
+        for token in tokens {
+            let lanes = ((1u64 << there) - 1) as u32;
+            let row = mask.data.wrapping_add(token * mask.stride).cast::<i16>();
+            // SAFETY: promised by the caller.
+            let v = unsafe { _mm512_mask_loadu_epi16(_mm512_set1_epi16(HIDES), lanes, row.wrapping_add(key)) };
+            hidden &= _mm512_cmpneq_epi16_mask(v, _mm512_set1_epi16(HIDES)) == 0;
+            // Minus zero is none.
+            clear &= _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff)) == 0;
+        }
+        match (hidden, clear) {
+            (true, _) => HIDDEN,
+            (_, true) => CLEAR,
+            _ => MASKED,
+        }
+    }
+
+    /// The mask of a tile of queries for 32 keys from `key` on, keys as rows; keys that do not exist are hidden.
+    ///
+    /// # Safety
+    /// As for [`Attention::look`]; `out` must have room for 32 rows of 32 floats.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn put_mask(&self, group: &Group, index: usize, key: usize, out: *mut f32) {
+        let there = self.k.ne[1].saturating_sub(key).min(SIDE);
+        for half in 0..2 {
+            for part in 0..2 {
+                let mut rows = [_mm512_setzero_si512(); 16];
+                for (lane, row) in rows.iter_mut().enumerate() {
+                    let query = (index * SIDE + half * LANES + lane).min(group.count - 1);
+                    let (token, _) = self.token_and_head(group, query);
+                    let lanes = lanes_from(there, part * LANES);
+                    let hides = _mm256_set1_epi16(HIDES);
+                    let v = match self.mask {
+                        None => _mm256_mask_mov_epi16(hides, lanes, _mm256_setzero_si256()),
+                        Some(mask) => {
+                            let at = mask.data.wrapping_add(token * mask.stride + 2 * (key + part * LANES));
+                            // SAFETY: promised by the caller.
+                            unsafe { _mm256_mask_loadu_epi16(hides, lanes, at.cast()) }
+                        }
+                    };
+                    *row = _mm512_castps_si512(_mm512_cvtph_ps(v));
+                }
+                for (i, row) in transpose(rows).into_iter().enumerate() {
+                    // SAFETY: promised by the caller.
+                    unsafe { _mm512_storeu_si512(out.add((part * LANES + i) * SIDE + half * LANES).cast(), row) };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! One tile of 32 queries: scores, softmax as it goes along, results.
+
+use std::arch::x86_64::*;
+
+use super::operands::{HIDDEN, MASKED, interleaved, lanes_from, rounded, split};
+use super::{Attention, Group, MAX_WIDTH, Plan, SIDE, SUBS, Scratch};
+use crate::kernel::activation::exp16;
+use crate::kernel::gemm::accumulate;
+use crate::panel::plain::transpose;
+use crate::panel::tiles::STEP_BYTES;
+
+/// Lanes of a vector of floats: half the queries.
+const LANES: usize = 16;
+/// Less than any score: no key was seen.
+const NONE: f32 = -1e38;
+
+/// Offsets of the tiles of keys and queries whose products are scores.
+pub struct Steps {
+    all: [[u32; 2]; 3 * MAX_WIDTH / SIDE],
+    count: usize,
+}
+
+impl Steps {
+    /// For `steps` steps: high x high, high x low and low x high of each.
+    pub fn new(steps: usize) -> Self {
+        let mut all = [[0; 2]; 3 * MAX_WIDTH / SIDE];
+        for step in 0..steps {
+            let (high, low) = ((step * STEP_BYTES) as u32, ((steps + step) * STEP_BYTES) as u32);
+            all[3 * step] = [high, high];
+            all[3 * step + 1] = [high, low];
+            all[3 * step + 2] = [low, high];
+        }
+        Self { all, count: 3 * steps }
+    }
+}
+
+/// Where a tile's state is.
+pub struct TileState {
+    pub queries: *mut u8,
+    results: *mut f32,
+    largest: *mut f32,
+    totals: *mut f32,
+}
+
+impl TileState {
+    pub fn new(plan: &Plan, scratch: &Scratch, index: usize) -> Self {
+        Self {
+            queries: scratch.queries.wrapping_add(index * plan.query_bytes()),
+            results: scratch.results.wrapping_add(index * plan.result_floats()),
+            largest: scratch.largest.wrapping_add(index * SIDE),
+            totals: scratch.totals.wrapping_add(index * SIDE),
+        }
+    }
+
+    /// # Safety
+    /// The tile must be in the scratch.
+    pub unsafe fn begin(&self, plan: &Plan) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.results, plan.result_floats()).fill(0.0);
+            std::slice::from_raw_parts_mut(self.largest, SIDE).fill(NONE);
+            std::slice::from_raw_parts_mut(self.totals, SIDE).fill(0.0);
+        }
+    }
+
+    /// Multiplies the results of 16 queries.
+    ///
+    /// # Safety
+    /// The tile must be in the scratch; AVX-512 needed.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rescale(&self, plan: &Plan, half: usize, factor: __m512) {
+        for row in 0..plan.blocks * SIDE {
+            let at = self.results.wrapping_add(row * SIDE + half * LANES);
+            // SAFETY: promised by the caller.
+            unsafe { _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), factor)) };
+        }
+    }
+}
+
+/// 2^x, to 4e-6 of it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn exp2(x: __m512) -> __m512 {
+    /// Near the best of degree 4 for 2^f, 0 <= f < 1, that is exact at 0; highest power first.
+    const POLYNOMIAL: [f32; 5] = [0.013_678_497, 0.051_799_6, 0.241_508_98, 0.693_012_9, 1.0];
+    // x - floor(x)
+    let f = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF }>(x);
+    let mut p = _mm512_set1_ps(POLYNOMIAL[0]);
+    for c in &POLYNOMIAL[1..] {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
+    }
+    _mm512_scalef_ps(p, x)
+}
+
+impl Attention {
+    /// Takes the scratch's keys and values, those from `from` on, into tile `index` of a group.
+    ///
+    /// # Safety
+    /// The tile must exist, the keys be there; full tiles configured.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(super) unsafe fn tile<const EXACT: bool>(
+        &self,
+        plan: &Plan,
+        group: &Group,
+        index: usize,
+        from: usize,
+        steps: &Steps,
+        scratch: &Scratch,
+    ) {
+        let tile = TileState::new(plan, scratch, index);
+        let mut visible = [0; SUBS];
+        let mut count = 0;
+        // SAFETY: promised by the caller.
+        unsafe {
+            for sub in 0..SUBS {
+                let state = *scratch.seen.add(index * SUBS + sub);
+                if state == HIDDEN {
+                    continue;
+                }
+                visible[count] = sub;
+                count += 1;
+                let scores = scratch.scores.add(sub * SIDE * SIDE);
+                let keys = scratch.keys.add(sub * plan.query_bytes());
+                accumulate::<true>(scores.cast(), keys, tile.queries, &steps.all[..steps.count]);
+                if self.softcap > 0.0 {
+                    self.cap(scores);
+                }
+                if state == MASKED {
+                    self.put_mask(group, index, from + sub * SIDE, scratch.mask);
+                    add_mask(scores, scratch.mask);
+                }
+            }
+            if count == 0 {
+                return;
+            }
+            for half in 0..2 {
+                self.weigh::<EXACT>(plan, &tile, half, &visible[..count], scratch);
+            }
+            let mut products = [[0; 2]; 3 * SUBS];
+            for block in 0..plan.blocks {
+                let mut used = 0;
+                for &sub in &visible[..count] {
+                    let value = |plane: usize| (((plane * plan.blocks + block) * SUBS + sub) * STEP_BYTES) as u32;
+                    let weight = |plane: usize| ((plane * SUBS + sub) * STEP_BYTES) as u32;
+                    let all = [[value(0), weight(0)], [value(0), weight(1)], [value(1), weight(0)]];
+                    let planes = if EXACT { 3 } else { 1 };
+                    products[used..used + planes].copy_from_slice(&all[..planes]);
+                    used += planes;
+                }
+                let results = tile.results.add(block * SIDE * SIDE).cast();
+                accumulate::<false>(results, scratch.values, scratch.weights, &products[..used]);
+            }
+        }
+    }
+
+    /// Scores bounded by the soft cap, as powers of 2.
+    ///
+    /// # Safety
+    /// 32 rows of 32 scores; AVX-512 needed.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn cap(&self, scores: *mut f32) {
+        let bound = _mm512_set1_ps(self.softcap * std::f32::consts::LOG2_E);
+        let (one, two) = (_mm512_set1_ps(1.0), _mm512_set1_ps(2.0));
+        for i in 0..SIDE * SIDE / LANES {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let at = scores.add(i * LANES);
+                // tanh(x) = 1 - 2 / (1 + e^2x)
+                let e = exp16(_mm512_mul_ps(two, _mm512_load_ps(at)));
+                let tanh = _mm512_sub_ps(one, _mm512_div_ps(two, _mm512_add_ps(one, e)));
+                _mm512_store_ps(at, _mm512_mul_ps(bound, tanh));
+            }
+        }
+    }
+
+    /// From the scores of 16 queries to weights; results so far are scaled to the new largest score.
+    ///
+    /// # Safety
+    /// As for [`Attention::tile`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn weigh<const EXACT: bool>(
+        &self,
+        plan: &Plan,
+        tile: &TileState,
+        half: usize,
+        visible: &[usize],
+        scratch: &Scratch,
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let scores =
+                |sub: usize, row: usize| _mm512_load_ps(scratch.scores.add((sub * SIDE + row) * SIDE + half * LANES));
+            let largest = tile.largest.add(half * LANES);
+            let before = _mm512_load_ps(largest);
+            let mut maxima = [before; 4];
+            for &sub in visible {
+                for row in (0..SIDE).step_by(4) {
+                    for (i, max) in maxima.iter_mut().enumerate() {
+                        *max = _mm512_max_ps(*max, scores(sub, row + i));
+                    }
+                }
+            }
+            let [a, b, c, d] = maxima;
+            let max = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+            _mm512_store_ps(largest, max);
+            let factor = exp2(_mm512_sub_ps(before, max));
+            let totals = tile.totals.add(half * LANES);
+            let mut total = [_mm512_mul_ps(_mm512_load_ps(totals), factor), _mm512_setzero_ps()];
+            for &sub in visible {
+                for pair in 0..SIDE / 2 {
+                    let weight = |row| exp2(_mm512_sub_ps(scores(sub, row), max));
+                    let (a, b) = (weight(2 * pair), weight(2 * pair + 1));
+                    let to = scratch.weights.add(sub * STEP_BYTES + half * 1024 + pair * 64);
+                    let summands = if EXACT {
+                        let planes = split(a, b);
+                        _mm512_store_si512(to.cast(), interleaved(planes[0]));
+                        _mm512_store_si512(to.add(SUBS * STEP_BYTES).cast(), interleaved(planes[1]));
+                        [a, b]
+                    } else {
+                        let both = interleaved(rounded(a, b));
+                        _mm512_store_si512(to.cast(), both);
+                        let high = _mm512_and_si512(both, _mm512_set1_epi32(-0x1_0000));
+                        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(high)]
+                    };
+                    total[0] = _mm512_add_ps(total[0], summands[0]);
+                    total[1] = _mm512_add_ps(total[1], summands[1]);
+                }
+            }
+            _mm512_store_ps(totals, _mm512_add_ps(total[0], total[1]));
+            if _mm512_cmpneq_ps_mask(factor, _mm512_set1_ps(1.0)) != 0 {
+                tile.rescale(plan, half, factor);
+            }
+        }
+    }
+
+    /// Divides by the sums of weights, and writes the results of tile `index` of a group.
+    ///
+    /// # Safety
+    /// As for [`Attention::tile`]; nobody else may write these results.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(super) unsafe fn finish(&self, group: &Group, index: usize, tile: &TileState) {
+        let width = self.v.ne[0];
+        for half in 0..2 {
+            let first = index * SIDE + half * LANES;
+            // SAFETY: promised by the caller.
+            unsafe {
+                let factor = self.last_factor(group, first, tile, half);
+                for channel in (0..width).step_by(LANES) {
+                    let rows = std::array::from_fn(|i| {
+                        let at = tile.results.wrapping_add((channel + i) * SIDE + half * LANES);
+                        _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(at), factor))
+                    });
+                    let there = group.count.saturating_sub(first);
+                    for (lane, row) in transpose(rows).into_iter().enumerate().take(there) {
+                        let (token, head) = self.token_and_head(group, first + lane);
+                        let nb = self.output.nb;
+                        let offset = head * nb[0] + token * nb[1] + group.sequence * nb[2] + 4 * channel;
+                        let to = self.output.data.add(offset).cast();
+                        _mm512_mask_storeu_epi32(to, lanes_from(width, channel), row);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What results of 16 queries from `first` on are multiplied with in the end: 0 for those that saw no key.
+    ///
+    /// # Safety
+    /// As for [`Attention::finish`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+    unsafe fn last_factor(&self, group: &Group, first: usize, tile: &TileState, half: usize) -> __m512 {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let total = _mm512_load_ps(tile.totals.add(half * LANES));
+            let one = _mm512_set1_ps(1.0);
+            if self.sinks.is_null() {
+                let seen = _mm512_cmpneq_ps_mask(total, _mm512_setzero_ps());
+                return _mm512_maskz_div_ps(seen, one, total);
+            }
+            let sinks: [f32; LANES] = std::array::from_fn(|lane| {
+                let (_, head) = self.token_and_head(group, (first + lane).min(group.count - 1));
+                *self.sinks.add(head) * std::f32::consts::LOG2_E
+            });
+            let sinks = _mm512_loadu_ps(sinks.as_ptr());
+            let largest = _mm512_load_ps(tile.largest.add(half * LANES));
+            let max = _mm512_max_ps(largest, sinks);
+            let factor = exp2(_mm512_sub_ps(largest, max));
+            let total = _mm512_fmadd_ps(total, factor, exp2(_mm512_sub_ps(sinks, max)));
+            _mm512_div_ps(factor, total)
+        }
+    }
+}
+
+/// # Safety
+/// 32 rows of 32 scores and of mask; AVX-512 needed.
+#[target_feature(enable = "avx512f")]
+unsafe fn add_mask(scores: *mut f32, mask: *const f32) {
+    let unit = _mm512_set1_ps(std::f32::consts::LOG2_E);
+    for i in 0..SIDE * SIDE / LANES {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let at = scores.add(i * LANES);
+            _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_load_ps(mask.add(i * LANES)), unit, _mm512_load_ps(at)));
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What happens in the function that stands in front of the host's flash attention.
+
+use libc::{c_int, c_long, c_void};
+
+use super::{IkHost, team};
+use crate::attention::{Attention, Element, Heads, Mask};
+use crate::cpu::{self, Amx, Isa};
+use crate::debug;
+use crate::diag::env::env;
+use crate::matmul::{Output, Thread};
+
+/// Tokens from which on the tile unit is faster.
+const MIN_TOKENS: c_int = 8;
+/// ggml's numbers of types.
+const F32: c_int = 0;
+const F16: c_int = 1;
+const BF16: c_int = 30;
+
+/// Q, K or V as the host describes them.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// The first row.
+    pub data: *const c_void,
+    /// Channels, rows, heads, sequences.
+    pub ne: [c_int; 4],
+    /// Bytes per row, head and sequence.
+    pub nb: [c_long; 3],
+}
+
+/// The arguments of `iqk_flash_attn_noalibi` that matter here.
+#[allow(missing_docs)] // the host's names
+pub struct FlashAttn {
+    /// Of Q, mask, K and V.
+    pub types: [c_int; 4],
+    pub max_bias: f32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub mask: *const c_void,
+    pub stride_m: c_int,
+    pub sinks: *const c_void,
+    pub result: *mut f32,
+    pub nb1: c_long,
+    /// The result's dimensions 1 and 2.
+    pub heads: c_int,
+    pub tokens: c_int,
+    pub ith: c_int,
+    pub nth: c_int,
+}
+
+/// Computes what `iqk_flash_attn_noalibi` was called for; `false` if the host shall do it. Every thread gets the same
+/// answer.
+///
+/// # Safety
+/// As for the host's function; all its threads must come.
+pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
+    if cpu::isa() < Isa::Amx || args.q.ne[1] < MIN_TOKENS {
+        return false;
+    }
+    let (Some(host), Some(proof)) = (IkHost::get(), Amx::new()) else { return false };
+    let op = match attention(host, args) {
+        Ok(op) => op,
+        Err(why) => {
+            if args.ith == 0 {
+                debug!("flash attention left to the host: {why}");
+            }
+            return false;
+        }
+    };
+    let (index, count) = (args.ith as usize, args.nth as usize);
+    let bytes = op.work_size(count).unwrap_or(usize::MAX);
+    let member = team::join(args.result as usize, count, bytes)
+        .unwrap_or_else(|e| host.abort(&format!("flash attention: no work buffer of {bytes} bytes: {e}")));
+    let barrier = || member.wait();
+    // SAFETY: shapes were checked; the work buffer is as large as asked for.
+    unsafe { op.run(proof, env().exact, &Thread { index, count, barrier: &barrier }, member.work()) };
+    if env().check_nan {
+        member.wait();
+        // SAFETY: the results are there.
+        if index == 0 && unsafe { op.has_nan() } {
+            host.abort("NaN or infinity in a result of flash attention");
+        }
+    }
+    true
+}
+
+/// The operation, or why it is not one of ours.
+fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
+    let [type_q, type_mask, type_k, type_v] = args.types;
+    if type_q != F32 || type_mask != F16 {
+        return Err(format!("queries of type {type_q}, mask of type {type_mask}"));
+    }
+    if args.max_bias > 0.0 {
+        return Err("ALiBi".to_string());
+    }
+    let size = |number: i64| usize::try_from(number).map_err(|_| format!("a size of {number}"));
+    let heads = |rows: &Rows, ty: c_int| {
+        let (mut ne, mut nb) = ([0; 4], [0; 3]);
+        for (to, from) in ne.iter_mut().zip(rows.ne) {
+            *to = size(from.into())?;
+        }
+        for (to, from) in nb.iter_mut().zip(rows.nb) {
+            *to = size(from)?;
+        }
+        Ok::<_, String>(Heads { data: rows.data.cast(), element: element(host, ty)?, ne, nb })
+    };
+    let row = size(args.nb1)?;
+    let (count, tokens) = (size(args.heads.into())?, size(args.tokens.into())?);
+    let op = Attention {
+        q: heads(&args.q, type_q)?,
+        k: heads(&args.k, type_k)?,
+        v: heads(&args.v, type_v)?,
+        mask: (!args.mask.is_null()).then_some(Mask { data: args.mask.cast(), stride: size(args.stride_m.into())? }),
+        sinks: args.sinks.cast(),
+        scale: args.scale,
+        softcap: args.softcap,
+        output: Output { data: args.result.cast(), nb: [row, row * count, row * count * tokens] },
+    };
+    op.check().map(|()| op)
+}
+
+/// How numbers of ggml's type `ty` are read.
+fn element(host: &IkHost, ty: c_int) -> Result<Element, String> {
+    match ty {
+        F32 => Ok(Element::F32),
+        F16 => Ok(Element::F16),
+        BF16 => Ok(Element::Bf16),
+        _ => {
+            let decoded = host.cached.iter().find(|cached| cached.number == ty);
+            decoded.map(|ty| Element::Decoded(ty.to_float)).ok_or_else(|| format!("a cache of type {ty}"))
+        }
+    }
+}
