@@ -6,14 +6,16 @@
 //! the second-level cache with their results a group. A group goes through the cache [`KEYS`] keys at a time, which are
 //! made tiles for it ([`operands`]); keys that a tile's mask hides are not multiplied.
 //!
-//! Numbers: queries and keys are two BF16 each, F16 without loss and F32 to 16 bits; weights and values are one, or two if
-//! [`Attention::run`] is told to be exact. What softmax divides by is the sum of the rounded weights.
+//! Numbers: keys are two BF16 each, which F16 is without loss: channels of keys may be large and alike, so that only their
+//! last digits matter. Queries, weights and values are one BF16, or two if [`Attention::run`] is told to be exact; an
+//! error of a query is the same for all keys, and what softmax divides by is the sum of the rounded weights.
 
 mod operands;
 mod softmax;
 #[cfg(test)]
 mod tests;
 
+use std::arch::x86_64::__m512i;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cpu::Amx;
@@ -143,8 +145,9 @@ struct Scratch {
     scores: *mut f32,
     weights: *mut u8,
     mask: *mut f32,
-    /// 32 decoded rows.
+    /// 32 decoded rows, and pairs of 32 rows of values.
     rows: *mut f32,
+    pairs: *mut __m512i,
 }
 
 /// Cuts parts off a buffer; with a null base they are only counted.
@@ -176,6 +179,7 @@ impl Scratch {
             weights: parts.take(2 * SUBS * STEP_BYTES),
             mask: parts.take(SIDE * SIDE * 4),
             rows: parts.take(SIDE * SIDE * plan.steps.max(plan.blocks) * 4),
+            pairs: parts.take(2 * plan.blocks * SIDE * LINE),
         }
     }
 }
@@ -212,6 +216,16 @@ impl Attention {
         self.work_size(1).map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
     }
 
+    /// Queries that share a head of the cache.
+    pub fn queries(&self) -> usize {
+        self.q.ne[1] * (self.q.ne[2] / self.k.ne[2])
+    }
+
+    /// Tiles of queries: how many threads can have something to do.
+    pub fn tiles(&self) -> usize {
+        self.queries().div_ceil(SIDE) * self.k.ne[2] * self.q.ne[3]
+    }
+
     fn plan(&self, threads: usize) -> Option<Plan> {
         let (q, k) = (&self.q.ne, &self.k.ne);
         let (steps, blocks) = (q[0].div_ceil(SIDE), self.v.ne[0].div_ceil(SIDE));
@@ -233,7 +247,7 @@ impl Attention {
         self.plan(threads)?.per_thread.checked_mul(threads)?.checked_add(2 * LINE)
     }
 
-    /// Computes this thread's part, with BF16 weights and values or, if `exact`, with two of each. All threads of the
+    /// Computes this thread's part, with one BF16 per query, weight and value or, if `exact`, with two. All threads of the
     /// operation must call it with the same operation.
     ///
     /// # Safety
@@ -281,7 +295,7 @@ impl Attention {
     /// As for [`Attention::run`]; full tiles must be configured.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn group(&self, plan: &Plan, group: &Group, exact: bool, scratch: &Scratch) {
-        let steps = Steps::new(plan.steps);
+        let steps = Steps::new(plan.steps, exact);
         let tiles = group.count.div_ceil(SIDE);
         let keys = self.k.ne[1];
         let cache_sequence = group.sequence / (self.q.ne[3] / self.k.ne[3]);

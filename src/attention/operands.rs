@@ -116,6 +116,8 @@ struct Rows {
     stride: usize,
     count: usize,
     width: usize,
+    /// Cache lines of a row to prefetch of those that follow.
+    ahead: usize,
 }
 
 impl Rows {
@@ -129,6 +131,17 @@ impl Rows {
         unsafe { L::lanes(self.data.wrapping_add(row * self.stride), at, mask) }
     }
 
+    /// Prefetches row `row` of the next 32.
+    #[inline]
+    fn prefetch_next(&self, row: usize) {
+        let from = self.data.wrapping_add((SIDE + row) * self.stride);
+        for line in 0..self.ahead {
+            // One that is past the end is harmless.
+            // SAFETY: x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line).cast()) };
+        }
+    }
+
     /// Rows of keys as tile rows, two planes.
     ///
     /// # Safety
@@ -136,6 +149,7 @@ impl Rows {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn put_keys<L: Load>(&self, steps: usize, out: *mut u8) {
         for row in 0..SIDE {
+            self.prefetch_next(row);
             for step in 0..steps {
                 // SAFETY: promised by the caller.
                 unsafe {
@@ -152,23 +166,44 @@ impl Rows {
     /// Rows of values as tile columns: `out(plane, tile)` is where 16 channels of a plane go.
     ///
     /// # Safety
-    /// The rows must be there, tiles of `channels` channels be writable.
+    /// The rows must be there, tiles of `channels` channels be writable, `pairs` have room for 64 bytes of each of 16 pairs of
+    /// rows, plane and tile.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn put_values<L: Load>(&self, channels: usize, exact: bool, out: impl Fn(usize, usize) -> *mut u8) {
-        for tile in 0..channels / LANES {
-            let mut planes = [[_mm512_setzero_si512(); 16]; 2];
-            for pair in 0..16 {
+    unsafe fn put_values<L: Load>(
+        &self,
+        channels: usize,
+        exact: bool,
+        pairs: *mut __m512i,
+        out: impl Fn(usize, usize) -> *mut u8,
+    ) {
+        let tiles = channels / LANES;
+        // Row by row, as they lie in memory; then tile by tile.
+        for pair in 0..16 {
+            self.prefetch_next(2 * pair);
+            self.prefetch_next(2 * pair + 1);
+            for tile in 0..tiles {
                 // SAFETY: promised by the caller.
-                let (a, b) =
-                    unsafe { (self.lanes::<L>(2 * pair, tile * LANES), self.lanes::<L>(2 * pair + 1, tile * LANES)) };
-                let both = if exact { split(a, b) } else { [rounded(a, b); 2] };
-                planes[0][pair] = interleaved(both[0]);
-                planes[1][pair] = interleaved(both[1]);
+                unsafe {
+                    let a = self.lanes::<L>(2 * pair, tile * LANES);
+                    let b = self.lanes::<L>(2 * pair + 1, tile * LANES);
+                    if exact {
+                        let planes = split(a, b);
+                        pairs.add(tile * 16 + pair).write(interleaved(planes[0]));
+                        pairs.add((tiles + tile) * 16 + pair).write(interleaved(planes[1]));
+                    } else {
+                        pairs.add(tile * 16 + pair).write(interleaved(rounded(a, b)));
+                    }
+                }
             }
-            for (plane, rows) in planes[..1 + usize::from(exact)].iter().enumerate() {
-                for (channel, row) in transpose(*rows).into_iter().enumerate() {
-                    // SAFETY: promised by the caller.
-                    unsafe { _mm512_store_si512(out(plane, tile).add(channel * ROW).cast(), row) };
+        }
+        for plane in 0..1 + usize::from(exact) {
+            for tile in 0..tiles {
+                // SAFETY: promised by the caller; all pairs are written.
+                unsafe {
+                    let rows = pairs.add((plane * tiles + tile) * 16).cast::<[__m512i; 16]>().read();
+                    for (channel, row) in transpose(rows).into_iter().enumerate() {
+                        _mm512_store_si512(out(plane, tile).add(channel * ROW).cast(), row);
+                    }
                 }
             }
         }
@@ -184,13 +219,14 @@ impl Heads {
         let (count, width) = ((self.ne[1] - row).min(SIDE), self.ne[0]);
         let (data, stride) = (self.row(row, head, sequence), self.nb[0]);
         let Element::Decoded(to_float) = self.element else {
-            return Rows { data, stride, count, width };
+            let bytes = if matches!(self.element, Element::F32) { 4 } else { 2 };
+            return Rows { data, stride, count, width, ahead: (bytes * width).div_ceil(64) };
         };
         for i in 0..count {
             // SAFETY: promised by the caller.
             unsafe { to_float(data.wrapping_add(i * stride).cast(), buffer.add(i * width), width as i64) };
         }
-        Rows { data: buffer.cast_const().cast(), stride: 4 * width, count, width }
+        Rows { data: buffer.cast_const().cast(), stride: 4 * width, count, width, ahead: 0 }
     }
 
     /// 32 keys from `place` on (row, head, sequence) as tiles.
@@ -232,9 +268,9 @@ impl Heads {
         unsafe {
             let rows = self.rows(place, scratch.rows);
             match self.element {
-                Element::F16 => rows.put_values::<Half>(channels, exact, out),
-                Element::Bf16 => rows.put_values::<Brain>(channels, exact, out),
-                Element::F32 | Element::Decoded(_) => rows.put_values::<Single>(channels, exact, out),
+                Element::F16 => rows.put_values::<Half>(channels, exact, scratch.pairs, out),
+                Element::Bf16 => rows.put_values::<Brain>(channels, exact, scratch.pairs, out),
+                Element::F32 | Element::Decoded(_) => rows.put_values::<Single>(channels, exact, scratch.pairs, out),
             }
         }
     }

@@ -5,12 +5,14 @@ use std::arch::x86_64::*;
 use super::operands::{HIDDEN, MASKED, interleaved, lanes_from, rounded, split};
 use super::{Attention, Group, MAX_WIDTH, Plan, SIDE, SUBS, Scratch};
 use crate::kernel::activation::exp16;
-use crate::kernel::gemm::accumulate;
+use crate::kernel::gemm::{SAME, accumulate};
 use crate::panel::plain::transpose;
 use crate::panel::tiles::STEP_BYTES;
 
 /// Lanes of a vector of floats: half the queries.
 const LANES: usize = 16;
+/// By how many powers of 2 scores may be above the one that weights are relative to, before results are scaled anew.
+const SLACK: f32 = 8.0;
 /// Less than any score: no key was seen.
 const NONE: f32 = -1e38;
 
@@ -21,16 +23,19 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// For `steps` steps: high x high, high x low and low x high of each.
-    pub fn new(steps: usize) -> Self {
+    /// For `steps` steps of keys with two planes and queries with one or, if `exact`, two: low x high, high x high and
+    /// high x low of each.
+    pub fn new(steps: usize, exact: bool) -> Self {
         let mut all = [[0; 2]; 3 * MAX_WIDTH / SIDE];
+        let mut count = 0;
         for step in 0..steps {
             let (high, low) = ((step * STEP_BYTES) as u32, ((steps + step) * STEP_BYTES) as u32);
-            all[3 * step] = [high, high];
-            all[3 * step + 1] = [high, low];
-            all[3 * step + 2] = [low, high];
+            let products = [[low, high], [high, SAME], [SAME, low]];
+            let used = if exact { 3 } else { 2 };
+            all[count..count + used].copy_from_slice(&products[..used]);
+            count += used;
         }
-        Self { all, count: 3 * steps }
+        Self { all, count }
     }
 }
 
@@ -143,7 +148,7 @@ impl Attention {
                 for &sub in &visible[..count] {
                     let value = |plane: usize| (((plane * plan.blocks + block) * SUBS + sub) * STEP_BYTES) as u32;
                     let weight = |plane: usize| ((plane * SUBS + sub) * STEP_BYTES) as u32;
-                    let all = [[value(0), weight(0)], [value(0), weight(1)], [value(1), weight(0)]];
+                    let all = [[value(0), weight(0)], [SAME, weight(1)], [value(1), weight(0)]];
                     let planes = if EXACT { 3 } else { 1 };
                     products[used..used + planes].copy_from_slice(&all[..planes]);
                     used += planes;
@@ -204,6 +209,8 @@ impl Attention {
             }
             let [a, b, c, d] = maxima;
             let max = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+            let grown = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm512_add_ps(before, _mm512_set1_ps(SLACK)));
+            let max = _mm512_mask_mov_ps(before, grown, max);
             _mm512_store_ps(largest, max);
             let factor = exp2(_mm512_sub_ps(before, max));
             let totals = tile.totals.add(half * LANES);

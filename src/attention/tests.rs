@@ -188,7 +188,9 @@ impl Operands {
             for index in 0..threads {
                 let barrier = &barrier;
                 scope.spawn(move || {
-                    let wait = || drop(barrier.wait());
+                    let wait = || {
+                        barrier.wait();
+                    };
                     let thread = Thread { index, count: threads, barrier: &wait };
                     // SAFETY: the operation outlives the threads; its memory has the sizes that it says.
                     unsafe {
@@ -249,7 +251,7 @@ fn results_are_those_of_the_definition() {
         let operands = Operands::new(case);
         let expected = operands.expected();
         for threads in [1, 3] {
-            for (exact, allowed) in [(false, 1e-5), (true, 1e-9)] {
+            for (exact, allowed) in [(false, 4e-5), (true, 1e-9)] {
                 let error = error(&operands.compute(exact, threads), &expected);
                 assert!(error <= allowed, "case {number}, {threads} threads, exact {exact}: {error:e}");
             }

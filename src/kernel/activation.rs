@@ -172,7 +172,7 @@ fn sixteen(job: &Job, gate: __m512, up: __m512) -> __m512 {
 /// e^x, to two units in the last place near 0.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub fn exp16(x: __m512) -> __m512 {
+pub(crate) fn exp16(x: __m512) -> __m512 {
     let all = |v: f32| _mm512_set1_ps(v);
     let t = _mm512_mul_ps(x, all(std::f32::consts::LOG2_E));
     let t = _mm512_min_ps(all(HIGHEST), _mm512_max_ps(all(LOWEST), t));

@@ -110,6 +110,14 @@ impl Op {
         y.data.is_null() || ids || x.ne[0] > 0 && (w.base.is_null() || x.data.is_null())
     }
 
+    /// Whether weights have more digits than BF16.
+    pub fn has_fine_weights(&self) -> bool {
+        match self {
+            Op::Dense(p) => p.weights.stored.planes() > 1,
+            Op::Experts(p) => p.weights.stored.planes() > 1,
+        }
+    }
+
     /// Whether a result is NaN or infinite.
     ///
     /// # Safety

@@ -2,15 +2,15 @@
 
 use libc::{c_int, c_long, c_void};
 
-use super::{IkHost, team};
+use super::{IkHost, graph, team};
 use crate::attention::{Attention, Element, Heads, Mask};
 use crate::cpu::{self, Amx, Isa};
 use crate::debug;
 use crate::diag::env::env;
 use crate::matmul::{Output, Thread};
 
-/// Tokens from which on the tile unit is faster.
-const MIN_TOKENS: c_int = 8;
+/// Queries per head of the cache from which on the tile unit is faster; a single token is the host's.
+const MIN_QUERIES: usize = 16;
 /// ggml's numbers of types.
 const F32: c_int = 0;
 const F16: c_int = 1;
@@ -56,11 +56,12 @@ pub struct FlashAttn {
 /// # Safety
 /// As for the host's function; all its threads must come.
 pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
-    if cpu::isa() < Isa::Amx || args.q.ne[1] < MIN_TOKENS {
+    if cpu::isa() < Isa::Amx || args.q.ne[1] < 2 {
         return false;
     }
     let (Some(host), Some(proof)) = (IkHost::get(), Amx::new()) else { return false };
-    let op = match attention(host, args) {
+    let (index, count) = (args.ith as usize, args.nth as usize);
+    let op = match attention(host, args, count) {
         Ok(op) => op,
         Err(why) => {
             if args.ith == 0 {
@@ -69,13 +70,14 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             return false;
         }
     };
-    let (index, count) = (args.ith as usize, args.nth as usize);
     let bytes = op.work_size(count).unwrap_or(usize::MAX);
     let member = team::join(args.result as usize, count, bytes)
         .unwrap_or_else(|e| host.abort(&format!("flash attention: no work buffer of {bytes} bytes: {e}")));
     let barrier = || member.wait();
+    // What quantised weights leave is coarser than what BF16 leaves; where there are none, nothing shall be lost.
+    let exact = env().exact || graph::is_fine().unwrap_or(true);
     // SAFETY: shapes were checked; the work buffer is as large as asked for.
-    unsafe { op.run(proof, env().exact, &Thread { index, count, barrier: &barrier }, member.work()) };
+    unsafe { op.run(proof, exact, &Thread { index, count, barrier: &barrier }, member.work()) };
     if env().check_nan {
         member.wait();
         // SAFETY: the results are there.
@@ -87,7 +89,7 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
 }
 
 /// The operation, or why it is not one of ours.
-fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
+fn attention(host: &IkHost, args: &FlashAttn, threads: usize) -> Result<Attention, String> {
     let [type_q, type_mask, type_k, type_v] = args.types;
     if type_q != F32 || type_mask != F16 {
         return Err(format!("queries of type {type_q}, mask of type {type_mask}"));
@@ -118,7 +120,13 @@ fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
         softcap: args.softcap,
         output: Output { data: args.result.cast(), nb: [row, row * count, row * count * tokens] },
     };
-    op.check().map(|()| op)
+    op.check()?;
+    let (queries, tiles) = (op.queries(), op.tiles());
+    if queries < MIN_QUERIES || 2 * tiles < threads {
+        // The host gives every head of Q to a thread.
+        return Err(format!("{queries} queries per head of the cache, {tiles} tiles for {threads} threads"));
+    }
+    Ok(op)
 }
 
 /// How numbers of ggml's type `ty` are read.

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::matmul::Op;
 
@@ -51,6 +51,8 @@ impl Node {
 struct Graph {
     /// Number of this run, never used twice; 0: none.
     run: AtomicU64,
+    /// Whether weights have more digits than BF16.
+    fine: AtomicBool,
     /// Written under the lock while there is no run, read by the run's threads.
     nodes: UnsafeCell<Vec<Node>>,
 }
@@ -60,7 +62,7 @@ unsafe impl Sync for Graph {}
 
 impl Graph {
     const fn none() -> Self {
-        Self { run: AtomicU64::new(0), nodes: UnsafeCell::new(Vec::new()) }
+        Self { run: AtomicU64::new(0), fine: AtomicBool::new(false), nodes: UnsafeCell::new(Vec::new()) }
     }
 }
 
@@ -97,6 +99,8 @@ pub fn begin(products: impl Iterator<Item = Node>) -> Option<Run> {
     nodes.clear();
     nodes.extend(products);
     nodes.iter().find(|node| node.op.is_some())?;
+    let fine = nodes.iter().any(|node| node.op.is_some_and(|op| op.has_fine_weights()));
+    ALL[index].fine.store(fine, Ordering::Relaxed);
     *last += 1;
     ALL[index].run.store(*last, Ordering::Release);
     RUNNING.fetch_add(1, Ordering::AcqRel);
@@ -114,6 +118,14 @@ impl Drop for Run {
         ALL[self.0].run.store(0, Ordering::Release);
         RUNNING.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Whether weights of the graph that this thread computes have more digits than BF16; `None` if it did not come to a
+/// product of ours in it.
+pub fn is_fine() -> Option<bool> {
+    let at = CURSOR.get();
+    let same = at.run != 0 && ALL[at.graph].run.load(Ordering::Acquire) == at.run;
+    same.then(|| ALL[at.graph].fine.load(Ordering::Relaxed))
 }
 
 /// What a kernel was called for.

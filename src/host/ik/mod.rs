@@ -2,8 +2,8 @@
 //! the CPU go through a few exported C functions that live in a translation unit apart from their callers, so that a
 //! linker (`--wrap`) or a preloaded library can put ours in front of them.
 //!
-//! - [`attention`]: FLASH_ATTN_EXT
 //! - [`seam`]: what happens in those functions
+//! - [`attention`]: the same for its flash attention
 //! - [`graph`]: from the addresses they get to the nodes of the graph
 //! - [`product`]: from nodes to products
 //! - [`types`]: types that only this host knows

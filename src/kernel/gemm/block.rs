@@ -246,8 +246,11 @@ pub unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
     }
 }
 
-/// Adds products of BF16 tiles to a block of results, or starts it with them (`FRESH`): steps are offsets from `left`
-/// (32 rows) and `right` (32 columns), at least one.
+/// In place of an offset: the tiles of the step before.
+pub const SAME: u32 = u32::MAX;
+
+/// Adds products of BF16 tiles to a block of results, or starts it with them (`FRESH`). Steps are offsets from `left`
+/// (32 rows) and `right` (32 columns), at least one; one of both may be [`SAME`], but not of the first.
 ///
 /// # Safety
 /// As for [`multiply`]; `sums` are laid out as results are.
@@ -263,8 +266,22 @@ pub unsafe fn accumulate<const FRESH: bool>(sums: *mut u8, left: *const u8, righ
                 from = in(reg) sums, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags, readonly));
         }
         for step in rest {
-            let (act, weights) = (left.add(step[0] as usize), right.add(step[1] as usize));
-            step!("tdpbf16ps", true, act, weights);
+            let (rows, columns) = (left.wrapping_add(step[0] as usize), right.wrapping_add(step[1] as usize));
+            if step[1] == SAME {
+                asm!(
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm4, [{a} + {row}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7", "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+                    a = in(reg) rows, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)
+                );
+            } else if step[0] == SAME {
+                asm!(
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm2, tmm5, tmm6", "tileloadd tmm6, [{w} + {row}*1]",
+                    "tdpbf16ps tmm1, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7", "tileloadd tmm7, [{w} + {row}*1 + 1024]",
+                    w = in(reg) columns, row = in(reg) 64usize, options(nostack, preserves_flags, readonly)
+                );
+            } else {
+                step!("tdpbf16ps", true, rows, columns);
+            }
         }
         last!("tdpbf16ps", true);
         store_dots::<true>(sums);

@@ -23,7 +23,7 @@ pub fn scratch_bytes(chunks: usize) -> usize {
     columns::scratch_bytes(chunks)
 }
 
-pub use block::accumulate;
+pub use block::{SAME, accumulate};
 pub use columns::{PACK_BYTES, decoded_bytes};
 
 /// A piece of one product on the tile unit.
