@@ -8,7 +8,7 @@ use super::grids::byte_lanes;
 use super::q2_k::Pairs;
 use super::q4_0::f16_lanes;
 use super::tables::{sixteen, unsigned};
-use super::two_tables::{self, has_second, if_second_avx512};
+use super::two_tables::{self, has_second, second_avx512};
 use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
 
 /// The type; see the module.
@@ -32,6 +32,7 @@ unsafe impl Format for Iq2K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 54;
     const HAS_MIN: bool = false;
+    const STEP: i32 = 5;
     const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices] = two_tables::FIELDS;
@@ -57,15 +58,21 @@ unsafe impl Format for Iq2K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        // SAFETY: the caller's block is large enough.
+        unsafe { two_tables::quants_avx512::<Self>(block, group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 16] = unsigned(&VALUES, Iq2K::ZERO_POINT);
         let table = sixteen(&TABLE);
         // SAFETY: the caller's block is large enough.
-        let (mut rows, second) =
-            unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), if_second_avx512(block, group, 4)) };
+        let (mut rows, second) = unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for row in &mut rows[..4] {
-            *row = _mm512_shuffle_epi8(table, _mm512_or_si512(*row, second));
+            *row = _mm512_shuffle_epi8(table, *row);
         }
-        rows
+        (rows, second)
     }
 
     #[inline]

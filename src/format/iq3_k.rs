@@ -8,7 +8,7 @@ use super::grids::{byte_lanes, odd_scale, odd_scale_avx512};
 use super::q2_k::Pairs;
 use super::q4_0::f16_lanes;
 use super::tables::{sixteen, unsigned};
-use super::two_tables::{self, bit_of, bits_avx512, has_second, if_second_avx512};
+use super::two_tables::{self, bit_of, bits_avx512, has_second, second_avx512};
 use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
 
 /// The type; see the module.
@@ -34,6 +34,7 @@ unsafe impl Format for Iq3K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 115;
     const HAS_MIN: bool = false;
+    const STEP: i32 = 4;
     const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices] = two_tables::FIELDS;
@@ -61,20 +62,26 @@ unsafe impl Format for Iq3K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        // SAFETY: the caller's block is large enough.
+        unsafe { two_tables::quants_avx512::<Self>(block, group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 16] = unsigned(&VALUES, Iq3K::ZERO_POINT);
         let (table, four) = (sixteen(&TABLE), _mm512_set1_epi8(4));
         // Brings the third bit to its place.
         let turn = _mm512_set1_epi32((2 - group as i32 / 2) & 31);
         // SAFETY: the caller's block is large enough.
-        let (mut rows, second) =
-            unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), if_second_avx512(block, group, 8)) };
+        let (mut rows, second) = unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: 4 vectors of third bits for each half of 32 weights.
             let third = unsafe { _mm512_loadu_si512(block.add(QH + group % 2 * 16 * LANES + 64 * r).cast()) };
             let third = _mm512_and_si512(_mm512_rolv_epi32(third, turn), four);
-            *row = _mm512_shuffle_epi8(table, _mm512_or_si512(_mm512_or_si512(*row, third), second));
+            *row = _mm512_shuffle_epi8(table, _mm512_or_si512(*row, third));
         }
-        rows
+        (rows, second)
     }
 
     #[inline]

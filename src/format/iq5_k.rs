@@ -8,8 +8,8 @@
 use std::arch::x86_64::*;
 
 use super::tables::{sixteen, unsigned};
-use super::two_tables::{has_second, if_second_avx512, six_bits};
-use super::{Field, Format, GroupScales, LANES, WeightType, field};
+use super::two_tables::{self, has_second, second_avx512, six_bits};
+use super::{BlockScales, Field, Format, GroupScales, LANES, WeightType, field};
 
 /// The type; see the module.
 pub struct Iq5K;
@@ -23,8 +23,6 @@ const VALUES: [i8; 32] = [
     -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6, -1, 5, 11, 17, 23, 29, 36, 43,
     51, 59, 68, 77, 87, 97, 109, 121,
 ];
-/// What the second table has more than the first.
-const STEP: i8 = 2;
 
 /// Where group `group` reads: packed offset of its nibbles, whether they are the high ones, and packed offset of its
 /// fifth bits.
@@ -45,6 +43,7 @@ unsafe impl Format for Iq5K {
     const Q_MIN: i32 = 2;
     const Q_MAX: i32 = 251;
     const HAS_MIN: bool = false;
+    const STEP: i32 = 2;
     const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices, high, low] = six_bits::FIELDS;
@@ -56,7 +55,7 @@ unsafe impl Format for Iq5K {
         for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {
             let nibble = block[low + i] >> (4 * u8::from(is_high)) & 15;
             let bit = block[fifth + i] >> (group / 2) & 1;
-            let step = if has_second(block, group, i) { STEP } else { 0 };
+            let step = if has_second(block, group, i) { Self::STEP as i8 } else { 0 };
             *o = VALUES[usize::from(nibble | bit << 4)] + step;
         }
     }
@@ -68,12 +67,19 @@ unsafe impl Format for Iq5K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        // SAFETY: the caller's block is large enough.
+        unsafe { two_tables::quants_avx512::<Self>(block, group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 32] = unsigned(&VALUES, Iq5K::ZERO_POINT);
-        let [first, second] = [sixteen(&TABLE), sixteen(&TABLE[16..])];
+        let [lower, upper] = [sixteen(&TABLE), sixteen(&TABLE[16..])];
         let (mask, bit) = (_mm512_set1_epi8(15), _mm512_set1_epi8((1u8 << (group / 2)) as i8));
         let (low, is_high, fifth) = place(group);
         // SAFETY: the caller's block is large enough.
-        let step = unsafe { if_second_avx512(block, group, STEP as u8) };
+        let second = unsafe { second_avx512(block, group) };
         let mut rows = [_mm512_setzero_si512(); 8];
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: four vectors from each place, inside the caller's block.
@@ -84,11 +90,10 @@ unsafe impl Format for Iq5K {
                 )
             };
             let nibble = _mm512_and_si512(if is_high { _mm512_srli_epi16::<4>(l) } else { l }, mask);
-            let value = _mm512_shuffle_epi8(first, nibble);
-            let value = _mm512_mask_shuffle_epi8(value, _mm512_test_epi8_mask(h, bit), second, nibble);
-            *row = _mm512_add_epi8(value, step);
+            let value = _mm512_shuffle_epi8(lower, nibble);
+            *row = _mm512_mask_shuffle_epi8(value, _mm512_test_epi8_mask(h, bit), upper, nibble);
         }
-        rows
+        (rows, second)
     }
 
     #[inline]
@@ -96,5 +101,12 @@ unsafe impl Format for Iq5K {
     unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
         // SAFETY: the caller's block is large enough.
         unsafe { six_bits::scales_avx512(block, group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn block_scales_avx512(block: *const u8, out: &mut BlockScales) {
+        // SAFETY: the caller's block is large enough.
+        unsafe { six_bits::block_scales_avx512::<Self>(block, out) }
     }
 }

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
 use super::tables::{sixteen, unsigned};
-use super::two_tables::{self, has_second, if_second_avx512};
+use super::two_tables::{self, has_second, second_avx512};
 use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
 
 /// The type; see the module.
@@ -34,8 +34,6 @@ const VALUES: [i8; 64] = {
     }
     values
 };
-/// What the second table has more than the first.
-const STEP: i8 = 1;
 
 /// Where group `group` reads: packed offset of its nibbles, whether they are the high ones, packed offset of its pairs,
 /// and which pair of the byte.
@@ -56,6 +54,7 @@ unsafe impl Format for Iq6K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 250;
     const HAS_MIN: bool = false;
+    const STEP: i32 = 1;
     const TILE_ROWS: usize = 9;
     const FIELDS: &'static [Field] = &{
         let [d, choices] = two_tables::FIELDS;
@@ -67,7 +66,7 @@ unsafe impl Format for Iq6K {
         for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {
             let nibble = block[low + i] >> (4 * u8::from(is_high)) & 15;
             let pair = block[high + i] >> (2 * which) & 3;
-            let step = if has_second(block, group, i) { STEP } else { 0 };
+            let step = if has_second(block, group, i) { Self::STEP as i8 } else { 0 };
             *o = VALUES[usize::from(nibble | pair << 4)] + step;
         }
     }
@@ -81,13 +80,20 @@ unsafe impl Format for Iq6K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
+        // SAFETY: the caller's block is large enough.
+        unsafe { two_tables::quants_avx512::<Self>(block, group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 64] = unsigned(&VALUES, Iq6K::ZERO_POINT);
         let tables: [__m512i; 4] = std::array::from_fn(|i| sixteen(&TABLE[16 * i..]));
         let (low, is_high, high, which) = place(group);
         let mask = _mm512_set1_epi8(15);
         let [even, odd] = [1u8, 2].map(|bit| _mm512_set1_epi8((bit << (2 * which)) as i8));
         // SAFETY: the caller's block is large enough.
-        let step = unsafe { if_second_avx512(block, group, STEP as u8) };
+        let second = unsafe { second_avx512(block, group) };
         let mut rows = [_mm512_setzero_si512(); 8];
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: four vectors from each place, inside the caller's block.
@@ -101,10 +107,9 @@ unsafe impl Format for Iq6K {
             let (bit0, bit1) = (_mm512_test_epi8_mask(h, even), _mm512_test_epi8_mask(h, odd));
             let half =
                 |first, second| _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(first, nibble), bit0, second, nibble);
-            let value = _mm512_mask_blend_epi8(bit1, half(tables[0], tables[1]), half(tables[2], tables[3]));
-            *row = _mm512_add_epi8(value, step);
+            *row = _mm512_mask_blend_epi8(bit1, half(tables[0], tables[1]), half(tables[2], tables[3]));
         }
-        rows
+        (rows, second)
     }
 
     #[inline]

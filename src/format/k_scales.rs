@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{Field, GroupScales, LANES, f16_at, field};
+use super::{BlockScales, Field, Format, GroupScales, LANES, f16_at, field};
 
 /// Bytes of a plain block before its quants.
 pub(super) const BYTES: usize = 16;
@@ -53,6 +53,32 @@ pub(super) unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, _
     let scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sc));
     let min = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(m));
     (scale, _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(min), _mm512_set1_epi32(i32::MIN))))
+}
+
+/// [`scales_avx512`] of all groups; the six bits of four are put together at once.
+///
+/// # Safety
+/// As for [`scales_avx512`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn block_scales_avx512<F: Format>(block: *const u8, out: &mut BlockScales) {
+    let [six, four, upper] = [63, 15, 0x30].map(|mask| _mm512_set1_epi8(mask));
+    // SAFETY: the caller's block is large enough.
+    let (d, dmin, [first, second, low]) = unsafe {
+        let four_bytes = |j| _mm512_loadu_si512(block.add(SIX_BITS + j * LANES).cast());
+        (f16_lanes(block), f16_lanes(block.add(2 * LANES)), [four_bytes(0), four_bytes(4), four_bytes(8)])
+    };
+    let high = |v| _mm512_and_si512(_mm512_srli_epi16::<2>(v), upper);
+    let nibble = |v, high| _mm512_or_si512(_mm512_and_si512(v, four), high);
+    let sc = [_mm512_and_si512(first, six), nibble(low, high(first))];
+    let m = [_mm512_and_si512(second, six), nibble(_mm512_srli_epi16::<4>(low), high(second))];
+    // SAFETY: a vector is four quarters, a byte for every row each.
+    let [sc, m]: [[__m128i; 8]; 2] = unsafe { std::mem::transmute([sc, m]) };
+    let negative = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(dmin), _mm512_set1_epi32(i32::MIN)));
+    let times = |d, number| _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(number)));
+    for group in 0..8 {
+        out.set::<F>(group, times(d, sc[group]), times(negative, m[group]));
+    }
 }
 
 /// Four-bit quants of K types: 32 bytes hold two groups, the even one in the low nibbles. Weight `l`

@@ -15,6 +15,7 @@
 //! A new type is one new file here and one line in each of the two tables below.
 
 mod bits;
+mod block_scales;
 mod grids;
 pub mod interleaved;
 mod iq1_m;
@@ -53,8 +54,9 @@ mod tq1_0;
 mod tq2_0;
 mod two_tables;
 
-use std::arch::x86_64::{__m512, __m512i};
+use std::arch::x86_64::{__m512, __m512i, __mmask16};
 
+pub use block_scales::BlockScales;
 pub use grids::{Codebook, Dequantise};
 pub use layout::Layout;
 
@@ -95,7 +97,7 @@ pub struct GroupScales {
 /// # Safety
 /// The constants must describe the type truthfully: kernels index memory by them. `GROUP` must be
 /// 16 or 32 and divide `BLOCK`; `FIELDS` must cover `0..BYTES` exactly once.
-pub unsafe trait Format: 'static {
+pub unsafe trait Format: Sized + 'static {
     /// Its entry in the table.
     const TYPE: WeightType;
     /// Weights per block.
@@ -118,6 +120,8 @@ pub unsafe trait Format: 'static {
     /// Rows of activations from which on the tile unit is faster than vectors on the packed weights
     /// (measured, see docs/performance.md).
     const TILE_ROWS: usize = 10;
+    /// What quants have more in lanes whose group chose the second of two tables; 0 if there is one table.
+    const STEP: i32 = 0;
     /// The codebook that quants are looked up in, if the type has one.
     const CODEBOOK: Option<Codebook> = None;
     /// The interleaving.
@@ -142,6 +146,33 @@ pub unsafe trait Format: 'static {
     /// # Safety
     /// As for [`Format::quants_avx512`].
     unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512);
+
+    /// [`Format::quants_avx512`] all from the first table, and the lanes with the second, whose quants lack `STEP`: a
+    /// dot product gets it with the sum of the other factors.
+    ///
+    /// # Safety
+    /// As for [`Format::quants_avx512`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
+        const { assert!(Self::STEP == 0) };
+        // SAFETY: promised by the caller.
+        (unsafe { Self::quants_avx512(block, group) }, 0)
+    }
+
+    /// [`Format::scales_avx512`] of all groups of a block, which share work.
+    ///
+    /// # Safety
+    /// As for [`Format::quants_avx512`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn block_scales_avx512(block: *const u8, out: &mut BlockScales) {
+        for group in 0..Self::BLOCK / Self::GROUP {
+            // SAFETY: promised by the caller.
+            let (scale, min) = unsafe { Self::scales_avx512(block, group) };
+            out.set::<Self>(group, scale, min);
+        }
+    }
 }
 
 /// Facts about a type for code that is not generic over it.

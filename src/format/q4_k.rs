@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Field, Format, GroupScales, LANES, WeightType, field, k_scales};
+use super::{BlockScales, Field, Format, GroupScales, LANES, WeightType, field, k_scales};
 
 /// The type; see the module.
 pub struct Q4K;
@@ -46,5 +46,12 @@ unsafe impl Format for Q4K {
     unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
         // SAFETY: the caller's block is large enough.
         unsafe { k_scales::scales_avx512(block, group) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn block_scales_avx512(block: *const u8, out: &mut BlockScales) {
+        // SAFETY: the caller's block is large enough.
+        unsafe { k_scales::block_scales_avx512::<Self>(block, out) }
     }
 }

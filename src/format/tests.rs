@@ -90,6 +90,35 @@ unsafe fn compare<F: Format>(block: &[u8]) {
             assert!(same(expected.min[lane], min[lane]) || !F::HAS_MIN, "{:?} group {group} lane {lane}", F::TYPE);
         }
     }
+    // SAFETY: as above.
+    unsafe { compare_parts::<F>(block) };
+}
+
+/// Quants without the step of the second table, and scales of the whole block.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn compare_parts<F: Format>(block: &[u8]) {
+    let mut scales = BlockScales::new();
+    // SAFETY: the block is whole; all scales are written before they are read.
+    unsafe {
+        F::block_scales_avx512(block.as_ptr(), &mut scales);
+        for group in 0..F::BLOCK / F::GROUP {
+            let [one, all]: [[[u32; 16]; 2]; 2] =
+                std::mem::transmute([F::scales_avx512(block.as_ptr(), group), scales.get::<F>(group)]);
+            let same = |a: &u32, b: &u32| a == b || f32::from_bits(*a).is_nan() && f32::from_bits(*b).is_nan();
+            assert!(one[0].iter().zip(&all[0]).all(|(a, b)| same(a, b)), "{:?} group {group}", F::TYPE);
+            assert!(one[1].iter().zip(&all[1]).all(|(a, b)| same(a, b)) || !F::HAS_MIN, "{:?} group {group}", F::TYPE);
+
+            let whole: [[u8; 64]; 8] = std::mem::transmute(F::quants_avx512(block.as_ptr(), group));
+            let (first, second) = F::first_quants_avx512(block.as_ptr(), group);
+            let first: [[u8; 64]; 8] = std::mem::transmute(first);
+            for (i, (whole, first)) in
+                whole.iter().flatten().zip(first.iter().flatten()).enumerate().take(LANES * F::GROUP)
+            {
+                let step = if second >> (i % 64 / 4) & 1 == 1 { F::STEP } else { 0 };
+                assert_eq!(i32::from(*whole), i32::from(*first) + step, "{:?} group {group}", F::TYPE);
+            }
+        }
+    }
 }
 
 /// All weights of a plain block, read from lane 5 of a packed one whose other lanes hold other bytes.

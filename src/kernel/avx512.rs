@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::{Job, STRETCH, Unpacked, k_chunks};
 use crate::cpu::Avx512;
-use crate::format::{ACT_BLOCK, Format, LANES};
+use crate::format::{ACT_BLOCK, BlockScales, Format, LANES};
 use crate::panel::activations::Tile;
 use crate::panel::pack::WeightRows;
 
@@ -19,39 +19,97 @@ const PREFETCH: usize = 2048;
 /// Stretches ahead of the packing that weights in place are prefetched (1 is as good, 4 is worse).
 const STRETCHES_AHEAD: usize = 2;
 
+/// What a micro kernel needs of one group of weights.
+struct Group {
+    /// Unsigned; in the lanes of `second` they lack the type's `STEP`.
+    quants: [__m512i; 8],
+    second: __mmask16,
+    scale: __m512,
+    min: __m512,
+}
+
 /// Where a micro kernel takes its weights from.
 trait Source<F: Format> {
-    /// Unsigned quants, scales and minima of group `g` of panel `p`.
+    /// Goes to block `block` of all panels.
     ///
     /// # Safety
-    /// Panel and group must exist; AVX-512 must be there.
-    unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512);
+    /// The block must exist; AVX-512 must be there.
+    unsafe fn enter(&mut self, block: usize);
+
+    /// Group `g` (counted in its block) of block `block` of panel `p`.
+    ///
+    /// # Safety
+    /// Panel and group must exist, the block be the one that was entered; AVX-512 must be there.
+    unsafe fn load(&self, p: usize, block: usize, g: usize) -> Group;
 }
 
-/// Packed panels, unpacked in registers; the bytes `AHEAD` of the reads are prefetched, if that is not 0.
-struct Direct<const AHEAD: usize> {
+/// `NP` packed panels, unpacked in registers; the bytes `AHEAD` of the reads are prefetched, if that is not 0.
+struct Direct<const NP: usize, const AHEAD: usize> {
     panels: *const u8,
     panel_bytes: usize,
+    /// Of the block that was entered, if it has [`many_groups`].
+    scales: [BlockScales; NP],
 }
 
-impl<F: Format, const AHEAD: usize> Source<F> for Direct<AHEAD> {
+impl<const NP: usize, const AHEAD: usize> Direct<NP, AHEAD> {
+    fn new(panels: *const u8, panel_bytes: usize) -> Self {
+        Self { panels, panel_bytes, scales: [const { BlockScales::new() }; NP] }
+    }
+
+    /// Block `block` of panel `p`.
+    #[inline]
+    fn block<F: Format>(&self, p: usize, block: usize) -> *const u8 {
+        self.panels.wrapping_add(p * self.panel_bytes + block * (LANES * F::BYTES))
+    }
+}
+
+/// Whether blocks have so many groups that their scales are read all at once.
+const fn many_groups<F: Format>() -> bool {
+    F::BLOCK / F::GROUP >= 8
+}
+
+/// [`Format::block_scales_avx512`], once per type and not in every kernel.
+///
+/// # Safety
+/// `block` must point to a packed block; AVX-512 must be there.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn block_scales<F: Format>(block: *const u8, out: &mut BlockScales) {
+    // SAFETY: promised by the caller.
+    unsafe { F::block_scales_avx512(block, out) };
+}
+
+impl<F: Format, const NP: usize, const AHEAD: usize> Source<F> for Direct<NP, AHEAD> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512) {
-        let groups = F::BLOCK / F::GROUP;
-        let panel = self.panels.wrapping_add(p * self.panel_bytes);
-        let per_group = LANES * F::BYTES / groups;
-        let lines = if AHEAD > 0 { per_group.div_ceil(64) } else { 0 };
+    unsafe fn enter(&mut self, block: usize) {
+        if many_groups::<F>() {
+            for p in 0..NP {
+                let block = self.block::<F>(p, block);
+                // SAFETY: promised by the caller.
+                unsafe { block_scales::<F>(block, &mut self.scales[p]) };
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(&self, p: usize, block: usize, g: usize) -> Group {
+        let block = self.block::<F>(p, block);
+        // Several groups of one block of activations count as one.
+        let together = ACT_BLOCK / F::GROUP;
+        let bytes = LANES * F::BYTES * ACT_BLOCK / F::BLOCK;
+        let lines = if AHEAD > 0 && g.is_multiple_of(together) { bytes.div_ceil(64) } else { 0 };
         for line in 0..lines {
             // A prefetch past the end of the panel is harmless.
-            let ahead = panel.wrapping_add(g * per_group + line * 64 + AHEAD);
+            let ahead = block.wrapping_add(g / together * bytes + line * 64 + AHEAD);
             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
         }
-        // SAFETY: the group exists, so its block does.
+        // SAFETY: the group exists, and was entered.
         unsafe {
-            let block = panel.add(g / groups * (LANES * F::BYTES));
-            let (scale, min) = F::scales_avx512(block, g % groups);
-            (F::quants_avx512(block, g % groups), scale, min)
+            let (scale, min) = if many_groups::<F>() { self.scales[p].get::<F>(g) } else { F::scales_avx512(block, g) };
+            let (quants, second) = F::first_quants_avx512(block, g);
+            Group { quants, second, scale, min }
         }
     }
 }
@@ -60,63 +118,98 @@ impl<F: Format, const AHEAD: usize> Source<F> for Direct<AHEAD> {
 impl<F: Format> Source<F> for Unpacked {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn load(&self, p: usize, g: usize) -> ([__m512i; 8], __m512, __m512) {
-        let mut rows = [_mm512_setzero_si512(); 8];
+    unsafe fn enter(&mut self, _block: usize) {}
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(&self, p: usize, block: usize, g: usize) -> Group {
+        let g = block * (F::BLOCK / F::GROUP) + g;
+        let mut quants = [_mm512_setzero_si512(); 8];
         // SAFETY: panel and group exist.
         unsafe {
-            for (r, row) in rows[..F::GROUP / 4].iter_mut().enumerate() {
+            for (r, row) in quants[..F::GROUP / 4].iter_mut().enumerate() {
                 *row = _mm512_load_si512(self.quants(p, g).add(64 * r).cast());
             }
-            (rows, _mm512_load_ps(self.scales(p, g)), _mm512_load_ps(self.mins(p, g)))
+            Group { quants, second: 0, scale: _mm512_load_ps(self.scales(p, g)), min: _mm512_load_ps(self.mins(p, g)) }
         }
     }
 }
 
-/// Adds groups `groups` (numbered from `first` in the activations) of `NP` panels times `MR` rows,
-/// rows `lane..lane + MR` of `tile`, to `acc`.
+/// Adds `blocks` blocks (whose weights meet the activations from `channel` on) of `NP` panels times `MR` rows, rows
+/// `lane..lane + MR` of `tile`, to `acc`.
 ///
 /// # Safety
-/// Panels, groups and rows must exist; AVX-512 VNNI must be there.
+/// Panels, blocks and rows must exist; AVX-512 VNNI must be there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn micro<F: Format, S: Source<F>, const NP: usize, const MR: usize>(
-    source: &S,
-    groups: usize,
-    first: usize,
+    source: &mut S,
+    blocks: usize,
+    channel: usize,
     tile: &Tile,
     lane: usize,
     acc: &mut [[__m512; MR]; NP],
 ) {
-    for g in 0..groups {
-        let ga = first + g;
-        let (b, within) = (ga * F::GROUP / ACT_BLOCK, ga * F::GROUP % ACT_BLOCK);
-        for (p, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: promised by the caller.
-            let (w, scale, min) = unsafe { source.load(p, g) };
-            for (m, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: row lane + m of this tile exists, and has group ga.
-                let (q, d, sum) = unsafe {
-                    (
-                        tile.quants.add((b * tile.rows + lane + m) * ACT_BLOCK + within).cast::<i32>(),
-                        *tile.scales.add(b * tile.rows + lane + m),
-                        *tile.sums.add(ga * tile.rows + lane + m),
-                    )
-                };
-                // Two chains hide the latency of VPDPBUSD; integer sums do not mind the order.
-                let mut even = _mm512_set1_epi32(-F::ZERO_POINT * sum);
-                let mut odd = _mm512_setzero_si512();
-                for r in 0..F::GROUP / 8 {
-                    // SAFETY: the group has GROUP / 4 dwords.
-                    let (x, y) = unsafe { (q.add(2 * r).read_unaligned(), q.add(2 * r + 1).read_unaligned()) };
-                    even = _mm512_dpbusd_epi32(even, w[2 * r], _mm512_set1_epi32(x));
-                    odd = _mm512_dpbusd_epi32(odd, w[2 * r + 1], _mm512_set1_epi32(y));
-                }
-                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
-                *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(d)), *acc);
-                if F::HAS_MIN {
-                    *acc = _mm512_fmadd_ps(min, _mm512_set1_ps(d * sum as f32), *acc);
+    // Groups that meet one block of activations.
+    let together = ACT_BLOCK / F::GROUP;
+    for block in 0..blocks {
+        // SAFETY: promised by the caller.
+        unsafe { source.enter(block) };
+        for within in 0..F::BLOCK / ACT_BLOCK {
+            let b = (channel + block * F::BLOCK) / ACT_BLOCK + within;
+            for (p, acc) in acc.iter_mut().enumerate() {
+                for i in 0..together {
+                    // SAFETY: promised by the caller; rows lane.. of this tile exist, and have this group.
+                    unsafe {
+                        let group = source.load(p, block, within * together + i);
+                        multiply::<F, MR>(&group, tile, b, i, lane, acc);
+                    }
                 }
             }
+        }
+    }
+}
+
+/// Adds the products of one group of weights with group `i` of block `b` of the activations to `acc`, rows as in
+/// [`micro`].
+///
+/// # Safety
+/// Block, group and rows must exist; AVX-512 VNNI must be there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn multiply<F: Format, const MR: usize>(
+    group: &Group,
+    tile: &Tile,
+    b: usize,
+    i: usize,
+    lane: usize,
+    acc: &mut [__m512; MR],
+) {
+    for (m, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: promised by the caller.
+        let (q, d, sum) = unsafe {
+            (
+                tile.quants.add((b * tile.rows + lane + m) * ACT_BLOCK + i * F::GROUP).cast::<i32>(),
+                *tile.scales.add(b * tile.rows + lane + m),
+                *tile.sums.add((b * (ACT_BLOCK / F::GROUP) + i) * tile.rows + lane + m),
+            )
+        };
+        // Two chains of a group of 32 hide the latency of VPDPBUSD; integer sums do not mind the order.
+        let mut even = _mm512_set1_epi32(-F::ZERO_POINT * sum);
+        if F::STEP != 0 {
+            even = _mm512_mask_mov_epi32(even, group.second, _mm512_set1_epi32((F::STEP - F::ZERO_POINT) * sum));
+        }
+        let mut odd = _mm512_setzero_si512();
+        for (r, w) in group.quants[..F::GROUP / 4].iter().enumerate() {
+            // SAFETY: the group has GROUP / 4 dwords.
+            let x = unsafe { q.add(r).read_unaligned() };
+            let sum = if F::GROUP == 32 && r % 2 == 1 { &mut odd } else { &mut even };
+            *sum = _mm512_dpbusd_epi32(*sum, *w, _mm512_set1_epi32(x));
+        }
+        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+        *acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(group.scale, _mm512_set1_ps(d)), *acc);
+        if F::HAS_MIN {
+            *acc = _mm512_fmadd_ps(group.min, _mm512_set1_ps(d * sum as f32), *acc);
         }
     }
 }
@@ -129,11 +222,11 @@ unsafe fn micro<F: Format, S: Source<F>, const NP: usize, const MR: usize>(
 unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: usize, row: usize) {
     let mut acc = [[_mm512_setzero_ps(); MR]; NP];
     let panels = job.panels.wrapping_add(panel * job.panel_bytes);
-    let source = Direct::<PREFETCH> { panels, panel_bytes: job.panel_bytes };
+    let mut source = Direct::<NP, PREFETCH>::new(panels, job.panel_bytes);
     let tile = job.act.tile(row / LANES);
     // SAFETY: promised by the caller.
     unsafe {
-        micro::<F, _, NP, MR>(&source, job.act.k / F::GROUP, 0, &tile, row % LANES, &mut acc);
+        micro::<F, _, NP, MR>(&mut source, job.act.k / F::BLOCK, 0, &tile, row % LANES, &mut acc);
         for (p, acc) in acc.iter().enumerate() {
             for (m, acc) in acc.iter().enumerate() {
                 let out = job.dst_row(row + m).add((panel + p) * LANES);
@@ -147,21 +240,22 @@ unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: 
 /// to the result unless it is the first chunk.
 ///
 /// # Safety
-/// As for [`direct`]; the chunk starts at group `first`.
+/// As for [`direct`]; the chunk starts at channel `start`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn chunk<F: Format, const MR: usize>(job: &Job, source: &Unpacked, first: usize, panel: usize, row: usize) {
+unsafe fn chunk<F: Format, const MR: usize>(job: &Job, source: &mut Unpacked, start: usize, panel: usize, row: usize) {
     let tile = job.act.tile(row / LANES);
     let mask = job.mask(panel);
     let mut acc = [[_mm512_setzero_ps(); MR]; 1];
     // SAFETY: promised by the caller.
     unsafe {
         let out = |m: usize| job.dst_row(row + m).add(panel * LANES);
-        if first > 0 {
+        if start > 0 {
             for (m, acc) in acc[0].iter_mut().enumerate() {
                 *acc = _mm512_maskz_loadu_ps(mask, out(m));
             }
         }
-        micro::<F, _, 1, MR>(source, source.groups, first, &tile, row % LANES, &mut acc);
+        let blocks = source.groups * F::GROUP / F::BLOCK;
+        micro::<F, _, 1, MR>(source, blocks, start, &tile, row % LANES, &mut acc);
         for (m, acc) in acc[0].iter().enumerate() {
             _mm512_mask_storeu_ps(out(m), mask, *acc);
         }
@@ -287,7 +381,7 @@ unsafe fn packed_on_the_way<F: Format, const MR: usize>(
 ) {
     let row = job.rows.start;
     let tile = job.act.tile(row / LANES);
-    let source = Direct::<0> { panels: scratch, panel_bytes: 0 };
+    let mut source = Direct::<1, 0>::new(scratch, 0);
     let k = job.act.k;
     let mut acc = [[_mm512_setzero_ps(); MR]; 1];
     for start in (0..k).step_by(STRETCH) {
@@ -296,7 +390,7 @@ unsafe fn packed_on_the_way<F: Format, const MR: usize>(
         // SAFETY: promised by the caller; whole blocks of the rows, and the scratch has room for a stretch.
         unsafe {
             weights.pack::<F>(panel, start / F::BLOCK, channels / F::BLOCK, scratch);
-            micro::<F, _, 1, MR>(&source, channels / F::GROUP, start / F::GROUP, &tile, row % LANES, &mut acc);
+            micro::<F, _, 1, MR>(&mut source, channels / F::BLOCK, start, &tile, row % LANES, &mut acc);
         }
     }
     for (m, acc) in acc[0].iter().enumerate() {
@@ -330,8 +424,7 @@ fn prefetch<F: Format>(weights: &WeightRows, k: usize, panel: usize, channel: us
 unsafe fn many_rows<F: Format>(job: &Job, scratch: *mut u8) {
     for panel in 0..job.panel_count() {
         for (start, len) in k_chunks(job.act.k) {
-            let chunk_of = Unpacked { base: scratch, groups: len / F::GROUP, group: F::GROUP };
-            let first = start / F::GROUP;
+            let mut chunk_of = Unpacked { base: scratch, groups: len / F::GROUP, group: F::GROUP };
             // SAFETY: the panel exists; every step stays inside one tile of 16 rows, because rows
             // start at a multiple of 32 and steps shrink from 8 only at the very end.
             unsafe {
@@ -345,10 +438,10 @@ unsafe fn many_rows<F: Format>(job: &Job, scratch: *mut u8) {
                         _ => 1,
                     };
                     match step {
-                        8 => chunk::<F, 8>(job, &chunk_of, first, panel, row),
-                        4 => chunk::<F, 4>(job, &chunk_of, first, panel, row),
-                        2 => chunk::<F, 2>(job, &chunk_of, first, panel, row),
-                        _ => chunk::<F, 1>(job, &chunk_of, first, panel, row),
+                        8 => chunk::<F, 8>(job, &mut chunk_of, start, panel, row),
+                        4 => chunk::<F, 4>(job, &mut chunk_of, start, panel, row),
+                        2 => chunk::<F, 2>(job, &mut chunk_of, start, panel, row),
+                        _ => chunk::<F, 1>(job, &mut chunk_of, start, panel, row),
                     }
                     row += step;
                 }
