@@ -34,7 +34,7 @@ float seen(sight s, int64_t token, int64_t key, int64_t tokens, int64_t keys) {
 
 struct attention {
     ggml_type k_type = GGML_TYPE_F16, v_type = GGML_TYPE_F16;
-    int64_t dk = 64, dv = 64, heads = 4, kv_heads = 2, tokens = 40, keys = 96;
+    int64_t dk = 64, dv = 64, heads = 8, kv_heads = 4, tokens = 40, keys = 96;
     sight mask = sight::causal;
     float softcap = 0;
     bool sinks = false;
@@ -44,8 +44,11 @@ struct attention {
                     (long long) dv, (long long) kv_heads, (long long) heads, (long long) tokens, (long long) keys, name_of(mask),
                     softcap > 0 ? ", soft cap" : "", sinks ? ", sinks" : "");
     }
-    // The host's own kernels do the others.
-    bool is_ours() const { return tokens > 1 && tokens * heads / kv_heads >= 16 && host_has_amx() && !getenv("GGML_AMX_ISA"); }
+    // The host's own kernels do the others: few queries per head of the cache, or fewer tiles of 32 than half the threads.
+    bool is_ours() const {
+        const int64_t queries = tokens * heads / kv_heads, tiles = (queries + 31) / 32 * kv_heads, most_threads = *std::max_element(std::begin(THREADS), std::end(THREADS));
+        return tokens > 1 && queries >= 16 && 2 * tiles >= most_threads && host_has_amx() && !getenv("GGML_AMX_ISA");
+    }
 };
 
 // Rows of a cache, and the floats they stand for.
@@ -167,10 +170,10 @@ void given_heads_and_masks_of_all_kinds_when_computed_then_as_the_definition_say
         int64_t dk, dv, heads, kv_heads;
     };
     for (const shape & s : {shape{128, 128, 8, 1}, shape{128, 128, 3, 3}, shape{96, 96, 4, 4}, shape{192, 128, 2, 2}, shape{576, 512, 16, 1}, shape{256, 256, 4, 2},
-                            shape{80, 80, 2, 1}, shape{40, 24, 6, 2}}) {
+                            shape{80, 80, 2, 1}, shape{40, 24, 12, 4}}) {
         attention a;
         a.dk = s.dk, a.dv = s.dv, a.heads = s.heads, a.kv_heads = s.kv_heads;
-        for (int64_t tokens : {16, 50}) {
+        for (int64_t tokens : {16, 100}) {
             a.tokens = tokens, a.keys = 288;
             check(a, r);
         }
