@@ -30,8 +30,9 @@ use crate::{
 };
 
 /// The module that swaps our library in, and what it includes (the rest of cmake/ is for installing).
-const MODULE: [&str; 6] =
-    ["llama-host.cmake", "object.cmake", "ik-host.cmake", "ik-wrapped.txt", "cargo.cmake", "amx-macros.h"];
+const MODULE: [&str; 4] = ["llama-host.cmake", "object.cmake", "cargo.cmake", "amx-macros.h"];
+/// What of it is for ik_llama.cpp only.
+const IK_MODULE: [&str; 2] = ["ik-host.cmake", "ik-wrapped.txt"];
 
 /// One way to build the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,7 +279,8 @@ fn ensure_with(kind: Kind, compiler: Compiler, alike: Option<&Path>) -> Result<H
 fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
     let mut text = format!("{}\n{}\n{}\n", flags.join("\n"), compiler.label, cpu::detect().model);
     if kind.is_ours() {
-        for file in MODULE {
+        let ik: &[&str] = if kind.is_ik() { &IK_MODULE } else { &[] };
+        for file in MODULE.iter().chain(ik) {
             let path = util::repo().join("cmake").join(file);
             text.push_str(&io("read", &path, fs::read_to_string(&path))?);
         }
