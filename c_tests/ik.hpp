@@ -186,16 +186,7 @@ inline const char * name_of(home h) {
 
 // Rows of activations from which on we multiply weights in place: where the host's own kernels are slower.
 inline int64_t least_rows(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_Q2_K:
-        case GGML_TYPE_Q3_K:
-        case GGML_TYPE_IQ2_K:
-        case GGML_TYPE_IQ3_K: return 12;
-        case GGML_TYPE_IQ4_K:
-        case GGML_TYPE_IQ5_K:
-        case GGML_TYPE_IQ6_K: return 8;
-        default: return 1;
-    }
+    return type == GGML_TYPE_Q2_K ? 12 : 1;
 }
 
 // Whether products of this many rows are ours.

@@ -15,13 +15,8 @@ use crate::panel::weights::Shape;
 fn least_rows(stored: &Stored) -> usize {
     match stored {
         Stored::Decoded(_) => 64,
-        Stored::InPlace { together: 2.., .. } => 1,
-        Stored::InPlace { shape, .. } => match shape.ty {
-            WeightType::Q2_K | WeightType::Q3_K | WeightType::IQ2_K | WeightType::IQ3_K => 12,
-            WeightType::IQ4_K | WeightType::IQ5_K | WeightType::IQ6_K => 8,
-            _ => 1,
-        },
-        Stored::Packed(_) | Stored::Plain(_) => 1,
+        Stored::InPlace { shape, .. } if shape.ty == WeightType::Q2_K => 12,
+        Stored::InPlace { .. } | Stored::Packed(_) | Stored::Plain(_) => 1,
     }
 }
 
