@@ -18,7 +18,11 @@ use crate::{
     program::{self, Settings, Way},
     speed, symbols, table,
     util::{self, Result, io},
+    verify,
 };
+
+/// Fine enough that no path's rounding decides about a word.
+const EXPERTS_TYPE: &str = "Q8_0";
 
 /// A chat answer without and with this library, and a speed table.
 pub fn demo(quick: bool) -> Result<()> {
@@ -35,21 +39,29 @@ pub fn demo(quick: bool) -> Result<()> {
     println!("  {}", fetch::check_untouched(&Cache::open()?, &fetch::IK)?);
 
     println!("\n3. A chat");
-    let alone = ask(&host, &model, Way::HostBest, "ik_llama.cpp alone")?;
-    println!("\n  > {}\n", chat::QUESTION);
-    alone.text.lines().for_each(|line| println!("  {line}"));
-    for (name, settings) in modes(&plan) {
-        let answer = ask(&host, &model, Way::Ours(settings), name)?;
-        must_be_at_work(&plan, &answer)?;
-        compare(name, &answer, &alone);
-    }
-    println!("\n4. The same without building ik_llama.cpp again");
+    let alone = chat(&plan, &host, &model)?;
+    println!("\n4. The same network as a mixture of experts, in {EXPERTS_TYPE}");
+    verify::with_experts(&host, EXPERTS_TYPE, |model| chat(&plan, &host, model))?;
+    println!("\n5. A chat without building ik_llama.cpp again");
     preloaded(&plan, &model, &alone)?;
     if !quick {
-        println!("\n5. Speed");
+        println!("\n6. Speed");
         speeds(&plan, &host, &model)?;
     }
     Ok(())
+}
+
+/// The question to the host alone, whose answer comes back, and to this library in every mode.
+fn chat(plan: &Plan, host: &Host, model: &Path) -> Result<Answer> {
+    let alone = ask(host, model, Way::HostBest, "ik_llama.cpp alone")?;
+    println!("\n  > {}\n", chat::QUESTION);
+    alone.text.lines().for_each(|line| println!("  {line}"));
+    for (name, settings) in modes(plan) {
+        let answer = ask(host, model, Way::Ours(settings), name)?;
+        must_be_at_work(plan, &answer)?;
+        compare(name, &answer, &alone);
+    }
+    Ok(alone)
 }
 
 /// An unchanged build, with this library loaded before it: it must say so and answer.

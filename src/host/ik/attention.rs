@@ -76,6 +76,13 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
     let barrier = || member.wait();
     // What quantised weights leave is coarser than what BF16 leaves; where there are none, nothing shall be lost.
     let exact = env().exact || graph::is_fine().unwrap_or(true);
+    if index == 0 {
+        let ([channels, tokens, heads, _], keys) = (op.q.ne, op.k.ne[1]);
+        debug!(
+            "flash attention of {tokens} tokens, {heads} heads of {channels}, {keys} keys{}",
+            if exact { ", exact" } else { "" }
+        );
+    }
     // SAFETY: shapes were checked; the work buffer is as large as asked for.
     unsafe { op.run(proof, exact, &Thread { index, count, barrier: &barrier }, member.work()) };
     if env().check_nan {

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use bench::Bench;
 pub use models::ALL as TYPES;
-use models::Model;
+use models::{Model, Models};
 
 use crate::{
     cache::{self, Cache},
@@ -145,6 +145,16 @@ fn show(options: &Options, isa: Option<&str>, chunks: usize, rows: &[Row], twins
         println!("\n{}", score::show_twins(twins));
         println!("  {} experts that equal the dense network, against it, both in F32 on the host", upcycle::EXPERTS);
     }
+}
+
+/// Does something with the dense model made a mixture of experts that says the same, in one weight type.
+pub fn with_experts<T>(host: &Host, name: &str, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let cache = Cache::open()?;
+    let models = Models { cache: &cache, host };
+    let experts = models.experts(&models.dense(name)?, name)?;
+    let done = run(&experts.file);
+    cache::remove(&experts.file)?;
+    done
 }
 
 fn dense(bench: &Bench<'_>, name: &str, modes: &[Mode<'_>]) -> Result<Vec<Row>> {
