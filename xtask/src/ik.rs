@@ -44,11 +44,8 @@ pub fn demo(quick: bool) -> Result<()> {
     verify::with_experts(&host, EXPERTS_TYPE, |model| chat(&plan, &host, model))?;
     println!("\n5. A chat without building ik_llama.cpp again");
     preloaded(&plan, &model, &alone)?;
-    if !quick {
-        println!("\n6. Speed");
-        speeds(&plan, &host, &model)?;
-    }
-    Ok(())
+    println!("\n6. Speed");
+    speeds(&plan, &host, &model, if quick { 1 } else { speed::Plan::default().rounds })
 }
 
 /// The question to the host alone, whose answer comes back, and to this library in every mode.
@@ -166,13 +163,13 @@ fn compare(name: &str, answer: &Answer, alone: &Answer) {
     }
 }
 
-fn speeds(plan: &Plan, host: &Host, model: &Path) -> Result<()> {
+fn speeds(plan: &Plan, host: &Host, model: &Path, rounds: usize) -> Result<()> {
     let mut sides = vec![("ik", Way::HostBest), ("ik -rtr", Way::Repacked)];
     let names = ["in place", "packed"];
     sides.extend(names.into_iter().zip(modes(plan)).map(|(name, (_, settings))| (name, Way::Ours(settings))));
     let ways: Vec<Way<'_>> = sides.iter().map(|(_, way)| *way).collect();
     let threads = plan.cpu.threads;
-    let samples = speed::interleaved(host, model, &ways, threads, &speed::Plan::default())?;
+    let samples = speed::interleaved(host, model, &ways, threads, &speed::Plan { rounds, ..speed::Plan::default() })?;
     let rows: Vec<Vec<String>> = ["prompt (pp512)", "generation (tg64)"]
         .into_iter()
         .enumerate()

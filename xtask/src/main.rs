@@ -61,7 +61,7 @@ const DEMO_HELP: &str = "cargo xtask demo [--quick] [--host ik]
 Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model
 a question, and measures both. Without AMX it says so and uses what the CPU has.
 
-  --quick    no speed table
+  --quick    no speed table; in ik_llama.cpp one of a single turn
   --host ik  in ik_llama.cpp: this library in place and packed beside ik_llama.cpp without it";
 
 const VERIFY_HELP: &str = "cargo xtask verify [--host ik] [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
