@@ -3,12 +3,13 @@
 use std::arch::x86_64::*;
 
 use super::{Attention, Element, Group, Heads, Plan, SIDE, SUBS, Scratch};
+use crate::panel::bf16::{rounded, split, widened};
 use crate::panel::plain::transpose;
 use crate::panel::tiles::STEP_BYTES;
 
 /// Bytes of a tile and of one of its rows.
-const TILE: usize = 1024;
-const ROW: usize = 64;
+pub const TILE: usize = 1024;
+pub const ROW: usize = 64;
 /// Lanes of a vector of floats.
 const LANES: usize = 16;
 
@@ -60,31 +61,6 @@ impl Load for Brain {
         // SAFETY: promised by the caller.
         widened(unsafe { _mm256_maskz_loadu_epi16(mask, row.cast::<i16>().add(at)) })
     }
-}
-
-/// BF16 as floats.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn widened(half: __m256i) -> __m512 {
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
-}
-
-/// Two vectors rounded to BF16, the first in the lower half.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub fn rounded(first: __m512, second: __m512) -> __m512i {
-    // SAFETY: both are 512 bits.
-    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
-}
-
-/// Two vectors as the sum of two in BF16, each as [`rounded`] has it.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub fn split(first: __m512, second: __m512) -> [__m512i; 2] {
-    let high = rounded(first, second);
-    let rest = |v, half| _mm512_sub_ps(v, widened(half));
-    let (a, b) = (_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64::<1>(high));
-    [high, rounded(rest(first, a), rest(second, b))]
 }
 
 /// Word `i` of the lower half beside word `i` of the upper one.

@@ -2,10 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::operands::{HIDDEN, MASKED, interleaved, lanes_from, rounded, split};
+use super::operands::{HIDDEN, MASKED, ROW, TILE, interleaved, lanes_from};
 use super::{Attention, Group, MAX_WIDTH, Plan, SIDE, SUBS, Scratch};
 use crate::kernel::activation::exp16;
 use crate::kernel::gemm::{SAME, accumulate};
+use crate::panel::bf16::{rounded, split};
 use crate::panel::plain::transpose;
 use crate::panel::tiles::STEP_BYTES;
 
@@ -219,7 +220,7 @@ impl Attention {
                 for pair in 0..SIDE / 2 {
                     let weight = |row| exp2(_mm512_sub_ps(scores(sub, row), max));
                     let (a, b) = (weight(2 * pair), weight(2 * pair + 1));
-                    let to = scratch.weights.add(sub * STEP_BYTES + half * 1024 + pair * 64);
+                    let to = scratch.weights.add(sub * STEP_BYTES + half * TILE + pair * ROW);
                     let summands = if EXACT {
                         let planes = split(a, b);
                         _mm512_store_si512(to.cast(), interleaved(planes[0]));

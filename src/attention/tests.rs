@@ -4,21 +4,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::cpu;
-
-/// Repeatable numbers.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-
-    /// About normal.
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| self.next() as f32 / (1u64 << 31) as f32).sum::<f32>() - 6.0
-    }
-}
+use crate::kernel::tests::Random;
 
 /// What a test is made of.
 #[derive(Clone, Copy)]
@@ -101,7 +87,7 @@ impl Operands {
     fn new(case: Case) -> Self {
         let mut random = Random(case.tokens as u64 * 7 + case.keys as u64);
         let Case { widths: [dk, dv], tokens, keys, heads, sequences, element, .. } = case;
-        let mut numbers = |count: usize| (0..count).map(|_| random.normal()).collect::<Vec<f32>>();
+        let mut numbers = |count: usize| (0..count).map(|_| random.normal() * 3f32.sqrt()).collect::<Vec<f32>>();
         let q = numbers(dk * tokens * heads[0] * sequences[0]);
         let cache = [dk, dv].map(|width| stored(&numbers(width * keys * heads[1] * sequences[1]), element));
         let mask = (0..tokens * keys).flat_map(|i| f16::from_f32((case.mask)(i / keys, i % keys)).to_le_bytes());

@@ -53,6 +53,21 @@ pub struct Output {
     pub nb: [usize; 3],
 }
 
+impl Output {
+    /// Whether one of `n` floats of a row is NaN or infinite, `counts` rows and batches.
+    ///
+    /// # Safety
+    /// They must be there.
+    pub unsafe fn has_nan(&self, n: usize, counts: [usize; 3]) -> bool {
+        let [m, b2, b3] = counts;
+        (0..m * b2 * b3).any(|i| {
+            let offset = i % m * self.nb[0] + i / m % b2 * self.nb[1] + i / m / b2 * self.nb[2];
+            // SAFETY: promised by the caller.
+            (0..n).any(|col| unsafe { !self.data.add(offset + 4 * col).cast::<f32>().read_unaligned().is_finite() })
+        })
+    }
+}
+
 /// One operation: `dst[n, m, i2, i3] = sum_k w[k, n, i2 / r2, i3 / r3] * src1[k, m, i2, i3]`, ggml's
 /// MUL_MAT with its broadcast of weights over batches.
 #[derive(Clone, Copy, Debug)]
@@ -127,11 +142,8 @@ impl Op {
             Op::Dense(p) => (&p.output, p.weights.ne[1], [p.input.ne[1], p.input.ne[2], p.input.ne[3]]),
             Op::Experts(p) => (&p.output, p.weights.ne[1], [p.choices.used, p.choices.tokens, 1]),
         };
-        (0..m * b2 * b3).any(|i| {
-            let offset = i % m * output.nb[0] + i / m % b2 * output.nb[1] + i / m / b2 * output.nb[2];
-            // SAFETY: promised by the caller.
-            (0..n).any(|col| unsafe { !output.data.add(offset + 4 * col).cast::<f32>().read_unaligned().is_finite() })
-        })
+        // SAFETY: promised by the caller.
+        unsafe { output.has_nan(n, [m, b2, b3]) }
     }
 
     /// Computes this thread's part. All threads of the operation must call it with equal settings.

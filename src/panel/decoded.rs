@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::bf16::rounded;
 use super::plain::transpose;
 use super::tiles::{STEP_BF16, STEP_BYTES};
 use crate::format::LANES;
@@ -70,8 +71,7 @@ impl DecodedRows {
             unsafe {
                 let pairs: [__m512i; LANES] = std::array::from_fn(|lane| {
                     let x = room.add(lane * len + step * STEP_BF16);
-                    let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x.add(16)), _mm512_loadu_ps(x));
-                    std::mem::transmute::<__m512bh, __m512i>(both)
+                    rounded(_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)))
                 });
                 for (pair, lanes) in transpose(pairs).into_iter().enumerate() {
                     _mm512_store_si512(out.add(step * STEP_BYTES + 64 * pair).cast(), lanes);

@@ -1,6 +1,7 @@
 //! What the kernels eat: activations quantised once per operation, and packed weight matrices.
 
 pub mod activations;
+pub mod bf16;
 pub mod decoded;
 pub mod outliers;
 pub mod pack;

@@ -18,6 +18,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::scale_of;
+use super::bf16::{rounded, split};
 use super::outliers::Channels;
 use super::rows::Row;
 
@@ -172,19 +173,16 @@ impl Tiles {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
     pub unsafe fn put_bf16(&self, precision: Precision, x: &Row, rows: &[usize]) {
-        let exact = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
         for channel in (0..self.layout.k).step_by(STEP_BF16) {
             // SAFETY: `x` has 32 channels from here on, a tile row 64 bytes.
             unsafe {
-                let mut rest = [x.lanes(channel), x.lanes(channel + 16)];
-                for plane in 0..precision.planes() {
-                    let pair = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(rest[1], rest[0]));
+                let (first, second) = (x.lanes(channel), x.lanes(channel + 16));
+                let both = if precision.planes() > 1 { split(first, second) } else { [rounded(first, second); 2] };
+                for (plane, pair) in both[..precision.planes()].iter().enumerate() {
                     for row in rows {
                         let to = self.tiles(precision, row / ROWS, plane, channel).add(row % ROWS * 64);
-                        _mm512_store_si512(to.cast(), pair);
+                        _mm512_store_si512(to.cast(), *pair);
                     }
-                    rest[0] = _mm512_sub_ps(rest[0], exact(_mm512_castsi512_si256(pair)));
-                    rest[1] = _mm512_sub_ps(rest[1], exact(_mm512_extracti64x4_epi64::<1>(pair)));
                 }
             }
         }
@@ -225,10 +223,10 @@ impl Tiles {
                 }
             }
             let values: [f32; OUTLIERS] = std::array::from_fn(|j| x.value(channels[j] as usize));
-            let pair = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(values.as_ptr().add(16)), _mm512_loadu_ps(values.as_ptr()));
+            let pair = rounded(_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16)));
             for row in rows {
                 let out = self.outliers(row / ROWS).add(row % ROWS * 64);
-                _mm512_store_si512(out.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
+                _mm512_store_si512(out.cast(), pair);
             }
         }
     }

@@ -53,12 +53,18 @@ fn chat(plan: &Plan, host: &Host, model: &Path) -> Result<Answer> {
     let alone = ask(host, model, Way::HostBest, "ik_llama.cpp alone")?;
     println!("\n  > {}\n", chat::QUESTION);
     alone.text.lines().for_each(|line| println!("  {line}"));
-    for (name, settings) in modes(plan) {
-        let answer = ask(host, model, Way::Ours(settings), name)?;
-        must_be_at_work(plan, &answer)?;
-        compare(name, &answer, &alone);
-    }
+    in_every_mode(plan, host, model, None, &alone)?;
     Ok(alone)
+}
+
+/// The question to this library, linked in or loaded before the host's.
+fn in_every_mode(plan: &Plan, host: &Host, model: &Path, preload: Option<&Path>, alone: &Answer) -> Result<()> {
+    for (name, settings) in modes(plan) {
+        let answer = ask(host, model, Way::Ours(Settings { preload, ..settings }), name)?;
+        must_be_at_work(plan, &answer)?;
+        compare(name, &answer, alone);
+    }
+    Ok(())
 }
 
 /// An unchanged build, with this library loaded before it: it must say so and answer.
@@ -71,12 +77,7 @@ fn preloaded(plan: &Plan, model: &Path, alone: &Answer) -> Result<()> {
         return Err("the unchanged build has this library in it".into());
     }
     compare("ik_llama.cpp as it is", &unchanged, alone);
-    for (name, settings) in modes(plan) {
-        let answer = ask(&host, model, Way::Ours(Settings { preload: Some(&library), ..settings }), name)?;
-        must_be_at_work(plan, &answer)?;
-        compare(name, &answer, alone);
-    }
-    Ok(())
+    in_every_mode(plan, &host, model, Some(&library), alone)
 }
 
 /// The objects of the shared build in archives, as a static build has them: calls must reach this library, and what

@@ -2,7 +2,7 @@
 
 use libc::{c_int, c_long, c_void};
 
-use super::{IkHost, graph, team};
+use super::{IkHost, graph, seam};
 use crate::attention::{Attention, Element, Heads, Mask};
 use crate::cpu::{self, Amx, Isa};
 use crate::debug;
@@ -70,10 +70,6 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             return false;
         }
     };
-    let bytes = op.work_size(count).unwrap_or(usize::MAX);
-    let member = team::join(args.result as usize, count, bytes)
-        .unwrap_or_else(|e| host.abort(&format!("flash attention: no work buffer of {bytes} bytes: {e}")));
-    let barrier = || member.wait();
     // What quantised weights leave is coarser than what BF16 leaves; where there are none, nothing shall be lost.
     let exact = env().exact || graph::is_fine().unwrap_or(true);
     if index == 0 {
@@ -83,15 +79,12 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             if exact { ", exact" } else { "" }
         );
     }
+    let place = (args.result as usize, index, count);
     // SAFETY: shapes were checked; the work buffer is as large as asked for.
-    unsafe { op.run(proof, exact, &Thread { index, count, barrier: &barrier }, member.work()) };
-    if env().check_nan {
-        member.wait();
-        // SAFETY: the results are there.
-        if index == 0 && unsafe { op.has_nan() } {
-            host.abort("NaN or infinity in a result of flash attention");
-        }
-    }
+    let run = |thread: &Thread<'_>, work| unsafe { op.run(proof, exact, thread, work) };
+    // SAFETY: the results are there.
+    let has_nan = || unsafe { op.has_nan() };
+    seam::together(host, place, op.work_size(count), || "flash attention".to_string(), run, has_nan);
     true
 }
 

@@ -83,6 +83,13 @@ struct Cursor {
     until: Option<usize>,
 }
 
+impl Cursor {
+    /// Whether the run is not over: then it is the one that this thread is in.
+    fn is_current(&self) -> bool {
+        self.run != 0 && ALL[self.graph].run.load(Ordering::Acquire) == self.run
+    }
+}
+
 thread_local! {
     static CURSOR: Cell<Cursor> = const { Cell::new(Cursor { graph: 0, run: 0, node: 0, until: None }) };
 }
@@ -124,8 +131,7 @@ impl Drop for Run {
 /// product of ours in it.
 pub fn is_fine() -> Option<bool> {
     let at = CURSOR.get();
-    let same = at.run != 0 && ALL[at.graph].run.load(Ordering::Acquire) == at.run;
-    same.then(|| ALL[at.graph].fine.load(Ordering::Relaxed))
+    at.is_current().then(|| ALL[at.graph].fine.load(Ordering::Relaxed))
 }
 
 /// What a kernel was called for.
@@ -151,8 +157,7 @@ pub fn call(result: usize, weights: usize, fits: impl Fn(&Node) -> bool) -> Call
         nodes.iter().enumerate().skip(from).find(|(_, n)| matching(n))
     };
     let at = CURSOR.get();
-    // A run that this thread was in and that is not over is the one it is in.
-    let same = at.run != 0 && ALL[at.graph].run.load(Ordering::Acquire) == at.run;
+    let same = at.is_current();
     let found = if same {
         search(at.graph, at.node).map(|(i, n)| (at.graph, at.run, i, n))
     } else {

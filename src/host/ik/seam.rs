@@ -69,17 +69,32 @@ unsafe fn run(node: &Node, op: &Op, index: usize, count: usize) {
     }
     let host = IkHost::get().expect("nodes are announced by a host");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let bytes = op.work_size(count).unwrap_or(usize::MAX);
-    let member = team::join(node.result, count, bytes)
+    let settings = Settings { isa: cpu::isa(), exact: env().exact };
+    let place = (node.result, index, count);
+    // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
+    let run = |thread: &Thread<'_>, work| unsafe { op.run(settings, thread, work) };
+    // SAFETY: the results are there.
+    together(host, place, op.work_size(count), name, run, || unsafe { op.has_nan() });
+}
+
+/// An operation whose result lies at an address, by this thread of so many: in a team with a work buffer of `bytes`, and
+/// looked through for NaN if the environment says so.
+pub(super) fn together(
+    host: &IkHost,
+    (result, index, count): (usize, usize, usize),
+    bytes: Option<usize>,
+    name: impl Fn() -> String,
+    run: impl FnOnce(&Thread<'_>, *mut u8),
+    has_nan: impl FnOnce() -> bool,
+) {
+    let bytes = bytes.unwrap_or(usize::MAX);
+    let member = team::join(result, count, bytes)
         .unwrap_or_else(|e| host.abort(&format!("{}: no work buffer of {bytes} bytes: {e}", name())));
     let barrier = || member.wait();
-    let settings = Settings { isa: cpu::isa(), exact: env().exact };
-    // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
-    unsafe { op.run(settings, &Thread { index, count, barrier: &barrier }, member.work()) };
+    run(&Thread { index, count, barrier: &barrier }, member.work());
     if env().check_nan {
         member.wait();
-        // SAFETY: the results are there.
-        if index == 0 && unsafe { op.has_nan() } {
+        if index == 0 && has_nan() {
             host.abort(&format!("NaN or infinity in {}", name()));
         }
     }

@@ -1,0 +1,28 @@
+//! Floats in BF16, and as the sum of two in BF16 (AVX-512 code: every AMX CPU has it).
+
+use std::arch::x86_64::*;
+
+/// BF16 as floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn widened(half: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+}
+
+/// Two vectors rounded to BF16, the first in the lower half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(crate) fn rounded(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: both are 512 bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
+}
+
+/// Two vectors as the sum of two in BF16, each as [`rounded`] has it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(crate) fn split(first: __m512, second: __m512) -> [__m512i; 2] {
+    let high = rounded(first, second);
+    let rest = |v, half| _mm512_sub_ps(v, widened(half));
+    let (a, b) = (_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64::<1>(high));
+    [high, rounded(rest(first, a), rest(second, b))]
+}
