@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::exact_rows::ExactRows;
 use super::{Gate, Stored, Weights, gate};
 use crate::cpu::{Amx, Isa};
 use crate::kernel::gemm::{self, TileJob};
@@ -58,6 +59,8 @@ pub(super) struct Product {
     /// Scratch to gather weights in.
     pub gathered: *mut u8,
     pub stream: bool,
+    /// Rows that tiles are not good enough for.
+    pub exact: Option<ExactRows>,
 }
 
 impl Product {
@@ -119,6 +122,9 @@ impl Product {
                     chunk_rows: self.chunk_rows,
                     stream,
                 });
+                if let (Operand::Tiles(_), Some(exact)) = (self.operand, self.exact) {
+                    exact.run(&weights.stored, &job, self.scratch);
+                }
             });
         }
     }
