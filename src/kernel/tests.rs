@@ -167,7 +167,7 @@ fn the_portable_kernel_has_the_error_of_int8_activations() {
 
 #[test]
 fn all_instruction_sets_agree_bit_for_bit() {
-    let best = cpu::best_isa();
+    let best = cpu::isa();
     for isa in [Isa::Avx512, Isa::Amx] {
         if isa > best {
             println!("SKIPPED: no {}", isa.name());
@@ -189,7 +189,7 @@ fn all_instruction_sets_agree_bit_for_bit() {
 
 #[test]
 fn rows_longer_than_a_chunk_agree_too() {
-    let best = cpu::best_isa();
+    let best = cpu::isa();
     if best == Isa::Portable {
         println!("SKIPPED: no AVX-512 VNNI");
         return;

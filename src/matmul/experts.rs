@@ -10,7 +10,7 @@ use super::{
 };
 use crate::cpu::Isa;
 use crate::debug;
-use crate::diag::log;
+use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations;
@@ -235,6 +235,13 @@ impl ExpertMul {
             }
             thread.wait();
             let ways = Ways { isa: settings.isa, tiles: self.tiles(settings, &parts, thread) };
+            if thread.index == 0 {
+                let op = if self.gate.is_some() { counters::Op::MoeFusedUpGate } else { counters::Op::MulMatId };
+                // Of experts with few rows and experts with many: by those with many.
+                let most = parts.routing.experts().iter().max_by_key(|e| e.rows);
+                let operand = most.map_or(Operand::Vectors(ways.isa), |e| ways.of(e));
+                counters::count(op, operand.kernel());
+            }
             if self.shares_rows() {
                 self.quantise_shared(ways, &parts, thread);
             } else {

@@ -15,7 +15,7 @@ mod weights;
 
 use crate::cpu::Isa;
 use crate::debug;
-use crate::diag::log;
+use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations::{Activations, Layout};
@@ -264,6 +264,10 @@ impl MatMul {
                 self.quantise(settings.isa, &plan, thread, work);
                 Operand::Vectors(settings.isa)
             };
+            if thread.index == 0 {
+                let op = if self.gate.is_some() { counters::Op::FusedUpGate } else { counters::Op::MulMat };
+                counters::count(op, operand.kernel());
+            }
             thread.wait();
             let split = Split::new(self.weights.ne[1], self.input.ne[1], plan.batches, thread.count);
             for piece in split.pieces(thread.index) {
