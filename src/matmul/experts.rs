@@ -11,7 +11,7 @@ use super::routing::{self, Expert, Piece, Place, Routing};
 use super::{ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, split};
 use crate::cpu::Isa;
 use crate::debug;
-use crate::diag::log;
+use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations;
@@ -260,6 +260,13 @@ impl ExpertMul {
             let known = &**parts.known;
             known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
             let ways = Ways { isa: settings.isa, tiles: self.tiles(&facts, settings.isa, &parts, thread) };
+            if thread.index == 0 {
+                let op = if self.gate.is_some() { counters::Op::MoeFusedUpGate } else { counters::Op::MulMatId };
+                // Of experts with few rows and experts with many: by those with many.
+                let most = parts.routing.experts().iter().max_by_key(|e| e.rows);
+                let operand = most.map_or(Operand::Vectors(ways.isa), |e| ways.of(e));
+                counters::count(op, operand.kernel());
+            }
             if self.shares_rows() {
                 self.quantise_shared(ways, &parts, thread);
             } else {

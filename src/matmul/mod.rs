@@ -18,7 +18,7 @@ mod weights;
 
 use crate::cpu::Isa;
 use crate::debug;
-use crate::diag::log;
+use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations::{Activations, Layout};
@@ -285,6 +285,10 @@ impl MatMul {
             };
             if let Operand::Vectors(isa) = operand {
                 self.quantise(isa, &plan, thread, parts.batches);
+            }
+            if thread.index == 0 {
+                let op = if self.gate.is_some() { counters::Op::FusedUpGate } else { counters::Op::MulMat };
+                counters::count(op, operand.kernel());
             }
             thread.wait();
             if choice != Choice::Vectors && thread.index == 0 {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::exact_rows::ExactRows;
 use super::{Gate, Stored, Weights, gate};
 use crate::cpu::{Amx, Isa};
+use crate::diag::counters::Kernel;
 use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::Activations;
@@ -145,6 +146,16 @@ impl Operand {
         match self {
             Operand::Vectors(isa) => isa,
             Operand::Tiles(_) => Isa::Amx,
+        }
+    }
+
+    /// As what it is counted.
+    pub fn kernel(self) -> Kernel {
+        match self {
+            Operand::Vectors(Isa::Portable) => Kernel::Portable,
+            Operand::Vectors(_) => Kernel::Vectors,
+            Operand::Tiles(Precision::Int8 { .. }) => Kernel::Int8,
+            Operand::Tiles(_) => Kernel::Bf16,
         }
     }
 

@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn tiles_hold_every_weight_of_plain_and_interleaved_rows() {
-        if cpu::best_isa() < cpu::Isa::Amx {
+        if cpu::isa() < cpu::Isa::Amx {
             println!("SKIPPED: no AMX");
             return;
         }

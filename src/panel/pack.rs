@@ -389,7 +389,7 @@ mod tests {
     /// Given rows of every type, then packing a stretch of a panel gives what packing the tensor gives.
     #[test]
     fn a_stretch_of_rows_is_packed_as_the_tensor_is() {
-        if cpu::best_isa() < cpu::Isa::Avx512 {
+        if cpu::isa() < cpu::Isa::Avx512 {
             println!("SKIPPED: no AVX-512");
             return;
         }

@@ -246,7 +246,7 @@ mod tests {
     /// Given a matrix, then every weight is in its place in the tiles.
     #[test]
     fn tiles_hold_every_weight() {
-        if cpu::best_isa() < cpu::Isa::Amx {
+        if cpu::isa() < cpu::Isa::Amx {
             println!("SKIPPED: no AMX");
             return;
         }
@@ -270,7 +270,7 @@ mod tests {
     /// Given every finite F16 number, then it is the sum of its two planes.
     #[test]
     fn planes_of_f16_lose_nothing() {
-        if cpu::best_isa() < cpu::Isa::Amx {
+        if cpu::isa() < cpu::Isa::Amx {
             println!("SKIPPED: no AMX");
             return;
         }
