@@ -4,4 +4,5 @@
 pub mod backend;
 pub mod ik;
 pub mod standalone;
+mod threads;
 pub mod types;
