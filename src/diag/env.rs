@@ -48,14 +48,16 @@ pub struct Env {
 /// The environment as it was at the first call.
 pub fn env() -> &'static Env {
     static ENV: OnceLock<Env> = OnceLock::new();
-    ENV.get_or_init(|| {
-        let mut complaints = Vec::new();
-        let env = parse(|name| std::env::var(name).ok(), &mut complaints);
-        for line in &complaints {
-            log::early(log::Level::Error, line);
-        }
-        env
-    })
+    if let Some(env) = ENV.get() {
+        return env;
+    }
+    let mut complaints = Vec::new();
+    let env = ENV.get_or_init(|| parse(|name| std::env::var(name).ok(), &mut complaints));
+    // Not before it is there: whoever reads the log may ask for it.
+    for line in &complaints {
+        log::early(log::Level::Error, line);
+    }
+    env
 }
 
 fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> Env {
