@@ -11,8 +11,8 @@ use crate::matmul::{MatMul, Settings, Thread};
 
 /// Nobody has more cores.
 const MAX_THREADS: usize = 1024;
-/// Multiplications for which a thread more is worth its start: that takes about 15 microseconds, in which a core reads
-/// 150 KB of weights.
+/// Multiplications for which a thread more is worth its start and join: that takes about 20 microseconds, in which a core
+/// reads 200 KB of weights.
 const MULS_PER_THREAD: usize = 1 << 18;
 /// Columns of weights that are not cut between threads.
 const COLUMNS: usize = 32;
