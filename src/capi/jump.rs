@@ -14,6 +14,7 @@ macro_rules! jumps_on {
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name() {
             std::arch::naked_asm!(
+                ".cfi_startproc",
                 "push rbp",
                 ".cfi_def_cfa_offset 16",
                 ".cfi_offset rbp, -16",
@@ -75,6 +76,7 @@ macro_rules! jumps_on {
                 "leave",
                 ".cfi_def_cfa rsp, 8",
                 "ret",
+                ".cfi_endproc",
                 frame = const $crate::capi::jump::SAVED + ($words * 8usize).next_multiple_of(16),
                 words = const $words,
                 ask = sym $ask,
