@@ -132,8 +132,15 @@ static void given_threads_that_cannot_be_started_then_the_product_is_computed_by
     product_free(&p);
 }
 
-/* The kernel's own refusal: address space for about 50 stacks. */
+/* The kernel's own refusal: address space for some stacks, and then for nothing more. Wherever it ends, nobody may need
+ * memory that is not there. */
+struct limited {
+    struct product * p;
+    rlim_t bytes;
+};
+
 static int multiply_in_little_address_space(void * context) {
+    const struct limited * l = (const struct limited *) context;
     FILE * file = fopen("/proc/self/statm", "r");
     unsigned long pages = 0;
     if (!file || fscanf(file, "%lu", &pages) != 1) {
@@ -141,8 +148,8 @@ static int multiply_in_little_address_space(void * context) {
     }
     fclose(file);
     struct rlimit limit;
-    limit.rlim_cur = limit.rlim_max = pages * (rlim_t) sysconf(_SC_PAGESIZE) + ((rlim_t) 120 << 20);
-    return setrlimit(RLIMIT_AS, &limit) != 0 ? NO_LIMIT : multiply((struct product *) context, 200);
+    limit.rlim_cur = limit.rlim_max = pages * (rlim_t) sysconf(_SC_PAGESIZE) + l->bytes;
+    return setrlimit(RLIMIT_AS, &limit) != 0 ? NO_LIMIT : multiply(l->p, 200);
 }
 
 static void given_address_space_for_few_stacks_then_the_product_is_computed_by_few_threads(void) {
@@ -150,8 +157,13 @@ static void given_address_space_for_few_stacks_then_the_product_is_computed_by_f
     harness_skip("a limit for the address space: the address sanitizer needs all of it");
 #else
     struct product p = product_with_result(K, N, M);
-    struct child c = child_fork(multiply_in_little_address_space, &p);
-    check_child(&c, "200 threads in 120 MiB");
+    for (int i = 0; i < 100; i++) {
+        struct limited l = {&p, ((rlim_t) 120 << 20) - (rlim_t) i * 1180 * 1024};
+        struct child c = child_fork(multiply_in_little_address_space, &l);
+        char what[64];
+        snprintf(what, sizeof what, "200 threads in %llu KiB", (unsigned long long) l.bytes >> 10);
+        check_child(&c, what);
+    }
     product_free(&p);
 #endif
 }
