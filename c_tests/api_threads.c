@@ -219,8 +219,14 @@ static int pack_and_multiply(void * context) {
     if (memcmp(p->plain, p->back, p->plain_size) != 0) {
         return OTHER_BYTES;
     }
-    /* As a parent has them: a child does not get its parent's. */
-    return packing_threads() == 3 ? multiply(p, 4) : NO_PACKING_THREADS;
+    /* As a parent has them: a child does not get its parent's. A thread takes its name when it comes to run. */
+    for (int tries = 0; packing_threads() != 3; tries++) {
+        if (tries == 10000) {
+            return NO_PACKING_THREADS;
+        }
+        usleep(1000);
+    }
+    return multiply(p, 4);
 }
 
 static int pack_and_multiply_in_a_child(void * context) {
