@@ -50,18 +50,23 @@ pub struct Env {
 /// The environment as it was at the first call.
 pub fn env() -> &'static Env {
     static ENV: OnceLock<Env> = OnceLock::new();
-    ENV.get_or_init(|| {
-        let mut complaints = Vec::new();
-        let env = parse(|name| std::env::var(name).ok(), &mut complaints);
-        for line in &complaints {
-            log::early(log::Level::Error, line);
-        }
-        // Of tests always: it tells which kernels they ran.
-        if env.report || cfg!(test) {
-            counters::report_at_exit();
-        }
-        env
-    })
+    if let Some(env) = ENV.get() {
+        return env;
+    }
+    let (mut complaints, mut is_first) = (Vec::new(), false);
+    let env = ENV.get_or_init(|| {
+        is_first = true;
+        parse(|name| std::env::var(name).ok(), &mut complaints)
+    });
+    // Not before it is there: whoever reads the log may ask for it.
+    for line in &complaints {
+        log::early(log::Level::Error, line);
+    }
+    // Of tests always: it tells which kernels they ran.
+    if is_first && (env.report || cfg!(test)) {
+        counters::report_at_exit();
+    }
+    env
 }
 
 fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> Env {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::exact_rows::ExactRows;
 use super::{Gate, Stored, Weights, gate};
 use crate::cpu::{Amx, Isa};
 use crate::diag::counters::Kernel;
@@ -59,6 +60,8 @@ pub(super) struct Product {
     /// Scratch to gather weights in.
     pub gathered: *mut u8,
     pub stream: bool,
+    /// Rows that tiles are not good enough for.
+    pub exact: Option<ExactRows>,
 }
 
 impl Product {
@@ -120,6 +123,9 @@ impl Product {
                     chunk_rows: self.chunk_rows,
                     stream,
                 });
+                if let (Operand::Tiles(_), Some(exact)) = (self.operand, self.exact) {
+                    exact.run(&weights.stored, &job, self.scratch);
+                }
             });
         }
     }
