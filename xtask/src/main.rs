@@ -15,6 +15,7 @@ mod host;
 mod ik;
 mod json;
 mod preload;
+mod products;
 mod program;
 mod score;
 mod slice;
