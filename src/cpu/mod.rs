@@ -3,6 +3,8 @@
 
 pub mod amx;
 pub mod cache;
+#[cfg(amx_emulator)]
+mod emulator;
 pub mod memory;
 pub mod tile;
 
