@@ -383,7 +383,7 @@ fn bits(results: &[f32], width: usize) -> Vec<Vec<u32>> {
 
 /// Without AMX there is nothing to test.
 fn is_skipped() -> bool {
-    let skipped = cpu::best_isa() < cpu::Isa::Amx;
+    let skipped = cpu::isa() < cpu::Isa::Amx;
     if skipped {
         println!("SKIPPED: no AMX");
     }
