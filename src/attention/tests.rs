@@ -783,6 +783,26 @@ fn rows_do_not_depend_on_others_or_on_their_number() {
     }
 }
 
+/// The place of keys in the cache is what the bits of a row do depend on: by no more than its error.
+#[test]
+fn the_place_of_keys_is_felt_no_more_than_the_error() {
+    if is_skipped() {
+        return;
+    }
+    for exact in [false, true] {
+        let here = Operands::new(Case { sight: Sight::Holes(50), keys: 200, ..PLAIN }, 0);
+        // Key 0 moves 77 places up, and so do all others.
+        let moved = |bytes: &[u8], size: usize| [&bytes[123 * size..], &bytes[..123 * size]].concat();
+        let cache = [0, 1].map(|which| moved(&here.cache[which], 2 * row_bytes(Element::F16, 64)));
+        let mask = here.mask.chunks_exact(2 * 200).flat_map(|row| moved(row, 2)).collect();
+        let there = Operands { cache, mask, ..here.clone() };
+        let first: Vec<f64> = here.compute(exact, 1).into_iter().map(f64::from).collect();
+        let error = nmse(&there.compute(exact, 1), &first);
+        let range = if exact { 1e-13..EXACT } else { 1e-8..FLOOR };
+        assert!(range.contains(&error), "exact {exact}: {error:e}");
+    }
+}
+
 /// Given scores of any size, then the row is that of the definition: nothing is taken for "no score yet".
 #[test]
 fn scores_may_be_of_any_size() {
