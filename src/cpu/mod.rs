@@ -3,7 +3,10 @@
 
 pub mod amx;
 pub mod cache;
+pub mod cores;
 pub mod memory;
+pub mod rendezvous;
+pub mod sync;
 pub mod tile;
 
 use std::sync::OnceLock;

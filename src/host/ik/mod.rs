@@ -7,17 +7,21 @@
 //! - [`graph`]: from the addresses they get to the nodes of the graph
 //! - [`product`]: from nodes to products
 //! - [`types`]: types that only this host knows
-//! - [`team`]: the rendezvous and work buffer of the threads of one operation
+//! - [`team`]: the threads of a graph's run: where they meet, and their work buffer
 //! - [`place`]: packed weights, in a buffer type of their own or put there tensor by tensor as a model is loaded
+//! - [`table`]: where they are
+//! - [`handshake`]: the proof that the host multiplies through us, before anything is packed
 
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
 pub mod attention;
 mod graph;
+mod handshake;
 pub mod place;
 mod product;
 pub mod seam;
 mod selfcheck;
+mod table;
 mod team;
 mod types;
 
@@ -28,13 +32,13 @@ use libc::{c_char, c_void};
 
 use super::HostTypes;
 use super::symbols::host_symbols;
-use crate::cpu;
+use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::format::WeightType;
 use crate::kernel::activation::Activation;
 use crate::panel::decoded::DecodedType;
 use crate::{error, info};
-use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkTensor};
+use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkPlan, IkTensor};
 
 host_symbols! {
     /// The functions of ik_llama.cpp's ggml that are called here, all present.
@@ -60,8 +64,13 @@ host_symbols! {
     ggml_permute: unsafe extern "C" fn(*mut c_void, *mut IkTensor, i32, i32, i32, i32) -> *mut IkTensor;
     ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
     ggml_scale: unsafe extern "C" fn(*mut c_void, *mut IkTensor, f32) -> *mut IkTensor;
+    ggml_flash_attn_ext: unsafe extern "C" fn(
+        *mut c_void, *mut IkTensor, *mut IkTensor, *mut IkTensor, *mut IkTensor, f32, f32, f32) -> *mut IkTensor;
     ggml_get_first_tensor: unsafe extern "C" fn(*mut c_void) -> *mut IkTensor;
     ggml_get_next_tensor: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
+    ggml_new_graph_custom: unsafe extern "C" fn(*mut c_void, usize, bool) -> *mut c_void;
+    ggml_build_forward_expand: unsafe extern "C" fn(*mut c_void, *mut IkTensor);
+    ggml_graph_plan: unsafe extern "C" fn(*const c_void, i32) -> IkPlan;
     ggml_graph_nodes: unsafe extern "C" fn(*mut c_void) -> *mut *mut IkTensor;
     ggml_graph_n_nodes: unsafe extern "C" fn(*mut c_void) -> i32;
     ggml_nbytes: unsafe extern "C" fn(*const IkTensor) -> usize;
@@ -98,6 +107,8 @@ pub struct IkOps {
     pub fused_up_gate: i32,
     /// `GGML_OP_MOE_FUSED_UP_GATE`.
     pub moe_fused_up_gate: i32,
+    /// `GGML_OP_FLASH_ATTN_EXT`.
+    pub flash_attn_ext: i32,
     /// `NONE`, `RESHAPE`, `VIEW`, `PERMUTE`, `TRANSPOSE`.
     pub no_data: [i32; 5],
     /// Numbers of the unary operations that are fused.
