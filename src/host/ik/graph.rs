@@ -207,8 +207,10 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
 /// # Safety
 /// As for [`Team::prepare`].
 unsafe fn prepare(team: &Team, threads: usize, nodes: &mut [Node]) {
+    // More threads than can run at once would wait for each other.
+    let most = cores::of(threads);
     // SAFETY: promised by the caller.
-    let most = unsafe { team.prepare(threads) };
+    unsafe { team.prepare(most) };
     let bytes = |node: &Node| node.op.as_ref().map(|op| op.work_size(most).unwrap_or(usize::MAX));
     let wants = nodes.iter().enumerate().filter_map(|(i, node)| Some((bytes(node)?, i))).collect();
     // SAFETY: promised by the caller.

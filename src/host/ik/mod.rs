@@ -23,6 +23,8 @@ pub mod seam;
 mod selfcheck;
 mod table;
 mod team;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::ffi::{CStr, CString};

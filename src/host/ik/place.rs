@@ -56,7 +56,7 @@ fn is_multiplied_only(name: &str) -> bool {
 }
 
 /// The packed tensors, and the memory of our buffers.
-static PACKED: LazyLock<Table<Shape>> = LazyLock::new(Table::new);
+pub(super) static PACKED: LazyLock<Table<Shape>> = LazyLock::new(Table::new);
 
 /// Whether anything is packed.
 pub fn any() -> bool {
@@ -195,7 +195,7 @@ unsafe extern "C" fn free_buffer(buffer: *mut IkBuffer) {
 }
 
 /// The addresses of a region.
-fn range_of(region: &Region) -> std::ops::Range<usize> {
+pub(super) fn range_of(region: &Region) -> std::ops::Range<usize> {
     let first = region.base().as_ptr() as usize;
     first..first + region.len()
 }

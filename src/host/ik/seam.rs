@@ -188,7 +188,7 @@ fn in_blocks(
 }
 
 /// Weights as a kernel of the host gets them, that may be packed.
-struct HostWeights {
+pub(super) struct HostWeights {
     address: *const c_void,
     /// Bytes of a row.
     stride: usize,
@@ -198,11 +198,11 @@ struct HostWeights {
 }
 
 impl HostWeights {
-    fn new(address: *const c_void, stride: c_long) -> Self {
+    pub fn new(address: *const c_void, stride: c_long) -> Self {
         Self { address, stride: stride as usize, packed: place::packed_around(address.cast()), plain: Vec::new() }
     }
 
-    fn are_packed(&self) -> bool {
+    pub fn are_packed(&self) -> bool {
         self.packed.is_some()
     }
 
@@ -438,5 +438,103 @@ pub unsafe fn alloc_ctx_tensors(
         let next = |t: &*mut IkTensor| Some((host.symbols.ggml_get_next_tensor)(context, *t)).filter(|t| !t.is_null());
         let tensors: Vec<_> = std::iter::successors(Some(first).filter(|t| !t.is_null()), next).collect();
         place::pack_unmapped(host, &tensors, alloc, real)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::cpu::memory::Region;
+    use crate::format::WeightType;
+
+    /// How the host shares rows: `kernel(first row, rows)`.
+    fn share(rows: usize, (ith, nth): Threads) -> std::ops::Range<usize> {
+        let each = rows.div_ceil(nth as usize);
+        let first = (ith as usize * each).min(rows);
+        first..rows.min(first + each)
+    }
+
+    #[test]
+    fn threads_unpack_the_rows_they_need_and_no_others() {
+        let [k, n, ne02, ne03, ny, r2, r3] = [4096, 208, 2, 3, 2, 2, 1];
+        let shape = Shape::new(WeightType::Q8_0, k, n, ne02 * ne03).unwrap();
+        let plain: Vec<u8> = (0..shape.plain_size()).map(|i| (i * 31 + i / 251) as u8).collect();
+        let region = Region::new(shape.packed_size()).unwrap();
+        let base = region.base().as_ptr();
+        // SAFETY: the region is as large.
+        unsafe { shape.write(base, 0, &plain) };
+        place::PACKED.add_region(place::range_of(&region));
+        place::PACKED.add(base as usize, shape.plain_size(), shape);
+
+        let (row, matrix) = (shape.row_bytes, shape.slice_plain);
+        let results = (n * ny * ne02 * r2 * ne03 * r3) as usize;
+        for nth in [1, 2, 7, 100] {
+            let (seen, most) = (RefCell::new(vec![0u8; results]), RefCell::new(0));
+            for ith in 0..nth {
+                let unpacked = RefCell::new(0);
+                let args = Mul4d {
+                    nx: n,
+                    ny,
+                    ne00: k,
+                    ne02,
+                    ne03,
+                    ne12: ne02 * r2,
+                    ne13: ne03 * r3,
+                    nb02: matrix as c_long,
+                    nb03: matrix as c_long * ne02,
+                    // The number of the batch is where its activations are.
+                    nb12: 1,
+                    nb13: ne02 * r2,
+                    nb2: n * ny,
+                    nb3: n * ny * ne02 * r2,
+                    type_a: WeightType::Q8_0 as c_int,
+                    a: base.cast(),
+                    stride_a: row as c_long,
+                    type_b: 8,
+                    b: std::ptr::null(),
+                    stride_b: 0,
+                    c: std::ptr::null_mut(),
+                    stride_c: n,
+                    ith,
+                    nth,
+                };
+                let real = |x: Mul4d| {
+                    let (batch, first) = (x.b as usize, x.c as usize / 4);
+                    let (i2, i3) = (batch as c_long % (ne02 * r2), batch as c_long / (ne02 * r2));
+                    for r in share(x.nx as usize, (x.ith, x.nth)) {
+                        let got = unsafe { std::slice::from_raw_parts(x.a.cast::<u8>().add(r * row), row) };
+                        let at = first - (i2 * args.nb2 + i3 * args.nb3) as usize + r;
+                        let of = (i2 / r2 + i3 / r3 * ne02) as usize * matrix + at * row;
+                        assert!(got == &plain[of..of + row], "batch {batch}, row {at}");
+                        *unpacked.borrow_mut() += 1;
+                        for (i, y) in (0..x.ne12 * x.ne13).flat_map(|i| (0..x.ny).map(move |y| (i, y))) {
+                            let batch = (i % x.ne12) * x.nb2 + i / x.ne12 * x.nb3;
+                            seen.borrow_mut()[first + (batch + y * x.stride_c) as usize + r] += 1;
+                        }
+                    }
+                    true
+                };
+                // SAFETY: the kernel is the one above.
+                assert!(unsafe { mul_mat_4d(args, real) });
+                let rows = *unpacked.borrow();
+                most.replace_with(|most| rows.max(*most));
+            }
+            assert!(seen.borrow().iter().all(|count| *count == 1), "{nth} threads");
+            let all = (n * ne02 * ne03) as usize;
+            assert!(*most.borrow() <= all / nth as usize + 64, "{nth} threads: one unpacked {most:?} of {all}");
+        }
+        place::PACKED.remove_region(place::range_of(&region));
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_is_believed_by_all_threads() {
+        let refuse = |block: Block, threads: Threads| {
+            // Those without rows ask for none.
+            assert!(threads == (0, 1) || share(block.rows, threads).is_empty());
+            false
+        };
+        assert!((0..9).all(|ith| !in_blocks(96, 1 << 20, 1, (ith, 9), refuse)));
     }
 }

@@ -6,11 +6,8 @@ use std::ops::Range;
 
 use super::sync::{AtomicUsize, Ordering, RwLock};
 
-/// Buffers that are told from other memory without a lock.
-const REGIONS: usize = 64;
-
-/// What is known of some ranges.
-pub struct Table<T> {
+/// What is known of some ranges. So many buffers are told from other memory without a lock.
+pub struct Table<T, const REGIONS: usize = 64> {
     /// First and last byte of buffers; a last byte of 0: none.
     regions: [[AtomicUsize; 2]; REGIONS],
     /// Buffers that found no place there.
@@ -26,7 +23,7 @@ struct Entry<T> {
     what: T,
 }
 
-impl<T: Copy> Table<T> {
+impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
     /// Nothing is known.
     pub fn new() -> Self {
         Self {
@@ -125,5 +122,54 @@ impl<T: Copy> Table<T> {
     /// How many ranges there are, and their bytes.
     pub fn totals(&self) -> (usize, usize) {
         (self.count.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_found_by_any_address_in_them_and_nowhere_else() {
+        // The second one with more buffers than places for them.
+        for buffers in [3, 100] {
+            let table = Table::<usize>::new();
+            for i in 0..buffers {
+                let base = i * 1000 + 1000;
+                table.add_region(base..base + 500);
+                table.add(base + 10, 20, i);
+                table.add(base + 30, 5, i + 1000);
+            }
+            assert_eq!(table.totals(), (2 * buffers, 25 * buffers));
+            for i in 0..buffers {
+                let base = i * 1000 + 1000;
+                assert_eq!(table.at(base + 10), Some(i));
+                assert_eq!(table.at(base + 11), None);
+                assert_eq!(table.around(base + 29), Some((base + 10, i)));
+                assert_eq!(table.around(base + 34), Some((base + 30, i + 1000)));
+                for none in [base, base + 9, base + 35, base + 600] {
+                    assert_eq!(table.around(none), None, "{none}");
+                }
+            }
+            for i in 0..buffers {
+                table.remove_region(i * 1000 + 1000..i * 1000 + 1500);
+            }
+            assert_eq!(table.totals(), (0, 0));
+            assert!(table.around(1010).is_none() && table.left_out.load(Ordering::Relaxed) == 0);
+        }
+    }
+
+    #[test]
+    fn a_range_takes_the_place_of_those_it_overlaps() {
+        let table = Table::<u32>::new();
+        table.add_region(0..1000);
+        (0..4).for_each(|i| table.add(i as usize * 100 + 100, 100, i));
+        table.add(250, 100, 9);
+        let found = [150, 220, 260, 340, 360, 450].map(|address| table.around(address));
+        assert_eq!(found, [Some((100, 0)), None, Some((250, 9)), Some((250, 9)), None, Some((400, 3))]);
+        table.remove(260..260);
+        assert_eq!(table.totals(), (3, 300));
+        table.remove(0..251);
+        assert_eq!(table.totals(), (1, 100));
     }
 }

@@ -7,7 +7,6 @@
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-use crate::cpu::cores;
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::{Rendezvous, Signal};
 
@@ -61,15 +60,13 @@ impl Team {
         }
     }
 
-    /// Before a run of up to `threads` threads: how many of them will take part in an operation at most.
+    /// Before a run in which up to `most` threads will take part in an operation.
     ///
     /// # Safety
     /// There must be no run, and nobody else that prepares one.
-    pub unsafe fn prepare(&self, threads: usize) -> usize {
-        let most = cores::of(threads);
+    pub unsafe fn prepare(&self, most: usize) {
         self.most.store(most, Ordering::Relaxed);
         self.done.set(0);
-        most
     }
 
     /// Makes sure that there is a work buffer of `bytes`; false if there is no memory for it.
@@ -231,5 +228,103 @@ impl Member<'_> {
         }
         self.wait();
         self.team.said.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Given a team of a host's threads, when they run many operations one after the other, without a barrier of the host
+    /// in between, then every thread that takes part sees what the others wrote, and the others come after them.
+    fn operations(threads: usize, most: usize, count: usize) {
+        let team = Team::new();
+        // SAFETY: nothing runs.
+        unsafe {
+            team.prepare(most);
+            team.reserve_for(vec![(threads * 128, 0)], |_| panic!("there is memory"));
+        }
+        let done = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for index in 0..threads {
+                let (team, done) = (&team, &done);
+                scope.spawn(move || {
+                    for number in 1..=count {
+                        let mut took_part = false;
+                        let place = Place { index, count: threads, number: number as u32, follows: true };
+                        team.operation(place, |member| {
+                            let word = |of: usize| member.work().wrapping_add(of * 128).cast::<usize>();
+                            // SAFETY: every thread writes its own word.
+                            unsafe { *word(index) = number };
+                            member.wait();
+                            // SAFETY: all have written, nobody writes before the next meeting.
+                            (0..member.count).for_each(|of| assert_eq!(unsafe { *word(of) }, number));
+                            done.fetch_add(1, Ordering::Relaxed);
+                            took_part = true;
+                        });
+                        assert_eq!(took_part, index < most);
+                        assert!(took_part || done.load(Ordering::Relaxed) >= number * most.min(threads));
+                    }
+                });
+            }
+        });
+        assert_eq!(done.into_inner(), count * most.min(threads));
+    }
+
+    #[test]
+    fn threads_of_an_operation_see_what_the_others_did() {
+        for (threads, most) in [(1, 1), (2, 2), (5, 5), (5, 2), (16, 1)] {
+            operations(threads, most, 200);
+        }
+    }
+
+    #[test]
+    fn many_more_threads_than_cores_neither_hang_nor_take_long() {
+        let start = std::time::Instant::now();
+        operations(64, 64, 100);
+        operations(64, 2, 1000);
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn what_there_is_no_memory_for_is_left_out() {
+        let (team, mut left_out) = (Team::new(), Vec::new());
+        // SAFETY: nothing runs.
+        unsafe { team.reserve_for(vec![(1 << 59, 0), (4096, 1), (usize::MAX, 2), (8192, 3)], |i| left_out.push(i)) };
+        left_out.sort_unstable();
+        assert_eq!(left_out, [0, 2]);
+        assert!(!team.work.load(Ordering::Relaxed).is_null());
+        // All threads are told.
+        std::thread::scope(|scope| {
+            for index in 0..3 {
+                let team = &team;
+                scope.spawn(move || {
+                    assert!(!team.all(index, 3).reserve(1 << 60));
+                    assert!(team.all(index, 3).reserve(1 << 16));
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_work_buffer_that_is_too_large_for_long_is_let_go() {
+        let team = Team::new();
+        let len = || {
+            // SAFETY: nothing runs.
+            unsafe { (*team.memory.get()).region.as_ref().map_or(0, Region::len) }
+        };
+        // SAFETY: nothing runs.
+        let run = |bytes| unsafe {
+            team.reserve_for(vec![(bytes, 0)], |_| panic!("there is memory"));
+            team.rest();
+        };
+        run(256 << 20);
+        assert!(len() >= 256 << 20);
+        run(1 << 20);
+        run(256 << 20);
+        (0..SMALL_RUNS).for_each(|_| run(1 << 20));
+        assert!(len() >= 256 << 20, "that was too early");
+        run(1 << 20);
+        assert!((1 << 20..4 << 20).contains(&len()), "{}", len());
     }
 }
