@@ -1,36 +1,151 @@
 //! Generates the C header from `src/capi` into `OUT_DIR`, where a test compares it with the one that is
-//! checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in header is written too.
+//! checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in header is written too. Then a C compiler, if there is
+//! one, compares its structs with those of the library.
 
 use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+#[path = "src/capi/args.rs"]
+#[allow(dead_code)] // only sizes and offsets are of interest
+mod args;
+
+/// What a C compiler must be able to do before its judgement counts.
+const ANY_PROGRAM: &str = "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n_Static_assert(1, \"\");\n";
 
 fn main() {
     println!("cargo:rerun-if-changed=src");
+    println!("cargo:rerun-if-changed=include");
     println!("cargo:rerun-if-changed=cbindgen.toml");
     println!("cargo:rerun-if-env-changed=GGML_AMX_UPDATE_HEADER");
+    println!("cargo:rerun-if-env-changed=CC");
     // A name to link by, and no unloading: hosts keep pointers to our static objects, and worker
     // threads may still run our code when a plug-in loader closes us.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libggml_amx.so");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
-    let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let header = out.join("ggml-amx.h");
     match generate(&root) {
         Ok(bindings) => {
             bindings.write_to_file(&header);
-            if std::env::var_os("GGML_AMX_UPDATE_HEADER").is_some_and(|v| v == "1") {
+            if env::var_os("GGML_AMX_UPDATE_HEADER").is_some_and(|v| v == "1") {
                 bindings.write_to_file(root.join("include/ggml-amx.h"));
             }
         }
         Err(error) => panic!("cbindgen: {error}"),
     }
+    compare_layouts(&root.join("include"), &header, &out);
 }
 
 fn generate(root: &Path) -> Result<cbindgen::Bindings, cbindgen::Error> {
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
-    let sources = ["src/capi/types.rs", "src/capi/standalone.rs", "src/capi/backend.rs"];
+    let sources = ["src/capi/types.rs", "src/capi/args.rs", "src/capi/standalone.rs", "src/capi/backend.rs"];
     sources
         .iter()
         .fold(cbindgen::Builder::new().with_config(config), |builder, file| builder.with_src(root.join(file)))
         .generate()
+}
+
+/// A struct of the header: its name there, its size, and of every field the name, offset and size.
+struct Layout {
+    name: &'static str,
+    size: usize,
+    fields: Vec<(&'static str, usize, usize)>,
+}
+
+/// The size of the field that `_get` gives.
+fn size_of_field<S, F>(_get: fn(&S) -> &F) -> usize {
+    size_of::<F>()
+}
+
+/// The layout of a struct of `args`, all of whose fields must be named.
+macro_rules! layout {
+    ($name:literal = $ty:ident { $($field:ident),* $(,)? }) => {{
+        let _all_of_them = |x: $ty| { let $ty { $($field: _),* } = x; };
+        Layout {
+            name: $name,
+            size: size_of::<$ty>(),
+            fields: vec![$((
+                stringify!($field).trim_start_matches("r#"),
+                core::mem::offset_of!($ty, $field),
+                size_of_field(|x: &$ty| &x.$field),
+            )),*],
+        }
+    }};
+}
+
+fn layouts() -> Vec<Layout> {
+    use args::MulMatArgs;
+    vec![layout!(
+        "ggml_amx_mul_mat_args" = MulMatArgs {
+            struct_size,
+            r#type,
+            n_threads,
+            isa,
+            reserved,
+            k,
+            n,
+            m,
+            packed,
+            packed_size,
+            src1,
+            src1_stride,
+            dst,
+            dst_stride,
+        }
+    )]
+}
+
+/// The C source that compiles only if the header has these layouts.
+fn assertions(layouts: &[Layout]) -> String {
+    // Not in quotes: the generated one lies beside this source.
+    let mut text = String::from("#include <ggml-amx.h>\n");
+    let mut demand = |expression: String, value: usize| {
+        text += &format!("_Static_assert({expression} == {value}, \"the library has {value}\");\n");
+    };
+    for Layout { name, size, fields } in layouts {
+        demand(format!("sizeof(struct {name})"), *size);
+        for (field, offset, size) in fields {
+            demand(format!("offsetof(struct {name}, {field})"), *offset);
+            demand(format!("sizeof(((struct {name} *) 0)->{field})"), *size);
+        }
+    }
+    text
+}
+
+/// Ends the build if the checked-in header has other sizes or offsets than the library.
+fn compare_layouts(include: &Path, generated: &Path, out: &Path) {
+    let layouts = layouts();
+    let header = fs::read_to_string(generated).expect("written above");
+    for line in header.lines().filter(|line| line.starts_with("struct ") && line.ends_with('{')) {
+        let known = layouts.iter().any(|layout| line == format!("struct {} {{", layout.name));
+        assert!(known, "build.rs does not compare `{line}` of the header: add it to layouts()");
+    }
+    let width = env::var("CARGO_CFG_TARGET_POINTER_WIDTH").expect("cargo sets it");
+    if width != usize::BITS.to_string() {
+        return; // the sizes known here are those of the machine that builds
+    }
+    let source = |name: &str, text: &str| {
+        let file = out.join(name);
+        fs::write(&file, text).unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
+        let mut build = cc::Build::new();
+        build.cargo_metadata(false).std("c11").include(include).file(file);
+        build
+    };
+    let compare = source("layout.c", &assertions(&layouts));
+    if let Err(why) = source("any.c", ANY_PROGRAM).cargo_warnings(false).try_compile_intermediates() {
+        println!(
+            "cargo:warning=ggml-amx: include/ggml-amx.h is not compared with the library, for no C compiler works: {why}"
+        );
+        println!("cargo:warning=ggml-amx: the library needs none, and is complete. CC names another compiler.");
+        return;
+    }
+    if compare.try_compile_intermediates().is_err() {
+        panic!(
+            "include/ggml-amx.h has other sizes or offsets than the library, see the warnings above and {}.\n\
+             After a change in src/capi: `cargo xtask header`.",
+            out.join("layout.c").display()
+        );
+    }
 }

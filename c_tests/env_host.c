@@ -128,7 +128,7 @@ static void given_each_instruction_set_then_the_results_are_the_same(void) {
     static const char * const isas[] = {"portable", "avx512", "amx"};
     struct child got[3];
     for (int i = 0; i < 3; i++) {
-        const char * const env[] = {CLEAN_ENV, "GGML_AMX_ISA", isas[i], NULL};
+        const char * const env[] = {CLEAN_ENV, "GGML_AMX_ISA", isas[i], "GGML_AMX_REPORT", "products", NULL};
         got[i] = child_exec("compute", env);
         const bool available = i == 0 || (i == 1 ? host_cpu_has_avx512() : host_has_amx());
         if (!available) {
@@ -142,6 +142,9 @@ static void given_each_instruction_set_then_the_results_are_the_same(void) {
         if (got[i].out_size != got[0].out_size) {
             continue;
         }
+        /* Every product was ours, and by these kernels. */
+        CHECK(strstr(got[i].err, isas[i][1] == 'o' ? "ggml-amx: products: MUL_MAT portable " : "ggml-amx: products: MUL_MAT vectors ") != NULL, "GGML_AMX_ISA=%s: no report of products\n%s", isas[i], got[i].err);
+        CHECK((strstr(got[i].err, "MUL_MAT int8 ") != NULL) == (i == 2), "GGML_AMX_ISA=%s: int8 tiles\n%s", isas[i], got[i].err);
         check_grid(isas[i], (const float *) (const void *) got[i].out, (const float *) (const void *) got[0].out);
         for (size_t at = 0; at + sizeof(float) <= got[i].out_size; at += sizeof(float)) {
             float value;

@@ -63,4 +63,15 @@ function(ggml_amx_add_object TARGET OBJECT)
     # the compiler adds it, or libgcc_eh for a fully static program. As flags, because the
     # host may have a target that is named "util".
     target_link_libraries(${TARGET} PRIVATE -ldl -lpthread -lm -lutil -lrt)
+    # A host may unload a plug-in. Threads of ours would wake up in unmapped code, and lists of the
+    # host would point to our objects: the code stays. That is an option of whatever can be unloaded:
+    # the target, or what a static library is linked into.
+    get_target_property(type ${TARGET} TYPE)
+    if(type STREQUAL "STATIC_LIBRARY")
+        set(of "$<TARGET_PROPERTY:TYPE>")
+        target_link_options(${TARGET} INTERFACE
+            "$<$<OR:$<STREQUAL:${of},SHARED_LIBRARY>,$<STREQUAL:${of},MODULE_LIBRARY>>:LINKER:-z,nodelete>")
+    else()
+        target_link_options(${TARGET} PRIVATE LINKER:-z,nodelete)
+    endif()
 endfunction()

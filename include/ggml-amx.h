@@ -242,7 +242,7 @@ struct ggml_amx_mul_mat_args {
    */
   int32_t type;
   /**
-   * Threads to use; 0 means all cores.
+   * Most threads to use; 0 means all cores. Small products use fewer.
    */
   int32_t n_threads;
   /**

@@ -35,3 +35,5 @@ pub mod host;
 pub mod kernel;
 pub mod matmul;
 pub mod panel;
+#[cfg(test)]
+mod testing;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ggml_amx::cpu::{self, Amx, Isa};
+use ggml_amx::cpu::Amx;
 
 use crate::data::Floats;
 use crate::machine::{self, PEAK_TDPS, READ_PART, Reader, Spin, TDP_MACS};
@@ -81,7 +81,7 @@ pub fn measure(subject: &Subject<'_>, m: usize, x: &[f32], reader: &Reader, o: &
         y_len: y.len(),
         first,
     };
-    let proof = Amx::new().filter(|_| cpu::isa() == Isa::Amx);
+    let proof = Amx::new();
     let seen: Vec<Seen> = std::thread::scope(|scope| {
         let s = &shared;
         let start = |i| scope.spawn(move || Seen { nmse: s.warm_up(i), times: s.repetitions(i, proof) });

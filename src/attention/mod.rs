@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cpu::Amx;
 use crate::cpu::tile::Tiles;
+use crate::diag::counters;
 use crate::matmul::{Output, Thread};
 use crate::panel::decoded::ToFloat;
 use crate::panel::tiles::STEP_BYTES;
@@ -260,6 +261,7 @@ impl Attention {
         let next = unsafe { &*work.cast::<AtomicUsize>() };
         if thread.index == 0 {
             next.store(0, Ordering::Relaxed);
+            counters::count(counters::Op::FlashAttn, counters::Kernel::Bf16);
         }
         (thread.barrier)();
         let mut parts = Parts { base: work.wrapping_add(LINE + thread.index * plan.per_thread), used: 0 };

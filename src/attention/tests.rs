@@ -204,7 +204,7 @@ fn error(results: &[f32], expected: &[f64]) -> f64 {
 /// Given shapes, masks and storages of all kinds, then results are those of the definition, whatever the thread count.
 #[test]
 fn results_are_those_of_the_definition() {
-    if cpu::best_isa() < cpu::Isa::Amx {
+    if cpu::isa() < cpu::Isa::Amx {
         println!("SKIPPED: no AMX");
         return;
     }
@@ -248,7 +248,7 @@ fn results_are_those_of_the_definition() {
 /// Given numbers that are not, then results are not either, but for queries that do not see them.
 #[test]
 fn nan_reaches_the_results_that_see_it() {
-    if cpu::best_isa() < cpu::Isa::Amx {
+    if cpu::isa() < cpu::Isa::Amx {
         println!("SKIPPED: no AMX");
         return;
     }

@@ -1,10 +1,9 @@
 //! Tensors in memory of ours: parallel packing and unpacking of any byte range.
 //!
 //! Packing runs on a thread pool of this library with a bounded number of threads, because loaders
-//! hand tensors over on a single thread. Small ranges, and forked children (whose pool threads did
-//! not survive the fork), stay on the calling thread.
+//! hand tensors over on a single thread. Small ranges stay on the calling thread.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -33,18 +32,45 @@ impl Shared {
     }
 }
 
-/// The pool, unless this process is a fork of the one that made it.
-fn pool() -> Option<&'static ThreadPool> {
-    static POOL: OnceLock<(u32, Option<ThreadPool>)> = OnceLock::new();
-    let (pid, pool) = POOL.get_or_init(|| {
+/// The threads that pack, and the process that they are threads of. Never freed.
+struct Pool {
+    process: u32,
+    /// `None` if there is to be one thread only, or none could be started.
+    threads: Option<ThreadPool>,
+}
+
+impl Pool {
+    fn new(process: u32) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = env().threads.unwrap_or(cores.min(MAX_THREADS));
-        let pool = (threads > 1).then(|| {
-            ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("ggml-amx-pack-{i}")).build().ok()
-        });
-        (std::process::id(), pool.flatten())
-    });
-    if *pid == std::process::id() { pool.as_ref() } else { None }
+        let wanted = env().threads.unwrap_or(cores.min(MAX_THREADS));
+        let builder = || ThreadPoolBuilder::new().thread_name(|i| format!("ggml-amx-pack-{i}"));
+        // All of them or none: with little memory left, fewer may do.
+        let tries = std::iter::successors(Some(wanted), |n| Some(n / 2)).take_while(|n| *n > 1);
+        Self { process, threads: { tries }.find_map(|n| builder().num_threads(n).build().ok()) }
+    }
+}
+
+/// The pool of this process. Threads do not survive a fork, so a child makes its own. No lock is taken: a child would
+/// inherit it from a parent that was about to make the pool in another thread.
+fn pool() -> Option<&'static ThreadPool> {
+    static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
+    let process = std::process::id();
+    let found = POOL.load(Ordering::Acquire);
+    // SAFETY: null, or a pool that is never freed.
+    if let Some(pool) = unsafe { found.as_ref() }.filter(|pool| pool.process == process) {
+        return pool.threads.as_ref();
+    }
+    let made = Box::into_raw(Box::new(Pool::new(process)));
+    let pool = match POOL.compare_exchange(found, made, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => made,
+        Err(first) => {
+            // SAFETY: made above, shown to nobody. Another thread of this process was faster.
+            drop(unsafe { Box::from_raw(made) });
+            first
+        }
+    };
+    // SAFETY: as above.
+    unsafe { &*pool }.threads.as_ref()
 }
 
 /// Cuts `offset..offset + len` where panels of 16 rows end, so that no two pieces share a packed

@@ -1,5 +1,6 @@
 //! The drop-in surface for ggml hosts. Types of ggml's own are opaque here and in the header.
 
+use crate::diag::log;
 use crate::host::abi::{GgmlComputeParams, GgmlTensor};
 use crate::host::{Host, buffer_type, cxx, op};
 
@@ -22,15 +23,23 @@ pub struct OpaqueComputeParams(());
 /// call decides, and logs one line that says which.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
+    log::deliver();
     buffer_type::get().cast()
 }
 
-/// `ggml_backend_amx_buffer_type()` as ggml-cpu.cpp calls it: a C++ function of the global namespace.
+/// `ggml_backend_amx_buffer_type()` as ggml-cpu.cpp calls it: a C++ function of the global namespace. That is inside
+/// the initialiser of its list of buffer types, which the reader of a log line may want to look at: lines wait for the
+/// host's next call, if there will be one.
 ///
 /// cbindgen:ignore
 #[unsafe(export_name = "_Z28ggml_backend_amx_buffer_typev")]
 pub extern "C" fn cxx_ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
-    ggml_backend_amx_buffer_type()
+    let hold = log::hold();
+    let buft = buffer_type::get();
+    if !buft.is_null() {
+        hold.leave_for_later();
+    }
+    buft.cast()
 }
 
 /// An array that lives as long as the process.
@@ -46,7 +55,9 @@ unsafe impl Sync for Array {}
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBufferType {
     static ARRAY: std::sync::OnceLock<Array> = std::sync::OnceLock::new();
-    let array = ARRAY.get_or_init(|| Array([ggml_backend_amx_buffer_type(), std::ptr::null_mut()]));
+    // Made before the array's initialiser runs: that logs.
+    let buft = ggml_backend_amx_buffer_type();
+    let array = ARRAY.get_or_init(|| Array([buft, std::ptr::null_mut()]));
     array.0.as_ptr().cast_mut()
 }
 

@@ -1,7 +1,9 @@
 //! The exported symbols, and nothing else: pointers are checked and turned into what the floors below
 //! understand, panics end here. `include/ggml-amx.h` is generated from this module.
 
+pub mod args;
 pub mod backend;
 pub mod ik;
 pub mod standalone;
+mod threads;
 pub mod types;

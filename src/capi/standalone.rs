@@ -11,42 +11,11 @@ use crate::diag::env::env;
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
 use crate::host;
-use crate::matmul::{Input, MatMul, Output, Settings, Thread, Weights};
+use crate::matmul::{Input, MatMul, Output, Settings, Weights};
 use crate::panel::weights::Shape;
 
-/// Arguments of `ggml_amx_mul_mat`: `dst[i][j] = sum over l of src1[i][l] * W[j][l]`,
-/// i < m, j < n, l < k.
-#[repr(C)]
-pub struct MulMatArgs {
-    /// `sizeof(struct ggml_amx_mul_mat_args)`, so that old programs are recognised.
-    pub struct_size: usize,
-    /// Weight type, ggml's number (`enum ggml_amx_type`).
-    pub r#type: i32,
-    /// Threads to use; 0 means all cores.
-    pub n_threads: i32,
-    /// Highest instruction set to use (`enum ggml_amx_isa`).
-    pub isa: i32,
-    /// Must be 0.
-    pub reserved: i32,
-    /// Weights per row, a multiple of the type's block.
-    pub k: i64,
-    /// Rows of W: columns of the result.
-    pub n: i64,
-    /// Rows of src1 and of the result.
-    pub m: i64,
-    /// W as `ggml_amx_pack` wrote it.
-    pub packed: *const c_void,
-    /// Bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
-    pub packed_size: usize,
-    /// m rows of k floats.
-    pub src1: *const f32,
-    /// Bytes from one row of src1 to the next, at least 4 * k and a multiple of 4.
-    pub src1_stride: usize,
-    /// m rows of n floats.
-    pub dst: *mut f32,
-    /// Bytes from one row of dst to the next, at least 4 * n and a multiple of 4.
-    pub dst_stride: usize,
-}
+use super::args::MulMatArgs;
+use super::threads;
 
 /// Runs `f`, remembers its error for `ggml_amx_last_error`, and keeps panics from crossing into C.
 fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Status> {
@@ -112,7 +81,9 @@ pub extern "C" fn ggml_amx_isa_available() -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     static REASON: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock::new();
-    REASON.get_or_init(|| std::ffi::CString::new(cpu::why_not_amx().unwrap_or_default()).unwrap_or_default()).as_ptr()
+    // Asked before the initialiser runs: the environment is read, and what is wrong with it is logged.
+    let reason = cpu::why_not_amx().unwrap_or_default();
+    REASON.get_or_init(|| std::ffi::CString::new(reason).unwrap_or_default()).as_ptr()
 }
 
 /// Bytes of `n` rows of `k` weights of `type` as a GGUF file has them; 0 on error.
@@ -253,44 +224,8 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
         output: Output { data: args.dst.cast(), nb: [args.dst_stride, 0, 0] },
     };
     product.check().map_err(|why| Error::new(Status::BadShape, why))?;
-    run_on_own_threads(&product, isa, args.n_threads as usize)
-}
-
-/// Lets threads share an operation whose pointers are the C caller's.
-struct Shared(MatMul, *mut u8);
-
-// SAFETY: the operation gives every thread its own part of the result and the work buffer.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn run(&self, isa: Isa, index: usize, count: usize, barrier: &std::sync::Barrier) {
-        let wait = || {
-            barrier.wait();
-        };
-        // SAFETY: checked by `mul_mat`; the work buffer has the size for `count` threads.
-        unsafe { self.0.run(Settings { isa, exact: env().exact }, &Thread { index, count, barrier: &wait }, self.1) };
-    }
-}
-
-/// More threads than rows or columns could use are not started.
-fn run_on_own_threads(product: &MatMul, isa: Isa, wanted: usize) -> Result<(), Error> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = if wanted == 0 { cores } else { wanted }.min(1024);
-    let too_small = || Error::new(Status::BadShape, "the work buffer does not fit the address space");
-    let size = product.work_size(count).ok_or_else(too_small)?;
-    let mut work = Vec::<u8>::new();
-    work.try_reserve_exact(size)
-        .map_err(|e| Error::new(Status::Internal, format!("no memory for {size} bytes of work buffer: {e}")))?;
-    let shared = Shared(*product, work.as_mut_ptr());
-    let barrier = std::sync::Barrier::new(count);
-    std::thread::scope(|scope| {
-        for index in 1..count {
-            let (shared, barrier) = (&shared, &barrier);
-            scope.spawn(move || shared.run(isa, index, count, barrier));
-        }
-        shared.run(isa, 0, count, &barrier);
-    });
-    Ok(())
+    // SAFETY: pointers and sizes were checked, and the instruction set is usable.
+    unsafe { threads::run(&product, Settings { isa, exact: env().exact }, args.n_threads as usize) }
 }
 
 /// Multiplies packed weights with rows of floats on threads of its own; see

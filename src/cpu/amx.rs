@@ -121,7 +121,12 @@ fn request_permission() -> Result<(), String> {
 /// Whether AMX may be used, decided at the first call; the error is one line for the log.
 pub fn status() -> &'static Result<(), String> {
     static STATUS: OnceLock<Result<(), String>> = OnceLock::new();
-    STATUS.get_or_init(|| CpuFacts::read().check().and_then(|()| request_permission()))
+    STATUS.get_or_init(|| {
+        let found = CpuFacts::read().check().and_then(|()| request_permission());
+        #[cfg(amx_emulator)]
+        let found = found.or_else(|_| super::emulator::install());
+        found
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 pub mod amx;
 pub mod cache;
 pub mod cores;
+#[cfg(amx_emulator)]
+mod emulator;
 pub mod memory;
 pub mod rendezvous;
 pub mod sync;
@@ -41,14 +43,9 @@ impl Isa {
 pub struct Avx512(());
 
 impl Avx512 {
-    /// `Some` if the CPU and the operating system support every extension the kernels use.
+    /// `Some` if [`isa`] allows every extension the kernels use.
     pub fn new() -> Option<Self> {
-        let ok = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni");
-        ok.then_some(Self(()))
+        (isa() >= Isa::Avx512).then_some(Self(()))
     }
 }
 
@@ -57,35 +54,32 @@ impl Avx512 {
 pub struct Amx(());
 
 impl Amx {
-    /// `Some` if CPU, operating system and kernel permission allow AMX (asked once per process).
+    /// `Some` if [`isa`] allows AMX.
     pub fn new() -> Option<Self> {
-        let vectors = Avx512::new().is_some() && is_x86_feature_detected!("avx512bf16");
-        (vectors && amx::status().is_ok()).then_some(Self(()))
+        (isa() == Isa::Amx).then_some(Self(()))
     }
 }
 
-/// The best instruction set this CPU may use, whatever the environment's ceiling.
-pub fn best_isa() -> Isa {
-    static BEST: OnceLock<Isa> = OnceLock::new();
-    *BEST.get_or_init(|| {
-        if Amx::new().is_some() {
-            Isa::Amx
-        } else if Avx512::new().is_some() {
-            Isa::Avx512
-        } else {
-            Isa::Portable
-        }
+/// The instruction set to use: the best of this CPU, the operating system and the kernel's permission (asked once per
+/// process), at most the environment's ceiling `GGML_AMX_ISA`. No kernel runs above it.
+pub fn isa() -> Isa {
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    *ISA.get_or_init(|| match env().isa {
+        Some(IsaCeiling::Portable) => Isa::Portable,
+        _ if !has_avx512() => Isa::Portable,
+        Some(IsaCeiling::Avx512) => Isa::Avx512,
+        None | Some(IsaCeiling::Amx) if is_x86_feature_detected!("avx512bf16") && amx::status().is_ok() => Isa::Amx,
+        None | Some(IsaCeiling::Amx) => Isa::Avx512,
     })
 }
 
-/// The instruction set to use under the environment's ceiling `GGML_AMX_ISA`.
-pub fn isa() -> Isa {
-    let ceiling = match env().isa {
-        None | Some(IsaCeiling::Amx) => Isa::Amx,
-        Some(IsaCeiling::Avx512) => Isa::Avx512,
-        Some(IsaCeiling::Portable) => Isa::Portable,
-    };
-    best_isa().min(ceiling)
+/// Whether the CPU and the operating system support every extension the AVX-512 kernels use.
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
 }
 
 /// Why [`isa`] is not AMX, `None` if it is.

@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::log;
+use super::{counters, log};
 
 /// `GGML_AMX_MODE`: where weights live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,19 +43,30 @@ pub struct Env {
     /// `GGML_AMX_CHECK` is `nan`: look through every result in ik_llama.cpp, and end the process if one is NaN or
     /// infinite.
     pub check_nan: bool,
+    /// `GGML_AMX_REPORT` is `products`, or the log's level `debug`: say how many there were when the process ends.
+    pub report: bool,
 }
 
 /// The environment as it was at the first call.
 pub fn env() -> &'static Env {
     static ENV: OnceLock<Env> = OnceLock::new();
-    ENV.get_or_init(|| {
-        let mut complaints = Vec::new();
-        let env = parse(|name| std::env::var(name).ok(), &mut complaints);
-        for line in &complaints {
-            log::early(log::Level::Error, line);
-        }
-        env
-    })
+    if let Some(env) = ENV.get() {
+        return env;
+    }
+    let (mut complaints, mut is_first) = (Vec::new(), false);
+    let env = ENV.get_or_init(|| {
+        is_first = true;
+        parse(|name| std::env::var(name).ok(), &mut complaints)
+    });
+    // Not before it is there: whoever reads the log may ask for it.
+    for line in &complaints {
+        log::early(log::Level::Error, line);
+    }
+    // Of tests always: it tells which kernels they ran.
+    if is_first && (env.report || cfg!(test)) {
+        counters::report_at_exit();
+    }
+    env
 }
 
 fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> Env {
@@ -76,6 +87,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
         .map(|i| [IsaCeiling::Amx, IsaCeiling::Avx512, IsaCeiling::Portable][i]);
     let exact = choose("GGML_AMX_PRECISION", &["auto", "exact"]) == Some(1);
     let check_nan = choose("GGML_AMX_CHECK", &["nan"]) == Some(0);
+    let report = choose("GGML_AMX_REPORT", &["products"]) == Some(0);
     let log = match choose("GGML_AMX_LOG", &["quiet", "info", "debug"]) {
         Some(0) => log::Level::Error,
         Some(2) => log::Level::Debug,
@@ -88,7 +100,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
             None
         }
     });
-    Env { mode, isa, exact, threads, log, check_nan }
+    Env { mode, isa, exact, threads, log, check_nan, report: report || log == log::Level::Debug }
 }
 
 #[cfg(test)]
@@ -105,7 +117,7 @@ mod tests {
     #[test]
     fn an_empty_environment_gives_the_defaults_silently() {
         let (env, complaints) = parsed(&[]);
-        assert_eq!((env.mode, env.isa, env.threads), (Mode::Auto, None, None));
+        assert_eq!((env.mode, env.isa, env.threads, env.report), (Mode::Auto, None, None, false));
         assert!(complaints.is_empty());
     }
 
@@ -115,6 +127,9 @@ mod tests {
             parsed(&[("GGML_AMX_MODE", "off"), ("GGML_AMX_ISA", "avx512"), ("GGML_AMX_THREADS", "3")]);
         assert_eq!((env.mode, env.isa, env.threads), (Mode::Off, Some(IsaCeiling::Avx512), Some(3)));
         assert!(complaints.is_empty());
+        for asks in [("GGML_AMX_REPORT", "products"), ("GGML_AMX_LOG", "debug")] {
+            assert!(parsed(&[asks]).0.report, "{asks:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,14 @@
 //! Log lines, prefix `ggml-amx:`. They go through the host's log callback once a host is known
 //! (so that hosts can silence or collect them) and to standard error before that.
+//!
+//! A callback is foreign code that may call this library or the host. So it must never run while an initialiser is on
+//! its way or a lock is held: whoever does either has a [`hold`], and lines are delivered when that ends.
 
+use std::cell::RefCell;
 use std::ffi::CString;
-use std::sync::OnceLock;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::env;
 
@@ -33,6 +39,67 @@ pub unsafe fn set_sink(sink: Sink) {
     let _ = SINK.set(sink);
 }
 
+/// A line on its way.
+type Line = (Level, String);
+
+/// What one thread holds back.
+#[derive(Default)]
+struct Held {
+    holds: usize,
+    lines: Vec<Line>,
+}
+
+thread_local! {
+    static HELD: RefCell<Held> = RefCell::default();
+}
+
+/// Lines of calls that came out of an initialiser of the host's, for the next call to deliver.
+static LATER: Mutex<Vec<Line>> = Mutex::new(Vec::new());
+/// Whether there are any.
+static ANY_LATER: AtomicBool = AtomicBool::new(false);
+
+/// Holds back this thread's lines; they are delivered when the last hold of the thread is dropped. Take it before the
+/// lock, so that it is dropped after it.
+#[must_use]
+pub struct Hold(PhantomData<*const ()>);
+
+/// Begins a [`Hold`].
+pub fn hold() -> Hold {
+    // A thread that is being torn down holds nothing back.
+    let _ = HELD.try_with(|held| held.borrow_mut().holds += 1);
+    Hold(PhantomData)
+}
+
+impl Hold {
+    /// Leaves the lines to the next call of this library, for [`deliver`]: the host is inside an initialiser of its own.
+    pub fn leave_for_later(self) {
+        let lines = HELD.try_with(|held| std::mem::take(&mut held.borrow_mut().lines)).unwrap_or_default();
+        if !lines.is_empty() {
+            LATER.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+            ANY_LATER.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let lines = HELD.try_with(|held| {
+            let mut held = held.borrow_mut();
+            held.holds -= 1;
+            if held.holds == 0 { std::mem::take(&mut held.lines) } else { Vec::new() }
+        });
+        lines.unwrap_or_default().into_iter().for_each(|(level, text)| send(level, &text));
+    }
+}
+
+/// Delivers what was left for later. To be called where the host calls in, outside of initialisers and locks.
+pub fn deliver() {
+    if ANY_LATER.load(Ordering::Relaxed) && ANY_LATER.swap(false, Ordering::Acquire) {
+        let lines = std::mem::take(&mut *LATER.lock().unwrap_or_else(PoisonError::into_inner));
+        lines.into_iter().for_each(|(level, text)| send(level, &text));
+    }
+}
+
 /// Whether `GGML_AMX_LOG` lets lines of this level through.
 pub fn enabled(level: Level) -> bool {
     level as i32 >= env::env().log as i32
@@ -47,6 +114,30 @@ pub fn line(level: Level, text: &str) {
 
 /// Logs without asking the environment: for messages about the environment itself.
 pub(super) fn early(level: Level, text: &str) {
+    let is_held = HELD.try_with(|held| {
+        let mut held = held.borrow_mut();
+        if held.holds > 0 {
+            held.lines.push((level, text.to_string()));
+        }
+        held.holds > 0
+    });
+    if !is_held.unwrap_or(false) {
+        deliver();
+        send(level, text);
+    }
+}
+
+/// Says why the process ends, after everything that was held back: nobody comes back to it.
+pub fn last_words(text: &str) {
+    deliver();
+    let lines = HELD.try_with(|held| std::mem::take(&mut held.borrow_mut().lines)).unwrap_or_default();
+    lines.into_iter().for_each(|(level, text)| send(level, &text));
+    if enabled(Level::Error) {
+        send(Level::Error, text);
+    }
+}
+
+fn send(level: Level, text: &str) {
     let full = format!("ggml-amx: {text}\n");
     match SINK.get() {
         Some(sink) => {

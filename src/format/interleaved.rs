@@ -411,7 +411,7 @@ mod tests {
     /// Given all interleaved blocks with one bit set, then one bit of the packed block is, and never the same.
     #[test]
     fn packing_moves_every_bit_to_a_place_of_its_own() {
-        if cpu::best_isa() < cpu::Isa::Avx512 {
+        if cpu::isa() < cpu::Isa::Avx512 {
             println!("SKIPPED: no AVX-512");
             return;
         }

@@ -13,6 +13,7 @@ use super::{Host, cxx, op};
 use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
+use crate::diag::log;
 use crate::{cpu, error, info};
 
 /// Alignment of tensors: a cache line.
@@ -31,12 +32,15 @@ static BUFFER_TYPE: OnceLock<Option<Registered>> = OnceLock::new();
 /// The buffer type, made at the first call; NULL (and one log line that says why) when the library
 /// steps aside.
 pub fn get() -> *mut GgmlBufferType {
-    let made = BUFFER_TYPE.get_or_init(|| match make() {
-        Ok(buft) => Some(Registered(buft)),
-        Err(reason) => {
-            info!("not used: {reason}");
-            None
-        }
+    let made = BUFFER_TYPE.get().unwrap_or_else(|| {
+        let _until_it_is_there = log::hold();
+        BUFFER_TYPE.get_or_init(|| match make() {
+            Ok(buft) => Some(Registered(buft)),
+            Err(reason) => {
+                info!("not used: {reason}");
+                None
+            }
+        })
     });
     made.as_ref().map_or(std::ptr::null_mut(), |b| b.0)
 }
@@ -73,10 +77,12 @@ fn make() -> Result<*mut GgmlBufferType, String> {
 
 /// The host behind a callback: callbacks exist only after it was found.
 pub(super) fn host() -> &'static Host {
+    log::deliver();
     Host::get().unwrap_or_else(|reason| panic!("a buffer without a host: {reason}"))
 }
 
 unsafe extern "C" fn get_name(_: *mut GgmlBufferType) -> *const c_char {
+    log::deliver();
     c"AMX".as_ptr()
 }
 

@@ -14,9 +14,9 @@ pub(crate) mod symbols;
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
 
+use crate::debug;
 use crate::diag::log;
 use crate::format::WeightType;
-use crate::{debug, error};
 use abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlTensor};
 pub use symbols::{Symbols, make_readable};
 
@@ -70,7 +70,11 @@ impl Host {
     /// The ggml in this process, looked for and proved once. The error is one line for the log.
     pub fn get() -> Result<&'static Host, &'static str> {
         static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
-        HOST.get_or_init(Self::find).as_ref().map_err(String::as_str)
+        let host = HOST.get().unwrap_or_else(|| {
+            let _until_it_is_there = log::hold();
+            HOST.get_or_init(Self::find)
+        });
+        host.as_ref().map_err(String::as_str)
     }
 
     fn find() -> Result<Host, String> {
@@ -134,7 +138,7 @@ impl Host {
 
     /// Says `message` through the host's log and ends the process the way ggml does.
     pub fn abort(&self, message: &str) -> ! {
-        error!("{message}");
+        log::last_words(message);
         let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
         // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
         unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };

@@ -19,20 +19,12 @@ use crate::panel::plain;
 const ARENA: usize = 64 << 10;
 /// More members than any version of ggml's interfaces has.
 const SLOTS: usize = 16;
-/// Types up to this number are in every ggml since 2024.
-const LAST_OLD_TYPE: i32 = 30;
-/// No type of llama.cpp's has a higher number; ik_llama.cpp's own do.
-const LAST_TYPE: i32 = 63;
 /// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor.
 pub(super) const OBJECT_SIZE: usize = 32;
 
 /// Proves the layout of the host behind `symbols` and reads its operation numbers.
 pub fn prove(symbols: &Symbols) -> Result<(Ops, HostTypes), String> {
-    // Numbers of forks lie past the host's table, which it reads without looking at its end.
-    let types = types(|number| match number <= LAST_TYPE {
-        true => host_type(symbols, number),
-        false => (String::new(), 0, 0),
-    })?;
+    let types = types(|number| host_type(symbols, number))?;
     // SAFETY: the host's functions; the context is alive, and the probes stay inside its tensors.
     unsafe {
         in_context(symbols.ggml_init, symbols.ggml_free, |context| {
@@ -69,9 +61,9 @@ pub(super) fn ensure(holds: bool, what: impl Fn() -> String) -> Result<(), Strin
     if holds { Ok(()) } else { Err(format!("the host's layout is not the one this library knows: {}", what())) }
 }
 
-/// What the host has at a type's number: its name, weights and bytes per block.
+/// What the host has at the number of a type in its table: its name, weights and bytes per block.
 fn host_type(symbols: &Symbols, number: i32) -> (String, i64, usize) {
-    // SAFETY: ggml answers for any number in or right behind its table.
+    // SAFETY: only numbers in the table are asked for.
     unsafe {
         let name = (symbols.ggml_type_name)(number);
         type_facts(name, || ((symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number)))
@@ -99,13 +91,18 @@ pub(super) unsafe fn type_facts(name: *const c_char, sizes: impl Fn() -> (i64, u
 
 /// The numbers of our weight types name the same types in the host. Those that came later than the others
 /// may be missing, or be something else in a fork: then they are left alone.
+///
+/// `host_type` is asked for numbers only that are in the host's table.
 pub(super) fn types(host_type: impl Fn(i32) -> (String, i64, usize)) -> Result<HostTypes, String> {
+    let last = symbols::last_type();
+    debug!("the host has types up to number {last} at least");
+    let host_type = |number| if number <= last { host_type(number) } else { (String::new(), 0, 0) };
     let mut known = HostTypes::default();
     for ty in WeightType::ALL {
         let number = *ty as i32;
         let expected = (ty.info().name.to_string(), ty.info().block as i64, ty.info().bytes);
         let found = host_type(number);
-        ensure(found == expected || number > LAST_OLD_TYPE, || {
+        ensure(found == expected || number > symbols::LAST_OLD_TYPE, || {
             format!("type {number} should be {expected:?} (name, weights, bytes), the host has {found:?}")
         })?;
         if found == expected {

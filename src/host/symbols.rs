@@ -143,6 +143,49 @@ optional_symbols! {
     "dequantize_row_iq1_m",
 }
 
+/// The last number that every ggml since 2024 has in its table of types.
+pub(super) const LAST_OLD_TYPE: i32 = 30;
+
+/// Declares types that came later, by number and decoder.
+macro_rules! later_types {
+    ($($number:literal $decoder:literal,)*) => {
+        weak_table!(ggml_amx_later_types; $(concat!("dequantize_row_", $decoder),)*);
+
+        const LATER: &[(i32, &str)] = &[$(($number, concat!("dequantize_row_", $decoder, "\0"))),*];
+    };
+}
+
+later_types! {
+    34 "tq1_0",
+    35 "tq2_0",
+    39 "mxfp4",
+    40 "nvfp4",
+    41 "q1_0",
+    42 "q2_0",
+    // ik_llama.cpp's; its numbers in between are in its table too.
+    133 "q6_0",
+    141 "iq6_k",
+    152 "iq5_ks",
+    158 "iq1_kt",
+    340 "iq5_k_r4",
+    352 "iq5_ks_r4",
+    399 "q8_k_r8",
+}
+
+/// The highest number that is known to be in the host's table of types, whose end no function tells. ggml looks up
+/// names and sizes of other numbers too, or ends the process, depending on version and build. A new type is
+/// appended, and its decoder exported; so the table reaches to the last type whose decoder is there.
+pub(super) fn last_type() -> i32 {
+    let is_there = |(index, (_, decoder)): &(usize, &(i32, &str))| {
+        let name = CStr::from_bytes_with_nul(decoder.as_bytes()).expect("ends with NUL");
+        // SAFETY: the table has a word per name; volatile as above.
+        let linked = unsafe { (&raw const ggml_amx_later_types).cast::<usize>().add(*index).read_volatile() };
+        find(linked, name).is_some()
+    };
+    let found = LATER.iter().enumerate().filter(is_there).map(|(_, (number, _))| *number);
+    found.max().unwrap_or(LAST_OLD_TYPE)
+}
+
 /// ggml's decoder `name`, if this process has it.
 fn dequantise(name: &'static CStr) -> Option<Dequantise> {
     let index = OPTIONAL.iter().position(|n| n.as_bytes() == name.to_bytes())?;
@@ -171,5 +214,14 @@ mod tests {
         wanted.sort_unstable();
         listed.sort_unstable();
         assert_eq!(wanted, listed);
+    }
+
+    #[test]
+    fn every_type_that_is_packed_can_be_asked_for() {
+        let last = WeightType::ALL.iter().map(|ty| *ty as i32).filter(|n| *n < 100).max().unwrap();
+        assert!(LATER.iter().any(|(number, _)| *number == last));
+        let ik = WeightType::ALL.iter().map(|ty| *ty as i32).max().unwrap();
+        assert!(LATER.iter().any(|(number, _)| *number >= ik));
+        assert!(LATER.is_sorted());
     }
 }

@@ -65,13 +65,14 @@ pub struct Job {
 }
 
 impl Job {
-    fn panel_count(&self) -> usize {
+    /// Panels that have its columns.
+    pub fn panel_count(&self) -> usize {
         self.cols.div_ceil(LANES)
     }
 
     /// The columns of panel `panel` that exist, as a mask; none past the last panel.
     #[inline]
-    fn mask(&self, panel: usize) -> u16 {
+    pub fn mask(&self, panel: usize) -> u16 {
         let lanes = self.cols.saturating_sub(panel * LANES).min(LANES);
         ((1u32 << lanes) - 1) as u16
     }
@@ -81,7 +82,7 @@ impl Job {
     /// # Safety
     /// The row must be one of the job's.
     #[inline]
-    unsafe fn dst_row(&self, row: usize) -> *mut f32 {
+    pub unsafe fn dst_row(&self, row: usize) -> *mut f32 {
         // SAFETY: promised by the caller.
         self.dst.wrapping_byte_add(unsafe { self.dst_rows.offset(row) })
     }

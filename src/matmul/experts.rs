@@ -4,17 +4,19 @@
 //! several experts get is quantised once and written to all of them), and behind a barrier take parts of the work. An
 //! expert with few rows takes the vector kernels, one with more the tile GEMM.
 
-use super::routing::{self, Expert, Piece, Routing};
-use super::{
-    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Stored, Thread, Weights, split,
-};
+use super::choice::{self, Choice, Facts};
+use super::exact_rows::ExactRows;
+use super::measured::Known;
+use super::routing::{self, Expert, Piece, Place, Routing};
+use super::{ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, split};
 use crate::cpu::Isa;
 use crate::debug;
-use crate::diag::log;
+use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations;
 use crate::panel::outliers::{Channels, Chunk, Seen, keep_mask};
+use crate::panel::row_error::Bound;
 use crate::panel::rows::{Row, Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
 
@@ -113,6 +115,8 @@ struct Plan {
     /// For the vector kernels: a layout per expert, one behind the other, in this many bytes.
     vectors: usize,
     tiles: tiles::Layout,
+    /// A byte per row.
+    flags: usize,
     /// Per thread: the kernels' scratch, and behind it these.
     extra: Extra,
     per_thread: usize,
@@ -120,9 +124,13 @@ struct Plan {
 
 /// The parts.
 struct Parts {
+    /// What is known of the weights, from one thread for all.
+    known: *mut *mut Known,
     routing: Routing,
     vectors: *mut u8,
     tiles: Tiles,
+    /// A byte per row in the sorted order: 1 for those that tiles are not good enough for.
+    flags: *mut u8,
     scratch: *mut u8,
 }
 
@@ -172,9 +180,18 @@ impl ExpertMul {
         self.weights.ne[1] == 0 || self.choices.used == 0 || self.choices.tokens == 0
     }
 
-    /// Fewest rows for which tiles may be used.
-    fn tile_rows(&self) -> usize {
-        self.weights.stored.tile_rows()
+    /// What is known before the activations are looked at; an expert takes tiles from `tile_rows` rows on.
+    fn facts(&self, settings: Settings) -> Facts {
+        let stored = &self.weights.stored;
+        Facts {
+            storage: stored.storage(),
+            own_error: stored.own_error(),
+            // Together they are enough.
+            rows: usize::MAX,
+            tile_rows: if settings.exact { 1 } else { stored.tile_rows() },
+            batches: 1,
+            exact: settings.exact,
+        }
     }
 
     /// Whether a row of activations goes to several experts.
@@ -185,18 +202,19 @@ impl ExpertMul {
     fn plan(&self) -> Option<Plan> {
         let (k, group, experts) = (self.weights.ne[0], self.weights.stored.group(), self.weights.ne[2]);
         let choices = self.choices.used.checked_mul(self.choices.tokens)?;
-        let with_tiles = experts.min(choices / self.tile_rows());
+        // As many as there may be where tiles are used for any number of rows.
+        let with_tiles = experts.min(choices);
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
         let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
         let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, self.weights.stored.planes(), chunks)?;
-        let tiled = || gemm::scratch_bytes(1) + self.weights.stored.pack_bytes(k);
-        let gemm = if with_tiles > 0 { tiled().max(k) } else { 0 };
-        let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
+        let gemm = gemm::scratch_bytes(1) + self.weights.stored.pack_bytes(k);
+        let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), choices)?;
         let per_thread = scratch.checked_add(extra.bytes()?)?;
         let vectors = Self::vector_bytes(choices, k, group)?
             .checked_add(experts.min(choices).checked_mul(LINES_ROUNDED * ALIGN)?)?;
-        let plan = Plan { routing: routing::Layout::new(experts, choices)?, vectors, tiles, extra, per_thread };
+        let (routing, flags) = (routing::Layout::new(experts, choices)?, choices.checked_next_multiple_of(ALIGN)?);
+        let plan = Plan { routing, vectors, tiles, flags, extra, per_thread };
         plan.shared()?;
         Some(plan)
     }
@@ -230,17 +248,34 @@ impl ExpertMul {
                 return self.empty_sums(thread);
             }
             let parts = plan.parts(work.wrapping_add(work.align_offset(ALIGN)), thread.index);
+            let facts = self.facts(settings);
             if thread.index == 0 {
-                self.sort(&parts.routing);
+                self.sort(&facts, &parts.routing);
+                let experts = parts.routing.experts().iter();
+                let on_tiles = experts.filter(|e| settings.isa == Isa::Amx && e.rows as usize >= facts.tile_rows);
+                let matrices = on_tiles.map(|e| e.number as usize);
+                *parts.known = Box::into_raw(Box::new(Known::new(&self.weights, self.gate.as_ref(), matrices)));
             }
             thread.wait();
-            let ways = Ways { isa: settings.isa, tiles: self.tiles(settings, &parts, thread) };
+            let known = &**parts.known;
+            known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
+            let ways = Ways { isa: settings.isa, tiles: self.tiles(&facts, settings.isa, &parts, thread) };
+            if thread.index == 0 {
+                let op = if self.gate.is_some() { counters::Op::MoeFusedUpGate } else { counters::Op::MulMatId };
+                // Of experts with few rows and experts with many: by those with many.
+                let most = parts.routing.experts().iter().max_by_key(|e| e.rows);
+                let operand = most.map_or(Operand::Vectors(ways.isa), |e| ways.of(e));
+                counters::count(op, operand.kernel());
+            }
             if self.shares_rows() {
                 self.quantise_shared(ways, &parts, thread);
             } else {
                 self.quantise_own(ways, &parts, thread);
             }
             thread.wait();
+            if thread.index == 0 {
+                drop(Box::from_raw(*parts.known));
+            }
             let on_tiles = |e: &Expert| ways.on_tiles(e);
             parts.routing.each_piece(self.weights.ne[1], thread.count, on_tiles, |piece| {
                 self.compute(ways, &plan, &parts, &piece, thread.count);
@@ -271,11 +306,11 @@ impl ExpertMul {
 
     /// # Safety
     /// As for [`Routing::sort`].
-    unsafe fn sort(&self, routing: &Routing) {
+    unsafe fn sort(&self, facts: &Facts, routing: &Routing) {
         let source = |token, slot| self.source_offset(token, slot);
         let result = |token, slot| self.result_offset(token, slot);
         // SAFETY: promised by the caller.
-        unsafe { routing.sort(&self.choices, self.tile_rows(), source, result) };
+        unsafe { routing.sort(&self.choices, facts.tile_rows, source, result) };
     }
 
     /// The rows whose outlier channels are chosen together: all, or those of expert `expert`.
@@ -302,21 +337,21 @@ impl ExpertMul {
     ///
     /// # Safety
     /// As for [`ExpertMul::run`].
-    unsafe fn tiles(&self, settings: Settings, parts: &Parts, thread: &Thread<'_>) -> Option<(usize, Precision)> {
-        let least = self.tile_rows();
+    unsafe fn tiles(&self, facts: &Facts, isa: Isa, parts: &Parts, thread: &Thread<'_>) -> Option<(usize, Precision)> {
+        let least = facts.tile_rows;
         let experts = parts.routing.experts();
         let with_tiles = || experts.iter().filter(|e| e.rows as usize >= least);
-        if settings.isa != Isa::Amx || parts.routing.chunks() == 0 {
+        if isa != Isa::Amx || parts.routing.chunks() == 0 {
             return None;
         }
-        let shape = match self.weights.stored {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } if !settings.exact => shape,
-            Stored::Plain(ty) => return Some((least, ty.precision)),
-            _ => return Some((least, Precision::Bf16)),
-        };
+        match facts.choice() {
+            Choice::Tiles(precision) => return Some((least, precision)),
+            Choice::Vectors => return None,
+            Choice::Look => {}
+        }
         let per_chunk = self.weights.ne[0] / ACT_BLOCK;
         // SAFETY: shares are disjoint; the scratch is this thread's.
-        let (precision, seen) = unsafe {
+        let (choice, seen) = unsafe {
             if self.shares_rows() {
                 let chunk = self.chunk(parts, None);
                 for i in split::share(per_chunk, thread.index, thread.count) {
@@ -333,29 +368,36 @@ impl ExpertMul {
                 }
             }
             thread.wait();
-            let (mask, mut seen) = (self.mask(parts), Seen::default());
-            let mut look = |chunk: Chunk| {
-                keep_mask(&chunk.choose(), mask);
-                chunk.look(mask, &mut seen);
+            let (mask, mut seen, known) = (self.mask(parts), Seen::default(), &**parts.known);
+            let mut look = |chunk: Chunk, experts: &mut dyn Iterator<Item = &Expert>| {
+                let channels = chunk.choose();
+                keep_mask(&channels, mask);
+                for weights in experts.flat_map(|e| known.of(e.number as usize)) {
+                    chunk.look(&channels, mask, weights, &Bound::new(facts.own_error, weights), &mut seen);
+                }
             };
+            let step = parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT);
             if self.shares_rows() {
-                look(self.chunk(parts, None));
+                // Every row of the sample with the weights of one expert.
+                look(self.chunk(parts, None), &mut with_tiles().take(1));
             } else {
-                let step = parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT);
-                with_tiles().step_by(step).for_each(|e| look(self.chunk(parts, Some(e))));
+                with_tiles().step_by(step).for_each(|e| look(self.chunk(parts, Some(e)), &mut std::iter::once(e)));
             }
-            (seen.decide(shape.ty.info().own_error), seen)
+            (facts.after_looking(&seen), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
             let ([k, n, all, _], name) = (self.weights.ne, self.weights.stored.name());
             debug!(
-                "{name} K {k} N {n}, {} of {all} experts, {} on tiles: {precision:?}; {seen}",
+                "{name} K {k} N {n}, {} of {all} experts, {} on tiles: {choice:?}; {seen}",
                 experts.len(),
                 parts.routing.chunks()
             );
         }
-        // BF16 weights are worth making for more than one block of rows only.
-        Some((if precision == Precision::Bf16 { least.max(ROWS + 1) } else { least }, precision))
+        match choice {
+            Choice::Tiles(Precision::Bf16) => Some((least.max(choice::MIN_BF16_ROWS), Precision::Bf16)),
+            Choice::Tiles(precision) => Some((least, precision)),
+            Choice::Vectors | Choice::Look => None,
+        }
     }
 
     /// # Safety
@@ -402,7 +444,7 @@ impl ExpertMul {
                 let (token, row) = (i / per_token, i % per_token);
                 let x = self.row(token, row);
                 // Places in tiles, as many as are filled together.
-                let (mut to, mut count) = ([0; PLACES_TOGETHER], 0);
+                let (mut to, mut count) = ([Place::NONE; PLACES_TOGETHER], 0);
                 for slot in (row..used).step_by(per_token) {
                     let Some(place) = parts.routing.place(token * used + slot) else { continue };
                     let expert = &parts.routing.experts()[place.expert as usize];
@@ -410,7 +452,7 @@ impl ExpertMul {
                         self.put_vectors(isa, parts, &x, expert, place.row);
                         continue;
                     }
-                    to[count] = expert.tile_row(place.row);
+                    to[count] = place;
                     count += 1;
                     if count == to.len() {
                         self.put(ways, parts, &x, &to, &channels, mask);
@@ -453,8 +495,9 @@ impl ExpertMul {
                 }
                 for row in rows {
                     let (row, x) = ((row - first) as u32, x.row(row - first));
+                    let place = Place { expert: expert.index, row };
                     match ways.of(expert) {
-                        Operand::Tiles(_) => self.put(ways, parts, &x, &[expert.tile_row(row)], &channels, mask),
+                        Operand::Tiles(_) => self.put(ways, parts, &x, &[place], &channels, mask),
                         Operand::Vectors(isa) => self.put_vectors(isa, parts, &x, expert, row),
                     }
                 }
@@ -467,15 +510,31 @@ impl ExpertMul {
         Row { data: self.input.data.wrapping_add(self.source_offset(token, row)), channel: self.input.nb[0] }
     }
 
+    /// Quantises a row for up to [`PLACES_TOGETHER`] places in tiles, and flags those where it breaks its bound.
+    ///
     /// # Safety
     /// As for [`Tiles::put_int8`].
-    unsafe fn put(&self, ways: Ways, parts: &Parts, x: &Row, to: &[usize], channels: &Channels, mask: &[u16]) {
-        // SAFETY: promised by the caller.
+    unsafe fn put(&self, ways: Ways, parts: &Parts, x: &Row, places: &[Place], channels: &Channels, mask: &[u16]) {
+        let expert = |place: &Place| &parts.routing.experts()[place.expert as usize];
+        let mut to = [0; PLACES_TOGETHER];
+        to.iter_mut().zip(places).for_each(|(to, place)| *to = expert(place).tile_row(place.row));
+        let to = &to[..places.len()];
+        let (_, precision) = ways.tiles.expect("somebody has tiles");
+        // SAFETY: promised by the caller; the flags of a row are written by the thread that has it.
         unsafe {
-            match ways.tiles {
-                Some((_, Precision::Int8 { pass })) => parts.tiles.put_int8(pass, x, to, channels, mask),
-                Some((_, precision)) => parts.tiles.put_bf16(precision, x, to),
-                None => unreachable!("nobody has tiles"),
+            match precision {
+                Precision::Int8 { pass } => parts.tiles.put_int8(pass, x, to, channels, mask),
+                _ => parts.tiles.put_bf16(precision, x, to),
+            }
+            let own_error = self.weights.stored.own_error();
+            for (place, row) in places.iter().zip(to) {
+                let expert = expert(place);
+                let holds = |weights| {
+                    let bound = Bound::new(own_error, weights);
+                    parts.tiles.holds(precision, &bound, weights, x, *row, channels, mask)
+                };
+                let flag = parts.flags.add(expert.first as usize + place.row as usize);
+                *flag = u8::from(!(**parts.known).of(expert.number as usize).all(holds));
             }
         }
     }
@@ -515,6 +574,14 @@ impl ExpertMul {
             scratch: parts.scratch,
             gathered,
             stream: bytes / threads >= STREAM_BYTES && aligned,
+            exact: Some(ExactRows {
+                flags: parts.flags.wrapping_add(expert.first as usize),
+                x: Source {
+                    data: self.input.data,
+                    rows: Rows::Listed(parts.routing.sources(expert)),
+                    channel: self.input.nb[0],
+                },
+            }),
         };
         let dst = (out.data.cast(), Rows::Listed(parts.routing.results(expert)));
         // SAFETY: promised by the caller.
@@ -532,21 +599,26 @@ impl Expert {
 impl Plan {
     /// Bytes of what threads share.
     fn shared(&self) -> Option<usize> {
-        self.routing.bytes.checked_add(self.vectors)?.checked_add(self.tiles.bytes)
+        let rows = self.vectors.checked_add(self.tiles.bytes)?.checked_add(self.flags)?;
+        self.routing.bytes.checked_add(rows)?.checked_add(ALIGN)
     }
 
     /// # Safety
     /// `work` must be aligned and valid for the work size.
     unsafe fn parts(&self, work: *mut u8, thread: usize) -> Parts {
-        let vectors = work.wrapping_add(self.routing.bytes);
+        let routing = work.wrapping_add(ALIGN);
+        let vectors = routing.wrapping_add(self.routing.bytes);
         let tiles = vectors.wrapping_add(self.vectors);
+        let flags = tiles.wrapping_add(self.tiles.bytes);
         // SAFETY: promised by the caller.
         unsafe {
             Parts {
-                routing: self.routing.at(work),
+                known: work.cast(),
+                routing: self.routing.at(routing),
                 vectors,
                 tiles: self.tiles.at(tiles),
-                scratch: tiles.wrapping_add(self.tiles.bytes + thread * self.per_thread),
+                flags,
+                scratch: flags.wrapping_add(self.flags + thread * self.per_thread),
             }
         }
     }

@@ -4,8 +4,11 @@
 //! activations together into the shared work buffer, then (behind one barrier) each computes its own
 //! part of the result. Nothing is allocated, locked or asked of the kernel meanwhile.
 
+mod choice;
+mod exact_rows;
 mod experts;
 mod gate;
+pub mod measured;
 mod product;
 mod routing;
 mod split;
@@ -15,15 +18,19 @@ mod weights;
 
 use crate::cpu::Isa;
 use crate::debug;
-use crate::diag::log;
+use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations::{Activations, Layout};
 use crate::panel::outliers::{CHUNK, Channels, Chunk, Seen, keep_mask};
+use crate::panel::row_error::Bound;
 use crate::panel::rows::{Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
+use choice::{Choice, Facts};
+use exact_rows::ExactRows;
 pub use experts::{Choices, ExpertMul};
 pub use gate::{Biases, Gate};
+use measured::Known;
 use product::{Extra, Operand, Product};
 use split::{Piece, Split};
 pub use weights::{Stored, Weights};
@@ -166,7 +173,7 @@ impl Op {
 pub struct Settings {
     /// Highest instruction set.
     pub isa: Isa,
-    /// BF16 wherever the tile GEMM is used, instead of int8 where that is good enough.
+    /// The tile GEMM in BF16 for any number of rows: more digits, and a row's bits do not depend on the other rows.
     pub exact: bool,
 }
 
@@ -187,9 +194,21 @@ struct Plan {
     batches: usize,
     /// Bytes per batch, enough for both kinds of activations.
     per_batch: usize,
+    /// Bytes of what threads share: a pointer, the batches, a byte per row.
+    shared: usize,
     /// Per thread: the kernels' scratch, and behind it these.
     extra: Extra,
     per_thread: usize,
+}
+
+/// The parts, as one thread sees them.
+struct Parts {
+    /// What is known of the weights, from one thread for all.
+    known: *mut *mut Known,
+    batches: *mut u8,
+    /// A byte per row of all batches: 1 for those that tiles are not good enough for.
+    flags: *mut u8,
+    scratch: *mut u8,
 }
 
 impl MatMul {
@@ -206,31 +225,26 @@ impl MatMul {
         self.plan().map(|_| ()).ok_or_else(|| "the work buffer does not fit the address space".to_string())
     }
 
-    /// Whether there are enough rows of activations for the tile GEMM with its requantised weights.
-    fn may_use_tiles(&self) -> bool {
-        self.input.ne[1] >= self.weights.stored.tile_rows()
-    }
-
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let tiled = || gemm::scratch_bytes(m.div_ceil(CHUNK)) + self.weights.stored.pack_bytes(k);
-        let gemm = if self.may_use_tiles() { tiled().max(k) } else { 0 };
-        let scratch = kernel::scratch_bytes(k, group).max(gemm).next_multiple_of(ALIGN);
+        let gemm = gemm::scratch_bytes(m.div_ceil(CHUNK)) + self.weights.stored.pack_bytes(k);
+        let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), m)?;
         let act = Layout::new(m, k, group)?;
         let tiles = tiles::Layout::new(m, k, self.weights.stored.planes(), m.div_ceil(CHUNK))?;
         let batches = b2.checked_mul(b3)?;
-        let per_batch = if self.may_use_tiles() { act.bytes.max(tiles.bytes) } else { act.bytes };
-        per_batch.checked_mul(batches)?;
-        Some(Plan { act, tiles, batches, per_batch, extra, per_thread: scratch.checked_add(extra.bytes()?)? })
+        let per_batch = act.bytes.max(tiles.bytes);
+        let flags = batches.checked_mul(m)?.checked_next_multiple_of(ALIGN)?;
+        let shared = per_batch.checked_mul(batches)?.checked_add(flags)?.checked_add(ALIGN)?;
+        let per_thread = scratch.checked_add(extra.bytes()?)?;
+        Some(Plan { act, tiles, batches, per_batch, shared, extra, per_thread })
     }
 
     /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
     pub fn work_size(&self, threads: usize) -> Option<usize> {
         let plan = self.plan()?;
-        let shared = plan.per_batch * plan.batches;
-        plan.per_thread.checked_mul(threads)?.checked_add(shared)?.checked_add(ALIGN)
+        plan.per_thread.checked_mul(threads)?.checked_add(plan.shared)?.checked_add(ALIGN)
     }
 
     /// Computes this thread's part. All threads of the operation must call it with equal settings.
@@ -247,27 +261,42 @@ impl MatMul {
             return;
         }
         let work = work.wrapping_add(work.align_offset(ALIGN));
-        let scratch = work.wrapping_add(plan.per_batch * plan.batches + thread.index * plan.per_thread);
-        let use_tiles = settings.isa == Isa::Amx && self.may_use_tiles();
+        let parts = Parts {
+            known: work.cast(),
+            batches: work.wrapping_add(ALIGN),
+            flags: work.wrapping_add(ALIGN + plan.per_batch * plan.batches),
+            scratch: work.wrapping_add(plan.shared + thread.index * plan.per_thread),
+        };
+        let facts = Facts {
+            storage: self.weights.stored.storage(),
+            own_error: self.weights.stored.own_error(),
+            rows: self.input.ne[1],
+            tile_rows: self.weights.stored.tile_rows(),
+            batches: plan.batches,
+            exact: settings.exact,
+        };
+        let choice = if settings.isa == Isa::Amx { facts.choice() } else { Choice::Vectors };
         // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
         // each piece of the result belongs to one thread between barriers.
         unsafe {
-            let precision = use_tiles.then(|| self.precision(settings, &plan, thread, work, scratch)).flatten();
-            let operand = if let Some(precision) = precision {
-                self.make_tiles(precision, &plan, thread, work, scratch);
-                Operand::Tiles(precision)
-            } else {
-                if use_tiles {
-                    // The search for outliers used the same memory.
-                    thread.wait();
-                }
-                self.quantise(settings.isa, &plan, thread, work);
-                Operand::Vectors(settings.isa)
+            let operand = match choice {
+                Choice::Vectors => Operand::Vectors(settings.isa),
+                _ => self.make_tiles(&facts, choice, &plan, &parts, thread),
             };
+            if let Operand::Vectors(isa) = operand {
+                self.quantise(isa, &plan, thread, parts.batches);
+            }
+            if thread.index == 0 {
+                let op = if self.gate.is_some() { counters::Op::FusedUpGate } else { counters::Op::MulMat };
+                counters::count(op, operand.kernel());
+            }
             thread.wait();
+            if choice != Choice::Vectors && thread.index == 0 {
+                drop(Box::from_raw(*parts.known));
+            }
             let split = Split::new(self.weights.ne[1], self.input.ne[1], plan.batches, thread.count);
             for piece in split.pieces(thread.index) {
-                self.compute(operand, &plan, work.add(piece.batch * plan.per_batch), &piece, scratch);
+                self.compute(operand, &plan, &parts, &piece);
             }
         }
     }
@@ -303,88 +332,87 @@ impl MatMul {
         Chunk { x: self.source(0), rows: chunk * CHUNK..m.min((chunk + 1) * CHUNK), k, maxima: tiles.maxima(chunk) }
     }
 
-    /// What the tile GEMM should be given, `None` if the kernels below it are the better choice. All
-    /// threads get the same answer (one barrier inside).
+    /// Which matrix of the weights batch `batch` is multiplied with.
+    fn matrix(&self, batch: usize) -> (usize, usize) {
+        let (x, w) = (self.input.ne, self.weights.ne);
+        (batch % x[2] / (x[2] / w[2]), batch / x[2] / (x[3] / w[3]))
+    }
+
+    /// Makes activation tiles together with the other threads, and flags the rows that break their bound. All threads
+    /// get the same answer; [`Operand::Vectors`] if those are the better choice, with no tiles made.
     ///
     /// # Safety
     /// As for [`MatMul::run`].
-    unsafe fn precision(
-        &self,
-        settings: Settings,
-        plan: &Plan,
-        thread: &Thread<'_>,
-        work: *mut u8,
-        scratch: *mut u8,
-    ) -> Option<Precision> {
-        let [k, m, ..] = self.input.ne;
-        let few_rows = m <= tiles::ROWS;
-        let shape = match self.weights.stored {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape,
-            Stored::Plain(ty) => return Some(ty.precision),
-            Stored::Decoded(_) => return Some(Precision::Bf16),
-        };
-        if settings.exact {
-            return Some(Precision::Bf16);
-        }
-        if plan.batches > 1 {
-            // Small products (heads), not worth the search for outliers.
-            return (!few_rows).then_some(Precision::Bf16);
-        }
-        // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
-        let (precision, seen) = unsafe {
-            let (tiles, chunks, per_chunk) = (plan.tiles.at(work), m.div_ceil(CHUNK), k / ACT_BLOCK);
-            for i in split::share(chunks * per_chunk, thread.index, thread.count) {
-                self.chunk(&tiles, i / per_chunk).find_maxima(i % per_chunk * ACT_BLOCK);
-            }
-            thread.wait();
-            let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
-            let mut seen = Seen::default();
-            for chunk in (0..chunks).map(|i| self.chunk(&tiles, i)) {
-                keep_mask(&chunk.choose(), mask);
-                chunk.look(mask, &mut seen);
-            }
-            (seen.decide(shape.ty.info().own_error), seen)
-        };
-        if thread.index == 0 && log::enabled(log::Level::Debug) {
-            let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.name());
-            debug!("{name} K {k} N {n} M {m}: {precision:?}; {seen}");
-        }
-        (precision != Precision::Bf16 || !few_rows).then_some(precision)
-    }
-
-    /// Makes activation tiles together with the other threads.
-    ///
-    /// # Safety
-    /// As for [`MatMul::run`]; for int8, [`MatMul::precision`] must have gone before.
     unsafe fn make_tiles(
         &self,
-        precision: Precision,
+        facts: &Facts,
+        mut choice: Choice,
         plan: &Plan,
+        parts: &Parts,
         thread: &Thread<'_>,
-        work: *mut u8,
-        scratch: *mut u8,
-    ) {
+    ) -> Operand {
         let [k, m, ..] = self.input.ne;
+        let (chunks, per_chunk) = (m.div_ceil(CHUNK), k / ACT_BLOCK);
         // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
         unsafe {
-            let mask = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), k / 16);
+            if thread.index == 0 {
+                let matrices = 0..self.weights.ne[2] * self.weights.ne[3];
+                *parts.known = Box::into_raw(Box::new(Known::new(&self.weights, self.gate.as_ref(), matrices)));
+            }
+            let first = plan.tiles.at(parts.batches);
+            if choice == Choice::Look {
+                for i in split::share(chunks * per_chunk, thread.index, thread.count) {
+                    self.chunk(&first, i / per_chunk).find_maxima(i % per_chunk * ACT_BLOCK);
+                }
+            }
+            thread.wait();
+            let known = &**parts.known;
+            known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
+            let mask = std::slice::from_raw_parts_mut(parts.scratch.cast::<u16>(), k / 16);
+            if choice == Choice::Look {
+                let mut seen = Seen::default();
+                for chunk in (0..chunks).map(|i| self.chunk(&first, i)) {
+                    let channels = chunk.choose();
+                    keep_mask(&channels, mask);
+                    for weights in known.of(0) {
+                        chunk.look(&channels, mask, weights, &Bound::new(facts.own_error, weights), &mut seen);
+                    }
+                }
+                choice = facts.after_looking(&seen);
+                if thread.index == 0 && log::enabled(log::Level::Debug) {
+                    let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.name());
+                    debug!("{name} K {k} N {n} M {m}: {choice:?}; {seen}");
+                }
+            }
+            let Choice::Tiles(precision) = choice else {
+                // The search for outliers used the same memory.
+                thread.wait();
+                return Operand::Vectors(Isa::Amx);
+            };
             let mut at: (usize, Channels) = (usize::MAX, [0; OUTLIERS]);
             for i in split::share(plan.batches * m, thread.index, thread.count) {
                 let (batch, row) = (i / m, i % m);
-                let (tiles, x) = (plan.tiles.at(work.add(batch * plan.per_batch)), self.source(batch).row(row));
-                let Precision::Int8 { pass } = precision else {
+                let tiles = plan.tiles.at(parts.batches.add(batch * plan.per_batch));
+                let x = self.source(batch).row(row);
+                if let Precision::Int8 { pass } = precision {
+                    if at.0 != row / CHUNK {
+                        at = (row / CHUNK, self.chunk(&tiles, row / CHUNK).choose());
+                        keep_mask(&at.1, mask);
+                    }
+                    if row % CHUNK == 0 {
+                        *tiles.channels(row / CHUNK) = at.1;
+                    }
+                    tiles.put_int8(pass, &x, &[row], &at.1, mask);
+                } else {
                     tiles.put_bf16(precision, &x, &[row]);
-                    continue;
+                }
+                let (i2, i3) = self.matrix(batch);
+                let holds = |weights| {
+                    tiles.holds(precision, &Bound::new(facts.own_error, weights), weights, &x, row, &at.1, mask)
                 };
-                if at.0 != row / CHUNK {
-                    at = (row / CHUNK, self.chunk(&tiles, row / CHUNK).choose());
-                    keep_mask(&at.1, mask);
-                }
-                if row % CHUNK == 0 {
-                    *tiles.channels(row / CHUNK) = at.1;
-                }
-                tiles.put_int8(pass, &x, &[row], &at.1, mask);
+                *parts.flags.add(i) = u8::from(!known.of(i2 + i3 * self.weights.ne[2]).all(holds));
             }
+            Operand::Tiles(precision)
         }
     }
 
@@ -415,13 +443,13 @@ impl MatMul {
         }
     }
 
-    /// Computes one piece of the result from the activations of its batch at `work`.
+    /// Computes one piece of the result from the activations of its batch.
     ///
     /// # Safety
     /// As for [`MatMul::run`].
-    unsafe fn compute(&self, operand: Operand, plan: &Plan, work: *mut u8, piece: &Piece, scratch: *mut u8) {
+    unsafe fn compute(&self, operand: Operand, plan: &Plan, parts: &Parts, piece: &Piece) {
         let (i2, i3) = (piece.batch % self.input.ne[2], piece.batch / self.input.ne[2]);
-        let ne = self.weights.ne;
+        let (work, scratch) = (parts.batches.wrapping_add(piece.batch * plan.per_batch), parts.scratch);
         // SAFETY: the batch's part of the work buffer.
         let (act, tiles) = unsafe { (plan.act.at(work), plan.tiles.at(work)) };
         let (gathered, room) = plan.extra.at(scratch.wrapping_add(plan.per_thread));
@@ -433,11 +461,15 @@ impl MatMul {
             block: 0,
             chunk: 0,
             chunk_rows: CHUNK,
-            slice: (i2 / (self.input.ne[2] / ne[2]), i3 / (self.input.ne[3] / ne[3])),
+            slice: self.matrix(piece.batch),
             rows: piece.rows.clone(),
             scratch,
             gathered,
             stream: piece.rows.len() * stride >= STREAM_BYTES && stride.is_multiple_of(ALIGN),
+            exact: Some(ExactRows {
+                flags: parts.flags.wrapping_add(piece.batch * self.input.ne[1]),
+                x: self.source(piece.batch),
+            }),
         };
         let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]).cast();
         // SAFETY: promised by the caller.

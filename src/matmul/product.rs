@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::exact_rows::ExactRows;
 use super::{Gate, Stored, Weights, gate};
 use crate::cpu::{Amx, Isa};
+use crate::diag::counters::Kernel;
 use crate::kernel::gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::Activations;
@@ -58,6 +60,8 @@ pub(super) struct Product {
     /// Scratch to gather weights in.
     pub gathered: *mut u8,
     pub stream: bool,
+    /// Rows that tiles are not good enough for.
+    pub exact: Option<ExactRows>,
 }
 
 impl Product {
@@ -127,6 +131,9 @@ impl Product {
                     chunk_rows: self.chunk_rows,
                     stream,
                 });
+                if let (Operand::Tiles(_), Some(exact)) = (self.operand, self.exact) {
+                    exact.run(&weights.stored, &job, self.scratch);
+                }
             });
         }
     }
@@ -147,6 +154,16 @@ impl Operand {
         match self {
             Operand::Vectors(isa) => isa,
             Operand::Tiles(_) => Isa::Amx,
+        }
+    }
+
+    /// As what it is counted.
+    pub fn kernel(self) -> Kernel {
+        match self {
+            Operand::Vectors(Isa::Portable) => Kernel::Portable,
+            Operand::Vectors(_) => Kernel::Vectors,
+            Operand::Tiles(Precision::Int8 { .. }) => Kernel::Int8,
+            Operand::Tiles(_) => Kernel::Bf16,
         }
     }
 

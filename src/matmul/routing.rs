@@ -46,7 +46,7 @@ pub struct Place {
 
 impl Place {
     /// Of a choice that is no expert.
-    const NONE: Self = Self { expert: u32::MAX, row: 0 };
+    pub const NONE: Self = Self { expert: u32::MAX, row: 0 };
 }
 
 /// Sizes of the tables.

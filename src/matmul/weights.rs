@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::choice::Storage;
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, LANES};
 use crate::kernel::{TILE_COLS, gemm};
@@ -80,6 +81,23 @@ impl Stored {
         }
     }
 
+    /// What matters of it for the choice of a kernel.
+    pub(super) fn storage(&self) -> Storage {
+        match self {
+            Stored::Packed(_) | Stored::InPlace { .. } => Storage::Quantised,
+            Stored::Plain(ty) => Storage::Plain(ty.precision),
+            Stored::Decoded(_) => Storage::Decoded,
+        }
+    }
+
+    /// NMSE of the type itself; 0 if it is not known.
+    pub(super) fn own_error(&self) -> f32 {
+        match self {
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().own_error,
+            Stored::Plain(_) | Stored::Decoded(_) => 0.0,
+        }
+    }
+
     /// BF16 numbers that stand for one activation, at most.
     pub fn planes(&self) -> usize {
         match self {
@@ -120,7 +138,7 @@ impl Weights {
     }
 
     /// Plain bytes of one row of the view.
-    fn row_bytes(&self) -> usize {
+    pub(super) fn row_bytes(&self) -> usize {
         let (weights, bytes) = self.stored.block();
         self.ne[0] / weights * bytes
     }

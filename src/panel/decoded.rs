@@ -60,12 +60,8 @@ impl DecodedRows {
     /// [`room_bytes`]; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, room: *mut f32) {
-        let group = self.ty.together;
-        for first in (0..LANES).step_by(group) {
-            let row = (panel * LANES + first).min(self.rows - group);
-            // SAFETY: promised by the caller.
-            unsafe { self.decode(row, from, len, room.add(first * len), room.add(LANES * len)) };
-        }
+        // SAFETY: promised by the caller.
+        unsafe { self.decode_panel(panel, from, len, room) };
         for step in 0..len / STEP_BF16 {
             // SAFETY: the floats are there; `out` has room.
             unsafe {
@@ -77,6 +73,37 @@ impl DecodedRows {
                     _mm512_store_si512(out.add(step * STEP_BYTES + 64 * pair).cast(), lanes);
                 }
             }
+        }
+    }
+
+    /// The same channels as floats, those of a channel side by side: 16 per channel at `out`, 64-byte aligned.
+    ///
+    /// # Safety
+    /// As for [`DecodedRows::bf16`].
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32, room: *mut f32) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            self.decode_panel(panel, from, len, room);
+            for at in (0..len).step_by(LANES) {
+                let rows = std::array::from_fn(|lane| _mm512_loadu_si512(room.add(lane * len + at).cast()));
+                for (c, lanes) in transpose(rows).into_iter().enumerate() {
+                    _mm512_store_si512(out.add((at + c) * LANES).cast(), lanes);
+                }
+            }
+        }
+    }
+
+    /// Decodes channels `from..from + len` of 16 rows to `room`, row by row. Rows that are not there repeat others.
+    ///
+    /// # Safety
+    /// As for [`DecodedRows::bf16`].
+    unsafe fn decode_panel(&self, panel: usize, from: usize, len: usize, room: *mut f32) {
+        let group = self.ty.together;
+        for first in (0..LANES).step_by(group) {
+            let row = (panel * LANES + first).min(self.rows - group);
+            // SAFETY: promised by the caller.
+            unsafe { self.decode(row, from, len, room.add(first * len), room.add(LANES * len)) };
         }
     }
 
@@ -130,7 +157,7 @@ mod tests {
 
     #[test]
     fn tiles_hold_every_weight_of_plain_and_interleaved_rows() {
-        if cpu::best_isa() < cpu::Isa::Amx {
+        if cpu::isa() < cpu::Isa::Amx {
             println!("SKIPPED: no AMX");
             return;
         }

@@ -7,6 +7,8 @@ pub mod outliers;
 pub mod pack;
 pub mod plain;
 pub mod requant;
+pub mod row_error;
 pub mod rows;
 pub mod tiles;
+pub mod weight_error;
 pub mod weights;

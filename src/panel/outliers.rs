@@ -1,13 +1,15 @@
 //! The outlier split: which channels of the activations are too large to share an 8-bit scale with the
-//! others, and what precision the rest needs. Everything here looks at a sample of the rows.
+//! others, and what errors the rest would have. Everything here looks at a sample of the rows; each row is held to its
+//! bound later, when it is quantised.
 
 use std::arch::x86_64::*;
 use std::fmt;
 use std::ops::Range;
 
-use super::rows::Source;
-use super::tiles::{FINEST, OUTLIERS, PASSES, Precision};
-use crate::format::ACT_BLOCK;
+use super::row_error::{self, Bound, RowError};
+use super::rows::{Row, Source};
+use super::tiles::{OUTLIERS, PASSES, scale_of_pass};
+use super::weight_error::WeightError;
 
 /// Rows that share their outlier channels in one product; an expert's rows always do.
 pub const CHUNK: usize = 256;
@@ -17,19 +19,6 @@ const SAMPLE: usize = 4;
 const FEW: usize = CHUNK / SAMPLE;
 /// Rows per [`CHUNK`] that the errors are estimated from.
 const LOOKED_AT: usize = 8;
-/// Largest mean of amax / rms of a row without its outlier channels up to which all passes are allowed
-/// (measured: 3.5 to 5.5 where outliers sit in fixed channels, above 9 where they move).
-const MAX_CREST: f32 = 7.5;
-/// Mean squared error of rounding to 8 bits: a step is amax / 127, the error uniform in it.
-const STEP_ERROR: f32 = 1.0 / (127.0 * 127.0 * 12.0);
-/// Relative squared error of requantising a column of weights over one pass (measured: 4e-5 to 7e-5).
-const REQUANT_ERROR: f32 = 7e-5;
-/// The estimates are from a few rows: keep this far below what is allowed, farther where outliers move.
-const MARGIN: f32 = 0.8;
-/// Coarse types allow more error by their own, but no more than this.
-const MAX_ALLOWED: f32 = 3e-4;
-const MARGIN_SPIKY: f32 = 0.3;
-
 /// The outlier channels of a chunk, ascending.
 pub type Channels = [u32; OUTLIERS];
 
@@ -112,58 +101,55 @@ impl Chunk {
         channels
     }
 
-    /// Adds what a few rows show to `seen`, outlier channels left out by `mask`.
+    /// Adds what a few rows show to `seen`: `channels` are the chunk's outliers, `mask` leaves them out.
     ///
     /// # Safety
-    /// As for [`Chunk::find_maxima`].
-    #[target_feature(enable = "avx512f")]
+    /// As for [`Chunk::find_maxima`]; AVX-512 BF16 needed too.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn look(&self, mask: &[u16], seen: &mut Seen) {
+    pub unsafe fn look(
+        &self,
+        channels: &Channels,
+        mask: &[u16],
+        weights: &WeightError,
+        bound: &Bound,
+        seen: &mut Seen,
+    ) {
         let most = LOOKED_AT * self.rows.len().div_ceil(CHUNK);
         let step = self.sample().count().div_ceil(most);
         for row in self.sample().step_by(step.max(1)) {
             // SAFETY: the row exists.
-            let x = unsafe { self.x.row(row) };
-            let mut all = _mm512_setzero_ps();
-            let (mut rest, mut crest_max) = (_mm512_setzero_ps(), 0f32);
-            // Largest magnitude so far in the pass of each length.
-            let mut pass_max = [0f32; PASSES.len()];
-            for (at, keep) in mask.chunks(FINEST / 16).enumerate() {
-                let mut fine_max = _mm512_setzero_ps();
-                for (i, keep) in keep.chunks_exact(2).enumerate() {
-                    let channel = at * FINEST + 32 * i;
-                    let mut block_max = _mm512_setzero_ps();
-                    for (half, keep) in keep.iter().enumerate() {
-                        // SAFETY: the row has k channels.
-                        let v = unsafe { x.lanes(channel + 16 * half) };
-                        let kept = _mm512_maskz_mov_ps(*keep, v);
-                        all = _mm512_fmadd_ps(v, v, all);
-                        rest = _mm512_fmadd_ps(kept, kept, rest);
-                        block_max = _mm512_max_ps(block_max, _mm512_abs_ps(v));
-                        fine_max = _mm512_max_ps(fine_max, _mm512_abs_ps(kept));
-                    }
-                    let block_max = _mm512_reduce_max_ps(block_max);
-                    seen.host += ACT_BLOCK as f32 * STEP_ERROR * block_max * block_max;
-                }
-                let fine_max = _mm512_reduce_max_ps(fine_max);
-                crest_max = crest_max.max(fine_max);
-                let end = at * FINEST + 16 * keep.len();
-                for ((max, error), pass) in pass_max.iter_mut().zip(&mut seen.int8).zip(PASSES) {
-                    *max = max.max(fine_max);
-                    if end.is_multiple_of(pass) || end == self.k {
-                        *error += ((end - 1) % pass + 1) as f32 * STEP_ERROR * *max * *max;
-                        *max = 0.0;
-                    }
-                }
-            }
-            let (all, rest) = (_mm512_reduce_add_ps(all), _mm512_reduce_add_ps(rest));
-            seen.all += all;
-            seen.rest += rest;
-            if rest > 0.0 {
-                seen.crest += crest_max / (rest / self.k as f32).sqrt();
-                seen.rows += 1;
+            unsafe {
+                let x = self.x.row(row);
+                let blocks = row_error::blocks_of_32(weights, &x);
+                let bf16 = row_error::bf16(weights, &x);
+                let int8 = PASSES.map(|pass| {
+                    let scale = |i: usize| scale_of_pass(&x, i * pass..self.k.min((i + 1) * pass), mask).0;
+                    row_error::int8(weights, &x, pass, scale, channels, mask)
+                });
+                seen.add(bound, blocks, bf16, int8, self.crest(&x, mask));
             }
         }
+    }
+
+    /// Largest magnitude outside the outlier channels, relative to the root mean square there; 0 for a row of zeros.
+    ///
+    /// # Safety
+    /// The row must have the channels; AVX-512 needed.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn crest(&self, x: &Row, mask: &[u16]) -> f32 {
+        // SAFETY: promised by the caller.
+        let max = unsafe { scale_of_pass(x, 0..self.k, mask).0 } * 127.0;
+        if max == 0.0 {
+            return 0.0;
+        }
+        let inverse = _mm512_set1_ps(1.0 / max);
+        let squares = (0..self.k).step_by(16).fold(_mm512_setzero_ps(), |sum, c| {
+            // SAFETY: promised by the caller.
+            let v = _mm512_mul_ps(unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) }, inverse);
+            _mm512_fmadd_ps(v, v, sum)
+        });
+        1.0 / (_mm512_reduce_add_ps(squares) / self.k as f32).sqrt()
     }
 }
 
@@ -175,48 +161,51 @@ pub fn keep_mask(channels: &Channels, mask: &mut [u16]) {
     }
 }
 
-/// Sums over the rows that were looked at.
-#[derive(Default)]
+/// What the rows that were looked at have in common. Errors are relative to the rows' signals.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Squares of all activations, and of those outside the outlier channels.
-    all: f32,
-    rest: f32,
-    /// Squared errors of blocks of 32, and of [`PASSES`] with the outlier split.
-    host: f32,
-    int8: [f32; PASSES.len()],
-    /// amax / rms outside the outlier channels, and of how many rows.
-    crest: f32,
-    rows: usize,
+    /// How many rows.
+    pub rows: usize,
+    /// Sums of their errors: 8 bits per 32 activations, and [`PASSES`] with the outlier split.
+    pub blocks: f32,
+    /// See `blocks`.
+    pub int8: [f32; PASSES.len()],
+    /// Rows that would break their bound: in int8, and in BF16.
+    pub broken_int8: [usize; PASSES.len()],
+    /// See `broken_int8`.
+    pub broken_bf16: usize,
+    /// Sum of amax / rms outside the outlier channels.
+    pub crest: f32,
 }
 
 impl Seen {
-    /// The cheapest precision that is good enough. `own_error` is the NMSE of the weight type itself.
-    ///
-    /// int8 needs two things: the error it adds, estimated, is at most what ggml's own kernels add (8
-    /// bits per 32 activations) or a tenth of the type's own (at most 3e-4); and where what is left after the split
-    /// is spiky, errors hit few tokens hard, which a mean does not show: only the finest scales will do.
-    pub fn decide(&self, own_error: f32) -> Precision {
-        // Written so that NaN means spiky, here, and BF16 below, which passes it on as it is.
-        let calm = self.crest <= MAX_CREST * self.rows as f32;
-        let margin = if calm { MARGIN } else { MARGIN_SPIKY };
-        let allowed = margin * self.host.max((own_error / 10.0).min(MAX_ALLOWED) * self.all);
-        let good =
-            |(pass, error): (usize, f32)| (calm || pass == FINEST) && error + REQUANT_ERROR * self.rest <= allowed;
-        let pass = PASSES.into_iter().zip(self.int8).find(|p| good(*p));
-        pass.map_or(Precision::Bf16, |(pass, _)| Precision::Int8 { pass })
+    fn add(&mut self, bound: &Bound, blocks: RowError, bf16: RowError, int8: [RowError; PASSES.len()], crest: f32) {
+        let broken = |row| usize::from(!bound.holds(row, || blocks));
+        self.broken_bf16 += broken(bf16);
+        for (i, row) in int8.into_iter().enumerate() {
+            self.broken_int8[i] += broken(row);
+        }
+        self.rows += 1;
+        // Rows of zeros have no share; NaN shall be seen.
+        if blocks.signal != 0.0 {
+            self.blocks += blocks.error / blocks.signal;
+            self.int8.iter_mut().zip(int8).for_each(|(sum, row)| *sum += row.error / row.signal);
+            self.crest += crest;
+        }
+    }
+
+    /// A mean over the rows.
+    pub fn mean(&self, sum: f32) -> f32 {
+        sum / self.rows as f32
     }
 }
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "amax / rms {:.1}; estimated NMSE 8 bits per 32: {:.1e}",
-            self.crest / self.rows as f32,
-            self.host / self.all
-        )?;
-        for (pass, error) in PASSES.iter().zip(&self.int8) {
-            write!(f, ", per {pass}: {:.1e}", (error + REQUANT_ERROR * self.rest) / self.all)?;
+        let (crest, blocks) = (self.mean(self.crest), self.mean(self.blocks));
+        write!(f, "amax / rms {crest:.1}; estimated NMSE 8 bits per 32: {blocks:.1e}")?;
+        for ((pass, error), broken) in PASSES.iter().zip(self.int8).zip(self.broken_int8) {
+            write!(f, ", per {pass}: {:.1e} ({broken} of {} rows break the bound)", self.mean(error), self.rows)?;
         }
         Ok(())
     }

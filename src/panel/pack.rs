@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::requant;
 use crate::format::{ACT_BLOCK, Field, Format, LANES, interleaved};
 
 /// Some rows of a matrix of one of the packed types, or of the form of it that ik_llama.cpp interleaves.
@@ -153,6 +154,21 @@ impl Sixteen for Part {
 }
 
 impl WeightRows {
+    /// Channels `from..from + len` of rows `16 * panel..`, whole blocks, as [`requant::floats`] has them, by way of
+    /// `room` for the packed ones.
+    ///
+    /// # Safety
+    /// The rows must have the channels, `out` room for 16 floats each, `room` for [`packed_bytes`] of them, both 64-byte
+    /// aligned; AVX-512 needed.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn floats<F: Format>(&self, panel: usize, from: usize, len: usize, out: *mut f32, room: *mut u8) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            self.pack::<F>(panel, from / F::BLOCK, len / F::BLOCK, room);
+            requant::floats::<F>(room, 0, len, out);
+        }
+    }
+
     /// Packs blocks `first..first + count` of rows `16 * panel..` to `out`. Rows that are not there repeat the last.
     ///
     /// # Safety
@@ -373,7 +389,7 @@ mod tests {
     /// Given rows of every type, then packing a stretch of a panel gives what packing the tensor gives.
     #[test]
     fn a_stretch_of_rows_is_packed_as_the_tensor_is() {
-        if cpu::best_isa() < cpu::Isa::Avx512 {
+        if cpu::isa() < cpu::Isa::Avx512 {
             println!("SKIPPED: no AVX-512");
             return;
         }

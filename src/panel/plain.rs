@@ -8,6 +8,7 @@
 use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::bf16::widened;
 use super::tiles::{Precision, STEP_BF16, STEP_BYTES};
 use crate::format::{LANES, f16_lanes};
 
@@ -108,6 +109,34 @@ impl PlainRows {
                         *weights = _mm512_loadu_si512(row.add(at).cast());
                     }
                     put_tile(out, tile);
+                }
+            }
+        }
+    }
+}
+
+impl PlainRows {
+    /// Channels `from..from + len` of rows `16 * panel..` as floats, those of a channel side by side. Rows that are not
+    /// there repeat the last.
+    ///
+    /// # Safety
+    /// As for [`PlainRows::bf16`], `out` with room for 16 floats per channel, 64-byte aligned.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32) {
+        for at in (0..len).step_by(LANES) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let rows: [__m512i; LANES] = std::array::from_fn(|lane| {
+                    let row = (panel * LANES + lane).min(self.rows - 1);
+                    let data = self.data.add(row * self.stride + (from + at) * self.ty.bytes);
+                    _mm512_castps_si512(if self.ty.precision == Precision::Bf16Twice {
+                        f16_lanes(data)
+                    } else {
+                        widened(_mm256_loadu_si256(data.cast()))
+                    })
+                });
+                for (c, lanes) in transpose(rows).into_iter().enumerate() {
+                    _mm512_store_si512(out.add((at + c) * LANES).cast(), lanes);
                 }
             }
         }
@@ -217,7 +246,7 @@ mod tests {
     /// Given a matrix, then every weight is in its place in the tiles.
     #[test]
     fn tiles_hold_every_weight() {
-        if cpu::best_isa() < cpu::Isa::Amx {
+        if cpu::isa() < cpu::Isa::Amx {
             println!("SKIPPED: no AMX");
             return;
         }
@@ -241,7 +270,7 @@ mod tests {
     /// Given every finite F16 number, then it is the sum of its two planes.
     #[test]
     fn planes_of_f16_lose_nothing() {
-        if cpu::best_isa() < cpu::Isa::Amx {
+        if cpu::isa() < cpu::Isa::Amx {
             println!("SKIPPED: no AMX");
             return;
         }

@@ -117,7 +117,8 @@ pub unsafe fn int8<F: Format>(
     }
 }
 
-/// Scale and offset of a group: `w = q * scale + offset` for the unsigned quant.
+/// Scale and offset of a group: `w = q * scale + offset` for the unsigned quant. NaN is the quiet one of the hardware,
+/// which stays NaN when its upper half is rounded: files may hold others, whose digits would carry into the sign.
 ///
 /// # Safety
 /// The block must be whole; AVX-512 needed.
@@ -126,13 +127,50 @@ pub unsafe fn int8<F: Format>(
 unsafe fn scale_and_offset<F: Format>(block: *const u8, g: usize) -> (__m512, __m512) {
     // SAFETY: promised by the caller.
     let (scale, min) = unsafe { F::scales_avx512(block, g) };
+    let quiet = |v| _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), _mm512_set1_ps(f32::NAN));
+    let (scale, min) = (quiet(scale), quiet(min));
     (scale, _mm512_fnmadd_ps(_mm512_set1_ps(F::ZERO_POINT as f32), scale, min))
+}
+
+/// The four channels of each double word of quants as weights, channel by channel.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn four_channels(q: __m512i, scale: __m512, offset: __m512) -> [__m512; 4] {
+    let byte = _mm512_set1_epi32(0xff);
+    let weight = |q| _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, offset);
+    [
+        weight(_mm512_and_si512(q, byte)),
+        weight(_mm512_and_si512(_mm512_srli_epi32::<8>(q), byte)),
+        weight(_mm512_and_si512(_mm512_srli_epi32::<16>(q), byte)),
+        weight(_mm512_srli_epi32::<24>(q)),
+    ]
+}
+
+/// The weights of channels `from..from + len` of one panel as they are: 16 floats a channel.
+///
+/// # Safety
+/// The panel must have the channels, whole groups; `out` room for them, 64-byte aligned; AVX-512 needed.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn floats<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut f32) {
+    for (i, g) in (from / F::GROUP..(from + len) / F::GROUP).enumerate() {
+        let (block, g) = group_of::<F>(panel, g);
+        // SAFETY: promised by the caller.
+        unsafe {
+            let (scale, offset) = scale_and_offset::<F>(block, g);
+            let quants = F::quants_avx512(block, g);
+            for (r, q) in quants[..F::GROUP / 4].iter().enumerate() {
+                for (c, weights) in four_channels(*q, scale, offset).into_iter().enumerate() {
+                    _mm512_store_ps(out.add((i * F::GROUP + 4 * r + c) * LANES), weights);
+                }
+            }
+        }
+    }
 }
 
 /// Two columns of f32 as BF16 pairs, rounded half up: `even` in the low halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
+pub(super) fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
     let half = _mm512_set1_epi32(0x8000);
     let round = |v| _mm512_add_epi32(_mm512_castps_si512(v), half);
     _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(round(even)), round(odd))
@@ -145,7 +183,6 @@ fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
 /// As for [`int8`].
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8, next_panel: *const u8) {
-    let byte = _mm512_set1_epi32(0xff);
     let next = group_at::<F>(next_panel, from);
     for (i, g) in (from / F::GROUP..(from + len) / F::GROUP).enumerate() {
         let (block, g) = group_of::<F>(panel, g);
@@ -156,12 +193,8 @@ pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *m
             let quants = F::quants_avx512(block, g);
             let k = i * F::GROUP;
             let to = out.add(k / STEP_BF16 * STEP_BYTES + k % STEP_BF16 * 2 * LANES);
-            let weight = |q| _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), scale, offset);
             for (r, q) in quants[..F::GROUP / 4].iter().enumerate() {
-                let w0 = weight(_mm512_and_si512(*q, byte));
-                let w1 = weight(_mm512_and_si512(_mm512_srli_epi32::<8>(*q), byte));
-                let w2 = weight(_mm512_and_si512(_mm512_srli_epi32::<16>(*q), byte));
-                let w3 = weight(_mm512_srli_epi32::<24>(*q));
+                let [w0, w1, w2, w3] = four_channels(*q, scale, offset);
                 _mm512_store_si512(to.add(128 * r).cast(), bf16_pairs(w0, w1));
                 _mm512_store_si512(to.add(128 * r + 64).cast(), bf16_pairs(w2, w3));
             }

@@ -20,7 +20,9 @@ use std::ops::Range;
 use super::activations::scale_of;
 use super::bf16::{rounded, split};
 use super::outliers::Channels;
+use super::row_error::{self, Bound};
 use super::rows::Row;
+use super::weight_error::WeightError;
 
 /// Rows of a block.
 pub const ROWS: usize = 32;
@@ -232,13 +234,47 @@ impl Tiles {
     }
 }
 
+impl Tiles {
+    /// Whether row `row`, which is `x` in `precision`, keeps its bound with these weights. Outliers as for
+    /// [`Tiles::put_int8`].
+    ///
+    /// # Safety
+    /// The row must have been made here by this thread; the weights have the layout's channels; AVX-512 BF16 needed.
+    #[allow(clippy::too_many_arguments)] // a row, its weights and its bound
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn holds(
+        &self,
+        precision: Precision,
+        bound: &Bound,
+        weights: &WeightError,
+        x: &Row,
+        row: usize,
+        channels: &Channels,
+        mask: &[u16],
+    ) -> bool {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let error = match precision {
+                Precision::Int8 { pass } => {
+                    let scale = |i: usize| *self.scales(pass, row / ROWS, i * pass).add(row % ROWS);
+                    row_error::int8(weights, x, pass, scale, channels, mask)
+                }
+                Precision::Bf16 => row_error::bf16(weights, x),
+                // 16 bits are good enough for any row.
+                Precision::Bf16Twice => return true,
+            };
+            bound.holds(error, || row_error::blocks_of_32(weights, x))
+        }
+    }
+}
+
 /// Scale of some channels of a row, outliers left out by `mask`, and its inverse.
 ///
 /// # Safety
 /// The row must have the channels; AVX-512 needed.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn scale_of_pass(x: &Row, channels: Range<usize>, mask: &[u16]) -> (f32, f32) {
+pub(super) unsafe fn scale_of_pass(x: &Row, channels: Range<usize>, mask: &[u16]) -> (f32, f32) {
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     let mut max = _mm512_setzero_si512();
     for c in channels.step_by(16) {

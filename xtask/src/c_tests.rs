@@ -1,7 +1,7 @@
 //! The C and C++ tests in `c_tests/`: what each program needs follows from its name.
 //!
 //! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once
-//! with the shared one. `*_host` run against real hosts: all of them (plain and with sanitizers)
+//! with the shared one; `fake_*` likewise, with a ggml of their own. `*_host` run against real hosts: all of them (plain and with sanitizers)
 //! against the shared build, `smoke_host` also against the static and the DL build; `ik_*_host` against
 //! ik_llama.cpp with our library linked in. Each program prints its own counts; exit code 77 and lines that start with
 //! SKIPPED say what could not run.
@@ -71,7 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
     let sources = sources()?;
     let starts = |s: &&PathBuf, prefix: &str| s.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
     let mut jobs: Vec<Job> = Vec::new();
-    for source in sources.iter().filter(|s| starts(s, "api_")) {
+    for source in sources.iter().filter(|s| starts(s, "api_") || starts(s, "fake_")) {
         for (flavour, sanitize, shared) in
             [("plain", false, false), ("sanitized", true, false), ("shared", false, true)]
         {

@@ -25,7 +25,7 @@ use std::{
 use crate::{
     cache::{self, Cache},
     compiler::{self, Compiler},
-    cpu, fetch,
+    cpu, fetch, symbols,
     util::{self, Result, io},
 };
 
@@ -269,6 +269,9 @@ fn ensure_with(kind: Kind, compiler: Compiler, alike: Option<&Path>) -> Result<H
     )?;
     if kind == Kind::CppAmx {
         only_ggml_cpu(&host)?;
+    }
+    if kind.is_ours() && kind != Kind::Static {
+        symbols::check_no_delete(&host.cpu_library())?;
     }
     println!("  host {}: ready ({})", kind.name(), util::seconds(start.elapsed()));
     Ok(host)

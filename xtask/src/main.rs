@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|header`.
+//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|cmake-tests|header`.
 
 mod bench;
 mod c_tests;
 mod cache;
 mod chat;
+mod cmake_tests;
 mod compiler;
 mod cpu;
 mod demo;
@@ -38,6 +39,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask bench    products beside other hosts' and the machine's limits; whole models
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
+  cargo xtask cmake-tests  only the CMake modules, on small trees
   cargo xtask header   write include/ggml-amx.h anew
 
 `cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
         "c-tests" => C_TESTS_HELP,
         "bench" => bench::HELP,
         "header" => "cargo xtask header",
+        "cmake-tests" => "cargo xtask cmake-tests",
         "--help" | "-h" | "help" => HELP,
         other => return usage(&format!("no command `{other}`"), HELP),
     };
@@ -122,6 +125,7 @@ fn main() -> ExitCode {
         "verify" => verify_options(rest).map(|options| verify(&options)),
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick))),
+        "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         _ => quick(rest).map(|_| header::run()),
     };
     match outcome {

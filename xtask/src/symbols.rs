@@ -90,6 +90,15 @@ pub fn check_preload(library: &Path) -> Result<String> {
     }
 }
 
+/// A library that has this one's code in it must stay mapped when its host unloads it.
+pub fn check_no_delete(library: &Path) -> Result<()> {
+    let mut readelf = Command::new("readelf");
+    readelf.arg("-dW").arg(library);
+    let listing = util::capture(&mut readelf, &cache::log("readelf")?)?.stdout;
+    let is_set = listing.lines().any(|l| l.contains("(FLAGS_1)") && l.contains("NODELETE"));
+    if is_set { Ok(()) } else { Err(format!("{} has no NODELETE among its dynamic flags", library.display())) }
+}
+
 /// Dynamic symbols without addresses: ` T name`.
 fn dynamic(library: &Path) -> Result<Vec<String>> {
     let mut nm = Command::new("nm");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    c_tests, cache, demo,
+    c_tests, cache, cmake_tests, demo,
     host::{self, Kind},
     ik,
     util::{self, Result},
@@ -50,13 +50,14 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step { name: "format", host: false, run: |_| util::run_shown(util::cargo().args(["fmt", "--all", "--check"])) },
     Step { name: "clippy", host: false, run: clippy },
     Step { name: "rust tests", host: false, run: |o| rust_tests(o, None) },
     Step { name: "rust tests, AVX-512", host: false, run: |o| rust_tests(o, Some("avx512")) },
     Step { name: "rust tests, portable", host: false, run: |o| rust_tests(o, Some("portable")) },
     Step { name: "C tests", host: false, run: c_tests::run },
+    Step { name: "CMake modules", host: false, run: |_| cmake_tests::run() },
     Step {
         name: "hosts",
         host: true,

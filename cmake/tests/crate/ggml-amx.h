@@ -1,0 +1,2 @@
+/* Stands in for include/ggml-amx.h. */
+const char *ggml_amx_version(void);

@@ -1,0 +1,1 @@
+void * ggml_backend_alloc_ctx_tensors_from_buft();

@@ -1,0 +1,1 @@
+int ggml_graph_compute();

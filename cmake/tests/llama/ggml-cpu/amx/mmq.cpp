@@ -1,0 +1,1 @@
+#error "the C++ AMX code must not be compiled any more"

@@ -1,0 +1,5 @@
+extern "C" int plugin_entry();
+
+int main() {
+    return plugin_entry();
+}

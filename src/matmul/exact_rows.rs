@@ -1,0 +1,118 @@
+//! Rows that would break their bound on tiles: flagged as they are quantised, left to the tile GEMM as they are, and
+//! computed again behind it, by floats, from the weights as they are.
+
+use std::arch::x86_64::*;
+
+use super::Stored;
+use crate::format::LANES;
+use crate::kernel::Job;
+use crate::panel::decoded::DecodedRows;
+use crate::panel::pack::WeightRows;
+use crate::panel::plain::PlainRows;
+use crate::panel::requant;
+use crate::panel::rows::{Row, Source};
+use crate::panel::weight_error::{SCRATCH, STRETCH};
+use crate::with_format;
+
+/// Rows that are computed while weights are there as floats.
+const TOGETHER: usize = 32;
+/// Rows whose sums are in registers.
+const IN_REGISTERS: usize = 8;
+
+/// Which rows of an operation, or of an expert.
+#[derive(Clone, Copy)]
+pub(super) struct ExactRows {
+    /// A byte per row: 0, or 1 for those that are meant.
+    pub flags: *const u8,
+    /// The activations.
+    pub x: Source,
+}
+
+impl ExactRows {
+    /// Computes those among the job's rows, on its columns.
+    ///
+    /// # Safety
+    /// As for [`crate::kernel::gemm::run`], the weights being the job's panels or rows; flags and activations must be
+    /// there for all its rows; AVX-512 needed.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn run(&self, stored: &Stored, job: &Job, scratch: *mut u8) {
+        let mut rows = [0; TOGETHER];
+        let mut count = 0;
+        for row in job.rows.clone() {
+            // SAFETY: promised by the caller.
+            unsafe {
+                if *self.flags.add(row) == 0 {
+                    continue;
+                }
+                rows[count] = row;
+                count += 1;
+                if count == TOGETHER {
+                    self.some(&rows, stored, job, scratch);
+                    count = 0;
+                }
+            }
+        }
+        if count > 0 {
+            // SAFETY: promised by the caller.
+            unsafe { self.some(&rows[..count], stored, job, scratch) };
+        }
+    }
+
+    /// # Safety
+    /// As for [`ExactRows::run`].
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn some(&self, rows: &[usize], stored: &Stored, job: &Job, scratch: *mut u8) {
+        let (k, weights) = (job.act.k, scratch.cast::<f32>());
+        // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
+        unsafe {
+            for panel in 0..job.panel_count() {
+                let mut sums = [_mm512_setzero_ps(); TOGETHER];
+                for from in (0..k).step_by(STRETCH) {
+                    let len = STRETCH.min(k - from);
+                    floats(stored, job, panel, from, len, scratch);
+                    for (rows, sums) in rows.chunks(IN_REGISTERS).zip(sums.chunks_mut(IN_REGISTERS)) {
+                        let x: [Row; IN_REGISTERS] = std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));
+                        let mut sum: [__m512; IN_REGISTERS] = std::array::from_fn(|i| sums[i]);
+                        for c in 0..len {
+                            let w = _mm512_load_ps(weights.add(c * LANES));
+                            for (sum, x) in sum.iter_mut().zip(&x) {
+                                *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(x.value(from + c)), *sum);
+                            }
+                        }
+                        sums.copy_from_slice(&sum);
+                    }
+                }
+                for (row, sum) in rows.iter().zip(sums) {
+                    let to = job.dst_row(*row).wrapping_add(panel * LANES);
+                    _mm512_mask_storeu_ps(to, job.mask(panel), sum);
+                }
+            }
+        }
+    }
+}
+
+/// Channels `from..from + len` of panel `panel` of the job, as floats at the start of the scratch.
+///
+/// # Safety
+/// As for [`ExactRows::run`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn floats(stored: &Stored, job: &Job, panel: usize, from: usize, len: usize, scratch: *mut u8) {
+    let (data, stride, count, k) = (job.panels, job.panel_bytes, job.cols, job.act.k);
+    let (out, behind) = (scratch.cast::<f32>(), scratch.wrapping_add(SCRATCH));
+    // SAFETY: promised by the caller.
+    unsafe {
+        match *stored {
+            Stored::Packed(shape) => {
+                with_format!(shape.ty, F => requant::floats::<F>(data.add(panel * stride), from, len, out));
+            }
+            Stored::InPlace { shape, together } => {
+                let rows = WeightRows { data, stride, rows: count, together };
+                with_format!(shape.ty, F => rows.floats::<F>(panel, from, len, out, behind));
+            }
+            Stored::Plain(ty) => PlainRows { ty, data, stride, rows: count }.floats(panel, from, len, out),
+            Stored::Decoded(ty) => {
+                DecodedRows { ty, data, stride, rows: count, k }.floats(panel, from, len, out, behind.cast());
+            }
+        }
+    }
+}

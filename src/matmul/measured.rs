@@ -1,0 +1,222 @@
+//! What is known of matrices' errors ([`WeightError`]), measured by all threads of the first product that wants it, and
+//! remembered. A matrix is known by its address, its shape and a sample of its bytes: memory is used again for other
+//! weights, and nobody tells when weights lie in the host's memory. What is written or freed in our own buffers is
+//! forgotten at once.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+
+use super::{Gate, Stored, Thread, Weights, split};
+use crate::format::LANES;
+use crate::panel::decoded::DecodedRows;
+use crate::panel::plain::PlainRows;
+use crate::panel::tiles::Precision;
+use crate::panel::weight_error::{SCRATCH, Sums, UNIT, WeightError};
+use crate::with_format;
+
+/// Tensors that are remembered; of more, the one that was used longest ago is forgotten.
+const MOST: usize = 8192;
+/// Places that a tensor is known by.
+const SAMPLES: usize = 64;
+
+/// What a tensor is known by, besides its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    data: (usize, usize),
+    ne: [usize; 4],
+    nb: [usize; 3],
+    name: &'static str,
+    together: usize,
+}
+
+/// The matrices of a tensor.
+pub struct Tensor {
+    sample: u64,
+    matrices: Box<[OnceLock<WeightError>]>,
+    used: AtomicU64,
+}
+
+static ALL: RwLock<Option<HashMap<Key, Arc<Tensor>>>> = RwLock::new(None);
+/// Counts searches, to tell what was used last.
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+
+impl Weights {
+    fn key(&self) -> Key {
+        Key {
+            data: (self.base as usize, self.offset),
+            ne: self.ne,
+            nb: self.nb,
+            name: self.stored.name(),
+            together: self.stored.together(),
+        }
+    }
+
+    /// A number that other bytes would give others of, most likely.
+    ///
+    /// # Safety
+    /// The weights must be readable.
+    unsafe fn sample(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        let mut add = |at: usize| {
+            // SAFETY: promised by the caller; the place is inside.
+            let word = unsafe { (at as *const u64).read_unaligned() };
+            hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+        };
+        if let Stored::Packed(shape) = self.stored {
+            let room = shape.packed_size().saturating_sub(8);
+            (0..SAMPLES).for_each(|i| add(self.base as usize + (room as u128 * i as u128 / SAMPLES as u128) as usize));
+        } else {
+            let (rows, room) = (self.ne[1] * self.ne[2] * self.ne[3], self.row_bytes().saturating_sub(8));
+            for i in 0..SAMPLES {
+                let row = (rows as u128 * i as u128 / SAMPLES as u128) as usize;
+                let (i2, i3) = (row / self.ne[1] % self.ne[2], row / self.ne[1] / self.ne[2]);
+                let at = self.offset + row % self.ne[1] * self.nb[0] + i2 * self.nb[1] + i3 * self.nb[2];
+                add(self.base as usize + at + i * 2_654_435_761 % (room + 1));
+            }
+        }
+        hash
+    }
+
+    /// What is known of the tensor, perhaps nothing yet.
+    ///
+    /// # Safety
+    /// The weights must be readable.
+    unsafe fn known(&self) -> Arc<Tensor> {
+        let (key, now) = (self.key(), CLOCK.fetch_add(1, Ordering::Relaxed));
+        // SAFETY: promised by the caller.
+        let sample = unsafe { self.sample() };
+        let found = |all: &Option<HashMap<Key, Arc<Tensor>>>| {
+            let tensor = all.as_ref()?.get(&key).filter(|t| t.sample == sample)?;
+            tensor.used.store(now, Ordering::Relaxed);
+            Some(tensor.clone())
+        };
+        if let Some(tensor) = found(&ALL.read().unwrap_or_else(|e| e.into_inner())) {
+            return tensor;
+        }
+        let mut all = ALL.write().unwrap_or_else(|e| e.into_inner());
+        if let Some(tensor) = found(&all) {
+            return tensor;
+        }
+        let map = all.get_or_insert_default();
+        if map.len() >= MOST {
+            let oldest = map.iter().min_by_key(|(_, t)| t.used.load(Ordering::Relaxed)).map(|(key, _)| *key);
+            oldest.map(|key| map.remove(&key));
+        }
+        let matrices = (0..self.ne[2] * self.ne[3]).map(|_| OnceLock::new()).collect();
+        let tensor = Arc::new(Tensor { sample, matrices, used: AtomicU64::new(now) });
+        map.insert(key, tensor.clone());
+        tensor
+    }
+}
+
+/// Forgets tensors that have some of these bytes: they were written or freed.
+pub fn forget(bytes: &Range<usize>) {
+    let is_empty = |all: &Option<HashMap<Key, Arc<Tensor>>>| all.as_ref().is_none_or(HashMap::is_empty);
+    // Loading a model writes much, and nothing is known yet.
+    if is_empty(&ALL.read().unwrap_or_else(|e| e.into_inner())) {
+        return;
+    }
+    if let Some(all) = ALL.write().unwrap_or_else(|e| e.into_inner()).as_mut() {
+        // The base of a tensor is inside its buffer, whatever part of it a view reaches.
+        all.retain(|key, _| !bytes.contains(&key.data.0));
+    }
+}
+
+/// What one operation knows of its matrices; made by one of its threads, seen by all.
+pub struct Known {
+    /// Both operands of a product with a gate, or one.
+    tensors: Vec<(Weights, Arc<Tensor>)>,
+    /// Matrices that are not known yet: number of the tensor and of the matrix, and the sums of their units.
+    missing: Vec<(usize, usize, Box<[OnceLock<Sums>]>)>,
+}
+
+impl Known {
+    /// For some matrices of an operation's weights. Those of types that lose nothing are not looked at.
+    ///
+    /// # Safety
+    /// The weights must be readable.
+    pub unsafe fn new(weights: &Weights, gate: Option<&Gate>, matrices: impl Iterator<Item = usize> + Clone) -> Self {
+        let lossless = matches!(weights.stored, Stored::Plain(ty) if ty.precision == Precision::Bf16Twice);
+        if lossless || matrices.clone().next().is_none() {
+            return Self { tensors: Vec::new(), missing: Vec::new() };
+        }
+        let both = [Some(weights), gate.map(|g| &g.weights)];
+        // SAFETY: promised by the caller.
+        let tensors: Vec<_> = both.into_iter().flatten().map(|w| (*w, unsafe { w.known() })).collect();
+        let units = weights.ne[1].div_ceil(UNIT);
+        let missing = |(i, (_, tensor)): (usize, &(Weights, Arc<Tensor>))| {
+            let unknown = matrices.clone().filter(|m| tensor.matrices[*m].get().is_none());
+            unknown.map(|m| (i, m, (0..units).map(|_| OnceLock::new()).collect())).collect::<Vec<_>>()
+        };
+        let missing = tensors.iter().enumerate().flat_map(missing).collect();
+        Self { tensors, missing }
+    }
+
+    /// Measures what is missing, together with the other threads.
+    ///
+    /// # Safety
+    /// The weights must be readable; all threads must come, each with as much scratch as the tile GEMM has, and
+    /// [`Weights::gather_bytes`] at `gathered`; AVX-512 needed.
+    pub unsafe fn measure(&self, thread: &Thread<'_>, scratch: *mut u8, gathered: *mut u8) {
+        if self.missing.is_empty() {
+            return;
+        }
+        let units = self.missing[0].2.len();
+        for i in split::share(self.missing.len() * units, thread.index, thread.count) {
+            let (tensor, matrix, sums) = &self.missing[i / units];
+            // SAFETY: promised by the caller.
+            let unit = unsafe { unit(&self.tensors[*tensor].0, *matrix, i % units, scratch, gathered) };
+            let _ = sums[i % units].set(unit);
+        }
+        thread.wait();
+        for i in split::share(self.missing.len(), thread.index, thread.count) {
+            let (tensor, matrix, sums) = &self.missing[i];
+            let (weights, known) = &self.tensors[*tensor];
+            let has_int8 = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
+            let sums = sums.iter().map(|s| s.get().expect("every unit has its thread"));
+            // Another operation may have been faster.
+            let _ = known.matrices[*matrix].set(Sums::finish(weights.ne[0], sums, has_int8));
+        }
+        thread.wait();
+    }
+
+    /// The errors of a matrix in every operand.
+    pub fn of(&self, matrix: usize) -> impl Iterator<Item = &WeightError> {
+        self.tensors.iter().map(move |(_, t)| t.matrices[matrix].get().expect("was measured"))
+    }
+}
+
+/// Sums over unit `unit` of the columns of a matrix.
+///
+/// # Safety
+/// As for [`Known::measure`].
+unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, gathered: *mut u8) -> Sums {
+    let mut sums = Sums::new(weights.ne[0]);
+    let cols = unit * UNIT..weights.ne[1].min((unit + 1) * UNIT);
+    let slice = (matrix % weights.ne[2], matrix / weights.ne[2]);
+    // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
+    unsafe {
+        weights.each_run(slice, cols, true, gathered, |data, stride, cols| {
+            for panel in 0..cols.len().div_ceil(LANES) {
+                let lanes = LANES.min(cols.len() - panel * LANES);
+                match weights.stored {
+                    Stored::Packed(shape) | Stored::InPlace { shape, .. } => {
+                        with_format!(shape.ty, F => sums.add::<F>(data.add(panel * stride), lanes, scratch));
+                    }
+                    Stored::Plain(ty) => {
+                        let rows = PlainRows { ty, data, stride, rows: cols.len() };
+                        sums.add_floats(|from, len, out| rows.floats(panel, from, len, out), lanes, scratch);
+                    }
+                    Stored::Decoded(ty) => {
+                        let rows = DecodedRows { ty, data, stride, rows: cols.len(), k: weights.ne[0] };
+                        let room = scratch.add(SCRATCH).cast();
+                        sums.add_floats(|from, len, out| rows.floats(panel, from, len, out, room), lanes, scratch);
+                    }
+                }
+            }
+        });
+    }
+    sums
+}

@@ -1,0 +1,195 @@
+//! The error of one row of results, known before they are computed: what rounding the row's activations costs, each
+//! channel as much as it counts in the weights, and what requantising the weights costs, each block as much as its
+//! activations count. Errors of different channels are independent, so their squares add up.
+
+use std::arch::x86_64::*;
+
+use super::activations::scale_of;
+use super::bf16::{rounded, widened};
+use super::outliers::Channels;
+use super::rows::Row;
+use super::tiles::OUTLIERS;
+use super::weight_error::WeightError;
+use crate::format::ACT_BLOCK;
+
+/// Mean squares of a row's results, in a unit of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct RowError {
+    /// Of the exact results, as far as channels are independent.
+    pub signal: f32,
+    /// Of the errors.
+    pub error: f32,
+}
+
+/// What a row's error may be: the promise of the C header, less what its estimate may be off.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// As a share of the signal.
+    pub of_signal: f32,
+    /// As a multiple of the error of 8 bits per 32 activations.
+    pub of_blocks: f32,
+}
+
+/// A tenth of the weight type's own error is allowed, but no more than this.
+pub const MAX_OF_TYPE: f32 = 3e-4;
+/// Allowed in any case.
+const ALWAYS: f32 = 1e-5;
+/// Multiple of the error of 8 bits per 32 activations.
+const OF_BLOCKS: f32 = 2.0;
+/// The error of n results is their mean square, the signal another: both are off by a share of sqrt(2 / n). So many
+/// times sqrt(1 / n) is four times what their quotient is off by.
+const DEVIATIONS: f32 = 8.0;
+
+impl Bound {
+    /// For weights of a type with this error of its own.
+    pub fn new(own_error: f32, weights: &WeightError) -> Self {
+        // Without any columns: 0, which no error is below.
+        let margin = (1.0 - DEVIATIONS / weights.columns().sqrt()).max(0.0);
+        Self { of_signal: margin * (own_error / 10.0).min(MAX_OF_TYPE).max(ALWAYS), of_blocks: margin * OF_BLOCKS }
+    }
+
+    /// Whether it holds for an error; `blocks` says that of 8 bits per 32 activations, and is asked only if need be.
+    pub fn holds(&self, row: RowError, blocks: impl FnOnce() -> RowError) -> bool {
+        // NaN is below nothing.
+        row.error <= self.of_signal * row.signal || row.error <= self.of_blocks * blocks().error
+    }
+}
+
+/// A power of two that brings the magnitude `amax` near 1, so that squares of any row fit a float.
+fn unit(amax: f32) -> f32 {
+    const SMALLEST: u32 = 1 << 23;
+    f32::from_bits(0x7f00_0000u32.saturating_sub(amax.to_bits() & 0x7f80_0000).max(SMALLEST))
+}
+
+/// The largest magnitude of a row of `k` channels; NaN or infinity if it has any.
+///
+/// # Safety
+/// The row must have the channels; AVX-512 needed.
+#[target_feature(enable = "avx512f")]
+unsafe fn largest(x: &Row, k: usize) -> f32 {
+    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+    let max = (0..k).step_by(16).fold(_mm512_setzero_si512(), |max, c| {
+        // SAFETY: promised by the caller.
+        let v = unsafe { x.lanes(c) };
+        _mm512_max_epu32(max, _mm512_and_si512(_mm512_castps_si512(v), magnitude))
+    });
+    f32::from_bits(_mm512_reduce_max_epu32(max))
+}
+
+/// Of int8 tiles with a scale for every `pass` channels, `scales` in their order, and outliers in BF16: `channels`, which
+/// `mask` leaves out.
+///
+/// # Safety
+/// The row must have as many channels as the weights, the scales be those that the row was quantised with; AVX-512 and
+/// its BF16 needed.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline(never)]
+pub unsafe fn int8(
+    weights: &WeightError,
+    x: &Row,
+    pass: usize,
+    scales: impl Fn(usize) -> f32,
+    channels: &Channels,
+    mask: &[u16],
+) -> RowError {
+    let blocks = weights.int8(pass);
+    let k = blocks.len() * ACT_BLOCK;
+    // SAFETY: promised by the caller, here and below.
+    let outliers: [f32; OUTLIERS] = std::array::from_fn(|j| unsafe { x.value(channels[j] as usize) });
+    let amax = outliers.iter().fold(0f32, |max, v| max.max(v.abs()));
+    let amax = (0..k.div_ceil(pass)).map(|i| 127.0 * scales(i)).fold(amax, f32::max);
+    let unit = unit(amax);
+    let (mut signal, mut error) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    let wide = _mm512_set1_ps(unit);
+    for from in (0..k).step_by(pass) {
+        let scale = scales(from / pass);
+        let inverse = _mm512_set1_ps(if scale == 0.0 { 0.0 } else { 1.0 / scale });
+        let step = _mm512_set1_ps(scale * unit);
+        for block in from / ACT_BLOCK..(from + pass).min(k) / ACT_BLOCK {
+            let of_weights = _mm512_set1_ps(blocks[block]);
+            for c in [block * ACT_BLOCK, block * ACT_BLOCK + 16] {
+                let energy = weights.lanes(c);
+                // SAFETY: as above.
+                let v = unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) };
+                let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
+                let v = _mm512_mul_ps(v, wide);
+                let rest = _mm512_fnmadd_ps(q, step, v);
+                let square = _mm512_mul_ps(v, v);
+                signal = _mm512_fmadd_ps(square, energy, signal);
+                error = _mm512_fmadd_ps(_mm512_mul_ps(rest, rest), energy, error);
+                error = _mm512_fmadd_ps(square, of_weights, error);
+            }
+        }
+    }
+    let (mut signal, mut error) = (_mm512_reduce_add_ps(signal), _mm512_reduce_add_ps(error));
+    for (v, (energy, of_weights)) in outliers.iter().zip(weights.outliers(channels)) {
+        let (v, rest) = (v * unit, (v - half::bf16::from_f32(*v).to_f32()) * unit);
+        signal += v * v * energy;
+        error += rest * rest * energy + v * v * of_weights;
+    }
+    // A maximum of floats drops NaN; the sums do not, but for outliers whose weights are all 0.
+    if outliers.iter().any(|v| !v.is_finite()) {
+        error = f32::NAN;
+    }
+    RowError { signal, error }
+}
+
+/// Of BF16 tiles.
+///
+/// # Safety
+/// As for [`int8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline(never)]
+pub unsafe fn bf16(weights: &WeightError, x: &Row) -> RowError {
+    let blocks = weights.bf16();
+    let (mut signal, mut error) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    // SAFETY: promised by the caller, here and below.
+    let wide = _mm512_set1_ps(unit(unsafe { largest(x, blocks.len() * ACT_BLOCK) }));
+    for (block, of_weights) in blocks.iter().enumerate() {
+        let of_weights = _mm512_set1_ps(*of_weights);
+        // SAFETY: as above.
+        let v = unsafe { [x.lanes(block * ACT_BLOCK), x.lanes(block * ACT_BLOCK + 16)] };
+        let tile = rounded(v[0], v[1]);
+        let halves = [_mm512_castsi512_si256(tile), _mm512_extracti64x4_epi64::<1>(tile)];
+        for (i, v) in v.into_iter().enumerate() {
+            let energy = weights.lanes(block * ACT_BLOCK + 16 * i);
+            let rest = _mm512_mul_ps(_mm512_sub_ps(v, widened(halves[i])), wide);
+            let v = _mm512_mul_ps(v, wide);
+            let square = _mm512_mul_ps(v, v);
+            signal = _mm512_fmadd_ps(square, energy, signal);
+            error = _mm512_fmadd_ps(_mm512_mul_ps(rest, rest), energy, error);
+            error = _mm512_fmadd_ps(square, of_weights, error);
+        }
+    }
+    RowError { signal: _mm512_reduce_add_ps(signal), error: _mm512_reduce_add_ps(error) }
+}
+
+/// Of 8 bits per 32 activations on exact weights.
+///
+/// # Safety
+/// As for [`int8`].
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline(never)]
+pub unsafe fn blocks_of_32(weights: &WeightError, x: &Row) -> RowError {
+    let blocks = weights.bf16().len();
+    let (mut signal, mut error) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    // SAFETY: promised by the caller, here and below.
+    let wide = _mm512_set1_ps(unit(unsafe { largest(x, blocks * ACT_BLOCK) }));
+    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+    let bits = |v| _mm512_and_si512(_mm512_castps_si512(v), magnitude);
+    for block in 0..blocks {
+        // SAFETY: as above.
+        let v = unsafe { [x.lanes(block * ACT_BLOCK), x.lanes(block * ACT_BLOCK + 16)] };
+        let (scale, inverse) = scale_of(_mm512_reduce_max_epu32(_mm512_max_epu32(bits(v[0]), bits(v[1]))));
+        let (scale, inverse) = (_mm512_set1_ps(scale), _mm512_set1_ps(inverse));
+        for (i, v) in v.into_iter().enumerate() {
+            let energy = weights.lanes(block * ACT_BLOCK + 16 * i);
+            let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
+            let rest = _mm512_mul_ps(_mm512_fnmadd_ps(q, scale, v), wide);
+            let v = _mm512_mul_ps(v, wide);
+            signal = _mm512_fmadd_ps(_mm512_mul_ps(v, v), energy, signal);
+            error = _mm512_fmadd_ps(_mm512_mul_ps(rest, rest), energy, error);
+        }
+    }
+    RowError { signal: _mm512_reduce_add_ps(signal), error: _mm512_reduce_add_ps(error) }
+}

@@ -1,0 +1,3 @@
+//! What tests of several floors share. Compiled for tests only.
+
+pub mod bound;
