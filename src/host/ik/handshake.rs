@@ -9,6 +9,7 @@ use libc::c_void;
 
 use super::IkHost;
 use super::abi::{IkBackend, IkTensor};
+use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{TYPE_F32, TYPE_I32};
 use crate::host::selfcheck::in_context;
@@ -57,6 +58,7 @@ pub fn note(step: Step) {
 /// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
 pub fn is_done(host: &IkHost) -> bool {
     static DONE: OnceLock<bool> = OnceLock::new();
+    let _until_it_is_there = log::hold();
     *DONE.get_or_init(|| match shake(host) {
         Ok(()) => true,
         Err(why) => {

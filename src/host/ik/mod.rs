@@ -36,10 +36,11 @@ use super::HostTypes;
 use super::symbols::host_symbols;
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
+use crate::diag::log;
 use crate::format::WeightType;
+use crate::info;
 use crate::kernel::activation::Activation;
 use crate::panel::decoded::DecodedType;
-use crate::{error, info};
 use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkPlan, IkTensor};
 
 host_symbols! {
@@ -140,6 +141,10 @@ impl IkHost {
     /// The host of this process, looked for and proved once, or why it is not served.
     fn get() -> Option<&'static Self> {
         static HOST: OnceLock<Option<IkHost>> = OnceLock::new();
+        if let Some(host) = HOST.get() {
+            return host.as_ref();
+        }
+        let _until_it_is_there = log::hold();
         HOST.get_or_init(|| match Self::find() {
             Ok(host) => {
                 let mode = if env().mode == Mode::Packed { "packed" } else { "in place" };
@@ -189,7 +194,7 @@ impl IkHost {
 
     /// Says `message` and ends the process the way ggml does.
     fn abort(&self, message: &str) -> ! {
-        error!("{message}");
+        log::last_words(message);
         let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
         // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
         unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };

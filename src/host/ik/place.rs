@@ -6,6 +6,7 @@
 //! larger than the plain one, and what is packed is written down by address.
 
 use std::ffi::c_char;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, OnceLock};
 
@@ -17,6 +18,7 @@ use super::{IkHost, handshake};
 use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::format::LANES;
+use crate::matmul::measured;
 use crate::panel::weights::Shape;
 use crate::{debug, error, info, warn};
 
@@ -57,6 +59,12 @@ fn is_multiplied_only(name: &str) -> bool {
 
 /// The packed tensors, and the memory of our buffers.
 pub(super) static PACKED: LazyLock<Table<Shape>> = LazyLock::new(Table::new);
+
+/// Forgets what is known of tensors with bytes in this range: they go, or others come.
+fn forget(range: Range<usize>) {
+    measured::forget(&range);
+    PACKED.remove(range);
+}
 
 /// Whether anything is packed.
 pub fn any() -> bool {
@@ -104,7 +112,7 @@ pub unsafe fn give_back(tensor: &IkTensor, reader: &str) {
             std::ptr::copy_nonoverlapping(rows.as_ptr(), base.cast_mut().add(at), rows.len());
         }
     }
-    PACKED.remove(base as usize..base as usize + 1);
+    forget(base as usize..base as usize + shape.plain_size());
 }
 
 /// The one buffer type.
@@ -191,11 +199,12 @@ unsafe fn region<'a>(buffer: *mut IkBuffer) -> &'a Region {
 unsafe extern "C" fn free_buffer(buffer: *mut IkBuffer) {
     // SAFETY: made by `alloc_buffer`, freed once.
     let region = unsafe { Box::from_raw((*buffer).context.cast::<Region>()) };
+    measured::forget(&range_of(&region));
     PACKED.remove_region(range_of(&region));
 }
 
 /// The addresses of a region.
-pub(super) fn range_of(region: &Region) -> std::ops::Range<usize> {
+pub(super) fn range_of(region: &Region) -> Range<usize> {
     let first = region.base().as_ptr() as usize;
     first..first + region.len()
 }
@@ -213,7 +222,7 @@ unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
         return;
     }
     // Memory may be used again without being freed.
-    PACKED.remove(t.data as usize..t.data as usize + bytes);
+    forget(t.data as usize..t.data as usize + bytes);
     match packable(host(), t) {
         Some(shape) => {
             PACKED.add(t.data as usize, shape.plain_size(), shape);
@@ -221,6 +230,18 @@ unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
         }
         None => debug!("{}: stored as it is", t.name()),
     }
+}
+
+/// Finds a range of a tensor that is about to be written: what is known of its bytes is forgotten.
+///
+/// # Safety
+/// As for [`place`].
+unsafe fn to_write(what: &str, tensor: *const IkTensor, offset: usize, size: usize) -> Place {
+    // SAFETY: promised by the caller.
+    let root = unsafe { (*tensor).root() }.data as usize;
+    measured::forget(&(root..root + 1));
+    // SAFETY: promised by the caller.
+    unsafe { place(what, tensor, offset, size) }
 }
 
 /// Finds a range of a tensor. Ends the process, as ggml does, if it leaves the tensor.
@@ -244,7 +265,7 @@ unsafe fn place(what: &str, tensor: *const IkTensor, offset: usize, size: usize)
 
 unsafe extern "C" fn memset_tensor(_: *mut IkBuffer, tensor: *mut IkTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
-    unsafe { place("memset_tensor", tensor, offset, size).fill(size, value) }
+    unsafe { to_write("memset_tensor", tensor, offset, size).fill(size, value) }
 }
 
 unsafe extern "C" fn set_tensor(
@@ -258,7 +279,7 @@ unsafe extern "C" fn set_tensor(
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
-    unsafe { place("set_tensor", tensor, offset, size).write(data.cast(), size) }
+    unsafe { to_write("set_tensor", tensor, offset, size).write(data.cast(), size) }
 }
 
 unsafe extern "C" fn get_tensor(
@@ -279,6 +300,7 @@ unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
     // SAFETY: one of our buffers. A permutation of equal bytes.
     unsafe {
         let region = region(buffer);
+        measured::forget(&range_of(region));
         std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
     }
 }

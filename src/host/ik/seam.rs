@@ -10,6 +10,7 @@ use super::team::{Member, Place};
 use super::{IkHost, place, product};
 use crate::cpu;
 use crate::diag::env::{Mode, env};
+use crate::diag::log;
 use crate::host::abi::TYPE_F32;
 use crate::matmul::{Op, Settings, Thread};
 use crate::panel::weights::Shape;
@@ -283,12 +284,15 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
     // SAFETY: nodes of a graph are live tensors.
     let nodes = || nodes.iter().map(|node| unsafe { &**node });
     place::report();
+    // Some lines are said while nothing else can begin.
+    let hold = log::hold();
     let run = graph::begin(usize::try_from(threads).unwrap_or(1).max(1), |beginning, list| {
         if place::any() {
             nodes().for_each(|node| guard(host, node, beginning));
         }
         list.extend(nodes().filter_map(|node| announce(host, node)));
     });
+    drop(hold);
     let status = real();
     drop(run);
     status
