@@ -55,6 +55,26 @@ const MUTANTS: &[Mutant] = &[
         env: &[("GGML_AMX_ISA", "portable")],
         ..mutant("ceiling", "GGML_AMX_ISA is not looked at", "cpu::tests::nothing_runs_above_the_ceiling")
     },
+    mutant(
+        "weights-unseen",
+        "what requantising costs is a constant, whatever the weights are",
+        "matmul::tests::bound::channels_of_different_size_keep_the_bound",
+    ),
+    mutant(
+        "rows-unchecked",
+        "no row is looked at but those of the sample",
+        "matmul::tests::bound::sinks_keep_the_bound_wherever_they_stand",
+    ),
+    mutant(
+        "nan-rounded",
+        "NaN becomes 0 where BF16 is rounded",
+        "matmul::tests::bound::a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows",
+    ),
+    mutant(
+        "exact-by-number",
+        "exact results of few rows are made in another way",
+        "matmul::tests::bound::exact_rows_depend_neither_on_their_number_nor_on_their_neighbours",
+    ),
     mutant("uncounted", "products are not counted", "diag::counters::tests::what_is_counted_is_reported"),
 ];
 
