@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::team::Team;
 use crate::cpu::cores;
-use crate::matmul::Op;
+use crate::matmul::{Op, Wish};
 
 /// Runs after which the work buffer of one that did not come again is let go.
 const FORGOTTEN_AFTER: u64 = 256;
@@ -48,6 +48,8 @@ pub struct Node {
     pub stride: usize,
     /// See [`Node::stride`].
     pub experts: usize,
+    /// What it is wanted for.
+    pub wish: Wish,
     /// Its name, for messages: that of the result's tensor.
     pub name: [u8; 64],
 }

@@ -80,7 +80,7 @@ unsafe fn compute(
 unsafe fn run(node: &Node, op: &Op, member: Member<'_>) {
     let host = IkHost::get().expect("nodes are announced by a host");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let settings = Settings { isa: cpu::isa(), exact: env().exact };
+    let settings = Settings { isa: cpu::isa(), wish: node.wish };
     // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
     let run = |thread: &Thread<'_>, work| unsafe { op.run(settings, thread, work) };
     // SAFETY: the results are there.
@@ -308,6 +308,7 @@ fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
         weights: 0,
         stride: 0,
         experts: 1,
+        wish: product::wish(host, node),
         name: node.name.map(|c| c as u8),
     };
     if node.op == host.ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {

@@ -12,7 +12,7 @@ use crate::cpu;
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::Rendezvous;
 use crate::format::WeightType;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights, Wish};
 use crate::panel::weights::Shape;
 
 const K: usize = 64;
@@ -134,6 +134,7 @@ impl<'a> Graph<'a> {
             weights: of.base() as usize,
             stride: of.shape.slice_plain,
             experts: of.shape.slices,
+            wish: Wish::Auto,
             name: [0; 64],
         }
     }
@@ -195,7 +196,7 @@ impl<'a> Graph<'a> {
 }
 
 fn settings() -> Settings {
-    Settings { isa: cpu::isa(), exact: false }
+    Settings { isa: cpu::isa(), wish: Wish::Auto }
 }
 
 /// The results of a run, of one thread.
