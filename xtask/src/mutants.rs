@@ -76,6 +76,26 @@ const MUTANTS: &[Mutant] = &[
         "matmul::tests::bound::exact_rows_depend_neither_on_their_number_nor_on_their_neighbours",
     ),
     mutant("uncounted", "products are not counted", "diag::counters::tests::what_is_counted_is_reported"),
+    mutant(
+        "barrier-of-all",
+        "threads that could not be started are waited for",
+        "capi::threads::tests::given_threads_that_cannot_be_started_then_the_others_do_not_wait_for_them",
+    ),
+    mutant(
+        "stack-word",
+        "the last argument on the stack is not seen",
+        "capi::jump::tests::given_a_call_that_is_declined_then_every_argument_and_the_result_pass",
+    ),
+    mutant(
+        "log-at-once",
+        "lines are sent from inside initialisers and locks",
+        "diag::log::tests::lines_wait_for_the_last_hold_or_for_the_next_call",
+    ),
+    mutant(
+        "types-without-end",
+        "types past the end of the host's table are asked for",
+        "host::symbols::tests::without_later_decoders_only_old_types_are_asked_for",
+    ),
 ];
 
 /// Those named, or all.
