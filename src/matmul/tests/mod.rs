@@ -1,6 +1,7 @@
 //! Whole operations: batches, broadcast, strides, views and thread counts give the bits of the plain
 //! case, element by element.
 
+mod bound;
 mod experts;
 mod fused;
 
