@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{c_char, c_int, c_long, c_void};
 
 use super::jump::jumps_on;
-use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkTensor};
+use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkPlan, IkTensor};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
 use crate::host::ik::place::TensorAlloc;
 use crate::host::ik::seam::{self, Mul4d};
@@ -123,9 +123,10 @@ in_front_of! {
         nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, type_a: c_int, a: *const c_void, stride_a: c_long,
         type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
         ith: c_int, nth: c_int
-    ) -> bool, |real| seam::mul_mat_moe(a, nx as usize * stride_a as usize, c, (ith, nth), |a| {
-        real(nx, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b, c, nb1, nb2, rows, ith, nth)
-    })
+    ) -> bool, |real| seam::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| real(
+        block.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b, c.wrapping_add(block.first), nb1,
+        nb2, rows, ith, nth,
+    ))
 }
 
 in_front_of! {
@@ -135,10 +136,16 @@ in_front_of! {
         up_bias: *const c_char, gate_bias: *const c_char, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
         limit: f32, ith: c_int, nth: c_int
     ) -> bool, |real| {
-        seam::fused_up_gate([up, gate], nx as usize * stride_a as usize, c, (ith, nth), |up, gate| real(
-            nx, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b, up_bias, gate_bias, c, nb1, nb2,
-            rows, limit, ith, nth,
-        ))
+        seam::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {
+            let of_block = |bias: *const c_char| match bias.is_null() {
+                true => bias,
+                false => bias.wrapping_add(block.first * size_of::<f32>()),
+            };
+            real(
+                block.rows as c_long, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b,
+                of_block(up_bias), of_block(gate_bias), c.wrapping_add(block.first), nb1, nb2, rows, limit, ith, nth,
+            )
+        })
     }
 }
 
@@ -185,8 +192,8 @@ unsafe extern "C" fn ask_flash_attn(
 }
 
 in_front_of! {
-    "ggml_graph_compute": __wrap_ggml_graph_compute(graph: *mut c_void, plan: *mut c_void) -> c_int,
-    |real| seam::graph_compute(graph, || real(graph, plan))
+    "ggml_graph_compute": __wrap_ggml_graph_compute(graph: *mut c_void, plan: *const IkPlan) -> c_int,
+    |real| seam::graph_compute(graph, plan, || real(graph, plan))
 }
 
 in_front_of! {

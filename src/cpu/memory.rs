@@ -36,6 +36,17 @@ impl Region {
         unsafe { NonNull::new_unchecked(self.map.as_ptr().add(self.offset).cast_mut()) }
     }
 
+    /// Tells the kernel that what lies from byte `from` on may be forgotten when memory is short.
+    pub fn let_go_from(&mut self, from: usize) {
+        const PAGE: usize = 4096;
+        let from = from.next_multiple_of(PAGE).min(self.len);
+        let bytes = (self.len - from) / PAGE * PAGE;
+        if bytes > 0 {
+            // SAFETY: the pages are ours alone; whatever they hold afterwards. A wish: the answer does not matter.
+            unsafe { libc::madvise(self.base().as_ptr().add(from).cast(), bytes, libc::MADV_FREE) };
+        }
+    }
+
     /// Bytes from [`Region::base`] on.
     pub fn len(&self) -> usize {
         self.len

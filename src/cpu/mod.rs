@@ -3,9 +3,12 @@
 
 pub mod amx;
 pub mod cache;
+pub mod cores;
 #[cfg(amx_emulator)]
 mod emulator;
 pub mod memory;
+pub mod rendezvous;
+pub mod sync;
 pub mod tile;
 
 use std::sync::OnceLock;

@@ -10,7 +10,9 @@ use crate::panel::rows::Rows;
 
 /// Columns that are computed together at least: one block of the tile GEMM where the caches are large.
 const COLUMNS: usize = 320;
-/// Results of `up` that are kept at a time, as long as that is enough for [`COLUMNS`] of all rows.
+/// Rows that are computed together at most: more are computed in several turns, each of which unpacks the weights again.
+const ROWS: usize = 1024;
+/// Results of `up` that are kept at a time, as long as that is enough for [`COLUMNS`] of the rows.
 const ROOM: usize = COLUMNS * 512;
 
 /// The second product, and what is made of both.
@@ -51,16 +53,17 @@ impl Biases {
     }
 }
 
-/// Bytes of scratch for the results of `up`, a multiple of 64, where a piece has up to `rows` rows; `None` if that
-/// does not fit.
-pub fn room_bytes(rows: usize) -> Option<usize> {
-    rows.checked_mul(COLUMNS)?.max(ROOM).checked_mul(4)
+/// Bytes of scratch for the results of `up`, a multiple of 64, where a piece has up to `rows` rows.
+pub fn room_bytes(rows: usize) -> usize {
+    (rows.min(ROWS) * COLUMNS).max(ROOM) * 4
 }
 
-/// Cuts columns into blocks whose results of `rows` rows fit the room.
-pub fn blocks(cols: Range<usize>, rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (ROOM / rows.max(1)).max(COLUMNS) / COLUMNS * COLUMNS;
-    cols.clone().step_by(step).map(move |first| first..cols.end.min(first + step))
+/// Cuts columns and rows into blocks whose results fit the room: rows of the same columns come one after the other.
+pub fn blocks(cols: Range<usize>, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let cut =
+        |all: Range<usize>, step: usize| all.clone().step_by(step).map(move |first| first..all.end.min(first + step));
+    let step = (ROOM / rows.len().clamp(1, ROWS)).max(COLUMNS) / COLUMNS * COLUMNS;
+    cut(cols, step).flat_map(move |cols| cut(rows.clone(), ROWS).map(move |rows| (cols.clone(), rows)))
 }
 
 /// A block of results.
@@ -124,15 +127,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_cover_the_columns_and_fit_the_room() {
-        for (cols, rows) in [(0..14336, 512), (64..96, 1), (0..7168, 1), (32..5000, 2048), (0..768, 100)] {
-            let mut at = cols.start;
-            for block in blocks(cols.clone(), rows) {
-                assert_eq!(block.start, at);
-                assert!(block.start.is_multiple_of(32) && block.len() * rows * 4 <= room_bytes(rows).unwrap());
-                at = block.end;
+    fn blocks_cover_the_results_and_fit_the_room() {
+        let cases = [(0..14336, 0..512), (64..96, 0..1), (0..7168, 32..33), (32..5000, 64..2148), (0..768, 0..100)];
+        for (cols, rows) in cases {
+            let mut seen = vec![0u8; cols.end * rows.end];
+            for (c, r) in blocks(cols.clone(), rows.clone()) {
+                assert!(c.start.is_multiple_of(32) && r.start.is_multiple_of(32), "{c:?} {r:?}");
+                assert!(c.len() * r.len() * 4 <= room_bytes(rows.len()), "{c:?} {r:?}");
+                r.for_each(|row| c.clone().for_each(|col| seen[row * cols.end + col] += 1));
             }
-            assert_eq!(at, cols.end);
+            let wanted = |i: usize| u8::from(cols.contains(&(i % cols.end)) && rows.contains(&(i / cols.end)));
+            assert!(seen.iter().enumerate().all(|(i, count)| *count == wanted(i)), "{cols:?} {rows:?}");
         }
+    }
+
+    #[test]
+    fn the_room_of_a_thread_is_bounded() {
+        assert_eq!(room_bytes(usize::MAX), room_bytes(ROWS));
+        assert!(room_bytes(usize::MAX) <= 2 << 20);
     }
 }

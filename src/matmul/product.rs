@@ -29,7 +29,7 @@ impl Extra {
     /// Where pieces have up to `rows` rows; `None` if that does not fit.
     pub fn new(weights: &Weights, gate: Option<&Gate>, rows: usize) -> Option<Self> {
         let of_gate = gate.map_or(0, |g| g.weights.gather_bytes());
-        let room = if gate.is_some() { gate::room_bytes(rows)? } else { 0 };
+        let room = if gate.is_some() { gate::room_bytes(rows) } else { 0 };
         Some(Self { gathered: weights.gather_bytes().max(of_gate), room })
     }
 
@@ -80,27 +80,35 @@ impl Product {
         // SAFETY: promised by the caller.
         unsafe {
             let Some(gate) = gate else {
-                return self.multiply(weights, cols.clone(), dst.wrapping_add(cols.start), dst_rows, self.stream);
+                let (rows, dst) = (self.rows.clone(), dst.wrapping_add(cols.start));
+                return self.multiply(weights, rows, cols, dst, dst_rows, self.stream);
             };
-            for cols in gate::blocks(cols, self.rows.len()) {
+            for (cols, rows) in gate::blocks(cols, self.rows.clone()) {
                 let stride = cols.len() * 4;
-                let up = room.wrapping_byte_sub(self.rows.start * stride);
+                let up = room.wrapping_byte_sub(rows.start * stride);
                 let dst = dst.wrapping_add(cols.start);
-                self.multiply(weights, cols.clone(), up, Rows::Every(stride), false);
-                self.multiply(&gate.weights, cols.clone(), dst, dst_rows, false);
-                let block =
-                    gate::Block { cols, rows: self.rows.clone(), expert: self.slice.0, up: room, dst, dst_rows };
+                self.multiply(weights, rows.clone(), cols.clone(), up, Rows::Every(stride), false);
+                self.multiply(&gate.weights, rows.clone(), cols.clone(), dst, dst_rows, false);
+                let block = gate::Block { cols, rows, expert: self.slice.0, up: room, dst, dst_rows };
                 gate.combine(self.operand.isa(), &block);
             }
         }
     }
 
-    /// Columns `cols`, the first of them at `dst`.
+    /// Columns `cols` of some of the rows, the first of them at `dst`.
     ///
     /// # Safety
     /// As for [`Product::run`].
-    unsafe fn multiply(&self, weights: &Weights, cols: Range<usize>, dst: *mut f32, dst_rows: Rows, stream: bool) {
-        let panels = matches!(self.operand, Operand::Vectors(_)) && !self.operand.reads_rows(self.rows.len());
+    unsafe fn multiply(
+        &self,
+        weights: &Weights,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        dst: *mut f32,
+        dst_rows: Rows,
+        stream: bool,
+    ) {
+        let panels = matches!(self.operand, Operand::Vectors(_)) && !self.operand.reads_rows(rows.len());
         let first = cols.start;
         // SAFETY: promised by the caller; the scratch has room behind what kernels use.
         unsafe {
@@ -110,7 +118,7 @@ impl Product {
                     panel_bytes,
                     cols: cols.len(),
                     act: self.act,
-                    rows: self.rows.clone(),
+                    rows: rows.clone(),
                     dst: dst.wrapping_add(cols.start - first),
                     dst_rows,
                 };

@@ -89,6 +89,15 @@ pub struct IkBuffer {
     pub usage: i32,
 }
 
+/// `struct ggml_cplan` (ggml.h), with room behind it for more members.
+#[repr(C)]
+pub struct IkPlan {
+    pub work_size: usize,
+    pub work_data: *mut u8,
+    pub n_threads: i32,
+    pub more: [usize; 16],
+}
+
 /// `struct ggml_backend`, as far as it is changed here: its interface has twenty members.
 #[repr(C)]
 pub struct IkBackend {

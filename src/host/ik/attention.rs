@@ -70,8 +70,14 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             return false;
         }
     };
+    // Without a run there is nowhere to meet.
+    let Some(graph) = graph::attention(args.result as usize) else { return false };
+    let member = graph.team.all(index, count);
+    if !op.work_size(count).is_some_and(|bytes| member.reserve(bytes)) {
+        return false;
+    }
     // What quantised weights leave is coarser than what BF16 leaves; where there are none, nothing shall be lost.
-    let exact = env().exact || graph::is_fine().unwrap_or(true);
+    let exact = env().exact || graph.is_fine();
     if index == 0 {
         let ([channels, tokens, heads, _], keys) = (op.q.ne, op.k.ne[1]);
         debug!(
@@ -79,12 +85,11 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             if exact { ", exact" } else { "" }
         );
     }
-    let place = (args.result as usize, index, count);
     // SAFETY: shapes were checked; the work buffer is as large as asked for.
     let run = |thread: &Thread<'_>, work| unsafe { op.run(proof, exact, thread, work) };
     // SAFETY: the results are there.
     let has_nan = || unsafe { op.has_nan() };
-    seam::together(host, place, op.work_size(count), || "flash attention".to_string(), run, has_nan);
+    seam::together(host, member, || "flash attention".to_string(), run, has_nan);
     true
 }
 

@@ -3,27 +3,41 @@
 //! nodes. As a graph begins, those that are computed here are written down; the kernels find them by where weights
 //! and results lie.
 //!
-//! Nodes run in their order, so every thread looks from where it found the last one.
+//! A run of a graph has a number that is never used again. Nodes run in their order, so every thread looks from where it
+//! found the last one.
 
 use std::cell::{Cell, UnsafeCell};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
-use crate::matmul::Op;
+use super::team::Team;
+use crate::cpu::cores;
+use crate::matmul::{Op, Wish};
 
-/// Graphs computed at the same time; the products of more are left to the host.
-const GRAPHS: usize = 32;
+/// Runs after which the work buffer of one that did not come again is let go.
+const FORGOTTEN_AFTER: u64 = 256;
 
-/// A product of a graph.
+/// The function of the host that a node is computed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// `iqk_mul_mat_4d`.
+    MulMat,
+    /// `iqk_mul_mat_moe`, once for every expert.
+    Experts,
+    /// `iqk_moe_fused_up_gate`, once, or for every expert.
+    Gated,
+    /// `iqk_flash_attn_noalibi`.
+    Attention,
+}
+
+/// A node that may be computed here.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
-    /// What is computed here; `None` if the host does it. Those are written down too, so that a later product of the same
-    /// weights to the same address is not taken for them.
+    /// The product that is computed here; `None` if the host does it, and for attention. Products of the host are written
+    /// down too, so that a later one of the same weights to the same address is not taken for them.
     pub op: Option<Op>,
-    /// Whether it has a gate.
-    pub fused: bool,
-    /// Whether experts are chosen.
-    pub with_ids: bool,
+    /// Whose calls it is looked for in.
+    pub kernel: Kernel,
     /// Rows of activations, or choices per token.
     pub rows: usize,
     /// Address of the result.
@@ -34,9 +48,14 @@ pub struct Node {
     pub stride: usize,
     /// See [`Node::stride`].
     pub experts: usize,
+    /// What it is wanted for.
+    pub wish: Wish,
     /// Its name, for messages: that of the result's tensor.
     pub name: [u8; 64],
 }
+
+// SAFETY: addresses in it are the host's, for all threads of the run.
+unsafe impl Send for Node {}
 
 impl Node {
     /// The expert whose weights the host thinks at `address`; 0 if there are none.
@@ -47,35 +66,53 @@ impl Node {
     }
 }
 
-/// One graph.
-struct Graph {
-    /// Number of this run, never used twice; 0: none.
+/// One graph after the other. Never freed: threads remember where they were.
+pub struct Graph {
+    /// Number of this run; 0: none.
     run: AtomicU64,
-    /// Whether weights have more digits than BF16.
+    /// Whether weights have more digits than BF16, or none of ours are quantised.
     fine: AtomicBool,
-    /// Written under the lock while there is no run, read by the run's threads.
+    /// Written while there is no run, with [`ALL`] locked for writing; read by the run's threads, and by others with it
+    /// locked for reading.
     nodes: UnsafeCell<Vec<Node>>,
+    /// Its threads.
+    pub team: Team,
 }
 
-// SAFETY: nodes change only between runs, under the lock; threads look at them only during a run of theirs.
+// SAFETY: nodes change only as said there.
 unsafe impl Sync for Graph {}
+// SAFETY: as above.
+unsafe impl Send for Graph {}
 
 impl Graph {
-    const fn none() -> Self {
-        Self { run: AtomicU64::new(0), fine: AtomicBool::new(false), nodes: UnsafeCell::new(Vec::new()) }
+    /// Whether weights have more digits than BF16, or none of ours are quantised.
+    pub fn is_fine(&self) -> bool {
+        self.fine.load(Ordering::Relaxed)
     }
 }
 
-static ALL: [Graph; GRAPHS] = [const { Graph::none() }; GRAPHS];
-/// How many of them run.
+/// As many as ever ran at once.
+static ALL: RwLock<Vec<&'static Graph>> = RwLock::new(Vec::new());
+/// How many of them run: what those without a product for us look at.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
-/// The number of the last run; held to begin and end runs, and to look through all of them.
-static LOCK: Mutex<u64> = Mutex::new(0);
+/// Locked while runs begin and end.
+static STATE: Mutex<State> = Mutex::new(State { last: 0, waiting: 0, spare: Vec::new() });
+/// Told when a run ends, and when nobody waits for that any more.
+static CHANGED: Condvar = Condvar::new();
+
+struct State {
+    /// Number of the last run.
+    last: u64,
+    /// Those that wait until nothing runs; nothing begins meanwhile.
+    waiting: usize,
+    /// Lists to be filled, emptied.
+    spare: Vec<Vec<Node>>,
+}
 
 /// Where a thread is.
 #[derive(Clone, Copy)]
 struct Cursor {
-    graph: usize,
+    graph: Option<&'static Graph>,
     run: u64,
     /// Node to look at next.
     node: usize,
@@ -84,103 +121,212 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// Whether the run is not over: then it is the one that this thread is in.
-    fn is_current(&self) -> bool {
-        self.run != 0 && ALL[self.graph].run.load(Ordering::Acquire) == self.run
+    const NONE: Self = Self { graph: None, run: 0, node: 0, until: None };
+
+    /// The graph, if the run is not over: then it is the one that this thread is in.
+    fn current(&self) -> Option<&'static Graph> {
+        self.graph.filter(|graph| graph.run.load(Ordering::Acquire) == self.run)
     }
 }
 
 thread_local! {
-    static CURSOR: Cell<Cursor> = const { Cell::new(Cursor { graph: 0, run: 0, node: 0, until: None }) };
+    static CURSOR: Cell<Cursor> = const { Cell::new(Cursor::NONE) };
 }
 
-/// A graph that is being computed, until it is dropped.
-pub struct Run(usize);
+/// A graph that is being computed, until it is dropped, by the thread that began it.
+pub struct Run {
+    graph: &'static Graph,
+    /// Where this thread was before: a graph may be computed inside another one.
+    outer: Cursor,
+}
 
-/// Announces a graph with these products, in their order. `None` if none of them is ours, or there are too many graphs.
-pub fn begin(products: impl Iterator<Item = Node>) -> Option<Run> {
-    let mut last = LOCK.lock().unwrap_or_else(|e| e.into_inner());
-    let index = ALL.iter().position(|g| g.run.load(Ordering::Relaxed) == 0)?;
-    // SAFETY: no run, and we hold the lock.
-    let nodes = unsafe { &mut *ALL[index].nodes.get() };
-    nodes.clear();
-    nodes.extend(products);
-    nodes.iter().find(|node| node.op.is_some())?;
-    let fine = nodes.iter().any(|node| node.op.is_some_and(|op| op.has_fine_weights()));
-    ALL[index].fine.store(fine, Ordering::Relaxed);
-    *last += 1;
-    ALL[index].run.store(*last, Ordering::Release);
+/// What may be done while no other run begins or ends.
+pub struct Beginning<'a> {
+    state: Option<MutexGuard<'a, State>>,
+}
+
+impl Beginning<'_> {
+    /// Waits until nothing runs, so that what runs read may be changed. False if this thread is inside a run, which would
+    /// wait for itself.
+    pub fn wait_until_alone(&mut self) -> bool {
+        if CURSOR.get().current().is_some() {
+            return false;
+        }
+        let mut state = self.state.take().expect("there is always one");
+        state.waiting += 1;
+        let mut state =
+            CHANGED.wait_while(state, |_| RUNNING.load(Ordering::Acquire) > 0).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        CHANGED.notify_all();
+        self.state = Some(state);
+        true
+    }
+}
+
+/// Announces a graph that up to `threads` threads compute, with the nodes that `fill` writes down, in their order. `None`
+/// if none of them is ours.
+pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node>)) -> Option<Run> {
+    let outer = CURSOR.get();
+    let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = if outer.current().is_some() {
+        // Who waits, waits for the outer run too.
+        state
+    } else {
+        CHANGED.wait_while(state, |state| state.waiting > 0).unwrap_or_else(PoisonError::into_inner)
+    };
+    let mut nodes = state.spare.pop().unwrap_or_default();
+    let mut beginning = Beginning { state: Some(state) };
+    fill(&mut beginning, &mut nodes);
+    let mut state = beginning.state.expect("there is always one");
+    let graph = state.free();
+    // SAFETY: the graph does not run, and the state is locked.
+    unsafe { prepare(&graph.team, threads, &mut nodes) };
+    let mut ops = nodes.iter().filter_map(|node| node.op.as_ref());
+    let fine = ops.clone().any(Op::has_fine_weights) || ops.clone().next().is_none();
+    if ops.next().is_none() && nodes.iter().all(|node| node.kernel != Kernel::Attention) {
+        nodes.clear();
+        state.spare.push(nodes);
+        return None;
+    }
+    let run = state.last;
+    {
+        let _all = ALL.write().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the graph does not run, and nobody looks.
+        let mut old = std::mem::replace(unsafe { &mut *graph.nodes.get() }, nodes);
+        old.clear();
+        state.spare.push(old);
+        graph.fine.store(fine, Ordering::Relaxed);
+        graph.run.store(run, Ordering::Release);
+    }
     RUNNING.fetch_add(1, Ordering::AcqRel);
-    Some(Run(index))
+    cores::note_thread();
+    CURSOR.set(Cursor { graph: Some(graph), run, node: 0, until: None });
+    Some(Run { graph, outer })
 }
 
-/// Whether no graph that runs has a product for us.
-pub fn is_idle() -> bool {
+/// Gets the team of a run ready; products without memory are left to the host.
+///
+/// # Safety
+/// As for [`Team::prepare`].
+unsafe fn prepare(team: &Team, threads: usize, nodes: &mut [Node]) {
+    // More threads than can run at once would wait for each other.
+    let most = cores::of(threads);
+    // SAFETY: promised by the caller.
+    unsafe { team.prepare(most) };
+    let bytes = |node: &Node| node.op.as_ref().map(|op| op.work_size(most).unwrap_or(usize::MAX));
+    let wants = nodes.iter().enumerate().filter_map(|(i, node)| Some((bytes(node)?, i))).collect();
+    // SAFETY: promised by the caller.
+    unsafe { team.reserve_for(wants, |i| nodes[i].op = None) };
+}
+
+impl State {
+    /// A graph that does not run. The work buffers of those that have not run for long are let go.
+    fn free(&mut self) -> &'static Graph {
+        self.last += 1;
+        let is_free = |graph: &&&'static Graph| graph.run.load(Ordering::Relaxed) == 0;
+        let all = ALL.read().unwrap_or_else(PoisonError::into_inner);
+        let mut free = all.iter().filter(is_free).copied();
+        let found = free.next();
+        if self.last.is_multiple_of(FORGOTTEN_AFTER) {
+            // SAFETY: the graphs do not run, and the state is locked.
+            free.for_each(|graph| unsafe { graph.team.release() });
+        }
+        drop(all);
+        found.unwrap_or_else(|| {
+            let made: &'static Graph = Box::leak(Box::new(Graph {
+                run: AtomicU64::new(0),
+                fine: AtomicBool::new(false),
+                nodes: UnsafeCell::new(Vec::new()),
+                team: Team::new(),
+            }));
+            ALL.write().unwrap_or_else(PoisonError::into_inner).push(made);
+            made
+        })
+    }
+}
+
+/// Whether no graph that runs has a node for us.
+fn is_idle() -> bool {
     RUNNING.load(Ordering::Acquire) == 0
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let _guard = LOCK.lock().unwrap_or_else(|e| e.into_inner());
-        ALL[self.0].run.store(0, Ordering::Release);
+        let _state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the host's threads are done with the run, and the state is locked.
+        unsafe { self.graph.team.rest() };
+        self.graph.run.store(0, Ordering::Release);
         RUNNING.fetch_sub(1, Ordering::AcqRel);
+        CHANGED.notify_all();
+        CURSOR.set(self.outer);
     }
-}
-
-/// Whether weights of the graph that this thread computes have more digits than BF16; `None` if it did not come to a
-/// product of ours in it.
-pub fn is_fine() -> Option<bool> {
-    let at = CURSOR.get();
-    at.is_current().then(|| ALL[at.graph].fine.load(Ordering::Relaxed))
 }
 
 /// What a kernel was called for.
 pub enum Call {
-    /// This product of ours, which this thread has to take part in.
-    Compute(&'static Node, &'static Op),
+    /// This product of ours, which this thread has to take part in; its number is above that of those before.
+    Compute { team: &'static Team, number: u32, node: &'static Node, op: &'static Op },
     /// Another expert of a product that is done.
     Done,
     /// Nothing of ours.
     Foreign,
 }
 
-/// What the kernel is called for that shall multiply with the weights at `weights` into `result`: the next node that
-/// `fits`.
-pub fn call(result: usize, weights: usize, fits: impl Fn(&Node) -> bool) -> Call {
+/// Where the next node that is `wanted` is: in the run of this thread, or in the first one that has one, if it has not come
+/// to any node yet.
+fn find(wanted: impl Fn(&Node) -> bool) -> Option<(&'static Graph, u64, usize, &'static Node)> {
+    let search = |graph: &'static Graph, from: usize| {
+        // SAFETY: the run is this thread's, or the list is locked: see there.
+        let nodes: &'static [Node] = unsafe { &*graph.nodes.get() };
+        nodes.iter().enumerate().skip(from).find(|(_, n)| wanted(n))
+    };
+    let at = CURSOR.get();
+    if let Some(graph) = at.current() {
+        return search(graph, at.node).map(|(i, n)| (graph, at.run, i, n));
+    }
+    let all = ALL.read().unwrap_or_else(PoisonError::into_inner);
+    let found = all.iter().find_map(|graph| {
+        let run = graph.run.load(Ordering::Acquire);
+        let (i, node) = if run == 0 { None } else { search(graph, 0) }?;
+        Some((*graph, run, i, node))
+    });
+    drop(all);
+    if found.is_some() {
+        cores::note_thread();
+    }
+    found
+}
+
+/// What `kernel` is called for that shall multiply with the weights at `weights` into `result`: the next node that `fits`.
+pub fn call(kernel: Kernel, result: usize, weights: usize, fits: impl Fn(&Node) -> bool) -> Call {
     if is_idle() {
         return Call::Foreign;
     }
-    let matching = |n: &Node| n.result == result && n.expert(weights).is_some() && fits(n);
-    let search = |graph: usize, from: usize| {
-        // SAFETY: see the callers: the graph runs.
-        let nodes: &'static [Node] = unsafe { &*ALL[graph].nodes.get() };
-        nodes.iter().enumerate().skip(from).find(|(_, n)| matching(n))
-    };
+    let wanted = |n: &Node| n.kernel == kernel && n.result == result && n.expert(weights).is_some() && fits(n);
     let at = CURSOR.get();
-    let same = at.is_current();
-    let found = if same {
-        search(at.graph, at.node).map(|(i, n)| (at.graph, at.run, i, n))
-    } else {
-        let _guard = LOCK.lock().unwrap_or_else(|e| e.into_inner());
-        (0..GRAPHS).find_map(|graph| {
-            let run = ALL[graph].run.load(Ordering::Acquire);
-            let (i, node) = if run == 0 { None } else { search(graph, 0) }?;
-            Some((graph, run, i, node))
-        })
-    };
-    let Some((graph, run, index, node)) = found else { return Call::Foreign };
+    let Some((graph, run, index, node)) = find(wanted) else { return Call::Foreign };
     let Some(op) = &node.op else {
         // It may be called for again: with other activations, for other experts.
-        CURSOR.set(Cursor { graph, run, node: index, until: None });
+        CURSOR.set(Cursor { graph: Some(graph), run, node: index, until: None });
         return Call::Foreign;
     };
     let expert = node.expert(weights).unwrap_or(0);
-    let continued = same && index == at.node && at.until.is_some();
+    let continued = run == at.run && index == at.node && at.until.is_some();
     // The host calls for chosen experts in ascending order, all threads for all of them.
     let until = if continued { at.until } else { last_expert(op) };
     let over = until.is_none_or(|last| expert >= last);
-    CURSOR.set(Cursor { graph, run, node: index + usize::from(over), until: until.filter(|_| !over) });
-    if continued { Call::Done } else { Call::Compute(node, op) }
+    CURSOR.set(Cursor { graph: Some(graph), run, node: index + usize::from(over), until: until.filter(|_| !over) });
+    if continued { Call::Done } else { Call::Compute { team: &graph.team, number: index as u32 + 1, node, op } }
+}
+
+/// The graph in which attention is computed whose result lies at `result`.
+pub fn attention(result: usize) -> Option<&'static Graph> {
+    if is_idle() {
+        return None;
+    }
+    let (graph, run, index, _) = find(|n| n.kernel == Kernel::Attention && n.result == result)?;
+    CURSOR.set(Cursor { graph: Some(graph), run, node: index + 1, until: None });
+    Some(graph)
 }
 
 /// The last expert that the host will call for.

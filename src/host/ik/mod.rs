@@ -7,18 +7,24 @@
 //! - [`graph`]: from the addresses they get to the nodes of the graph
 //! - [`product`]: from nodes to products
 //! - [`types`]: types that only this host knows
-//! - [`team`]: the rendezvous and work buffer of the threads of one operation
+//! - [`team`]: the threads of a graph's run: where they meet, and their work buffer
 //! - [`place`]: packed weights, in a buffer type of their own or put there tensor by tensor as a model is loaded
+//! - [`table`]: where they are
+//! - [`handshake`]: the proof that the host multiplies through us, before anything is packed
 
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
 pub mod attention;
 mod graph;
+mod handshake;
 pub mod place;
 mod product;
 pub mod seam;
 mod selfcheck;
+mod table;
 mod team;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::ffi::{CStr, CString};
@@ -28,13 +34,14 @@ use libc::{c_char, c_void};
 
 use super::HostTypes;
 use super::symbols::host_symbols;
-use crate::cpu;
+use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
+use crate::diag::log;
 use crate::format::WeightType;
+use crate::info;
 use crate::kernel::activation::Activation;
 use crate::panel::decoded::DecodedType;
-use crate::{error, info};
-use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkTensor};
+use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkPlan, IkTensor};
 
 host_symbols! {
     /// The functions of ik_llama.cpp's ggml that are called here, all present.
@@ -60,8 +67,13 @@ host_symbols! {
     ggml_permute: unsafe extern "C" fn(*mut c_void, *mut IkTensor, i32, i32, i32, i32) -> *mut IkTensor;
     ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
     ggml_scale: unsafe extern "C" fn(*mut c_void, *mut IkTensor, f32) -> *mut IkTensor;
+    ggml_flash_attn_ext: unsafe extern "C" fn(
+        *mut c_void, *mut IkTensor, *mut IkTensor, *mut IkTensor, *mut IkTensor, f32, f32, f32) -> *mut IkTensor;
     ggml_get_first_tensor: unsafe extern "C" fn(*mut c_void) -> *mut IkTensor;
     ggml_get_next_tensor: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
+    ggml_new_graph_custom: unsafe extern "C" fn(*mut c_void, usize, bool) -> *mut c_void;
+    ggml_build_forward_expand: unsafe extern "C" fn(*mut c_void, *mut IkTensor);
+    ggml_graph_plan: unsafe extern "C" fn(*const c_void, i32) -> IkPlan;
     ggml_graph_nodes: unsafe extern "C" fn(*mut c_void) -> *mut *mut IkTensor;
     ggml_graph_n_nodes: unsafe extern "C" fn(*mut c_void) -> i32;
     ggml_nbytes: unsafe extern "C" fn(*const IkTensor) -> usize;
@@ -98,6 +110,8 @@ pub struct IkOps {
     pub fused_up_gate: i32,
     /// `GGML_OP_MOE_FUSED_UP_GATE`.
     pub moe_fused_up_gate: i32,
+    /// `GGML_OP_FLASH_ATTN_EXT`.
+    pub flash_attn_ext: i32,
     /// `NONE`, `RESHAPE`, `VIEW`, `PERMUTE`, `TRANSPOSE`.
     pub no_data: [i32; 5],
     /// Numbers of the unary operations that are fused.
@@ -127,6 +141,10 @@ impl IkHost {
     /// The host of this process, looked for and proved once, or why it is not served.
     fn get() -> Option<&'static Self> {
         static HOST: OnceLock<Option<IkHost>> = OnceLock::new();
+        if let Some(host) = HOST.get() {
+            return host.as_ref();
+        }
+        let _until_it_is_there = log::hold();
         HOST.get_or_init(|| match Self::find() {
             Ok(host) => {
                 let mode = if env().mode == Mode::Packed { "packed" } else { "in place" };
@@ -176,7 +194,7 @@ impl IkHost {
 
     /// Says `message` and ends the process the way ggml does.
     fn abort(&self, message: &str) -> ! {
-        error!("{message}");
+        log::last_words(message);
         let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
         // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
         unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };

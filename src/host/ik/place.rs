@@ -6,18 +6,21 @@
 //! larger than the plain one, and what is packed is written down by address.
 
 use std::ffi::c_char;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, OnceLock};
 
 use libc::c_void;
 
-use super::IkHost;
 use super::abi::{IkBuffer, IkBufferInterface, IkBufferType, IkTensor, USAGE_WEIGHTS};
+use super::table::Table;
+use super::{IkHost, handshake};
 use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::format::LANES;
+use crate::matmul::measured;
 use crate::panel::weights::Shape;
-use crate::{buffer, debug, error, info, warn};
+use crate::{debug, error, info, warn};
 
 /// Alignment of tensors: a cache line.
 const ALIGNMENT: usize = 64;
@@ -54,141 +57,31 @@ fn is_multiplied_only(name: &str) -> bool {
     name == "output.weight" || role().is_some_and(|role| ROLES.contains(&role))
 }
 
-/// A packed tensor.
-struct Packed {
-    base: usize,
-    shape: Shape,
-}
+/// The packed tensors, and the memory of our buffers.
+pub(super) static PACKED: LazyLock<Table<Shape>> = LazyLock::new(Table::new);
 
-/// Packed tensors by the address of their data, with open addressing: read without a lock.
-static TABLE: [AtomicPtr<Packed>; SLOTS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; SLOTS];
-const SLOTS: usize = 1 << 15;
-/// Held to change the table.
-static CHANGE: Mutex<()> = Mutex::new(());
-/// How many there are, and their bytes.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-/// Memory of our buffers, first and last byte; all others are told from it without a lock.
-static REGIONS: [[AtomicUsize; 2]; REGION_SLOTS] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; REGION_SLOTS];
-const REGION_SLOTS: usize = 64;
-/// Buffers that found no slot there.
-static REGIONS_LEFT_OUT: AtomicUsize = AtomicUsize::new(0);
-
-/// Notes the memory of a new buffer.
-fn note_region(first: usize, last: usize) {
-    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
-    match REGIONS.iter().find(|r| r[1].load(Ordering::Relaxed) == 0) {
-        Some(slot) => {
-            slot[0].store(first, Ordering::Relaxed);
-            slot[1].store(last, Ordering::Release);
-        }
-        None => _ = REGIONS_LEFT_OUT.fetch_add(1, Ordering::AcqRel),
-    }
-}
-
-/// Takes it out again.
-fn drop_region(first: usize) {
-    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
-    let mut noted = REGIONS.iter().filter(|r| r[1].load(Ordering::Relaxed) != 0);
-    match noted.find(|r| r[0].load(Ordering::Relaxed) == first) {
-        Some(slot) => slot[1].store(0, Ordering::Release),
-        None => _ = REGIONS_LEFT_OUT.fetch_sub(1, Ordering::AcqRel),
-    }
-}
-
-/// Whether `address` may lie in a buffer of ours.
-fn may_be_ours(address: usize) -> bool {
-    let inside = |r: &[AtomicUsize; 2]| {
-        let last = r[1].load(Ordering::Acquire);
-        (r[0].load(Ordering::Relaxed)..=last).contains(&address)
-    };
-    REGIONS_LEFT_OUT.load(Ordering::Acquire) > 0 || REGIONS.iter().any(inside)
-}
-
-/// What stands where an entry was taken away.
-const GONE: *mut Packed = std::ptr::dangling_mut();
-
-fn slots(address: usize) -> impl Iterator<Item = &'static AtomicPtr<Packed>> {
-    let first = (address / ALIGNMENT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.ilog2());
-    (0..SLOTS).map(move |i| &TABLE[(first + i) % SLOTS])
-}
-
-/// The packed tensor that begins at `address`.
-fn lookup(address: usize) -> Option<&'static AtomicPtr<Packed>> {
-    let found = slots(address).find(|slot| {
-        let entry = slot.load(Ordering::Acquire);
-        // SAFETY: entries are freed only after they were taken out, when nobody computes with them.
-        entry.is_null() || entry != GONE && unsafe { (*entry).base } == address
-    })?;
-    (!found.load(Ordering::Acquire).is_null()).then_some(found)
+/// Forgets what is known of tensors with bytes in this range: they go, or others come.
+fn forget(range: Range<usize>) {
+    measured::forget(&range);
+    PACKED.remove(range);
 }
 
 /// Whether anything is packed.
 pub fn any() -> bool {
-    COUNT.load(Ordering::Acquire) > 0
-}
-
-/// How many tensors are packed, and their bytes.
-pub fn totals() -> (usize, usize) {
-    (COUNT.load(Ordering::Acquire), BYTES.load(Ordering::Acquire))
+    PACKED.any()
 }
 
 /// The shape and first byte of the packed tensor that `tensor` is (a view of), and the plain byte where it begins.
 pub fn packed(tensor: &IkTensor) -> Option<(Shape, *const u8, usize)> {
-    if !any() {
-        return None;
-    }
     let root = tensor.root().data as usize;
-    // SAFETY: found, so alive.
-    let entry = unsafe { &*lookup(root)?.load(Ordering::Acquire) };
-    Some((entry.shape, root as *const u8, (tensor.data as usize).wrapping_sub(root)))
+    let shape = PACKED.at(root)?;
+    Some((shape, root as *const u8, (tensor.data as usize).wrapping_sub(root)))
 }
 
-/// The same for any address inside a packed tensor; slow for those in our buffers.
+/// The same for any address inside a packed tensor.
 pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
-    if !any() || !may_be_ours(address as usize) {
-        return None;
-    }
-    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
-    TABLE.iter().map(|slot| slot.load(Ordering::Acquire)).find_map(|entry| {
-        // SAFETY: entries in the table are alive under the lock.
-        let entry = unsafe { (entry != GONE).then_some(entry.as_ref()).flatten()? };
-        let offset = (address as usize).checked_sub(entry.base).filter(|o| *o < entry.shape.plain_size())?;
-        Some((entry.shape, entry.base as *const u8, offset))
-    })
-}
-
-fn remember(base: usize, shape: Shape) -> bool {
-    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
-    if COUNT.load(Ordering::Relaxed) >= SLOTS / 2 {
-        return false;
-    }
-    let Some(slot) = slots(base).find(|s| matches!(s.load(Ordering::Relaxed), p if p.is_null() || p == GONE)) else {
-        return false;
-    };
-    slot.store(Box::into_raw(Box::new(Packed { base, shape })), Ordering::Release);
-    COUNT.fetch_add(1, Ordering::AcqRel);
-    BYTES.fetch_add(shape.plain_size(), Ordering::AcqRel);
-    true
-}
-
-/// Forgets the tensors that have bytes in this range.
-fn forget(range: std::ops::Range<usize>) {
-    let _guard = CHANGE.lock().unwrap_or_else(|e| e.into_inner());
-    for slot in &TABLE {
-        let entry = slot.load(Ordering::Acquire);
-        // SAFETY: as in `packed_around`; nobody computes with tensors whose memory goes.
-        unsafe {
-            let is_there = !entry.is_null() && entry != GONE;
-            if is_there && (*entry).base < range.end && range.start < (*entry).base + (*entry).shape.plain_size() {
-                slot.store(GONE, Ordering::Release);
-                COUNT.fetch_sub(1, Ordering::AcqRel);
-                BYTES.fetch_sub((*entry).shape.plain_size(), Ordering::AcqRel);
-                drop(Box::from_raw(entry));
-            }
-        }
-    }
+    let (base, shape) = PACKED.around(address as usize)?;
+    Some((shape, base as *const u8, address as usize - base))
 }
 
 /// The shape of a tensor that is packed in our buffers: a matrix that graphs only multiply with, of a packed type, whole
@@ -197,25 +90,29 @@ fn packable(host: &IkHost, tensor: &IkTensor) -> Option<Shape> {
     let ty = host.weight_type(tensor.ty)?;
     let shape = Shape::new(ty, tensor.ne[0], tensor.ne[1], tensor.ne[2].checked_mul(tensor.ne[3])?).ok()?;
     let contiguous = [ty.info().bytes, shape.row_bytes, shape.slice_plain];
-    let fits = shape.n.is_multiple_of(LANES) && shape.n > 1 && tensor.nb[..3] == contiguous;
-    (fits && tensor.view_src.is_null() && is_multiplied_only(&tensor.name())).then_some(shape)
+    let fits = shape.n.is_multiple_of(LANES) && shape.plain_size() > 0 && tensor.nb[..3] == contiguous;
+    let wanted = fits && tensor.view_src.is_null() && is_multiplied_only(&tensor.name());
+    (wanted && handshake::is_done(host)).then_some(shape)
 }
 
 /// Gives a packed tensor back as it was, because a graph reads it by other operations than products.
 ///
 /// # Safety
-/// Nobody may be computing with it.
+/// Nobody may be computing with it, or begin to.
 pub unsafe fn give_back(tensor: &IkTensor, reader: &str) {
     let root = tensor.root();
     let Some((shape, base, _)) = packed(root) else { return };
     warn!("{} is read by {reader}: it is kept as it is in the file from now on", root.name());
-    let mut plain = vec![0; shape.plain_size()];
-    // SAFETY: the tensor is packed, and as large packed as plain.
-    unsafe {
-        buffer::read(&shape, base, 0, &mut plain);
-        std::ptr::copy_nonoverlapping(plain.as_ptr(), base.cast_mut(), plain.len());
+    // As large packed as plain, so every panel lies where its rows belong.
+    let mut rows = vec![0; shape.panel_bytes()];
+    for at in (0..shape.plain_size()).step_by(rows.len()) {
+        // SAFETY: the rows are inside the tensor, which is ours to write.
+        unsafe {
+            shape.read(base, at, &mut rows);
+            std::ptr::copy_nonoverlapping(rows.as_ptr(), base.cast_mut().add(at), rows.len());
+        }
     }
-    forget(base as usize..base as usize + 1);
+    forget(base as usize..base as usize + shape.plain_size());
 }
 
 /// The one buffer type.
@@ -282,8 +179,7 @@ unsafe extern "C" fn alloc_buffer(buft: *mut IkBufferType, size: usize) -> *mut 
     match Region::new(size) {
         // SAFETY: the context is what the interface's functions expect.
         Ok(region) => unsafe {
-            let first = region.base().as_ptr() as usize;
-            note_region(first, first + region.len() - 1);
+            PACKED.add_region(range_of(&region));
             (host().symbols.ggml_backend_buffer_init)(buft, INTERFACE, Box::into_raw(Box::new(region)).cast(), size)
         },
         Err(reason) => {
@@ -303,9 +199,14 @@ unsafe fn region<'a>(buffer: *mut IkBuffer) -> &'a Region {
 unsafe extern "C" fn free_buffer(buffer: *mut IkBuffer) {
     // SAFETY: made by `alloc_buffer`, freed once.
     let region = unsafe { Box::from_raw((*buffer).context.cast::<Region>()) };
-    let base = region.base().as_ptr() as usize;
-    forget(base..base + region.len());
-    drop_region(base);
+    measured::forget(&range_of(&region));
+    PACKED.remove_region(range_of(&region));
+}
+
+/// The addresses of a region.
+pub(super) fn range_of(region: &Region) -> Range<usize> {
+    let first = region.base().as_ptr() as usize;
+    first..first + region.len()
 }
 
 unsafe extern "C" fn get_base(buffer: *mut IkBuffer) -> *mut c_void {
@@ -317,15 +218,30 @@ unsafe extern "C" fn get_base(buffer: *mut IkBuffer) -> *mut c_void {
 unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
     // SAFETY: the host passes a live tensor in a buffer of ours.
     let (t, bytes) = unsafe { (&*tensor, (host().symbols.ggml_nbytes)(tensor)) };
-    if t.view_src.is_null() && any() {
-        // Memory may be used again without being freed.
-        forget(t.data as usize..t.data as usize + bytes);
+    if !t.view_src.is_null() {
+        return;
     }
+    // Memory may be used again without being freed.
+    forget(t.data as usize..t.data as usize + bytes);
     match packable(host(), t) {
-        Some(shape) if remember(t.data as usize, shape) => debug!("{}: packed", t.name()),
-        _ if t.view_src.is_null() => debug!("{}: stored as it is", t.name()),
-        _ => {}
+        Some(shape) => {
+            PACKED.add(t.data as usize, shape.plain_size(), shape);
+            debug!("{}: packed", t.name());
+        }
+        None => debug!("{}: stored as it is", t.name()),
     }
+}
+
+/// Finds a range of a tensor that is about to be written: what is known of its bytes is forgotten.
+///
+/// # Safety
+/// As for [`place`].
+unsafe fn to_write(what: &str, tensor: *const IkTensor, offset: usize, size: usize) -> Place {
+    // SAFETY: promised by the caller.
+    let root = unsafe { (*tensor).root() }.data as usize;
+    measured::forget(&(root..root + 1));
+    // SAFETY: promised by the caller.
+    unsafe { place(what, tensor, offset, size) }
 }
 
 /// Finds a range of a tensor. Ends the process, as ggml does, if it leaves the tensor.
@@ -349,7 +265,7 @@ unsafe fn place(what: &str, tensor: *const IkTensor, offset: usize, size: usize)
 
 unsafe extern "C" fn memset_tensor(_: *mut IkBuffer, tensor: *mut IkTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
-    unsafe { place("memset_tensor", tensor, offset, size).fill(size, value) }
+    unsafe { to_write("memset_tensor", tensor, offset, size).fill(size, value) }
 }
 
 unsafe extern "C" fn set_tensor(
@@ -363,7 +279,7 @@ unsafe extern "C" fn set_tensor(
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
-    unsafe { place("set_tensor", tensor, offset, size).write(data.cast(), size) }
+    unsafe { to_write("set_tensor", tensor, offset, size).write(data.cast(), size) }
 }
 
 unsafe extern "C" fn get_tensor(
@@ -384,6 +300,7 @@ unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
     // SAFETY: one of our buffers. A permutation of equal bytes.
     unsafe {
         let region = region(buffer);
+        measured::forget(&range_of(region));
         std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
     }
 }
@@ -391,6 +308,7 @@ unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
 /// A buffer of ours beside one of the host's, into which tensors go that were meant for that one.
 struct Beside {
     of: usize,
+    /// 0 if there was no memory for it.
     ours: usize,
     /// Bytes in use.
     used: usize,
@@ -408,7 +326,9 @@ unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
     if let Some(beside) = at {
         // SAFETY: both live until here; ours is freed once.
         unsafe {
-            (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut IkBuffer);
+            if beside.ours != 0 {
+                (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut IkBuffer);
+            }
             if let Some(free) = beside.free {
                 free(buffer);
             }
@@ -419,7 +339,7 @@ unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
 /// Ties a buffer of ours to `of`: it is freed with it.
 ///
 /// # Safety
-/// Both must be live buffers; `of` must not be tied already.
+/// Both must be live buffers, ours may be null; `of` must not be tied already.
 unsafe fn tie(all: &mut Vec<Beside>, of: *mut IkBuffer, ours: *mut IkBuffer) {
     // SAFETY: promised by the caller.
     let interface = unsafe { &mut (*of).interface };
@@ -466,8 +386,8 @@ fn room_beside(buffer: *mut IkBuffer, bytes: usize) -> Option<(*mut IkBuffer, us
     let find = |all: &mut Vec<Beside>| {
         let beside = all.iter_mut().find(|b| b.of == buffer as usize)?;
         let (ours, at) = (beside.ours as *mut IkBuffer, beside.used);
-        // SAFETY: a buffer of ours.
-        let fits = at + bytes <= unsafe { (*ours).size };
+        // SAFETY: a buffer of ours, or null.
+        let fits = unsafe { ours.as_ref() }.is_some_and(|ours| at + bytes <= ours.size);
         beside.used += if fits { bytes } else { 0 };
         Some(fits.then_some((ours, at)))
     };
@@ -480,7 +400,9 @@ fn room_beside(buffer: *mut IkBuffer, bytes: usize) -> Option<(*mut IkBuffer, us
         // Room for all there is in the file, with every tensor on a line of its own; only what is used takes memory.
         let size = (*buffer).size;
         let ours = alloc_buffer(buffer_type(), size + size / 16 + (1 << 20));
-        ours.as_mut()?.usage = USAGE_WEIGHTS;
+        if let Some(ours) = ours.as_mut() {
+            ours.usage = USAGE_WEIGHTS;
+        }
         tie(&mut all, buffer, ours);
     }
     find(&mut all)?
@@ -501,53 +423,61 @@ unsafe fn release(address: *mut c_void, bytes: usize) {
     }
 }
 
-/// Gives packed places to those of `tensors` that are packed and have none yet, for a model that is not mapped. The buffer
-/// they are in, null if there are none.
+/// Allocates the tensors of a model that is not mapped, in place of `real`, the host's function for them: gives packed
+/// places to those of `tensors` that are packed and have none yet, and leaves the rest to the host. What the host would
+/// give back: a buffer that is tied to ours, or ours if there is no rest.
 ///
 /// # Safety
-/// The tensors must be live, `real` the host's `ggml_backend_tensor_alloc`.
-pub unsafe fn pack_unmapped(host: &IkHost, tensors: &[*mut IkTensor], real: TensorAlloc) -> *mut IkBuffer {
+/// The tensors must be live, all of those that `real` allocates; `alloc` the host's `ggml_backend_tensor_alloc`.
+pub unsafe fn pack_unmapped(
+    host: &IkHost,
+    tensors: &[*mut IkTensor],
+    alloc: TensorAlloc,
+    real: impl Fn() -> *mut IkBuffer,
+) -> *mut IkBuffer {
     // SAFETY: promised by the caller.
-    let wanted = |t: &*mut IkTensor| unsafe { (**t).data.is_null() }.then(|| packable(host, unsafe { &**t })).flatten();
+    let has_none = |t: &*mut IkTensor| unsafe { (**t).data.is_null() && (**t).view_src.is_null() };
+    // SAFETY: as above.
+    let wanted = |t: &*mut IkTensor| has_none(t).then(|| packable(host, unsafe { &**t })).flatten();
     let sized: Vec<(*mut IkTensor, usize)> =
         tensors.iter().filter_map(|t| Some((*t, wanted(t)?.plain_size().next_multiple_of(ALIGNMENT)))).collect();
     if sized.is_empty() {
-        return std::ptr::null_mut();
+        return real();
     }
     // SAFETY: our buffer type; every tensor has its own room.
     unsafe {
         let ours = alloc_buffer(buffer_type(), sized.iter().map(|(_, bytes)| bytes).sum());
         if ours.is_null() {
-            return ours;
+            return real();
         }
         (*ours).usage = USAGE_WEIGHTS;
         let mut at = 0;
-        for (tensor, bytes) in sized {
-            real(ours, tensor, get_base(ours).byte_add(at));
+        for (tensor, bytes) in &sized {
+            alloc(ours, *tensor, get_base(ours).byte_add(at));
             at += bytes;
         }
-        ours
+        let of = real();
+        if of.is_null() {
+            let failed = tensors.iter().any(|t| has_none(t) && (host.symbols.ggml_nbytes)(*t) > 0);
+            if !failed {
+                return ours;
+            }
+            // There may be memory for everything without ours.
+            for (tensor, _) in sized {
+                ((*tensor).buffer, (*tensor).data) = (std::ptr::null_mut(), std::ptr::null_mut());
+            }
+            (host.symbols.ggml_backend_buffer_free)(ours);
+            return real();
+        }
+        tie(&mut BESIDE.lock().unwrap_or_else(|e| e.into_inner()), of, ours);
+        of
     }
-}
-
-/// The host's buffer for the rest of the tensors, tied to ours; ours if there is no rest.
-///
-/// # Safety
-/// Both must be live buffers or null, ours from [`pack_unmapped`].
-pub unsafe fn tied(of: *mut IkBuffer, ours: *mut IkBuffer) -> *mut IkBuffer {
-    if ours.is_null() || of.is_null() {
-        return if of.is_null() { ours } else { of };
-    }
-    let mut all = BESIDE.lock().unwrap_or_else(|e| e.into_inner());
-    // SAFETY: promised by the caller.
-    unsafe { tie(&mut all, of, ours) };
-    of
 }
 
 /// Says once per model how much is packed.
 pub fn report() {
     static SAID: AtomicUsize = AtomicUsize::new(0);
-    let (count, bytes) = totals();
+    let (count, bytes) = PACKED.totals();
     if SAID.swap(count, Ordering::Relaxed) != count && count > 0 {
         info!("{count} tensors packed, {:.2} MiB", bytes as f64 / (1 << 20) as f64);
     }

@@ -3,12 +3,17 @@
 
 use libc::{c_char, c_int, c_long, c_void};
 
-use super::abi::{IkBackend, IkBuffer, IkBufferType, IkTensor};
-use super::graph::{self, Call, Node};
-use super::{IkHost, place, product, team};
+use super::abi::{IkBackend, IkBuffer, IkBufferType, IkPlan, IkTensor};
+use super::graph::{self, Beginning, Call, Kernel, Node};
+use super::handshake::{self, Step};
+use super::team::{Member, Place};
+use super::{IkHost, place, product};
 use crate::cpu;
 use crate::diag::env::{Mode, env};
+use crate::diag::log;
+use crate::host::abi::TYPE_F32;
 use crate::matmul::{Op, Settings, Thread};
+use crate::panel::weights::Shape;
 
 /// The arguments of `iqk_mul_mat_4d`, in its order.
 #[derive(Clone, Copy)]
@@ -40,61 +45,61 @@ pub struct Mul4d {
     pub nth: c_int,
 }
 
+/// Threads of the host that call a kernel: the number of this one, and how many there are.
+pub type Threads = (c_int, c_int);
+
 /// Computes the product that a kernel was called for: `Some(true)` if that is done, `None` if the host shall do it.
+/// `follows` as for [`Place`].
 ///
 /// # Safety
 /// As for the host's kernels.
 unsafe fn compute(
+    kernel: Kernel,
     result: *mut f32,
     weights: *const c_void,
-    (ith, nth): (c_int, c_int),
+    (ith, nth): Threads,
+    follows: bool,
     fits: impl Fn(&Node) -> bool,
 ) -> Option<bool> {
-    match graph::call(result as usize, weights as usize, fits) {
+    match graph::call(kernel, result as usize, weights as usize, fits) {
         Call::Foreign => None,
         Call::Done => Some(true),
-        Call::Compute(node, op) => {
-            // SAFETY: promised by the caller.
-            unsafe { run(node, op, ith as usize, nth as usize) };
+        Call::Compute { team, number, node, op } => {
+            if !op.is_empty() {
+                let place = Place { index: ith as usize, count: nth as usize, number, follows };
+                // SAFETY: promised by the caller.
+                team.operation(place, |member| unsafe { run(node, op, member) });
+            }
             Some(true)
         }
     }
 }
 
 /// # Safety
-/// All threads of the operation must come.
-unsafe fn run(node: &Node, op: &Op, index: usize, count: usize) {
-    if op.is_empty() {
-        return;
-    }
+/// All threads of the team must come.
+unsafe fn run(node: &Node, op: &Op, member: Member<'_>) {
     let host = IkHost::get().expect("nodes are announced by a host");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let settings = Settings { isa: cpu::isa(), exact: env().exact };
-    let place = (node.result, index, count);
+    let settings = Settings { isa: cpu::isa(), wish: node.wish };
     // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
     let run = |thread: &Thread<'_>, work| unsafe { op.run(settings, thread, work) };
     // SAFETY: the results are there.
-    together(host, place, op.work_size(count), name, run, || unsafe { op.has_nan() });
+    together(host, member, name, run, || unsafe { op.has_nan() });
 }
 
-/// An operation whose result lies at an address, by this thread of so many: in a team with a work buffer of `bytes`, and
-/// looked through for NaN if the environment says so.
+/// This thread's part of an operation, which is looked through for NaN if the environment says so.
 pub(super) fn together(
     host: &IkHost,
-    (result, index, count): (usize, usize, usize),
-    bytes: Option<usize>,
+    member: Member<'_>,
     name: impl Fn() -> String,
     run: impl FnOnce(&Thread<'_>, *mut u8),
     has_nan: impl FnOnce() -> bool,
 ) {
-    let bytes = bytes.unwrap_or(usize::MAX);
-    let member = team::join(result, count, bytes)
-        .unwrap_or_else(|e| host.abort(&format!("{}: no work buffer of {bytes} bytes: {e}", name())));
     let barrier = || member.wait();
-    run(&Thread { index, count, barrier: &barrier }, member.work());
+    run(&Thread { index: member.index, count: member.count, barrier: &barrier }, member.work());
     if env().check_nan {
         member.wait();
-        if index == 0 && has_nan() {
+        if member.index == 0 && has_nan() {
             host.abort(&format!("NaN or infinity in {}", name()));
         }
     }
@@ -105,43 +110,136 @@ pub(super) fn together(
 /// # Safety
 /// As for the host's function.
 pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> bool {
-    let fits = |n: &Node| !n.fused && !n.with_ids && n.rows == args.ny as usize;
+    handshake::note(Step::MulMat);
+    // Products of the same activations come one after the other, with activations that were quantised for the first.
+    let follows = args.type_b != TYPE_F32;
+    let (kernel, fits) = (Kernel::MulMat, |n: &Node| n.rows == args.ny as usize);
     // SAFETY: promised by the caller.
-    if let Some(done) = unsafe { compute(args.c, args.a, (args.ith, args.nth), fits) } {
+    if let Some(done) = unsafe { compute(kernel, args.c, args.a, (args.ith, args.nth), follows, fits) } {
         return done;
     }
-    let rows = args.nx as usize * args.stride_a as usize;
-    let batches = (args.ne02 as usize - 1) * args.nb02 as usize + (args.ne03 as usize - 1) * args.nb03 as usize;
-    with_plain(args.a, rows + batches, |a| real(Mul4d { a, ..args }))
+    let mut weights = HostWeights::new(args.a, args.stride_a);
+    if !weights.are_packed() {
+        return real(args);
+    }
+    // One matrix at a time, with the batches that share it.
+    let (share2, share3) = (args.ne12 / args.ne02, args.ne13 / args.ne03);
+    let matrices = (args.ne02 * args.ne03) as usize;
+    in_blocks(args.nx as usize, args.stride_a, matrices, (args.ith, args.nth), |block, threads| {
+        let (i2, i3) = (block.matrix as c_long % args.ne02, block.matrix as c_long / args.ne02);
+        let skip = i2 * args.nb02 + i3 * args.nb03;
+        real(Mul4d {
+            nx: block.rows as c_long,
+            ne02: 1,
+            ne03: 1,
+            ne12: share2,
+            ne13: share3,
+            a: weights.rows(skip as usize, block),
+            b: args.b.wrapping_byte_offset((i2 * share2 * args.nb12 + i3 * share3 * args.nb13) as isize),
+            c: args
+                .c
+                .wrapping_offset((i2 * share2 * args.nb2 + i3 * share3 * args.nb3) as isize)
+                .wrapping_add(block.first),
+            ith: threads.0,
+            nth: threads.1,
+            ..args
+        })
+    })
 }
 
-/// Hands `weights` on as plain bytes: for products that only the host can compute, of packed weights.
-fn with_plain<T>(weights: *const c_void, bytes: usize, run: impl Fn(*const c_void) -> T) -> T {
-    match place::packed_around(weights.cast()) {
-        None => run(weights),
-        Some((shape, base, offset)) => {
-            let mut plain = vec![0; bytes.min(shape.plain_size() - offset)];
-            // SAFETY: the range is inside the packed tensor.
-            unsafe { shape.read(base, offset, &mut plain) };
-            run(plain.as_ptr().cast())
-        }
+/// Bytes of weights that are unpacked at a time for products that only the host can compute.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Rows of a block: a multiple of what the host interleaves.
+const BLOCK_STEP: usize = 32;
+/// As the last of so many threads the host's kernels have no rows to compute. A prime, so that they share in one way.
+const NO_SHARE: Threads = (65_536, 65_537);
+
+/// Some rows of a matrix, and where they begin.
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// Number of the matrix.
+    matrix: usize,
+    /// Its first row.
+    pub first: usize,
+    /// How many rows.
+    pub rows: usize,
+}
+
+/// Calls the host's kernel for one block of rows of `n` after the other, as if this thread were alone: those that are
+/// this thread's share. False as soon as the kernel says so.
+fn in_blocks(
+    n: usize,
+    stride: c_long,
+    matrices: usize,
+    (ith, nth): Threads,
+    mut kernel: impl FnMut(Block, Threads) -> bool,
+) -> bool {
+    let step = (BLOCK_BYTES / (stride as usize).max(1) / BLOCK_STEP).clamp(1, 32) * BLOCK_STEP;
+    let per_matrix = n.div_ceil(step);
+    let block = |i: usize| {
+        let (matrix, first) = (i / per_matrix, i % per_matrix * step);
+        Block { matrix, first, rows: step.min(n - first) }
+    };
+    let mut mine = (ith as usize..per_matrix * matrices).step_by(nth as usize).map(block).peekable();
+    if mine.peek().is_none() && n > 0 && matrices > 0 {
+        // Threads with nothing to do must say the same as the others.
+        return kernel(Block { matrix: 0, first: 0, rows: n.min(BLOCK_STEP) }, NO_SHARE);
+    }
+    mine.all(|block| kernel(block, (0, 1)))
+}
+
+/// Weights as a kernel of the host gets them, that may be packed.
+pub(super) struct HostWeights {
+    address: *const c_void,
+    /// Bytes of a row.
+    stride: usize,
+    packed: Option<(Shape, *const u8, usize)>,
+    /// Unpacked rows.
+    plain: Vec<u8>,
+}
+
+impl HostWeights {
+    pub fn new(address: *const c_void, stride: c_long) -> Self {
+        Self { address, stride: stride as usize, packed: place::packed_around(address.cast()), plain: Vec::new() }
+    }
+
+    pub fn are_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// The rows of a block of the matrix that begins `skip` bytes behind the address, as plain bytes.
+    fn rows(&mut self, skip: usize, block: Block) -> *const c_void {
+        let skip = skip + block.first * self.stride;
+        let Some((shape, base, offset)) = self.packed else { return self.address.wrapping_byte_add(skip) };
+        self.plain.resize((block.rows * self.stride).min(shape.plain_size() - (offset + skip)), 0);
+        // SAFETY: the range is inside the packed tensor.
+        unsafe { shape.read(base, offset + skip, &mut self.plain) };
+        self.plain.as_ptr().cast()
     }
 }
 
-/// In place of `iqk_mul_mat_moe` for the weights of one expert, `bytes` of them.
+/// In place of `iqk_mul_mat_moe` for the weights of one expert, `nx` rows of `stride` bytes each; `real` gets those of a
+/// block.
 ///
 /// # Safety
 /// As for the host's function.
 pub unsafe fn mul_mat_moe(
     a: *const c_void,
-    bytes: usize,
+    (nx, stride): (c_long, c_long),
     c: *mut f32,
-    threads: (c_int, c_int),
-    real: impl Fn(*const c_void) -> bool,
+    threads: Threads,
+    real: impl Fn(*const c_void, Block, Threads) -> bool,
 ) -> bool {
+    handshake::note(Step::Experts);
     // SAFETY: promised by the caller.
-    let done = unsafe { compute(c, a, threads, |n| !n.fused && n.with_ids) };
-    done.unwrap_or_else(|| with_plain(a, bytes, real))
+    if let Some(done) = unsafe { compute(Kernel::Experts, c, a, threads, false, |_| true) } {
+        return done;
+    }
+    let mut weights = HostWeights::new(a, stride);
+    if !weights.are_packed() {
+        return real(a, Block { matrix: 0, first: 0, rows: nx as usize }, threads);
+    }
+    in_blocks(nx as usize, stride, 1, threads, |block, threads| real(weights.rows(0, block), block, threads))
 }
 
 /// In place of `iqk_moe_fused_up_gate` for the weights of one expert, or of a dense product.
@@ -150,42 +248,72 @@ pub unsafe fn mul_mat_moe(
 /// As for the host's function.
 pub unsafe fn fused_up_gate(
     [up, gate]: [*const c_void; 2],
-    bytes: usize,
+    (nx, stride): (c_long, c_long),
     c: *mut f32,
-    threads: (c_int, c_int),
-    real: impl Fn(*const c_void, *const c_void) -> bool,
+    threads: Threads,
+    real: impl Fn([*const c_void; 2], Block, Threads) -> bool,
 ) -> bool {
+    handshake::note(Step::Gated);
     // SAFETY: promised by the caller.
-    let done = unsafe { compute(c, up, threads, |n| n.fused) };
-    done.unwrap_or_else(|| with_plain(up, bytes, |up| with_plain(gate, bytes, |gate| real(up, gate))))
+    if let Some(done) = unsafe { compute(Kernel::Gated, c, up, threads, false, |_| true) } {
+        return done;
+    }
+    let mut weights = [up, gate].map(|address| HostWeights::new(address, stride));
+    if !weights.iter().any(HostWeights::are_packed) {
+        return real([up, gate], Block { matrix: 0, first: 0, rows: nx as usize }, threads);
+    }
+    in_blocks(nx as usize, stride, 1, threads, |block, threads| {
+        real(weights.each_mut().map(|w| w.rows(0, block)), block, threads)
+    })
 }
 
 /// Around `ggml_graph_compute`.
 ///
 /// # Safety
-/// `graph` must be a graph of the host's.
-pub unsafe fn graph_compute(graph: *mut c_void, real: impl Fn() -> c_int) -> c_int {
+/// `graph` must be a graph of the host's, `plan` its plan.
+pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl Fn() -> c_int) -> c_int {
     let Some(host) = IkHost::get() else { return real() };
+    handshake::note(Step::Graph);
     // SAFETY: promised by the caller.
-    let nodes: &[*mut IkTensor] = unsafe {
+    let (nodes, threads): (&[*mut IkTensor], _) = unsafe {
         let count = usize::try_from((host.symbols.ggml_graph_n_nodes)(graph)).unwrap_or(0);
         let nodes = (host.symbols.ggml_graph_nodes)(graph);
-        if nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, count) }
+        let nodes = if nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, count) };
+        (nodes, plan.as_ref().map_or(1, |plan| plan.n_threads))
     };
     // SAFETY: nodes of a graph are live tensors.
     let nodes = || nodes.iter().map(|node| unsafe { &**node });
-    if place::any() {
-        place::report();
-        nodes().for_each(|node| guard(host, node));
-    }
-    let run = graph::begin(nodes().filter_map(|node| announce(host, node)));
+    place::report();
+    // Some lines are said while nothing else can begin.
+    let hold = log::hold();
+    let run = graph::begin(usize::try_from(threads).unwrap_or(1).max(1), |beginning, list| {
+        if place::any() {
+            nodes().for_each(|node| guard(host, node, beginning));
+        }
+        list.extend(nodes().filter_map(|node| announce(host, node)));
+    });
+    drop(hold);
     let status = real();
     drop(run);
     status
 }
 
-/// The node, if it is a product, and whether it is ours.
+/// The node, if it is one that may be computed here.
 fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
+    let new = Node {
+        op: None,
+        kernel: Kernel::Attention,
+        rows: usize::try_from(node.ne[1]).ok()?,
+        result: node.data as usize,
+        weights: 0,
+        stride: 0,
+        experts: 1,
+        wish: product::wish(host, node),
+        name: node.name.map(|c| c as u8),
+    };
+    if node.op == host.ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {
+        return Some(new);
+    }
     if !product::is_product(host, node) {
         return None;
     }
@@ -199,29 +327,30 @@ fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
     let skip = if fused && node.source(1).is_none() { weights.nb[2] / 2 } else { 0 };
     Some(Node {
         op: op.filter(|op| !op.lacks_data()),
-        fused,
-        with_ids,
-        rows: usize::try_from(node.ne[1]).ok()?,
-        result: node.data as usize,
+        kernel: match (fused, with_ids) {
+            (true, _) => Kernel::Gated,
+            (false, true) => Kernel::Experts,
+            (false, false) => Kernel::MulMat,
+        },
         weights: weights.data as usize + skip,
         stride: weights.nb[2],
         experts: if with_ids { usize::try_from(weights.ne[2]).ok()? } else { 1 },
-        name: node.name.map(|c| c as u8),
+        ..new
     })
 }
 
 /// Makes sure that nothing but products reads packed bytes, and those as weights.
-fn guard(host: &IkHost, node: &IkTensor) {
+fn guard(host: &IkHost, node: &IkTensor, beginning: &mut Beginning<'_>) {
     if host.ops.no_data.contains(&node.op) {
         return;
     }
     let weights = usize::from(product::is_product(host, node)) + usize::from(product::is_fused(host, node));
     for packed in (weights..node.src.len()).filter_map(|i| node.source(i)).filter(|t| place::packed(t).is_some()) {
         let reader = format!("{} ({})", host.op_name(node.op), node.name());
-        if !graph::is_idle() {
-            host.abort(&format!("{} is packed, {reader} would read it, and another graph runs", packed.name()));
+        if !beginning.wait_until_alone() {
+            host.abort(&format!("{} is packed, and {reader} inside another graph would read it", packed.name()));
         }
-        // SAFETY: no graph runs.
+        // SAFETY: no graph runs, and none begins.
         unsafe { place::give_back(packed, &reader) };
     }
 }
@@ -313,7 +442,104 @@ pub unsafe fn alloc_ctx_tensors(
         let first = (host.symbols.ggml_get_first_tensor)(context);
         let next = |t: &*mut IkTensor| Some((host.symbols.ggml_get_next_tensor)(context, *t)).filter(|t| !t.is_null());
         let tensors: Vec<_> = std::iter::successors(Some(first).filter(|t| !t.is_null()), next).collect();
-        let ours = place::pack_unmapped(host, &tensors, alloc);
-        place::tied(real(), ours)
+        place::pack_unmapped(host, &tensors, alloc, real)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::cpu::memory::Region;
+    use crate::format::WeightType;
+
+    /// How the host shares rows: `kernel(first row, rows)`.
+    fn share(rows: usize, (ith, nth): Threads) -> std::ops::Range<usize> {
+        let each = rows.div_ceil(nth as usize);
+        let first = (ith as usize * each).min(rows);
+        first..rows.min(first + each)
+    }
+
+    #[test]
+    fn threads_unpack_the_rows_they_need_and_no_others() {
+        let [k, n, ne02, ne03, ny, r2, r3] = [4096, 208, 2, 3, 2, 2, 1];
+        let shape = Shape::new(WeightType::Q8_0, k, n, ne02 * ne03).unwrap();
+        let plain: Vec<u8> = (0..shape.plain_size()).map(|i| (i * 31 + i / 251) as u8).collect();
+        let region = Region::new(shape.packed_size()).unwrap();
+        let base = region.base().as_ptr();
+        // SAFETY: the region is as large.
+        unsafe { shape.write(base, 0, &plain) };
+        place::PACKED.add_region(place::range_of(&region));
+        place::PACKED.add(base as usize, shape.plain_size(), shape);
+
+        let (row, matrix) = (shape.row_bytes, shape.slice_plain);
+        let results = (n * ny * ne02 * r2 * ne03 * r3) as usize;
+        for nth in [1, 2, 7, 100] {
+            let (seen, most) = (RefCell::new(vec![0u8; results]), RefCell::new(0));
+            for ith in 0..nth {
+                let unpacked = RefCell::new(0);
+                let args = Mul4d {
+                    nx: n,
+                    ny,
+                    ne00: k,
+                    ne02,
+                    ne03,
+                    ne12: ne02 * r2,
+                    ne13: ne03 * r3,
+                    nb02: matrix as c_long,
+                    nb03: matrix as c_long * ne02,
+                    // The number of the batch is where its activations are.
+                    nb12: 1,
+                    nb13: ne02 * r2,
+                    nb2: n * ny,
+                    nb3: n * ny * ne02 * r2,
+                    type_a: WeightType::Q8_0 as c_int,
+                    a: base.cast(),
+                    stride_a: row as c_long,
+                    type_b: 8,
+                    b: std::ptr::null(),
+                    stride_b: 0,
+                    c: std::ptr::null_mut(),
+                    stride_c: n,
+                    ith,
+                    nth,
+                };
+                let real = |x: Mul4d| {
+                    let (batch, first) = (x.b as usize, x.c as usize / 4);
+                    let (i2, i3) = (batch as c_long % (ne02 * r2), batch as c_long / (ne02 * r2));
+                    for r in share(x.nx as usize, (x.ith, x.nth)) {
+                        let got = unsafe { std::slice::from_raw_parts(x.a.cast::<u8>().add(r * row), row) };
+                        let at = first - (i2 * args.nb2 + i3 * args.nb3) as usize + r;
+                        let of = (i2 / r2 + i3 / r3 * ne02) as usize * matrix + at * row;
+                        assert!(got == &plain[of..of + row], "batch {batch}, row {at}");
+                        *unpacked.borrow_mut() += 1;
+                        for (i, y) in (0..x.ne12 * x.ne13).flat_map(|i| (0..x.ny).map(move |y| (i, y))) {
+                            let batch = (i % x.ne12) * x.nb2 + i / x.ne12 * x.nb3;
+                            seen.borrow_mut()[first + (batch + y * x.stride_c) as usize + r] += 1;
+                        }
+                    }
+                    true
+                };
+                // SAFETY: the kernel is the one above.
+                assert!(unsafe { mul_mat_4d(args, real) });
+                let rows = *unpacked.borrow();
+                most.replace_with(|most| rows.max(*most));
+            }
+            assert!(seen.borrow().iter().all(|count| *count == 1), "{nth} threads");
+            let all = (n * ne02 * ne03) as usize;
+            assert!(*most.borrow() <= all / nth as usize + 64, "{nth} threads: one unpacked {most:?} of {all}");
+        }
+        place::PACKED.remove_region(place::range_of(&region));
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_is_believed_by_all_threads() {
+        let refuse = |block: Block, threads: Threads| {
+            // Those without rows ask for none.
+            assert!(threads == (0, 1) || share(block.rows, threads).is_empty());
+            false
+        };
+        assert!((0..9).all(|ith| !in_blocks(96, 1 << 20, 1, (ith, 9), refuse)));
     }
 }

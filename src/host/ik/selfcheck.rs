@@ -15,6 +15,8 @@ use crate::host::abi::{TYPE_F32, TYPE_I32};
 use crate::host::selfcheck::{OBJECT_SIZE, ensure, in_context, readable, type_facts, types};
 use crate::kernel::activation::Activation;
 
+/// `GGML_TYPE_F16`.
+const TYPE_F16: i32 = 1;
 /// `GGML_UNARY_OP_SWIGLU_OAI`, which no function of the host makes a unary node of.
 const SWIGLU_OAI: i32 = 14;
 
@@ -60,6 +62,11 @@ unsafe fn tensors(symbols: &IkSymbols, context: *mut c_void) -> Result<IkOps, St
         let view = (symbols.ggml_view_1d)(context, x, 5, 0x230);
         let scaled = (symbols.ggml_scale)(context, x, 123.5);
 
+        let (keys, values) = (new(TYPE_F16, [64, 32, 2, 1]), new(TYPE_F16, [32, 32, 2, 1]));
+        let queries = new(TYPE_F32, [64, 3, 2, 1]);
+        let none = std::ptr::null_mut();
+        let attention = (symbols.ggml_flash_attn_ext)(context, queries, keys, values, none, 1.0, 0.0, 0.0);
+
         let (w, v, p, e, f, m) = (&*weight, &*view, &*product, &*experts, &*fused, &*moe_fused);
         ensure(w.ty == WeightType::Q4_0 as i32 && (*x).ty == TYPE_F32, || "ggml_tensor.type".into())?;
         ensure(w.ne == [64, 37, 3, 1] && w.nb == [18, 36, 36 * 37, 36 * 37 * 3], || "ggml_tensor.ne or nb".into())?;
@@ -79,9 +86,24 @@ unsafe fn tensors(symbols: &IkSymbols, context: *mut c_void) -> Result<IkOps, St
             "ggml_tensor.name".into()
         })?;
 
+        let sources = &(*attention).src;
+        ensure(sources[..4] == [queries, keys, values, none], || "the sources of FLASH_ATTN_EXT".into())?;
+        let graph = (symbols.ggml_new_graph_custom)(context, 16, false);
+        (symbols.ggml_build_forward_expand)(graph, product);
+        let nodes = (symbols.ggml_graph_nodes)(graph);
+        ensure((symbols.ggml_graph_n_nodes)(graph) == 1 && *nodes == product, || "ggml_cgraph".into())?;
+        let threads = [3, 5].map(|threads| (symbols.ggml_graph_plan)(graph, threads).n_threads);
+        ensure(threads == [3, 5], || format!("ggml_cplan.n_threads is {threads:?}"))?;
+
         let op = |node: *mut IkTensor| (*node).op;
         let op_name = |op: i32| CStr::from_ptr((symbols.ggml_op_name)(op)).to_bytes();
-        let ops = [(p.op, "MUL_MAT"), (e.op, "MUL_MAT_ID"), (f.op, "FUSED_UP_GATE"), (m.op, "MOE_FUSED_UP_GATE")];
+        let ops = [
+            (p.op, "MUL_MAT"),
+            (e.op, "MUL_MAT_ID"),
+            (f.op, "FUSED_UP_GATE"),
+            (m.op, "MOE_FUSED_UP_GATE"),
+            (op(attention), "FLASH_ATTN_EXT"),
+        ];
         for (number, name) in ops {
             ensure((1..256).contains(&number) && op_name(number) == name.as_bytes(), || format!("operation {name}"))?;
         }
@@ -93,6 +115,7 @@ unsafe fn tensors(symbols: &IkSymbols, context: *mut c_void) -> Result<IkOps, St
             mul_mat_id: e.op,
             fused_up_gate: f.op,
             moe_fused_up_gate: m.op,
+            flash_attn_ext: op(attention),
             no_data: [
                 op(weight),
                 op((symbols.ggml_reshape_1d)(context, x, 64 * 11)),

@@ -1,192 +1,330 @@
-//! Where the threads of one operation of ik_llama.cpp meet. Its kernels are called with a thread's number and the
-//! count, nothing else: no barrier, no work buffer. All threads of an operation agree on where its result lies, and
-//! nobody else writes there meanwhile; so that address is the name of a team.
+//! The threads of a graph's run, for the operations that are computed here: where they meet, and their work buffer. The
+//! host's kernels are called with a thread's number and the count, nothing else.
 //!
-//! Teams and their scratch stay for the next operation. Several contexts may compute at once.
+//! More threads than can run at once would only wait for each other: the last ones sleep until the others have done the
+//! operation.
 
-use std::cell::{Cell, UnsafeCell};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::cpu::memory::Region;
+use crate::cpu::rendezvous::{Rendezvous, Signal};
 
-/// Teams at work at the same time; more wait for one that is done.
-const TEAMS: usize = 64;
-/// Rounds of looking before a waiting thread lets others run: there may be more threads than cores.
-const SPINS: usize = 1 << 14;
+/// Bytes of a work buffer that stay in memory between runs. What is above is given to the kernel, which takes it when
+/// somebody needs it.
+const KEPT: usize = 32 << 20;
+/// Runs one after the other that need less than a quarter of the work buffer, until it is made smaller.
+const SMALL_RUNS: u32 = 16;
 
-/// One team.
-struct Team {
-    /// Address of the result; 0: free.
-    name: AtomicUsize,
-    /// Threads that are done.
-    left: AtomicUsize,
-    /// Threads at the barrier, and how often all were there.
-    waiting: AtomicUsize,
-    rounds: AtomicUsize,
-    /// Work buffer, aligned to a cache line.
+/// The threads of one run after the other.
+pub struct Team {
+    /// Where those meet that take part in an operation.
+    inside: Rendezvous,
+    /// Those of them that are done with it.
+    finished: AtomicUsize,
+    /// Number of the operation that is done: what the other threads wait for.
+    done: Signal,
+    /// How many can run at once.
+    most: AtomicUsize,
+    /// Start of the work buffer.
     work: AtomicPtr<u8>,
-    /// What it lies in; touched under the lock, while the team is free.
-    region: UnsafeCell<Option<Region>>,
+    /// What one thread says to the others of an operation, between two meetings.
+    said: AtomicBool,
+    memory: UnsafeCell<Memory>,
 }
 
-// SAFETY: everything is atomic but the region, which the lock protects.
+/// The work buffer. Changed by who begins or ends a run, and during one by a thread that all others wait for.
+struct Memory {
+    region: Option<Region>,
+    /// Most bytes that were needed since the last run began.
+    needed: usize,
+    small_runs: u32,
+}
+
+// SAFETY: everything else is atomic, and who changes the memory is said at `Memory`.
 unsafe impl Sync for Team {}
+// SAFETY: the memory belongs to no thread.
+unsafe impl Send for Team {}
 
 impl Team {
-    const fn free() -> Self {
+    /// Without a work buffer.
+    pub fn new() -> Self {
         Self {
-            name: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            rounds: AtomicUsize::new(0),
+            inside: Rendezvous::new(),
+            finished: AtomicUsize::new(0),
+            done: Signal::new(),
+            most: AtomicUsize::new(1),
             work: AtomicPtr::new(std::ptr::null_mut()),
-            region: UnsafeCell::new(None),
+            said: AtomicBool::new(false),
+            memory: UnsafeCell::new(Memory { region: None, needed: 0, small_runs: 0 }),
         }
     }
-}
 
-static ALL: [Team; TEAMS] = [const { Team::free() }; TEAMS];
-/// Held to look for a team or to make one.
-static LOCK: Mutex<()> = Mutex::new(());
-
-thread_local! {
-    /// The team this thread was in last: most likely the next operation's too.
-    static LAST: Cell<usize> = const { Cell::new(0) };
-}
-
-/// A thread's place in a team, until it is dropped.
-pub struct Member {
-    team: &'static Team,
-    count: usize,
-}
-
-/// Enters the team of the operation whose result lies at `name` (not 0), `count` threads in all, which want `bytes` of
-/// work buffer. All of them must come, with the same numbers. `Err` if there is no memory: all get it.
-pub fn join(name: usize, count: usize, bytes: usize) -> Result<Member, std::io::Error> {
-    let last = LAST.get();
-    // Without the lock if somebody made it already where it was before.
-    if ALL[last].name.load(Ordering::Acquire) == name {
-        return Ok(Member { team: &ALL[last], count });
+    /// Before a run in which up to `most` threads will take part in an operation.
+    ///
+    /// # Safety
+    /// There must be no run, and nobody else that prepares one.
+    pub unsafe fn prepare(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+        self.done.set(0);
     }
-    loop {
-        {
-            let _guard = LOCK.lock().unwrap_or_else(|e| e.into_inner());
-            let named = |wanted: usize| ALL.iter().position(|t| t.name.load(Ordering::Acquire) == wanted);
-            let found = named(name);
-            let free = || if ALL[last].name.load(Ordering::Acquire) == 0 { Some(last) } else { named(0) };
-            if let Some(index) = found.or_else(free) {
-                let team = &ALL[index];
-                if found.is_none() {
-                    // SAFETY: the team is free and we hold the lock.
-                    unsafe { reserve(team, bytes)? };
-                    team.name.store(name, Ordering::Release);
-                }
-                LAST.set(index);
-                return Ok(Member { team, count });
+
+    /// Makes sure that there is a work buffer of `bytes`; false if there is no memory for it.
+    ///
+    /// # Safety
+    /// As for [`Team::prepare`], or all threads of the run must be waiting for this one.
+    unsafe fn reserve(&self, bytes: usize) -> bool {
+        // SAFETY: promised by the caller.
+        let memory = unsafe { &mut *self.memory.get() };
+        memory.needed = memory.needed.max(bytes);
+        if memory.region.as_ref().is_some_and(|region| region.len() >= bytes) {
+            return true;
+        }
+        // The old one first: both may not fit.
+        memory.region = None;
+        self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
+        let Ok(made) = Region::new(bytes.saturating_add(bytes / 4)).or_else(|_| Region::new(bytes)) else {
+            return false;
+        };
+        self.work.store(made.base().as_ptr(), Ordering::Relaxed);
+        memory.region = Some(made);
+        true
+    }
+
+    /// Makes sure that there is a work buffer for all of `wants`, pairs of bytes and a number: or, if there is no memory for
+    /// it, for all but some, whose numbers `leave_out` is called with.
+    ///
+    /// # Safety
+    /// As for [`Team::prepare`].
+    pub unsafe fn reserve_for(&self, mut wants: Vec<(usize, usize)>, mut leave_out: impl FnMut(usize)) {
+        // SAFETY: promised by the caller.
+        unsafe { self.shrink() };
+        wants.sort_unstable();
+        while let Some((bytes, _)) = wants.last().copied() {
+            // SAFETY: promised by the caller.
+            if unsafe { self.reserve(bytes) } {
+                return;
+            }
+            // Memory for nearly as much will not be there either.
+            while let Some((_, index)) = wants.pop_if(|(wanted, _)| *wanted > bytes / 2) {
+                leave_out(index);
             }
         }
-        std::thread::yield_now();
+    }
+
+    /// Lets go of a work buffer that has been too large for a while.
+    ///
+    /// # Safety
+    /// As for [`Team::prepare`].
+    unsafe fn shrink(&self) {
+        // SAFETY: promised by the caller.
+        let memory = unsafe { &mut *self.memory.get() };
+        let have = memory.region.as_ref().map_or(0, Region::len);
+        memory.small_runs = if memory.needed < have / 4 { memory.small_runs + 1 } else { 0 };
+        memory.needed = 0;
+        if memory.small_runs >= SMALL_RUNS && have > KEPT {
+            // SAFETY: promised by the caller.
+            unsafe { self.release() };
+        }
+    }
+
+    /// After a run: lets go of memory that may not be needed soon.
+    ///
+    /// # Safety
+    /// As for [`Team::prepare`].
+    pub unsafe fn rest(&self) {
+        // SAFETY: promised by the caller.
+        if let Some(region) = unsafe { &mut (*self.memory.get()).region } {
+            region.let_go_from(KEPT);
+        }
+    }
+
+    /// Lets go of all memory.
+    ///
+    /// # Safety
+    /// As for [`Team::prepare`].
+    pub unsafe fn release(&self) {
+        self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: promised by the caller.
+        unsafe { (*self.memory.get()).region = None };
+    }
+
+    /// How many of the `count` threads of the host take part in an operation.
+    fn size(&self, count: usize) -> usize {
+        count.min(self.most.load(Ordering::Relaxed))
+    }
+
+    /// Thread `index` of the host's `count` comes to an operation of this number, which is above that of those before: runs
+    /// `part` if it takes part in it, with its place in the team; else waits until the others are done. `follows` says
+    /// that the host may not have waited for all threads since the operation before.
+    pub fn operation(&self, place: Place, part: impl FnOnce(Member<'_>)) {
+        let Place { index, count, number, follows } = place;
+        let size = self.size(count);
+        if index >= size {
+            return self.done.wait_until(true, |done| done >= number);
+        }
+        let member = Member { team: self, index, count: size, crowded: false };
+        if follows {
+            // Others may still read the work buffer.
+            member.wait();
+        }
+        part(member);
+        if size < count && self.finished.fetch_add(1, Ordering::AcqRel) + 1 == size {
+            self.finished.store(0, Ordering::Relaxed);
+            self.done.set(number);
+        }
+    }
+
+    /// The same with all threads, for an operation whose work buffer is not known before it is called for.
+    pub fn all(&self, index: usize, count: usize) -> Member<'_> {
+        Member { team: self, index, count, crowded: count > self.size(count) }
     }
 }
 
-/// Makes sure that a free team has as much work buffer.
-///
-/// # Safety
-/// The lock must be held, the team be free.
-unsafe fn reserve(team: &Team, bytes: usize) -> Result<(), std::io::Error> {
-    // SAFETY: promised by the caller.
-    let region = unsafe { &mut *team.region.get() };
-    if region.as_ref().is_none_or(|r| r.len() < bytes) {
-        // The old one first: both may not fit.
-        *region = None;
-        let made = Region::new(bytes.saturating_add(bytes / 4))?;
-        team.work.store(made.base().as_ptr(), Ordering::Relaxed);
-        *region = Some(made);
-    }
-    Ok(())
+/// A thread of the host at an operation.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Number of the thread.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+    /// Number of the operation, from 1 on.
+    pub number: u32,
+    /// Whether the host may not have waited for all threads since the operation before.
+    pub follows: bool,
 }
 
-impl Member {
-    /// The work buffer, shared by the team.
+/// A thread's place in a team, for one operation.
+#[derive(Clone, Copy)]
+pub struct Member<'a> {
+    team: &'a Team,
+    /// Its number.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+    crowded: bool,
+}
+
+impl Member<'_> {
+    /// Waits for all of them.
+    pub fn wait(&self) {
+        if self.count > 1 {
+            self.team.inside.wait(self.count, self.crowded);
+        }
+    }
+
+    /// The work buffer, shared by all.
     pub fn work(&self) -> *mut u8 {
         self.team.work.load(Ordering::Relaxed)
     }
 
-    /// Waits for all threads of the team.
-    pub fn wait(&self) {
-        let team = self.team;
-        let round = team.rounds.load(Ordering::Acquire);
-        if team.waiting.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
-            team.waiting.store(0, Ordering::Relaxed);
-            team.rounds.store(round.wrapping_add(1), Ordering::Release);
-            return;
+    /// Makes sure that there is a work buffer of `bytes`, when all have come; all get the same answer.
+    pub fn reserve(&self, bytes: usize) -> bool {
+        self.wait();
+        if self.index == 0 {
+            // SAFETY: the others wait below.
+            let done = unsafe { self.team.reserve(bytes) };
+            self.team.said.store(done, Ordering::Relaxed);
         }
-        let mut spins = 0;
-        while team.rounds.load(Ordering::Acquire) == round {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        if self.team.left.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
-            self.team.left.store(0, Ordering::Relaxed);
-            self.team.name.store(0, Ordering::Release);
-        }
+        self.wait();
+        self.team.said.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Barrier;
 
-    /// Given several contexts with changing thread counts, when each runs many operations one after the other, with a
-    /// barrier of its own between them as hosts have, then every thread of a team sees what the others wrote.
-    #[test]
-    fn teams_of_several_contexts_do_not_mix() {
+    /// Given a team of a host's threads, when they run many operations one after the other, without a barrier of the host
+    /// in between, then every thread that takes part sees what the others wrote, and the others come after them.
+    fn operations(threads: usize, most: usize, count: usize) {
+        let team = Team::new();
+        // SAFETY: nothing runs.
+        unsafe {
+            team.prepare(most);
+            team.reserve_for(vec![(threads * 128, 0)], |_| panic!("there is memory"));
+        }
+        let done = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for (context, count) in [(1usize, 1usize), (2, 3), (3, 2), (4, 4)] {
-                let host = Box::leak(Box::new(Barrier::new(count)));
-                for thread in 0..count {
-                    let host = &*host;
-                    scope.spawn(move || {
-                        for op in 0..300usize {
-                            let name = context * 0x1000 + op % 3 * 64;
-                            let member = join(name, count, 4096 + op * 64).unwrap();
-                            let words = member.work().cast::<usize>();
-                            for round in 0..3 {
-                                // SAFETY: every thread writes its own word.
-                                unsafe { words.add(thread).write_volatile(name + op + round) };
-                                member.wait();
-                                for other in 0..count {
-                                    // SAFETY: all have written, nobody writes before the next barrier.
-                                    let seen = unsafe { words.add(other).read_volatile() };
-                                    assert_eq!(seen, name + op + round);
-                                }
-                                member.wait();
-                            }
-                            drop(member);
-                            host.wait();
-                        }
-                    });
-                }
+            for index in 0..threads {
+                let (team, done) = (&team, &done);
+                scope.spawn(move || {
+                    for number in 1..=count {
+                        let mut took_part = false;
+                        let place = Place { index, count: threads, number: number as u32, follows: true };
+                        team.operation(place, |member| {
+                            let word = |of: usize| member.work().wrapping_add(of * 128).cast::<usize>();
+                            // SAFETY: every thread writes its own word.
+                            unsafe { *word(index) = number };
+                            member.wait();
+                            // SAFETY: all have written, nobody writes before the next meeting.
+                            (0..member.count).for_each(|of| assert_eq!(unsafe { *word(of) }, number));
+                            done.fetch_add(1, Ordering::Relaxed);
+                            took_part = true;
+                        });
+                        assert_eq!(took_part, index < most);
+                        assert!(took_part || done.load(Ordering::Relaxed) >= number * most.min(threads));
+                    }
+                });
             }
         });
-        assert!(ALL.iter().all(|t| t.name.load(Ordering::Relaxed) == 0));
+        assert_eq!(done.into_inner(), count * most.min(threads));
     }
 
     #[test]
-    fn a_work_buffer_that_cannot_be_had_is_an_error() {
-        assert!(join(0x77, 1, 1 << 60).is_err());
-        // The team is as good as before.
-        assert!(!join(0x77, 1, 4096).unwrap().work().is_null());
+    fn threads_of_an_operation_see_what_the_others_did() {
+        for (threads, most) in [(1, 1), (2, 2), (5, 5), (5, 2), (16, 1)] {
+            operations(threads, most, 200);
+        }
+    }
+
+    #[test]
+    fn many_more_threads_than_cores_neither_hang_nor_take_long() {
+        let start = std::time::Instant::now();
+        operations(64, 64, 100);
+        operations(64, 2, 1000);
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn what_there_is_no_memory_for_is_left_out() {
+        let (team, mut left_out) = (Team::new(), Vec::new());
+        // SAFETY: nothing runs.
+        unsafe { team.reserve_for(vec![(1 << 59, 0), (4096, 1), (usize::MAX, 2), (8192, 3)], |i| left_out.push(i)) };
+        left_out.sort_unstable();
+        assert_eq!(left_out, [0, 2]);
+        assert!(!team.work.load(Ordering::Relaxed).is_null());
+        // All threads are told.
+        std::thread::scope(|scope| {
+            for index in 0..3 {
+                let team = &team;
+                scope.spawn(move || {
+                    assert!(!team.all(index, 3).reserve(1 << 60));
+                    assert!(team.all(index, 3).reserve(1 << 16));
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_work_buffer_that_is_too_large_for_long_is_let_go() {
+        let team = Team::new();
+        let len = || {
+            // SAFETY: nothing runs.
+            unsafe { (*team.memory.get()).region.as_ref().map_or(0, Region::len) }
+        };
+        // SAFETY: nothing runs.
+        let run = |bytes| unsafe {
+            team.reserve_for(vec![(bytes, 0)], |_| panic!("there is memory"));
+            team.rest();
+        };
+        run(256 << 20);
+        assert!(len() >= 256 << 20);
+        run(1 << 20);
+        run(256 << 20);
+        (0..SMALL_RUNS).for_each(|_| run(1 << 20));
+        assert!(len() >= 256 << 20, "that was too early");
+        run(1 << 20);
+        assert!((1 << 20..4 << 20).contains(&len()), "{}", len());
     }
 }

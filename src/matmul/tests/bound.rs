@@ -277,7 +277,7 @@ fn every_row_of_every_expert_keeps_its_bound() {
             op.check().unwrap();
             let mut work = vec![0u8; op.work_size(2).unwrap()];
             let shared = experts::Shared(&op, work.as_mut_ptr());
-            on_threads(2, |thread| shared.run(Settings { isa: Isa::Amx, exact }, thread));
+            on_threads(2, |thread| shared.run(Settings { isa: Isa::Amx, wish: wish(exact) }, thread));
             for (i, (id, out)) in ids.iter().zip(out.chunks(n)).enumerate() {
                 let x = &x[(i / used * per_token + i % used % per_token) * k..][..k];
                 if let Err(why) = matrices[*id as usize].judge(ty.info().own_error, x, out) {

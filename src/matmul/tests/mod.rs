@@ -15,6 +15,10 @@ use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
 use crate::testing::bound::Matrix;
 
+fn wish(exact: bool) -> Wish {
+    if exact { Wish::Exact } else { Wish::Auto }
+}
+
 /// Uniform between -1 and 1.
 fn uniform(random: &mut Random) -> f32 {
     (random.next() % 2001) as f32 / 1000.0 - 1.0
@@ -89,7 +93,7 @@ fn compute(op: &MatMul, threads: usize, len: usize) -> Vec<f32> {
                     // SAFETY: buffers outlive the scope and have the sizes asked for.
                     unsafe {
                         op.run(
-                            Settings { isa, exact: false },
+                            Settings { isa, wish: Wish::Auto },
                             &Thread { index, count: threads, barrier: &wait },
                             work as *mut u8,
                         )
@@ -260,7 +264,7 @@ fn gemm(op: &MatMul, exact: bool, len: usize) -> Vec<f32> {
                 let wait = || {
                     barrier.wait();
                 };
-                let settings = Settings { isa: Isa::Amx, exact };
+                let settings = Settings { isa: Isa::Amx, wish: wish(exact) };
                 // SAFETY: buffers outlive the scope and have the sizes asked for.
                 unsafe { shared.get().run(settings, &Thread { index, count: 2, barrier: &wait }, work as *mut u8) };
             });

@@ -1,0 +1,132 @@
+//! The proof that this host multiplies through us: before anything is packed it computes a small graph, and every function
+//! that must be in front of the host's has to be called. A host whose calls go past us (linked with
+//! `-Bsymbolic-functions`, say) would read packed bytes as plain ones; weights in place do it no harm.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use libc::c_void;
+
+use super::IkHost;
+use super::abi::{IkBackend, IkTensor};
+use crate::diag::log;
+use crate::format::WeightType;
+use crate::host::abi::{TYPE_F32, TYPE_I32};
+use crate::host::selfcheck::in_context;
+use crate::host::symbols::host_symbols;
+use crate::info;
+
+host_symbols! {
+    /// What it takes to have the host compute a graph as it does for a model.
+    Computing in ggml_amx_ik_computing_symbols;
+    ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut IkBackend;
+    ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut IkBackend, i32);
+    ggml_backend_graph_compute: unsafe extern "C" fn(*mut IkBackend, *mut c_void) -> i32;
+    ggml_backend_free: unsafe extern "C" fn(*mut IkBackend);
+}
+
+/// A function of ours that the host's code has to call.
+#[derive(Clone, Copy)]
+pub enum Step {
+    /// `ggml_graph_compute`.
+    Graph = 1,
+    /// `iqk_mul_mat_4d`.
+    MulMat = 2,
+    /// `iqk_mul_mat_moe`.
+    Experts = 4,
+    /// `iqk_moe_fused_up_gate`.
+    Gated = 8,
+}
+
+const STEPS: [(Step, &str); 4] = [
+    (Step::Graph, "ggml_graph_compute"),
+    (Step::MulMat, "iqk_mul_mat_4d"),
+    (Step::Experts, "iqk_mul_mat_moe"),
+    (Step::Gated, "iqk_moe_fused_up_gate"),
+];
+
+thread_local! {
+    /// What this thread's graph came by; the graph is computed by one thread.
+    static SEEN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Notes that one of our functions was called.
+pub fn note(step: Step) {
+    SEEN.set(SEEN.get() | step as u32);
+}
+
+/// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
+pub fn is_done(host: &IkHost) -> bool {
+    static DONE: OnceLock<bool> = OnceLock::new();
+    let _until_it_is_there = log::hold();
+    *DONE.get_or_init(|| match shake(host) {
+        Ok(()) => true,
+        Err(why) => {
+            info!("nothing is packed: {why}");
+            false
+        }
+    })
+}
+
+fn shake(host: &IkHost) -> Result<(), String> {
+    let computing = Computing::find()?;
+    // SAFETY: the host's functions; the context is alive while the graph is computed.
+    unsafe { in_context(host.symbols.ggml_init, host.symbols.ggml_free, |context| compute(host, &computing, context)) }
+}
+
+/// Rows and weights per row of all matrices: what every kernel of the host takes.
+const SIDE: usize = 64;
+/// Rows of activations of the plain product. Many, for some hosts ask for too small a work buffer for those with gates.
+const ROWS: usize = 80;
+/// Bytes of the data of any of the tensors.
+const ROOM: usize = SIDE * ROWS * 4;
+
+/// # Safety
+/// `context` must be a live context of the host.
+unsafe fn compute(host: &IkHost, computing: &Computing, context: *mut c_void) -> Result<(), String> {
+    let (symbols, side) = (&host.symbols, SIDE as i64);
+    let mut memory: Vec<Vec<u64>> = Vec::new();
+    // Zeros are weights, floats and numbers of experts.
+    let mut with_data = |tensor: *mut IkTensor| {
+        memory.push(vec![0; ROOM / 8 + 8]);
+        let data = memory.last_mut().expect("just made").as_mut_ptr().cast::<u8>();
+        // SAFETY: a live tensor of this context, of at most `ROOM` bytes.
+        unsafe { (*tensor).data = data.wrapping_add(data.align_offset(64)).cast() };
+        tensor
+    };
+    // SAFETY: documented uses of ggml's API on live tensors of this context, whose data outlives the computation.
+    unsafe {
+        let mut new =
+            |ty, ne: [i64; 4]| with_data((symbols.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]));
+        let q4_0 = WeightType::Q4_0 as i32;
+        let (up, gate) = (new(q4_0, [side, side, 1, 1]), new(q4_0, [side, side, 1, 1]));
+        let (x, token) = (new(TYPE_F32, [side, ROWS as i64, 1, 1]), new(TYPE_F32, [side, 1, 1, 1]));
+        let choices = new(TYPE_I32, [1, 1, 1, 1]);
+        let silu = host.ops.activations[0].0;
+        let nodes = [
+            (symbols.ggml_mul_mat)(context, up, x),
+            (symbols.ggml_mul_mat_id)(context, up, token, choices),
+            (symbols.ggml_fused_up_gate)(context, up, gate, token, silu),
+            (symbols.ggml_moe_up_gate)(context, up, gate, token, choices, silu),
+        ];
+        let graph = (symbols.ggml_new_graph_custom)(context, 16, false);
+        for node in nodes {
+            (symbols.ggml_build_forward_expand)(graph, with_data(node));
+        }
+        let backend = (computing.ggml_backend_cpu_init)();
+        if backend.is_null() {
+            return Err("the host gave no CPU backend".to_string());
+        }
+        (computing.ggml_backend_cpu_set_n_threads)(backend, 1);
+        let before = SEEN.replace(0);
+        let status = (computing.ggml_backend_graph_compute)(backend, graph);
+        let seen = SEEN.replace(before);
+        (computing.ggml_backend_free)(backend);
+        if status != 0 {
+            return Err(format!("the host computed a small graph with status {status}"));
+        }
+        let past = STEPS.iter().filter(|(step, _)| seen & *step as u32 == 0).map(|(_, name)| *name);
+        let past: Vec<&str> = past.collect();
+        if past.is_empty() { Ok(()) } else { Err(format!("this host calls {} past this library", past.join(", "))) }
+    }
+}

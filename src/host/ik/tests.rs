@@ -1,0 +1,322 @@
+//! Several contexts compute graphs, each by its own threads, while models are loaded and unloaded and a packed tensor is
+//! given back and packed again: what `cargo xtask race` runs under ThreadSanitizer.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::abi::IkTensor;
+use super::graph::{self, Call, Kernel, Node};
+use super::place::{self, PACKED};
+use super::seam::HostWeights;
+use super::team::Place;
+use crate::cpu;
+use crate::cpu::memory::Region;
+use crate::cpu::rendezvous::Rendezvous;
+use crate::format::WeightType;
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights, Wish};
+use crate::panel::weights::Shape;
+
+const K: usize = 64;
+const N: usize = 32;
+const EXPERTS: usize = 3;
+/// Results of every node of a graph.
+const RESULTS: [usize; 4] = [N, 2 * N, 4 * N, N];
+
+/// The plain bytes of a matrix of `n` rows; its scales are 1.
+fn plain(n: usize, seed: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..n * K / 32 * 18).map(|i| (i * 37 + i / 7 * 11 + seed * 53) as u8).collect();
+    bytes.chunks_exact_mut(18).for_each(|block| block[..2].copy_from_slice(&0x3c00u16.to_le_bytes()));
+    bytes
+}
+
+/// A buffer with one packed matrix.
+struct Packed {
+    region: Region,
+    shape: Shape,
+    plain: Vec<u8>,
+}
+
+impl Packed {
+    fn load(slices: usize, seed: usize) -> Self {
+        let shape = Shape::new(WeightType::Q4_0, K as i64, N as i64, slices as i64).unwrap();
+        let packed = Self { region: Region::new(shape.packed_size()).unwrap(), shape, plain: plain(N * slices, seed) };
+        PACKED.add_region(place::range_of(&packed.region));
+        packed.pack();
+        packed
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.region.base().as_ptr()
+    }
+
+    fn pack(&self) {
+        // SAFETY: the region is as large, and nobody computes with it.
+        unsafe { self.shape.write(self.base(), 0, &self.plain) };
+        PACKED.add(self.base() as usize, self.shape.plain_size(), self.shape);
+    }
+
+    fn tensor(&self) -> IkTensor {
+        // SAFETY: numbers, and pointers that may be null.
+        let mut tensor: IkTensor = unsafe { std::mem::zeroed() };
+        tensor.data = self.base().cast();
+        tensor
+    }
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        PACKED.remove_region(place::range_of(&self.region));
+    }
+}
+
+/// A graph of a context: two products of the same matrix to the same place, one of experts, and one of a matrix that
+/// may have been given back.
+struct Graph<'a> {
+    threads: usize,
+    /// Where the host's threads wait after every node.
+    host: Rendezvous,
+    matrix: &'a Packed,
+    experts: &'a Packed,
+    borrowed: &'a Packed,
+    x: Vec<f32>,
+    choices: Vec<i32>,
+    results: Vec<f32>,
+    /// Whether `borrowed` was packed when the run began.
+    is_packed: AtomicBool,
+}
+
+// SAFETY: threads share it as a host's do.
+unsafe impl Sync for Graph<'_> {}
+
+impl<'a> Graph<'a> {
+    fn new(threads: usize, [matrix, experts, borrowed]: [&'a Packed; 3]) -> Self {
+        Self {
+            threads,
+            host: Rendezvous::new(),
+            matrix,
+            experts,
+            borrowed,
+            x: (0..2 * K).map(|i| ((i * 29 % 41) as f32 - 20.0) / 16.0).collect(),
+            choices: vec![0, 2, 2, 0],
+            results: vec![0.0; 4 * N],
+            is_packed: AtomicBool::new(false),
+        }
+    }
+
+    fn result(&self) -> *mut f32 {
+        self.results.as_ptr().cast_mut()
+    }
+
+    fn dense(&self, of: &Packed, rows: usize) -> Op {
+        Op::Dense(MatMul {
+            weights: Weights::whole(of.shape, of.base(), [K, N, 1, 1]),
+            gate: None,
+            input: Input { data: self.x.as_ptr().cast(), ne: [K, rows, 1, 1], nb: [4, 4 * K, 0, 0] },
+            output: Output { data: self.result().cast(), nb: [4 * N, 0, 0] },
+        })
+    }
+
+    fn of_experts(&self) -> Op {
+        Op::Experts(ExpertMul {
+            weights: Weights::whole(self.experts.shape, self.experts.base(), [K, N, EXPERTS, 1]),
+            gate: None,
+            input: Input { data: self.x.as_ptr().cast(), ne: [K, 1, 2, 1], nb: [4, 4 * K, 4 * K, 0] },
+            choices: Choices { data: self.choices.as_ptr().cast(), used: 2, tokens: 2, nb: [4, 8], skip_others: true },
+            output: Output { data: self.result().cast(), nb: [4 * N, 8 * N, 0] },
+        })
+    }
+
+    fn node(&self, op: Option<Op>, of: &Packed, kernel: Kernel, rows: usize) -> Node {
+        Node {
+            op,
+            kernel,
+            rows,
+            result: self.result() as usize,
+            weights: of.base() as usize,
+            stride: of.shape.slice_plain,
+            experts: of.shape.slices,
+            wish: Wish::Auto,
+            name: [0; 64],
+        }
+    }
+
+    /// Announces it; to be called by one thread.
+    fn begin(&self) -> Option<graph::Run> {
+        graph::begin(self.threads, |_, nodes| {
+            let is_packed = place::packed(&self.borrowed.tensor()).is_some();
+            self.is_packed.store(is_packed, Ordering::Relaxed);
+            let borrowed = is_packed.then(|| self.dense(self.borrowed, 1));
+            nodes.push(self.node(Some(self.dense(self.matrix, 1)), self.matrix, Kernel::MulMat, 1));
+            nodes.push(self.node(Some(self.dense(self.matrix, 2)), self.matrix, Kernel::MulMat, 2));
+            nodes.push(self.node(Some(self.of_experts()), self.experts, Kernel::Experts, 2));
+            nodes.push(self.node(borrowed, self.borrowed, Kernel::MulMat, 1));
+        })
+    }
+
+    /// What thread `index` does in a run; `done(node, results)` is called by one thread after each node.
+    fn run(&self, index: usize, done: &mut impl FnMut(usize, &[f32])) {
+        let nodes: [(&Packed, Kernel, usize, &[usize]); 4] = [
+            (self.matrix, Kernel::MulMat, 1, &[0]),
+            (self.matrix, Kernel::MulMat, 2, &[0]),
+            (self.experts, Kernel::Experts, 2, &[0, 2]),
+            (self.borrowed, Kernel::MulMat, 1, &[0]),
+        ];
+        for (number, (of, kernel, rows, slices)) in nodes.into_iter().enumerate() {
+            for slice in slices {
+                let weights = of.base() as usize + slice * of.shape.slice_plain;
+                match graph::call(kernel, self.result() as usize, weights, |n| n.rows == rows) {
+                    Call::Compute { team, number, op, .. } => {
+                        assert_eq!(*slice, 0, "the first call computes everything");
+                        let place = Place { index, count: self.threads, number, follows: false };
+                        team.operation(place, |member| {
+                            let barrier = || member.wait();
+                            let thread = Thread { index: member.index, count: member.count, barrier: &barrier };
+                            // SAFETY: the buffers have the shapes, the work buffer the size asked for.
+                            unsafe { op.run(settings(), &thread, member.work()) };
+                        });
+                    }
+                    Call::Done => assert_eq!(*slice, 2),
+                    Call::Foreign => {
+                        assert!(number == 3 && !self.is_packed.load(Ordering::Relaxed), "node {number} is ours");
+                        // The host reads them; nobody may pack them meanwhile.
+                        let weights = HostWeights::new(of.base().cast(), of.shape.row_bytes as i64);
+                        assert!(!weights.are_packed());
+                        // SAFETY: the matrix is there.
+                        let seen = unsafe { std::slice::from_raw_parts(of.base(), of.plain.len()) };
+                        assert!(seen == of.plain);
+                    }
+                }
+            }
+            self.host.wait(self.threads, false);
+            if index == 0 {
+                done(number, &self.results[..RESULTS[number]]);
+            }
+            self.host.wait(self.threads, false);
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings { isa: cpu::isa(), wish: Wish::Auto }
+}
+
+/// The results of a run, of one thread.
+fn expected(graph: &Graph<'_>) -> Vec<Vec<f32>> {
+    let run = graph.begin().expect("it has products of ours");
+    let mut results = Vec::new();
+    graph.run(0, &mut |_, result| results.push(result.to_vec()));
+    drop(run);
+    results
+}
+
+#[test]
+fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_back() {
+    const ROUNDS: usize = 40;
+    let [matrix, experts, borrowed] = [(1, 1), (EXPERTS, 2), (1, 3)].map(|(slices, seed)| Packed::load(slices, seed));
+    let all = [&matrix, &experts, &borrowed];
+    let wanted = expected(&Graph::new(1, all));
+    assert!(wanted.iter().flatten().all(|v| v.is_finite()) && wanted[3][0] != 0.0);
+    let graphs = [2, 16, 3].map(|threads| Graph::new(threads, all));
+    let (computing, given_back) = (AtomicUsize::new(graphs.len()), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for graph in &graphs {
+            for index in 0..graph.threads {
+                let (wanted, computing) = (&wanted, &computing);
+                scope.spawn(move || {
+                    let mut is_right = |node: usize, results: &[f32]| {
+                        // What the host would compute is not.
+                        let by_host = node == 3 && !graph.is_packed.load(Ordering::Relaxed);
+                        assert!(by_host || results == wanted[node], "node {node}");
+                    };
+                    for _ in 0..ROUNDS {
+                        let run = (index == 0).then(|| graph.begin().expect("it has products of ours"));
+                        graph.host.wait(graph.threads, false);
+                        graph.run(index, &mut is_right);
+                        drop(run);
+                        graph.host.wait(graph.threads, false);
+                    }
+                    if index == 0 {
+                        computing.fetch_sub(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        }
+        for loader in 0..2 {
+            let computing = &computing;
+            scope.spawn(move || {
+                let mut seed = loader;
+                while computing.load(Ordering::Relaxed) > 0 {
+                    let model: Vec<Packed> = (0..3).map(|i| Packed::load(1, seed + i)).collect();
+                    for packed in &model {
+                        let (shape, base, offset) = place::packed_around(packed.base().wrapping_add(100)).unwrap();
+                        assert!(base == packed.base().cast_const() && offset == 100);
+                        let mut back = vec![0; shape.plain_size()];
+                        // SAFETY: the tensor is there.
+                        unsafe { shape.read(base, 0, &mut back) };
+                        assert!(back == packed.plain);
+                    }
+                    seed += 1;
+                }
+            });
+        }
+        let (borrowed, computing, given_back) = (&borrowed, &computing, &given_back);
+        scope.spawn(move || {
+            while computing.load(Ordering::Relaxed) > 0 {
+                let nothing = graph::begin(1, |beginning, _| {
+                    assert!(beginning.wait_until_alone());
+                    if place::packed(&borrowed.tensor()).is_some() {
+                        // SAFETY: nothing runs.
+                        unsafe { place::give_back(&borrowed.tensor(), "a test") };
+                        given_back.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        borrowed.pack();
+                    }
+                });
+                assert!(nothing.is_none());
+                std::thread::yield_now();
+            }
+        });
+    });
+    assert!(given_back.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn forty_contexts_at_once_are_all_computed_here() {
+    const CONTEXTS: usize = 40;
+    let packed = [(1, 4), (EXPERTS, 5), (1, 6)].map(|(slices, seed)| Packed::load(slices, seed));
+    let all = packed.each_ref();
+    let wanted = expected(&Graph::new(1, all));
+    let everybody = Rendezvous::new();
+    std::thread::scope(|scope| {
+        for _ in 0..CONTEXTS {
+            scope.spawn(|| {
+                let graph = Graph::new(1, all);
+                let run = graph.begin().expect("it has products of ours");
+                everybody.wait(CONTEXTS, true);
+                graph.run(0, &mut |node, results| assert!(results == wanted[node], "node {node}"));
+                // All of them run at the same time.
+                everybody.wait(CONTEXTS, true);
+                drop(run);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_graph_inside_another_one_is_found_and_so_is_the_rest_of_the_outer_one() {
+    let packed = [(1, 7), (EXPERTS, 8), (1, 9)].map(|(slices, seed)| Packed::load(slices, seed));
+    let (outer, inner) = (Graph::new(1, packed.each_ref()), Graph::new(1, packed.each_ref()));
+    let wanted = expected(&outer);
+    let run = outer.begin().unwrap();
+    let mut nested = 0;
+    outer.run(0, &mut |node, results| {
+        assert!(results == wanted[node], "node {node}");
+        let run = inner.begin().unwrap();
+        inner.run(0, &mut |node, results| assert!(results == wanted[node], "inner node {node}"));
+        drop(run);
+        nested += 1;
+        // It would wait for itself.
+        assert!(graph::begin(1, |beginning, _| assert!(!beginning.wait_until_alone())).is_none());
+    });
+    drop(run);
+    assert_eq!(nested, 4);
+}
