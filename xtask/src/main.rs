@@ -88,7 +88,8 @@ not hold the weights.
 
 const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
 
-Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable),
+Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable;
+without AMX also with tiles in software),
 C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
 A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
 

@@ -113,7 +113,6 @@ const STEPS: [Step; 14] = [
     Step { name: "demo", when: When::WithHosts, run: |_| demo::run(true) },
     Step { name: "verify", when: When::WithHosts, run: |o| verify_step(o, &verify::Options::default()) },
     Step { name: "ik_llama.cpp", when: When::WithHosts, run: ik_step },
-    Step { name: "rust tests, tile unit in software", when: When::Full, run: emulated },
     Step { name: "bound of many rows", when: When::Full, run: many_rows },
     Step { name: "mutants", when: When::Full, run: mutants::step },
 ];
@@ -225,23 +224,6 @@ fn count_tests(options: &Options, cargo: &mut Command, name: &str, isa: Option<&
     println!("  {whole} tests passed, {} skipped or in part, {} ignored", skipped.len(), count(" ignored"));
     options.pass(whole);
     Products::of(&output.stderr).ok_or("the Rust tests did not report their products".into())
-}
-
-/// Where there is no tile unit, tiles can still be wrong: the library's tests with one in software, which is slow.
-fn emulated(options: &Options) -> Result<()> {
-    if cpu::detect().amx {
-        options.skip("the tile unit in software", "there is a real one");
-        return Ok(());
-    }
-    let mut cargo = util::cargo();
-    cargo.args(["test", "--package", "ggml-amx", "--release", "--lib", "--target-dir", "target/emulator"]);
-    cargo.env("RUSTFLAGS", "--cfg amx_emulator").env_remove("GGML_AMX_ISA");
-    let output = util::capture(&mut cargo, &cache::log("rust-tests-emulated")?)?;
-    options.pass(
-        output.stdout.lines().filter(|l| l.starts_with("test result:")).filter_map(|l| before(l, " passed")).sum(),
-    );
-    let products = Products::of(&output.stderr).ok_or("the Rust tests did not report their products")?;
-    ran_as_asked(&products, None, true)
 }
 
 /// Rows that the property test judges in the long run.
