@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|cmake-tests|header`.
+//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|cmake-tests|race|header`.
 
 mod bench;
 mod c_tests;
@@ -16,6 +16,7 @@ mod ik;
 mod json;
 mod preload;
 mod program;
+mod race;
 mod score;
 mod slice;
 mod speed;
@@ -40,6 +41,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
   cargo xtask cmake-tests  only the CMake modules, on small trees
+  cargo xtask race     what threads share, under ThreadSanitizer
   cargo xtask header   write include/ggml-amx.h anew
 
 `cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         "test" => TEST_HELP,
         "c-tests" => C_TESTS_HELP,
         "bench" => bench::HELP,
+        "race" => race::HELP,
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
         "--help" | "-h" | "help" => HELP,
@@ -126,6 +129,7 @@ fn main() -> ExitCode {
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
+        "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick))),
         _ => quick(rest).map(|_| header::run()),
     };
     match outcome {

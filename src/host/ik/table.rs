@@ -37,7 +37,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
 
     /// Notes the memory of a new buffer.
     pub fn add_region(&self, range: Range<usize>) {
-        let _ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let _ranges = self.ranges.write();
         match self.regions.iter().find(|r| r[1].load(Ordering::Relaxed) == 0) {
             Some([first, last]) => {
                 first.store(range.start, Ordering::Relaxed);
@@ -50,7 +50,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
     /// Forgets a buffer and all ranges in it.
     pub fn remove_region(&self, range: Range<usize>) {
         self.remove(range.clone());
-        let _ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let _ranges = self.ranges.write();
         let mut noted = self.regions.iter().filter(|r| r[1].load(Ordering::Relaxed) != 0);
         match noted.find(|r| r[0].load(Ordering::Relaxed) == range.start) {
             Some([_, last]) => last.store(0, Ordering::Release),
@@ -70,7 +70,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
 
     /// Notes `bytes` bytes from `base` on, in place of all ranges that overlap them.
     pub fn add(&self, base: usize, bytes: usize, what: T) {
-        let mut ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let mut ranges = self.ranges.write();
         self.take_out(&mut ranges, base..base + bytes);
         ranges.insert(base, Entry { bytes, what });
         self.count.fetch_add(1, Ordering::AcqRel);
@@ -79,7 +79,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
 
     /// Forgets the ranges that have bytes in this one.
     pub fn remove(&self, range: Range<usize>) {
-        let mut ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let mut ranges = self.ranges.write();
         self.take_out(&mut ranges, range);
     }
 
@@ -109,7 +109,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         if !self.any() || !self.may_be_inside(address) {
             return None;
         }
-        let ranges = self.ranges.read().unwrap_or_else(|e| e.into_inner());
+        let ranges = self.ranges.read();
         let (base, entry) = ranges.range(..=address).next_back()?;
         (address - base < entry.bytes).then_some((*base, entry.what))
     }

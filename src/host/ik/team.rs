@@ -233,6 +233,7 @@ impl Member<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::join;
     use super::*;
 
     /// Given a team of a host's threads, when they run many operations one after the other, without a barrier of the host
@@ -246,7 +247,7 @@ mod tests {
         }
         let done = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for index in 0..threads {
+            let thread = |index| {
                 let (team, done) = (&team, &done);
                 scope.spawn(move || {
                     for number in 1..=count {
@@ -265,8 +266,9 @@ mod tests {
                         assert_eq!(took_part, index < most);
                         assert!(took_part || done.load(Ordering::Relaxed) >= number * most.min(threads));
                     }
-                });
-            }
+                })
+            };
+            join((0..threads).map(thread).collect());
         });
         assert_eq!(done.into_inner(), count * most.min(threads));
     }
@@ -296,13 +298,14 @@ mod tests {
         assert!(!team.work.load(Ordering::Relaxed).is_null());
         // All threads are told.
         std::thread::scope(|scope| {
-            for index in 0..3 {
+            let thread = |index| {
                 let team = &team;
                 scope.spawn(move || {
                     assert!(!team.all(index, 3).reserve(1 << 60));
                     assert!(team.all(index, 3).reserve(1 << 16));
-                });
-            }
+                })
+            };
+            join((0..3).map(thread).collect());
         });
     }
 

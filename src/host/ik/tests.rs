@@ -2,6 +2,7 @@
 //! given back and packed again: what `cargo xtask race` runs under ThreadSanitizer.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use super::abi::IkTensor;
 use super::graph::{self, Call, Kernel, Node};
@@ -194,6 +195,11 @@ impl<'a> Graph<'a> {
     }
 }
 
+/// Waits for threads one by one: that they end at all is all that ThreadSanitizer would see of the end of a scope.
+pub(super) fn join(threads: Vec<ScopedJoinHandle<'_, ()>>) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
 fn settings() -> Settings {
     Settings { isa: cpu::isa(), exact: false }
 }
@@ -217,10 +223,11 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
     let graphs = [2, 16, 3].map(|threads| Graph::new(threads, all));
     let (computing, given_back) = (AtomicUsize::new(graphs.len()), AtomicUsize::new(0));
     std::thread::scope(|scope| {
+        let mut threads = Vec::new();
         for graph in &graphs {
             for index in 0..graph.threads {
                 let (wanted, computing) = (&wanted, &computing);
-                scope.spawn(move || {
+                threads.push(scope.spawn(move || {
                     let mut is_right = |node: usize, results: &[f32]| {
                         // What the host would compute is not.
                         let by_host = node == 3 && !graph.is_packed.load(Ordering::Relaxed);
@@ -236,12 +243,12 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
                     if index == 0 {
                         computing.fetch_sub(1, Ordering::Relaxed);
                     }
-                });
+                }));
             }
         }
         for loader in 0..2 {
             let computing = &computing;
-            scope.spawn(move || {
+            threads.push(scope.spawn(move || {
                 let mut seed = loader;
                 while computing.load(Ordering::Relaxed) > 0 {
                     let model: Vec<Packed> = (0..3).map(|i| Packed::load(1, seed + i)).collect();
@@ -255,10 +262,10 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
                     }
                     seed += 1;
                 }
-            });
+            }));
         }
         let (borrowed, computing, given_back) = (&borrowed, &computing, &given_back);
-        scope.spawn(move || {
+        threads.push(scope.spawn(move || {
             while computing.load(Ordering::Relaxed) > 0 {
                 let nothing = graph::begin(1, |beginning, _| {
                     assert!(beginning.wait_until_alone());
@@ -273,7 +280,8 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
                 assert!(nothing.is_none());
                 std::thread::yield_now();
             }
-        });
+        }));
+        join(threads);
     });
     assert!(given_back.load(Ordering::Relaxed) > 0);
 }
@@ -286,7 +294,7 @@ fn forty_contexts_at_once_are_all_computed_here() {
     let wanted = expected(&Graph::new(1, all));
     let everybody = Rendezvous::new();
     std::thread::scope(|scope| {
-        for _ in 0..CONTEXTS {
+        let context = || {
             scope.spawn(|| {
                 let graph = Graph::new(1, all);
                 let run = graph.begin().expect("it has products of ours");
@@ -295,8 +303,9 @@ fn forty_contexts_at_once_are_all_computed_here() {
                 // All of them run at the same time.
                 everybody.wait(CONTEXTS, true);
                 drop(run);
-            });
-        }
+            })
+        };
+        join((0..CONTEXTS).map(|_| context()).collect());
     });
 }
 
