@@ -1,6 +1,8 @@
 /* The environment variables, each in a fresh process that loads the host: what they turn off, which kernels
  * they choose (with the same results), and what is said about values nobody knows. */
 #define _GNU_SOURCE
+#include "ggml-amx.h"
+
 #include "host.h"
 
 #include "child.h"
@@ -84,7 +86,41 @@ static int load_large(void) {
     return same ? HAS_BUFFER_TYPE : 1;
 }
 
+/* ---- a reader of the log that calls everybody back */
+
+static int lines_of_ours, reading;
+
+static void read_line(enum ggml_log_level level, const char * text, void * context) {
+    (void) level, (void) context;
+    fputs(text, stderr);
+    lines_of_ours += strncmp(text, "ggml-amx: ", 10) == 0;
+    if (reading++ == 0 && host.cpu) {
+        ggml_backend_amx_buffer_type();
+        ggml_backend_amx_get_extra_bufts();
+        ggml_amx_isa_reason();
+        host_find_buft("AMX"); /* the host's list, in whose making this library is asked */
+    }
+    reading--;
+}
+
+static int ask_and_read(void) {
+    ggml_log_set(read_line, NULL);
+    host_open();
+    return lines_of_ours == 0 ? 1 : host.amx ? HAS_BUFFER_TYPE : NO_BUFFER_TYPE;
+}
+
 /* ---- tests */
+
+static void given_a_log_callback_that_calls_back_then_nothing_hangs(void) {
+    static const char * const logs[] = {"info", "debug"};
+    for (int i = 0; i < 2; i++) {
+        const char * const env[] = {CLEAN_ENV, "GGML_AMX_ISA", "portable", "GGML_AMX_LOG", logs[i], NULL};
+        struct child c = child_exec("read", env);
+        CHECK(c.signal != SIGALRM, "GGML_AMX_LOG=%s: it hangs\n%s", logs[i], c.err);
+        CHECK(c.signal == 0 && c.code == HAS_BUFFER_TYPE, "GGML_AMX_LOG=%s: signal %d, exit code %d (1 = no line came)\n%s", logs[i], c.signal, c.code, c.err);
+        child_free(&c);
+    }
+}
 
 static void given_mode_off_then_there_is_no_buffer_type_and_one_line_says_so(void) {
     const char * const env[] = {CLEAN_ENV, "GGML_AMX_MODE", "off", NULL};
@@ -210,7 +246,7 @@ static void given_a_quiet_log_then_off_is_silent(void) {
 
 int main(int argc, char ** argv) {
     if (argc > 1) {
-        return strcmp(argv[1], "compute") == 0 ? compute_grid() : strcmp(argv[1], "load") == 0 ? load_large() : ask();
+        return strcmp(argv[1], "read") == 0 ? ask_and_read() : strcmp(argv[1], "compute") == 0 ? compute_grid() : strcmp(argv[1], "load") == 0 ? load_large() : ask();
     }
     RUN(given_mode_off_then_there_is_no_buffer_type_and_one_line_says_so);
     RUN(given_modes_that_pack_then_there_is_a_buffer_type);
@@ -218,5 +254,6 @@ int main(int argc, char ** argv) {
     RUN(given_any_number_of_packing_threads_then_weights_are_packed);
     RUN(given_an_unknown_value_then_one_error_line_names_the_allowed_ones);
     RUN(given_a_quiet_log_then_off_is_silent);
+    RUN(given_a_log_callback_that_calls_back_then_nothing_hangs);
     return harness_report("env_host");
 }

@@ -3,7 +3,7 @@
 use ggml_amx::cpu::memory::Region;
 use ggml_amx::cpu::{self};
 use ggml_amx::format::WeightType;
-use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
+use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
 use ggml_amx::panel::weights::Shape;
 
 use crate::hosts::{Host, Matrix};
@@ -96,7 +96,11 @@ impl<'h> Subject<'h> {
         };
         let products: Vec<MatMul> = self.ours.iter().map(of_copy).collect();
         let work = Region::new(products[0].work_size(threads).expect("a work buffer")).expect("memory for it");
-        Ours { products, work, settings: Settings { isa: cpu::isa(), exact } }
+        Ours {
+            products,
+            work,
+            settings: Settings { isa: cpu::isa(), wish: if exact { Wish::Exact } else { Wish::Auto } },
+        }
     }
 }
 

@@ -6,9 +6,10 @@
 //! the second-level cache with their results a group. A group goes through the cache [`KEYS`] keys at a time, which are
 //! made tiles for it ([`operands`]); keys that a tile's mask hides are not multiplied.
 //!
-//! Numbers: keys are two BF16 each, which F16 is without loss: channels of keys may be large and alike, so that only their
-//! last digits matter. Queries, weights and values are one BF16, or two if [`Attention::run`] is told to be exact; an
-//! error of a query is the same for all keys, and what softmax divides by is the sum of the rounded weights.
+//! Numbers: queries and keys are two BF16 each, which F16 is without loss: an error of a score is one of its weight, and
+//! grows with the scores. Weights and values are one BF16, or two if [`Attention::run`] is told to be exact; what softmax
+//! divides by is the sum of the rounded weights. A row of results depends on the keys and values that its mask lets it see,
+//! and on no others, whatever their bytes; nor on other rows, their number, or threads.
 
 mod operands;
 mod softmax;
@@ -139,6 +140,8 @@ struct Scratch {
     totals: *mut f32,
     /// What every tile sees of every sub-block.
     seen: *mut u8,
+    /// Which keys of every sub-block have values that are not finite: a bit each.
+    non_finite: *mut u32,
     /// Of [`KEYS`] keys.
     keys: *mut u8,
     values: *mut u8,
@@ -174,6 +177,7 @@ impl Scratch {
             largest: parts.take(plan.tiles * SIDE * 4),
             totals: parts.take(plan.tiles * SIDE * 4),
             seen: parts.take(plan.tiles * SUBS),
+            non_finite: parts.take(SUBS * 4),
             keys: parts.take(SUBS * plan.query_bytes()),
             values: parts.take(2 * plan.blocks * SUBS * STEP_BYTES),
             scores: parts.take(SUBS * SIDE * SIDE * 4),
@@ -248,7 +252,7 @@ impl Attention {
         self.plan(threads)?.per_thread.checked_mul(threads)?.checked_add(2 * LINE)
     }
 
-    /// Computes this thread's part, with one BF16 per query, weight and value or, if `exact`, with two. All threads of the
+    /// Computes this thread's part, with one BF16 per weight and value or, if `exact`, with two. All threads of the
     /// operation must call it with the same operation.
     ///
     /// # Safety
@@ -293,14 +297,18 @@ impl Attention {
         (index / together, group.head * together + index % together)
     }
 
+    /// The sequence of the cache that a group's is compared with.
+    fn cache_sequence(&self, group: &Group) -> usize {
+        group.sequence / (self.q.ne[3] / self.k.ne[3])
+    }
+
     /// # Safety
     /// As for [`Attention::run`]; full tiles must be configured.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn group(&self, plan: &Plan, group: &Group, exact: bool, scratch: &Scratch) {
-        let steps = Steps::new(plan.steps, exact);
+        let steps = Steps::new(plan.steps, self.k.planes());
         let tiles = group.count.div_ceil(SIDE);
         let keys = self.k.ne[1];
-        let cache_sequence = group.sequence / (self.q.ne[3] / self.k.ne[3]);
         let tile = |index: usize| TileState::new(plan, scratch, index);
         // SAFETY: promised by the caller; tiles are inside the scratch, keys inside the cache.
         unsafe {
@@ -313,9 +321,9 @@ impl Attention {
                     continue;
                 }
                 for sub in 0..SUBS.min((keys - from).div_ceil(SIDE)) {
-                    let place = (from + sub * SIDE, group.head, cache_sequence);
+                    let place = (from + sub * SIDE, group.head, self.cache_sequence(group));
                     self.k.put_keys(place, plan, scratch.rows, scratch.keys.add(sub * plan.query_bytes()));
-                    self.v.put_values(place, plan, sub, exact, scratch);
+                    scratch.non_finite.add(sub).write(self.v.put_values(place, plan, sub, exact, scratch));
                 }
                 for index in 0..tiles {
                     if exact {

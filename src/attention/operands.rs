@@ -17,9 +17,11 @@ const LANES: usize = 16;
 pub const HIDDEN: u8 = 0;
 /// A tile sees all of a sub-block, unchanged.
 pub const CLEAR: u8 = 1;
-/// The mask must be added.
+/// The mask decides which keys are seen, and is added to their scores.
 pub const MASKED: u8 = 2;
 
+/// The exponent of numbers that are not finite in BF16.
+const NOT_FINITE: i16 = 0x7f80;
 /// Minus infinity as a half float.
 const HIDES: i16 = 0xfc00_u16 as i16;
 
@@ -118,12 +120,12 @@ impl Rows {
         }
     }
 
-    /// Rows of keys as tile rows, two planes.
+    /// Rows of keys as tile rows, so many planes.
     ///
     /// # Safety
-    /// The rows must be there, `out` have room for both planes of `steps` steps.
+    /// The rows must be there, `out` have room for the planes of `steps` steps.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn put_keys<L: Load>(&self, steps: usize, out: *mut u8) {
+    unsafe fn put_keys<L: Load, const PLANES: usize>(&self, steps: usize, out: *mut u8) {
         for row in 0..SIDE {
             self.prefetch_next(row);
             for step in 0..steps {
@@ -132,14 +134,16 @@ impl Rows {
                     let at = step * SIDE;
                     let planes = split(self.lanes::<L>(row, at), self.lanes::<L>(row, at + LANES));
                     let out = out.add(step * STEP_BYTES + row / 16 * TILE + row % 16 * ROW);
-                    _mm512_store_si512(out.cast(), planes[0]);
-                    _mm512_store_si512(out.add(steps * STEP_BYTES).cast(), planes[1]);
+                    for (plane, row) in planes.into_iter().enumerate().take(PLANES) {
+                        _mm512_store_si512(out.add(plane * steps * STEP_BYTES).cast(), row);
+                    }
                 }
             }
         }
     }
 
-    /// Rows of values as tile columns: `out(plane, tile)` is where 16 channels of a plane go.
+    /// Rows of values as tile columns: `out(plane, tile)` is where 16 channels of a plane go. What is not finite in BF16
+    /// becomes zero, as weights of zero do not make it so; returns the rows that have such values.
     ///
     /// # Safety
     /// The rows must be there, tiles of `channels` channels be writable, `pairs` have room for 64 bytes of each of 16 pairs of
@@ -151,8 +155,10 @@ impl Rows {
         exact: bool,
         pairs: *mut __m512i,
         out: impl Fn(usize, usize) -> *mut u8,
-    ) {
+    ) -> u32 {
         let tiles = channels / LANES;
+        let exponent = _mm512_set1_epi16(NOT_FINITE);
+        let mut highest = _mm512_setzero_si512();
         // Row by row, as they lie in memory; then tile by tile.
         for pair in 0..16 {
             self.prefetch_next(2 * pair);
@@ -162,15 +168,22 @@ impl Rows {
                 unsafe {
                     let a = self.lanes::<L>(2 * pair, tile * LANES);
                     let b = self.lanes::<L>(2 * pair + 1, tile * LANES);
-                    if exact {
+                    let high = if exact {
                         let planes = split(a, b);
-                        pairs.add(tile * 16 + pair).write(interleaved(planes[0]));
                         pairs.add((tiles + tile) * 16 + pair).write(interleaved(planes[1]));
+                        planes[0]
                     } else {
-                        pairs.add(tile * 16 + pair).write(interleaved(rounded(a, b)));
-                    }
+                        rounded(a, b)
+                    };
+                    pairs.add(tile * 16 + pair).write(interleaved(high));
+                    highest = _mm512_max_epu16(highest, _mm512_and_si512(high, exponent));
                 }
             }
+        }
+        let mut rows = 0;
+        if _mm512_cmpeq_epi16_mask(highest, exponent) != 0 {
+            // SAFETY: all pairs are written.
+            rows = unsafe { without_non_finite(pairs, tiles, exact) };
         }
         for plane in 0..1 + usize::from(exact) {
             for tile in 0..tiles {
@@ -183,10 +196,72 @@ impl Rows {
                 }
             }
         }
+        rows
+    }
+
+    /// Adds what [`Rows::put_values`] left out of row `row` to the results of 16 queries: `weight` times it, to those that
+    /// `sees` has. Results of a channel are `stride` floats from those of the one before.
+    ///
+    /// # Safety
+    /// The row must be there, and results of all its channels.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn add_non_finite<L: Load>(&self, row: usize, weight: __m512, sees: u16, results: *mut f32, stride: usize) {
+        for at in (0..self.width).step_by(LANES) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let values = self.lanes::<L>(row, at);
+                let lanes = non_finite(rounded(values, _mm512_setzero_ps()));
+                let mut numbers = [0.0; LANES];
+                _mm512_storeu_ps(numbers.as_mut_ptr(), values);
+                for (lane, value) in numbers.into_iter().enumerate().filter(|(lane, _)| lanes >> lane & 1 == 1) {
+                    let to = results.add((at + lane) * stride);
+                    let sum = _mm512_fmadd_ps(weight, _mm512_set1_ps(value), _mm512_load_ps(to));
+                    _mm512_mask_store_ps(to, sees, sum);
+                }
+            }
+        }
     }
 }
 
+/// Which words are not finite in BF16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn non_finite(words: __m512i) -> u32 {
+    let exponent = _mm512_set1_epi16(NOT_FINITE);
+    _mm512_cmpeq_epi16_mask(_mm512_and_si512(words, exponent), exponent)
+}
+
+/// Makes zeros of what is not finite in 16 pairs of 32 rows, two planes if `exact`; returns the rows that had such words.
+///
+/// # Safety
+/// The pairs must be there.
+#[cold]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn without_non_finite(pairs: *mut __m512i, tiles: usize, exact: bool) -> u32 {
+    let mut rows = 0;
+    for (tile, pair) in (0..tiles).flat_map(|tile| (0..16).map(move |pair| (tile, pair))) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let at = pairs.add(tile * 16 + pair);
+            let words = non_finite(at.read());
+            rows |= u32::from(words & 0x5555_5555 != 0) << (2 * pair)
+                | u32::from(words & 0xaaaa_aaaa != 0) << (2 * pair + 1);
+            at.write(_mm512_maskz_mov_epi16(!words, at.read()));
+            if exact {
+                let low = at.add(tiles * 16);
+                low.write(_mm512_maskz_mov_epi16(!words, low.read()));
+            }
+        }
+    }
+    rows
+}
+
 impl Heads {
+    /// Planes of BF16 that a number of a cache can be.
+    pub(super) fn planes(&self) -> usize {
+        if matches!(self.element, Element::Bf16) { 1 } else { 2 }
+    }
+
     /// Up to 32 rows from `row` on, decoded into `buffer` if need be.
     ///
     /// # Safety
@@ -215,14 +290,15 @@ impl Heads {
         unsafe {
             let rows = self.rows(place, buffer);
             match self.element {
-                Element::F16 => rows.put_keys::<Half>(plan.steps, out),
-                Element::Bf16 => rows.put_keys::<Brain>(plan.steps, out),
-                Element::F32 | Element::Decoded(_) => rows.put_keys::<Single>(plan.steps, out),
+                Element::F16 => rows.put_keys::<Half, 2>(plan.steps, out),
+                Element::Bf16 => rows.put_keys::<Brain, 1>(plan.steps, out),
+                Element::F32 | Element::Decoded(_) => rows.put_keys::<Single, 2>(plan.steps, out),
             }
         }
     }
 
-    /// 32 values from `place` on as sub-block `sub` of the scratch's tiles, two planes if `exact`.
+    /// 32 values from `place` on as sub-block `sub` of the scratch's tiles, two planes if `exact`, but for those that are
+    /// not finite. Returns the keys that have such.
     ///
     /// # Safety
     /// The place must exist.
@@ -234,7 +310,7 @@ impl Heads {
         sub: usize,
         exact: bool,
         scratch: &Scratch,
-    ) {
+    ) -> u32 {
         let channels = plan.blocks * SIDE;
         let out = |plane: usize, tile: usize| {
             let block = plane * plan.blocks + tile / 2;
@@ -247,6 +323,31 @@ impl Heads {
                 Element::F16 => rows.put_values::<Half>(channels, exact, scratch.pairs, out),
                 Element::Bf16 => rows.put_values::<Brain>(channels, exact, scratch.pairs, out),
                 Element::F32 | Element::Decoded(_) => rows.put_values::<Single>(channels, exact, scratch.pairs, out),
+            }
+        }
+    }
+
+    /// Adds the values of key `key` of the 32 from `place` on that are not finite to the results of 16 queries, as
+    /// [`Rows::add_non_finite`] does.
+    ///
+    /// # Safety
+    /// The place must exist; `buffer` have room for 32 rows, `results` be there for all channels.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn add_non_finite(
+        &self,
+        place: (usize, usize, usize),
+        key: usize,
+        (weight, sees): (__m512, u16),
+        buffer: *mut f32,
+        results: *mut f32,
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let rows = self.rows(place, buffer);
+            match self.element {
+                Element::F16 => rows.add_non_finite::<Half>(key, weight, sees, results, SIDE),
+                Element::Bf16 => rows.add_non_finite::<Brain>(key, weight, sees, results, SIDE),
+                Element::F32 | Element::Decoded(_) => rows.add_non_finite::<Single>(key, weight, sees, results, SIDE),
             }
         }
     }

@@ -14,8 +14,8 @@ use crate::panel::tiles::STEP_BYTES;
 const LANES: usize = 16;
 /// By how many powers of 2 scores may be above the one that weights are relative to, before results are scaled anew.
 const SLACK: f32 = 8.0;
-/// Less than any score: no key was seen.
-const NONE: f32 = -1e38;
+/// No score is less: no key was seen.
+const NONE: f32 = f32::MIN;
 
 /// Offsets of the tiles of keys and queries whose products are scores.
 pub struct Steps {
@@ -24,17 +24,17 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// For `steps` steps of keys with two planes and queries with one or, if `exact`, two: low x high, high x high and
-    /// high x low of each.
-    pub fn new(steps: usize, exact: bool) -> Self {
+    /// For `steps` steps of queries with two planes and keys with as many or one: low x high, if there is a low one,
+    /// high x high and high x low of each.
+    pub fn new(steps: usize, key_planes: usize) -> Self {
         let mut all = [[0; 2]; 3 * MAX_WIDTH / SIDE];
         let mut count = 0;
         for step in 0..steps {
             let (high, low) = ((step * STEP_BYTES) as u32, ((steps + step) * STEP_BYTES) as u32);
-            let products = [[low, high], [high, SAME], [SAME, low]];
-            let used = if exact { 3 } else { 2 };
-            all[count..count + used].copy_from_slice(&products[..used]);
-            count += used;
+            let products: &[_] =
+                if key_planes == 2 { &[[low, high], [high, SAME], [SAME, low]] } else { &[[high, high], [SAME, low]] };
+            all[count..][..products.len()].copy_from_slice(products);
+            count += products.len();
         }
         Self { all, count }
     }
@@ -134,7 +134,7 @@ impl Attention {
                 }
                 if state == MASKED {
                     self.put_mask(group, index, from + sub * SIDE, scratch.mask);
-                    add_mask(scores, scratch.mask);
+                    apply_mask(scores, scratch.mask);
                 }
             }
             if count == 0 {
@@ -150,12 +150,55 @@ impl Attention {
                     let value = |plane: usize| (((plane * plan.blocks + block) * SUBS + sub) * STEP_BYTES) as u32;
                     let weight = |plane: usize| ((plane * SUBS + sub) * STEP_BYTES) as u32;
                     let all = [[value(0), weight(0)], [SAME, weight(1)], [value(1), weight(0)]];
-                    let planes = if EXACT { 3 } else { 1 };
+                    let planes = if EXACT { 1 + self.v.planes() } else { 1 };
                     products[used..used + planes].copy_from_slice(&all[..planes]);
                     used += planes;
                 }
                 let results = tile.results.add(block * SIDE * SIDE).cast();
                 accumulate::<false>(results, scratch.values, scratch.weights, &products[..used]);
+            }
+            for &sub in &visible[..count] {
+                if *scratch.non_finite.add(sub) != 0 {
+                    self.add_non_finite::<EXACT>(plan, group, index, (from, sub), scratch);
+                }
+            }
+        }
+    }
+
+    /// Adds the values of sub-block `sub` that are not finite to the results of the queries that see them: those of others
+    /// stay as they are.
+    ///
+    /// # Safety
+    /// As for [`Attention::tile`], whose weights must be in the scratch.
+    #[cold]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn add_non_finite<const EXACT: bool>(
+        &self,
+        plan: &Plan,
+        group: &Group,
+        index: usize,
+        (from, sub): (usize, usize),
+        scratch: &Scratch,
+    ) {
+        let tile = TileState::new(plan, scratch, index);
+        let place = (from + sub * SIDE, group.head, self.cache_sequence(group));
+        // SAFETY: promised by the caller.
+        unsafe {
+            self.put_mask(group, index, place.0, scratch.mask);
+            let keys = *scratch.non_finite.add(sub);
+            for key in (0..SIDE).filter(|key| keys >> key & 1 == 1) {
+                for half in 0..2 {
+                    let mask = _mm512_load_ps(scratch.mask.add(key * SIDE + half * LANES));
+                    let pairs = scratch.weights.add(sub * STEP_BYTES + half * TILE + key / 2 * ROW);
+                    let words = |plane: usize| {
+                        let pair = _mm512_load_si512(pairs.add(plane * SUBS * STEP_BYTES).cast());
+                        let upper = if key % 2 == 0 { _mm512_slli_epi32::<16>(pair) } else { pair };
+                        _mm512_castsi512_ps(_mm512_and_si512(upper, _mm512_set1_epi32(-0x1_0000)))
+                    };
+                    let weight = if EXACT { _mm512_add_ps(words(0), words(1)) } else { words(0) };
+                    let results = tile.results.add(half * LANES);
+                    self.v.add_non_finite(place, key, (weight, seen(mask)), scratch.rows, results);
+                }
             }
         }
     }
@@ -297,21 +340,33 @@ impl Attention {
             let max = _mm512_max_ps(largest, sinks);
             let factor = exp2(_mm512_sub_ps(largest, max));
             let total = _mm512_fmadd_ps(total, factor, exp2(_mm512_sub_ps(sinks, max)));
-            _mm512_div_ps(factor, total)
+            _mm512_maskz_div_ps(_mm512_cmpneq_ps_mask(total, _mm512_setzero_ps()), factor, total)
         }
     }
 }
 
+/// The lanes whose mask lets them see; NaN does.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn seen(mask: __m512) -> u16 {
+    _mm512_cmpneq_ps_mask(mask, _mm512_set1_ps(f32::NEG_INFINITY))
+}
+
+/// Adds the mask to the scores of keys that are seen. Those of others are minus infinity, whatever they were: NaN or
+/// infinity plus minus infinity would not be.
+///
 /// # Safety
 /// 32 rows of 32 scores and of mask; AVX-512 needed.
 #[target_feature(enable = "avx512f")]
-unsafe fn add_mask(scores: *mut f32, mask: *const f32) {
+unsafe fn apply_mask(scores: *mut f32, mask: *const f32) {
     let unit = _mm512_set1_ps(std::f32::consts::LOG2_E);
     for i in 0..SIDE * SIDE / LANES {
         // SAFETY: promised by the caller.
         unsafe {
-            let at = scores.add(i * LANES);
-            _mm512_store_ps(at, _mm512_fmadd_ps(_mm512_load_ps(mask.add(i * LANES)), unit, _mm512_load_ps(at)));
+            let (at, mask) = (scores.add(i * LANES), _mm512_load_ps(mask.add(i * LANES)));
+            let sum = _mm512_fmadd_ps(mask, unit, _mm512_load_ps(at));
+            // Where it is not seen, the mask is minus infinity.
+            _mm512_store_ps(at, _mm512_mask_mov_ps(mask, seen(mask), sum));
         }
     }
 }

@@ -173,7 +173,7 @@ pub unsafe fn read(shape: &Shape, base: *const u8, offset: usize, plain: &mut [u
 /// # Safety
 /// As for [`Shape::fill`].
 pub unsafe fn fill(shape: &Shape, base: *mut u8, offset: usize, len: usize, value: u8) {
-    if offset == 0 && len == shape.plain_size() {
+    if offset == 0 && len == shape.plain_size() || cfg!(mutant = "fill-all") && len >= PARALLEL_BYTES {
         // A permutation of equal bytes. The padding rows get the value too, which nobody reads.
         // SAFETY: promised by the caller.
         unsafe { std::ptr::write_bytes(base, value, shape.packed_size()) };

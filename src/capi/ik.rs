@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::{c_char, c_int, c_long, c_void};
 
+use super::jump::jumps_on;
 use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkPlan, IkTensor};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
 use crate::host::ik::place::TensorAlloc;
@@ -148,29 +149,46 @@ in_front_of! {
     }
 }
 
-in_front_of! {
-    "iqk_flash_attn_noalibi": __wrap_iqk_flash_attn_noalibi(
-        type_q: c_int, type_mask: c_int, max_bias: f32, neq3: c_int, neq2: c_int, nbq3: c_long, nbq2: c_long,
-        nek3: c_int, nek2: c_int, nbk3: c_long, nbk2: c_long, nev3: c_int, nev2: c_int, nbv3: c_long, nbv2: c_long,
-        ne2: c_int, ne1: c_int, nb1: c_long, type_k: c_int, type_v: c_int, dk: c_int, dv: c_int, neq1: c_int,
-        nek1: c_int, stride_q: c_int, stride_k: c_int, stride_v: c_int, stride_m: c_int, q: *const c_void,
-        k: *const c_void, v: *const c_void, mask: *const c_void, sinks: *const c_void, scale: f32, softcap: f32,
-        qkv: *mut f32, work: *mut c_void, barrier: *const c_void, barrier_data: *mut c_void, ith: c_int, nth: c_int,
-        n_swa: c_int
-    ) -> bool, |real| {
-        let args = FlashAttn {
-            types: [type_q, type_mask, type_k, type_v], max_bias, scale, softcap,
-            q: Rows { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
-            k: Rows { data: k, ne: [dk, nek1, nek2, nek3], nb: [stride_k.into(), nbk2, nbk3] },
-            v: Rows { data: v, ne: [dv, nek1, nev2, nev3], nb: [stride_v.into(), nbv2, nbv3] },
-            mask, stride_m, sinks, result: qkv, nb1, heads: ne1, tokens: ne2, ith, nth,
-        };
-        attention::flash_attn(&args) || real(
-            type_q, type_mask, max_bias, neq3, neq2, nbq3, nbq2, nek3, nek2, nbk3, nbk2, nev3, nev2, nbv3, nbv2, ne2,
-            ne1, nb1, type_k, type_v, dk, dv, neq1, nek1, stride_q, stride_k, stride_v, stride_m, q, k, v, mask, sinks,
-            scale, softcap, qkv, work, barrier, barrier_data, ith, nth, n_swa,
-        )
-    }
+jumps_on! {
+    /// `iqk_flash_attn_noalibi`, which has one argument more at the end in later versions.
+    ///
+    /// # Safety
+    /// As for the host's function.
+    #[unsafe(no_mangle)]
+    __wrap_iqk_flash_attn_noalibi: ask_flash_attn, or real_flash_attn, FLASH_ATTN_ON_STACK
+}
+
+/// Of 39 arguments that are no floats, all but the first six.
+const FLASH_ATTN_ON_STACK: usize = 39 - 6;
+
+extern "C" fn real_flash_attn() -> usize {
+    const INDEX: usize = index_of("iqk_flash_attn_noalibi");
+    real(INDEX)
+}
+
+/// Whether the call was one of ours, and is done.
+///
+/// # Safety
+/// As for the host's function.
+#[rustfmt::skip]
+unsafe extern "C" fn ask_flash_attn(
+    type_q: c_int, type_mask: c_int, max_bias: f32, neq3: c_int, neq2: c_int, nbq3: c_long, nbq2: c_long,
+    nek3: c_int, nek2: c_int, nbk3: c_long, nbk2: c_long, nev3: c_int, nev2: c_int, nbv3: c_long, nbv2: c_long,
+    ne2: c_int, ne1: c_int, nb1: c_long, type_k: c_int, type_v: c_int, dk: c_int, dv: c_int, neq1: c_int,
+    nek1: c_int, stride_q: c_int, stride_k: c_int, stride_v: c_int, stride_m: c_int, q: *const c_void,
+    k: *const c_void, v: *const c_void, mask: *const c_void, sinks: *const c_void, scale: f32, softcap: f32,
+    qkv: *mut f32, _work: *mut c_void, _barrier: *const c_void, _barrier_data: *mut c_void, ith: c_int, nth: c_int,
+    _n_swa: c_int,
+) -> bool {
+    let args = FlashAttn {
+        types: [type_q, type_mask, type_k, type_v], max_bias, scale, softcap,
+        q: Rows { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
+        k: Rows { data: k, ne: [dk, nek1, nek2, nek3], nb: [stride_k.into(), nbk2, nbk3] },
+        v: Rows { data: v, ne: [dv, nek1, nev2, nev3], nb: [stride_v.into(), nbv2, nbv3] },
+        mask, stride_m, sinks, result: qkv, nb1, heads: ne1, tokens: ne2, ith, nth,
+    };
+    // SAFETY: passed on.
+    unsafe { attention::flash_attn(&args) }
 }
 
 in_front_of! {

@@ -4,6 +4,7 @@
 pub mod args;
 pub mod backend;
 pub mod ik;
+mod jump;
 pub mod standalone;
 mod threads;
 pub mod types;

@@ -7,11 +7,10 @@ use libc::{c_char, c_void};
 
 use crate::buffer;
 use crate::cpu::{self, Isa};
-use crate::diag::env::env;
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
 use crate::host;
-use crate::matmul::{Input, MatMul, Output, Settings, Weights};
+use crate::matmul::{Input, MatMul, Output, Settings, Weights, Wish};
 use crate::panel::weights::Shape;
 
 use super::args::MulMatArgs;
@@ -225,7 +224,7 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
     };
     product.check().map_err(|why| Error::new(Status::BadShape, why))?;
     // SAFETY: pointers and sizes were checked, and the instruction set is usable.
-    unsafe { threads::run(&product, Settings { isa, exact: env().exact }, args.n_threads as usize) }
+    unsafe { threads::run(&product, Settings { isa, wish: Wish::of_user() }, args.n_threads as usize) }
 }
 
 /// Multiplies packed weights with rows of floats on threads of its own; see

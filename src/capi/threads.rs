@@ -2,20 +2,27 @@
 //! its end, so a forked child needs nothing from its parent. A thread that cannot be started is done without: the
 //! others learn how many they are only when all have been started.
 
+use std::any::Any;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, available_parallelism, scope};
+use std::thread::available_parallelism;
+
+use libc::{c_void, pthread_t};
 
 use crate::diag::{Error, Status};
 use crate::matmul::{MatMul, Settings, Thread};
 
 /// Nobody has more cores.
 const MAX_THREADS: usize = 1024;
-/// Multiplications for which a thread more is worth its start: that takes about 15 microseconds, in which a core reads
-/// 150 KB of weights.
+/// Multiplications for which a thread more is worth its start and join: that takes about 20 microseconds, in which a core
+/// reads 200 KB of weights.
 const MULS_PER_THREAD: usize = 1 << 18;
 /// Columns of weights that are not cut between threads.
 const COLUMNS: usize = 32;
+
+/// Bytes of a thread's stack: as much as Rust gives its own.
+const STACK: usize = 2 << 20;
 
 /// What the threads of a product agree on: how many they are, and where they wait.
 struct Team {
@@ -31,8 +38,8 @@ struct State {
     waiting: usize,
     /// How often all of them have met.
     round: usize,
-    /// One of them has panicked: nobody waits for it any more.
-    broken: bool,
+    /// What the first of them has panicked with: nobody waits for it any more.
+    panic: Option<Box<dyn Any + Send>>,
 }
 
 /// What a thread panics with that would wait for one that has.
@@ -76,20 +83,76 @@ impl Team {
             self.changed.notify_all();
         } else {
             let round = state.round;
-            state = self.wait_while(state, |s| s.round == round && !s.broken);
+            state = self.wait_while(state, |s| s.round == round && s.panic.is_none());
         }
-        if state.broken {
+        if state.panic.is_some() {
             drop(state);
             resume_unwind(Box::new(Broken));
         }
     }
 
     /// Runs one thread's part; a panic in it lets the others go.
-    fn guard(&self, part: impl FnOnce()) -> std::thread::Result<()> {
-        catch_unwind(AssertUnwindSafe(part)).inspect_err(|_| {
-            self.state().broken = true;
+    fn guard(&self, part: impl FnOnce()) {
+        if let Err(why) = catch_unwind(AssertUnwindSafe(part)) {
+            self.state().panic.get_or_insert(why);
             self.changed.notify_all();
-        })
+        }
+    }
+}
+
+/// What a thread is started with.
+struct Start<'a> {
+    team: &'a Team,
+    index: usize,
+    /// Does the part of a thread of so many.
+    part: &'a (dyn Fn(usize, usize) + Sync),
+}
+
+extern "C" fn run_started(start: *mut c_void) -> *mut c_void {
+    // SAFETY: `start` lets what it points to live until the thread was joined.
+    let start = unsafe { &*start.cast::<Start<'_>>() };
+    start.team.guard(|| (start.part)(start.index, start.team.count()));
+    std::ptr::null_mut()
+}
+
+/// Starts a thread, if one can be had. One of libc's: a thread of Rust's own takes memory on its way, and ends the process
+/// if there is none left.
+///
+/// # Safety
+/// What `start` has must live until the thread was joined.
+unsafe fn start(start: &Start<'_>) -> Option<pthread_t> {
+    let (mut attributes, mut thread) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    // SAFETY: attributes are made before they are used; the rest is promised by the caller.
+    unsafe {
+        if libc::pthread_attr_init(attributes.as_mut_ptr()) != 0 {
+            return None;
+        }
+        // Refused, it is the system's own size.
+        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK);
+        let context = std::ptr::from_ref(start).cast_mut().cast();
+        let failed = libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), run_started, context);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        (failed == 0).then(|| thread.assume_init())
+    }
+}
+
+/// Lets as many of `count` threads as can be had, this one among them, do their parts, and waits for them.
+fn together(count: usize, part: &(dyn Fn(&Team, usize, usize) + Sync)) {
+    let team = Team::new();
+    let part = |index: usize, count: usize| part(&team, index, count);
+    let starts: Vec<Start<'_>> = (1..count).map(|index| Start { team: &team, index, part: &part }).collect();
+    // SAFETY: joined below, before anything of this is dropped; nothing panics until then.
+    let threads: Vec<pthread_t> = starts.iter().map_while(|s| unsafe { start(s) }).collect();
+    let count = threads.len() + 1;
+    team.begin(count);
+    team.guard(|| part(0, count));
+    for thread in threads {
+        // SAFETY: started above, joined once.
+        unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
+    }
+    let panic = team.state().panic.take();
+    if let Some(why) = panic {
+        resume_unwind(why);
     }
 }
 
@@ -148,63 +211,49 @@ pub unsafe fn run(product: &MatMul, settings: Settings, wanted: usize) -> Result
             }
         }
     };
-    let (team, work, product) = (Team::new(), Work(work.as_mut_ptr()), Shared(product));
-    let part = |index: usize, count: usize| {
+    let (work, product) = (Work(work.as_mut_ptr()), Shared(product));
+    together(count, &|team, index, count| {
         let thread = Thread { index, count, barrier: &|| team.meet() };
         // SAFETY: promised by the caller; the work buffer has the size for so many threads, and the operation gives
         // every thread its own part of it and of the result.
-        team.guard(|| unsafe { product.get().run(settings, &thread, work.get()) })
-    };
-    scope(|scope| {
-        let mut started = Vec::with_capacity(count);
-        while started.len() + 1 < count {
-            let index = started.len() + 1;
-            let (team, part) = (&team, &part);
-            match Builder::new().spawn_scoped(scope, move || part(index, team.count())) {
-                Ok(thread) => started.push(thread),
-                Err(_) => break,
-            }
-        }
-        let count = started.len() + 1;
-        team.begin(count);
-        let mine = part(0, count);
-        let theirs = started.into_iter().map(|thread| thread.join().and_then(|result| result));
-        let first = theirs.chain([mine]).filter_map(Result::err).min_by_key(|why| why.is::<Broken>());
-        first.map_or(Ok(()), |why| resume_unwind(why))
-    })
+        unsafe { product.get().run(settings, &thread, work.get()) }
+    });
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
     fn given_a_panic_in_one_thread_then_the_others_do_not_wait_for_it() {
-        let team = Team::new();
-        team.begin(3);
-        let ended = scope(|scope| {
-            let others: Vec<_> = (0..2).map(|_| scope.spawn(|| team.guard(|| team.meet()))).collect();
-            let first = team.guard(|| resume_unwind(Box::new("first")));
-            let broken = others.into_iter().map(|t| t.join().unwrap().unwrap_err().is::<Broken>());
-            (first.unwrap_err().is::<Broken>(), broken.collect::<Vec<_>>())
-        });
-        assert_eq!(ended, (false, vec![true, true]));
+        for bad in 0..3 {
+            let reached = AtomicUsize::new(0);
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                together(3, &|team, index, _| {
+                    if index == bad {
+                        resume_unwind(Box::new(bad));
+                    }
+                    team.meet();
+                    reached.fetch_add(1, Ordering::Relaxed);
+                });
+            }));
+            assert_eq!((result.unwrap_err().downcast_ref(), reached.into_inner()), (Some(&bad), 0));
+        }
     }
 
     #[test]
     fn given_many_rounds_then_nobody_runs_ahead() {
-        let (team, rounds) = (Team::new(), std::sync::atomic::AtomicUsize::new(0));
-        team.begin(5);
-        scope(|scope| {
-            for _ in 0..5 {
-                scope.spawn(|| {
-                    for round in 0..500 {
-                        let before = rounds.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                        assert!((5 * round..5 * round + 5).contains(&before), "{before} in round {round}");
-                        team.meet();
-                    }
-                });
+        let rounds = AtomicUsize::new(0);
+        together(5, &|team, _, count| {
+            for round in 0..500 {
+                let before = rounds.fetch_add(1, Ordering::SeqCst);
+                assert!((count * round..count * (round + 1)).contains(&before), "{before} in round {round}");
+                team.meet();
             }
         });
+        assert_eq!(rounds.into_inner(), 5 * 500);
     }
 }

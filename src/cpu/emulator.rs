@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-use super::Avx512;
+use super::has_avx512;
 use super::tile::{TILE_BYTES, TILE_ROWS};
 
 /// Eight registers and their shapes.
@@ -33,7 +33,7 @@ thread_local! {
 pub fn install() -> Result<(), String> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     DONE.get_or_init(|| {
-        if Avx512::new().is_none() || !is_x86_feature_detected!("avx512bf16") {
+        if !has_avx512() || !is_x86_feature_detected!("avx512bf16") {
             return Err("the emulator of the tile unit needs AVX-512 VNNI and BF16".to_string());
         }
         // SAFETY: all zeros is a valid sigaction; the handler has the signature that SA_SIGINFO asks for.

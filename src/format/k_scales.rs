@@ -46,7 +46,8 @@ pub(super) unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, _
         let high = |j: usize| _mm512_slli_epi32::<4>(_mm512_srli_epi32::<6>(byte(j)));
         let low = byte(group + 4);
         let nibble = _mm512_and_si512(low, _mm512_set1_epi32(15));
-        (_mm512_or_si512(nibble, high(group - 4)), _mm512_or_si512(_mm512_srli_epi32::<4>(low), high(group)))
+        let sc = if cfg!(mutant = "six-bits") { nibble } else { _mm512_or_si512(nibble, high(group - 4)) };
+        (sc, _mm512_or_si512(_mm512_srli_epi32::<4>(low), high(group)))
     };
     // SAFETY: d and dmin are the first 64 bytes.
     let (d, dmin) = unsafe { (f16_lanes(block), f16_lanes(block.add(2 * LANES))) };

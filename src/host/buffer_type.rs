@@ -1,6 +1,7 @@
 //! The buffer type `AMX` and its buffers, as ggml's interfaces want them.
 
 use std::ffi::c_char;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use libc::c_void;
@@ -14,6 +15,7 @@ use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
+use crate::matmul::measured;
 use crate::{cpu, error, info};
 
 /// Alignment of tensors: a cache line.
@@ -134,7 +136,20 @@ unsafe fn region<'a>(buffer: *mut GgmlBuffer) -> &'a Region {
 
 unsafe extern "C" fn free_buffer(buffer: *mut GgmlBuffer) {
     // SAFETY: made by `alloc_buffer`, freed once.
-    drop(unsafe { Box::from_raw((*buffer).context.cast::<Region>()) });
+    let region = unsafe { Box::from_raw((*buffer).context.cast::<Region>()) };
+    measured::forget(&bytes_of(&region));
+}
+
+/// Addresses of a region's bytes.
+fn bytes_of(region: &Region) -> Range<usize> {
+    let base = region.base().as_ptr() as usize;
+    base..base + region.len()
+}
+
+/// Forgets what was measured of a tensor whose bytes change, or of the one that it is a view of.
+fn forget(tensor: &GgmlTensor) {
+    let base = tensor.root().data as usize;
+    measured::forget(&(base..base + 1));
 }
 
 unsafe extern "C" fn get_base(buffer: *mut GgmlBuffer) -> *mut c_void {
@@ -198,7 +213,10 @@ unsafe fn place(what: &str, tensor: *const GgmlTensor, data: *const c_void, offs
 
 unsafe extern "C" fn memset_tensor(_: *mut GgmlBuffer, tensor: *mut GgmlTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
-    unsafe { place("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value) }
+    unsafe {
+        place("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value);
+        forget(&*tensor);
+    }
 }
 
 unsafe extern "C" fn set_tensor(
@@ -212,7 +230,10 @@ unsafe extern "C" fn set_tensor(
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
-    unsafe { place("set_tensor", tensor, data, offset, size).write(data.cast(), size) }
+    unsafe {
+        place("set_tensor", tensor, data, offset, size).write(data.cast(), size);
+        forget(&*tensor);
+    }
 }
 
 unsafe extern "C" fn get_tensor(
@@ -295,5 +316,6 @@ unsafe extern "C" fn clear(buffer: *mut GgmlBuffer, value: u8) {
     unsafe {
         let region = region(buffer);
         std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
+        measured::forget(&bytes_of(region));
     }
 }

@@ -9,7 +9,6 @@ use super::abi::{GgmlComputeParams, GgmlTensor};
 use super::buffer_type::host;
 use super::op;
 use crate::cpu;
-use crate::diag::env::env;
 use crate::matmul::{Op, Settings, Thread};
 
 /// Virtual table with the words before its address point: offset to top, and no type information
@@ -151,7 +150,7 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
     // SAFETY: the pool is the host's, and every one of its threads runs this node.
     let barrier = || unsafe { host.barrier(params.threadpool) };
     let (settings, thread) =
-        (Settings { isa: cpu::isa(), exact: env().exact }, Thread { index, count, barrier: &barrier });
+        (Settings { isa: cpu::isa(), wish: op::wish(op) }, Thread { index, count, barrier: &barrier });
     // SAFETY: shapes, buffers and ids were checked; the instruction set is the one found usable.
     unsafe {
         match &product {

@@ -10,7 +10,7 @@ use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32, TYPE_I32};
 use super::buffer_type;
 use crate::cpu::{self, Isa};
 use crate::format::ACT_BLOCK;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Stored, Weights};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Stored, Weights, Wish};
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
@@ -139,6 +139,25 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
         return Err(format!("the view {} leaves its tensor", w.name()));
     }
     Ok(product)
+}
+
+/// What the user or the graph wants a product for. ggml writes its wishes into the parameters of MUL_MAT and MUL_MAT_ID
+/// (`ggml_prec_set_acc`, `ggml_prec_set_src`): how sums are made, and how the activations may be rounded. Sums are always
+/// made in f32 here; whoever asks for it wants a good result.
+pub fn wish(op: &GgmlTensor) -> Wish {
+    /// Numbers of `enum ggml_prec`; what comes after F16 allows 8 bits.
+    const F32: i32 = 10;
+    const BF16: i32 = 15;
+    const F16: i32 = 20;
+    /// Where ggml has them.
+    const SUMS: usize = 0;
+    const ACTIVATIONS: usize = 3;
+    let of_graph = match (op.op_params[SUMS], op.op_params[ACTIVATIONS]) {
+        (_, F32 | F16) => Wish::Floats,
+        (_, BF16) | (F32, _) => Wish::Exact,
+        _ => Wish::Auto,
+    };
+    Wish::of_user().max(of_graph)
 }
 
 /// src0 of a product.

@@ -27,7 +27,7 @@ impl Random {
 }
 
 /// Random bytes with sane scales: f16 numbers are made small, exponents and 8-bit floats about 1.
-fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
+pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
     use WeightType::*;
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
     let halves: &[usize] = match ty {

@@ -2,6 +2,7 @@
 //! user asked for, and what was seen of the activations. The bound of each row is kept elsewhere, whatever is chosen
 //! here ([`crate::panel::row_error`]); this is about speed, and about errors that are the same for many rows.
 
+use super::Wish;
 use crate::panel::outliers::Seen;
 use crate::panel::row_error::MAX_OF_TYPE;
 use crate::panel::tiles::{FINEST, PASSES, Precision, ROWS};
@@ -42,8 +43,8 @@ pub struct Facts {
     pub tile_rows: usize,
     /// Products of matrices of their own.
     pub batches: usize,
-    /// Whether the user wants the same bits for a row whatever its neighbours are.
-    pub exact: bool,
+    /// What the results are wanted for.
+    pub wish: Wish,
 }
 
 /// What to do with the rows.
@@ -64,7 +65,7 @@ impl Facts {
             Storage::Plain(precision) => Choice::Tiles(precision),
             Storage::Decoded => Choice::Tiles(Precision::Bf16),
             // Whatever the number of rows: theirs and their neighbours' must not matter.
-            Storage::Quantised if self.exact => Choice::Tiles(Precision::Bf16),
+            Storage::Quantised if self.wish >= Wish::Exact => Choice::Tiles(Precision::Bf16),
             Storage::Quantised if self.rows < self.tile_rows => Choice::Vectors,
             // Small products (heads), not worth the search for outliers.
             Storage::Quantised if self.batches > 1 => self.without_int8(),
@@ -101,8 +102,14 @@ impl Facts {
 mod tests {
     use super::*;
 
-    const Q4_0: Facts =
-        Facts { storage: Storage::Quantised, own_error: 7.3e-3, rows: 512, tile_rows: 11, batches: 1, exact: false };
+    const Q4_0: Facts = Facts {
+        storage: Storage::Quantised,
+        own_error: 7.3e-3,
+        rows: 512,
+        tile_rows: 11,
+        batches: 1,
+        wish: Wish::Auto,
+    };
 
     /// 16 rows with these mean errors.
     fn seen(blocks: f32, int8: [f32; 3], crest: f32) -> Seen {
@@ -113,7 +120,7 @@ mod tests {
     #[test]
     fn few_rows_take_vectors_unless_their_bits_must_not_depend_on_their_number() {
         assert_eq!(Facts { rows: 10, ..Q4_0 }.choice(), Choice::Vectors);
-        assert_eq!(Facts { rows: 1, exact: true, ..Q4_0 }.choice(), Choice::Tiles(Precision::Bf16));
+        assert_eq!(Facts { rows: 1, wish: Wish::Exact, ..Q4_0 }.choice(), Choice::Tiles(Precision::Bf16));
         assert_eq!(Facts { batches: 2, rows: 32, ..Q4_0 }.choice(), Choice::Vectors);
         assert_eq!(Facts { batches: 2, rows: 33, ..Q4_0 }.choice(), Choice::Tiles(Precision::Bf16));
         assert_eq!(Q4_0.choice(), Choice::Look);

@@ -8,7 +8,9 @@ use super::choice::{self, Choice, Facts};
 use super::exact_rows::ExactRows;
 use super::measured::Known;
 use super::routing::{self, Expert, Piece, Place, Routing};
-use super::{ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, split};
+use super::{
+    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, Wish, split,
+};
 use crate::cpu::Isa;
 use crate::debug;
 use crate::diag::{counters, log};
@@ -138,6 +140,7 @@ struct Parts {
 #[derive(Clone, Copy)]
 struct Ways {
     isa: Isa,
+    wish: Wish,
     /// From how many rows on an expert is multiplied on tiles, and how.
     tiles: Option<(usize, Precision)>,
 }
@@ -188,9 +191,9 @@ impl ExpertMul {
             own_error: stored.own_error(),
             // Together they are enough.
             rows: usize::MAX,
-            tile_rows: if settings.exact { 1 } else { stored.tile_rows() },
+            tile_rows: if settings.wish >= Wish::Exact { 1 } else { stored.tile_rows() },
             batches: 1,
-            exact: settings.exact,
+            wish: settings.wish,
         }
     }
 
@@ -259,7 +262,11 @@ impl ExpertMul {
             thread.wait();
             let known = &**parts.known;
             known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
-            let ways = Ways { isa: settings.isa, tiles: self.tiles(&facts, settings.isa, &parts, thread) };
+            let ways = Ways {
+                isa: settings.isa,
+                wish: settings.wish,
+                tiles: self.tiles(&facts, settings.isa, &parts, thread),
+            };
             if thread.index == 0 {
                 let op = if self.gate.is_some() { counters::Op::MoeFusedUpGate } else { counters::Op::MulMatId };
                 // Of experts with few rows and experts with many: by those with many.
@@ -534,7 +541,8 @@ impl ExpertMul {
                     parts.tiles.holds(precision, &bound, weights, x, *row, channels, mask)
                 };
                 let flag = parts.flags.add(expert.first as usize + place.row as usize);
-                *flag = u8::from(!(**parts.known).of(expert.number as usize).all(holds));
+                let by_tiles = ways.wish < Wish::Floats && (**parts.known).of(expert.number as usize).all(holds);
+                *flag = u8::from(!by_tiles);
             }
         }
     }

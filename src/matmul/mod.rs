@@ -18,6 +18,7 @@ mod weights;
 
 use crate::cpu::Isa;
 use crate::debug;
+use crate::diag::env::env;
 use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
@@ -173,8 +174,26 @@ impl Op {
 pub struct Settings {
     /// Highest instruction set.
     pub isa: Isa,
-    /// The tile GEMM in BF16 for any number of rows: more digits, and a row's bits do not depend on the other rows.
-    pub exact: bool,
+    /// What the results are wanted for.
+    pub wish: Wish,
+}
+
+/// How many digits results shall have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wish {
+    /// As many as the bound of rows asks for.
+    Auto,
+    /// Those of BF16, for any number of rows: then a row's bits do not depend on the other rows.
+    Exact,
+    /// Those of floats: the graph says that activations must not be rounded.
+    Floats,
+}
+
+impl Wish {
+    /// What the environment says: `GGML_AMX_PRECISION`.
+    pub fn of_user() -> Self {
+        if env().exact { Wish::Exact } else { Wish::Auto }
+    }
 }
 
 /// This thread's place in the operation.
@@ -273,7 +292,7 @@ impl MatMul {
             rows: self.input.ne[1],
             tile_rows: self.weights.stored.tile_rows(),
             batches: plan.batches,
-            exact: settings.exact,
+            wish: settings.wish,
         };
         let choice = if settings.isa == Isa::Amx { facts.choice() } else { Choice::Vectors };
         // SAFETY: the parts lie one behind the other in the work buffer; each batch of activations and
@@ -410,7 +429,8 @@ impl MatMul {
                 let holds = |weights| {
                     tiles.holds(precision, &Bound::new(facts.own_error, weights), weights, &x, row, &at.1, mask)
                 };
-                *parts.flags.add(i) = u8::from(!known.of(i2 + i3 * self.weights.ne[2]).all(holds));
+                let by_tiles = facts.wish < Wish::Floats && known.of(i2 + i3 * self.weights.ne[2]).all(holds);
+                *parts.flags.add(i) = u8::from(!by_tiles);
             }
             Operand::Tiles(precision)
         }

@@ -185,7 +185,8 @@ impl Routing {
                 let expert = &mut experts[counts[expert] as usize];
                 let (at, row) = ((expert.first + expert.rows) as usize, expert.rows);
                 expert.rows += 1;
-                self.sources.add(at).write(source(token, slot));
+                let slot_of_source = if cfg!(mutant = "routing-slot") { 0 } else { slot };
+                self.sources.add(at).write(source(token, slot_of_source));
                 self.results.add(at).write(result(token, slot));
                 self.places.add(token * choices.used + slot).write(Place { expert: expert.index, row });
             });

@@ -50,13 +50,15 @@ impl Split {
         Self { n, m, batches, threads, col_units, row_chunks }
     }
 
+    /// Units of the grid.
+    fn units(self) -> usize {
+        let all = self.batches * self.col_units * self.row_chunks;
+        if cfg!(mutant = "split-last") { all - 1 } else { all }
+    }
+
     /// The pieces of thread `index`: neighbouring column units of one batch and row chunk together.
     pub fn pieces(self, index: usize) -> impl Iterator<Item = Piece> {
-        let mut at = if self.m == 0 {
-            0..0
-        } else {
-            share(self.batches * self.col_units * self.row_chunks, index, self.threads)
-        };
+        let mut at = if self.m == 0 { 0..0 } else { share(self.units(), index, self.threads) };
         std::iter::from_fn(move || {
             if at.is_empty() {
                 return None;

@@ -305,7 +305,10 @@ fn run_program(job: &Job, out: &Path, options: &Options) -> Result<()> {
     let counts = counts.map_or("", |l| l.rsplit(": ").next().unwrap_or(l));
     let time = util::seconds(begin.elapsed());
     match code {
-        Ok(0) if !counts.is_empty() => println!("  passed  {time:>7}  {title}: {counts}"),
+        Ok(0) if !counts.is_empty() => {
+            options.pass(1);
+            println!("  passed  {time:>7}  {title}: {counts}");
+        }
         Ok(ALL_SKIPPED) => println!("  SKIPPED {time:>7}  {title}"),
         how => {
             let how = match how {

@@ -8,6 +8,7 @@ use crate::{
     cpu::{self, Cpu},
     fetch,
     host::{self, Host, Kind},
+    products::Floor,
     program::{self, Settings, Way},
     speed, symbols, table,
     util::Result,
@@ -45,6 +46,15 @@ impl Plan {
     /// Nothing here that this library would use.
     pub fn steps_aside(&self) -> bool {
         !self.amx && self.isa.is_none()
+    }
+
+    /// Whether this library computed what there was to compute for an answer: a prompt, and a token or more for a word.
+    pub fn check(&self, host: &Host, model: &Path, settings: &Settings<'_>, answer: &chat::Answer) -> Result<()> {
+        if self.steps_aside() {
+            return Ok(());
+        }
+        let words = answer.text.split_whitespace().count();
+        Floor::new(host, settings, model, 1, words)?.check(&answer.log)
     }
 
     fn ours_label(&self) -> String {
@@ -111,6 +121,7 @@ fn chat(plan: &Plan, host: &Host, model: &Path) -> Result<()> {
     if let Some(why) = chat::garbage(&answer.text) {
         return Err(format!("{why}: {:?}", answer.text));
     }
+    plan.check(host, model, &plan.settings(), &answer)?;
     if plan.amx && line.is_none() {
         return Err("the host did not print `AMX model buffer size`: AMX is there but was not used \
             (the lines of ggml-amx above say why; repeat with GGML_AMX_LOG=debug)"

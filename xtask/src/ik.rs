@@ -14,7 +14,7 @@ use crate::{
     demo::Plan,
     fetch,
     host::{self, Host, Kind},
-    preload,
+    preload, products,
     program::{self, Settings, Way},
     speed, symbols, table,
     util::{self, Result, io},
@@ -60,8 +60,9 @@ fn chat(plan: &Plan, host: &Host, model: &Path) -> Result<Answer> {
 /// The question to this library, linked in or loaded before the host's.
 fn in_every_mode(plan: &Plan, host: &Host, model: &Path, preload: Option<&Path>, alone: &Answer) -> Result<()> {
     for (name, settings) in modes(plan) {
-        let answer = ask(host, model, Way::Ours(Settings { preload, ..settings }), name)?;
-        must_be_at_work(plan, &answer)?;
+        let settings = Settings { preload, ..settings };
+        let answer = ask(host, model, Way::Ours(settings), name)?;
+        plan.check(host, model, &settings, &answer).map_err(|why| format!("{name}: {why}"))?;
         compare(name, &answer, alone);
     }
     Ok(())
@@ -108,9 +109,13 @@ pub fn linked_statically() -> Result<()> {
     let mut run = Command::new(&program);
     run.current_dir(&dir).arg("-m").arg(&model).args(["-p", &chat::templated(), "--no-display-prompt"]);
     run.args(["--temp", "0", "-n", "32", "-c", "512", "-t", &plan.cpu.threads.to_string()]);
+    let settings = Settings { packed: true, ..plan.settings() };
+    settings.apply(&mut run, false);
+    let (report, value) = products::REPORT;
+    run.env(report, value);
     let output = util::capture(&mut run, &cache::log("ik-static")?)?;
     let answer = Answer { text: output.stdout.trim().into(), log: output.stderr, command: util::shown(&run) };
-    must_be_at_work(&plan, &answer)?;
+    plan.check(&host, &model, &settings, &answer).map_err(|why| format!("statically linked: {why}"))?;
     println!("  statically linked: {}", answer.text);
     chat::garbage(&answer.text).map_or(Ok(()), |why| Err(format!("statically linked: {why}")))
 }
@@ -145,13 +150,6 @@ fn ask(host: &Host, model: &Path, way: Way<'_>, name: &str) -> Result<Answer> {
         Some(why) => Err(format!("{name}: {why}: {:?}", answer.text)),
         None => Ok(answer),
     }
-}
-
-fn must_be_at_work(plan: &Plan, answer: &Answer) -> Result<()> {
-    if plan.steps_aside() || program::is_at_work(&answer.log) {
-        return Ok(());
-    }
-    Err("this library did not say that it is at work (repeat with GGML_AMX_LOG=debug)".into())
 }
 
 /// Nobody rounds activations alike, so that the last digit of a logit may choose another word; both answer.

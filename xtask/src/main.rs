@@ -14,10 +14,13 @@ mod header;
 mod host;
 mod ik;
 mod json;
+mod mutants;
 mod preload;
+mod products;
 mod program;
 mod race;
 mod score;
+mod skips;
 mod slice;
 mod speed;
 mod symbols;
@@ -40,6 +43,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask bench    products beside other hosts' and the machine's limits; whole models
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
+  cargo xtask mutants  planted defects, each of which a test must find
   cargo xtask cmake-tests  only the CMake modules, on small trees
   cargo xtask race     what threads share, under ThreadSanitizer
   cargo xtask header   write include/ggml-amx.h anew
@@ -84,12 +88,14 @@ not hold the weights.
   --tokens N    length of the text, at least 4096; default 8192
   --json        the last line printed is a JSON array";
 
-const TEST_HELP: &str = "cargo xtask test [--quick]
+const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
 
-Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable),
-C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts the steps.
+Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer),
+C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
+A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
 
-  --quick   no real hosts";
+  --quick   no real hosts
+  --full    also what takes too long for CI: planted defects, each of which a test must find";
 
 const C_TESTS_HELP: &str = "cargo xtask c-tests [--quick]
 
@@ -108,6 +114,7 @@ fn main() -> ExitCode {
         "race" => race::HELP,
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
+        "mutants" => mutants::HELP,
         "--help" | "-h" | "help" => HELP,
         other => return usage(&format!("no command `{other}`"), HELP),
     };
@@ -117,19 +124,18 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match command {
-        "test" => match quick(rest) {
-            Ok(quick) => {
-                return test::run(&test::Options::new(quick));
-            }
+        "test" => match test_options(rest) {
+            Ok(options) => return test::run(&options),
             Err(e) => return usage(&e, help),
         },
         "hosts" => kinds(rest).map(|kinds| hosts(&kinds)),
         "demo" => demo_options(rest).map(|(quick, is_ik)| if is_ik { ik::demo(quick) } else { demo::run(quick) }),
         "verify" => verify_options(rest).map(|options| verify(&options)),
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
-        "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick))),
+        "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick, false))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
-        "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick))),
+        "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
+        "mutants" => Ok(mutants::run(rest)),
         _ => quick(rest).map(|_| header::run()),
     };
     match outcome {
@@ -145,6 +151,13 @@ fn main() -> ExitCode {
 fn usage(what: &str, help: &str) -> ExitCode {
     eprintln!("{what}\n\n{help}");
     ExitCode::from(2)
+}
+
+fn test_options(args: &[String]) -> Result<test::Options> {
+    match args.iter().find(|a| !["--quick", "--full"].contains(&a.as_str())) {
+        Some(other) => Err(format!("unknown argument `{other}`")),
+        None => Ok(test::Options::new(args.iter().any(|a| a == "--quick"), args.iter().any(|a| a == "--full"))),
+    }
 }
 
 fn quick(args: &[String]) -> Result<bool> {

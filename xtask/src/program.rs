@@ -11,6 +11,7 @@ use std::{
 use crate::{
     cache,
     host::Host,
+    products,
     util::{self, Output, Result, io},
 };
 
@@ -78,6 +79,8 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
         }
     }
     let is_bench = name == "llama-bench";
+    let (report, value) = products::REPORT;
+    command.env(report, value);
     match way {
         Way::Ours(settings) => settings.apply(&mut command, is_bench),
         Way::Plain if !host.kind.is_ik() => {
@@ -116,7 +119,13 @@ impl Settings<'_> {
         }
     }
 
-    fn apply(self, command: &mut Command, is_bench: bool) {
+    /// Whether the tile unit is to be used.
+    pub fn is_amx(&self) -> bool {
+        self.isa.is_none_or(|isa| isa == "amx")
+    }
+
+    /// Puts them into the environment and the arguments of a program.
+    pub fn apply(self, command: &mut Command, is_bench: bool) {
         let on = [
             ("GGML_AMX_ISA", self.isa),
             ("GGML_AMX_PRECISION", self.exact.then_some("exact")),
@@ -201,11 +210,6 @@ pub fn our_lines(log: &str) -> Vec<&str> {
     log.lines().filter_map(|l| l.find("ggml-amx:").map(|at| l[at..].trim())).collect()
 }
 
-/// Whether it said that it works in this process.
-pub fn is_at_work(log: &str) -> bool {
-    our_lines(log).iter().any(|l| l.contains("kernels: "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,7 +221,6 @@ mod tests {
         assert_eq!(amx_line(log), Some("load_tensors:          AMX model buffer size =    95.34 MiB"));
         assert_eq!(held(log), Some(95.34));
         assert_eq!(our_lines(log), ["ggml-amx: no permission"]);
-        assert!(!is_at_work(log) && is_at_work("ggml-amx: version 0.1.0, kernels: amx\n"));
         let in_ik = "ggml-amx: 7 tensors packed, 1.25 MiB\nother\nggml-amx: 9 tensors packed, 2.50 MiB\n";
         assert_eq!((held(in_ik), held("ggml-amx: no permission")), (Some(2.5), None));
         assert_eq!(amx_line("load_tensors:   CPU_Mapped model buffer size =    92.10 MiB"), None);

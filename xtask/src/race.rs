@@ -47,5 +47,6 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     let passed = output.stdout.lines().filter(|l| l.starts_with("test ") && l.ends_with(" ok")).count();
     println!("  {passed} tests passed under ThreadSanitizer ({version})");
+    options.pass(passed);
     if passed == 0 { Err("no test ran".into()) } else { Ok(()) }
 }

@@ -5,9 +5,13 @@ use std::path::Path;
 use crate::{
     cache,
     host::Host,
+    products::Floor,
     program::{self, Way},
     util::Result,
 };
+
+/// Tokens that llama-bench computes at once if it is not told.
+const UBATCH: u32 = 512;
 
 /// What llama-bench is asked for.
 pub struct Plan {
@@ -47,7 +51,7 @@ impl Samples {
     }
 }
 
-/// Runs all ways in turns; the proof of what was loaded is part of every run.
+/// Runs all ways in turns; the proof of what was loaded, and of how much this library computed, is part of every run.
 pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, plan: &Plan) -> Result<Vec<Samples>> {
     let mut all: Vec<Samples> = ways.iter().map(|_| Samples::default()).collect();
     let [prompt, generation] = [plan.prompt, plan.generation].map(|n| n.to_string());
@@ -65,6 +69,11 @@ pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, 
             let generated = if plan.generation > 0 { plan.repetitions } else { 0 };
             if one.prompt.len() != plan.repetitions || one.generation.len() != generated {
                 return Err(format!("llama-bench printed no samples: see {}", log.display()));
+            }
+            if let Way::Ours(settings) = way {
+                let batches = plan.repetitions * plan.prompt.div_ceil(plan.batch.unwrap_or(UBATCH)) as usize;
+                let tokens = plan.repetitions * plan.generation as usize;
+                Floor::new(host, settings, model, batches, tokens)?.check(&output.stderr)?;
             }
             samples.prompt.extend(one.prompt);
             samples.generation.extend(one.generation);

@@ -3,14 +3,19 @@
 use std::{
     io::Write,
     process::ExitCode,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use crate::{
-    c_tests, cache, cmake_tests, demo,
+    c_tests, cache, cmake_tests, cpu, demo,
     host::{self, Kind},
-    ik,
+    ik, mutants,
+    products::Products,
+    race, skips,
     util::{self, Result},
     verify,
 };
@@ -19,16 +24,24 @@ use crate::{
 pub struct Options {
     /// Leave out everything that needs a real host.
     pub quick: bool,
+    /// Run what does not fit into CI too.
+    pub full: bool,
+    passed: AtomicUsize,
     skips: Mutex<Vec<String>>,
 }
 
 impl Options {
-    /// No skips yet.
-    pub fn new(quick: bool) -> Self {
-        Self { quick, skips: Mutex::default() }
+    /// Nothing passed and no skips yet.
+    pub fn new(quick: bool, full: bool) -> Self {
+        Self { quick, full, passed: AtomicUsize::new(0), skips: Mutex::default() }
     }
 
-    /// Records a check inside a step that could not run; the summary lists it by name.
+    /// Counts tests that passed, all of each. A step that counts none is a test itself.
+    pub fn pass(&self, count: usize) {
+        self.passed.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Records a check that could not run; the summary lists it by name.
     pub fn skip(&self, name: &str, why: &str) {
         println!("SKIPPED {name}: {why}");
         self.note_skip(format!("{name}: {why}"));
@@ -40,57 +53,86 @@ impl Options {
             skips.push(line);
         }
     }
+
+    /// Skips that nobody allowed, on a machine where everything can run.
+    fn not_allowed(&self, has_amx: bool) -> Vec<String> {
+        let skips = self.skips.lock().expect("no step panics");
+        skips.iter().filter(|skip| has_amx && skips::allowed(skip).is_none()).cloned().collect()
+    }
+}
+
+/// When a step runs.
+#[derive(Clone, Copy, PartialEq)]
+enum When {
+    Always,
+    /// Needs a real host: left out by `--quick`.
+    WithHosts,
+    /// Takes too long for CI: only with `--full`.
+    Full,
 }
 
 /// One line of the summary.
 struct Step {
     name: &'static str,
-    /// Needs a real host: left out by `--quick`.
-    host: bool,
+    when: When,
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 11] = [
-    Step { name: "format", host: false, run: |_| util::run_shown(util::cargo().args(["fmt", "--all", "--check"])) },
-    Step { name: "clippy", host: false, run: clippy },
-    Step { name: "rust tests", host: false, run: |o| rust_tests(o, None) },
-    Step { name: "rust tests, AVX-512", host: false, run: |o| rust_tests(o, Some("avx512")) },
-    Step { name: "rust tests, portable", host: false, run: |o| rust_tests(o, Some("portable")) },
-    Step { name: "C tests", host: false, run: c_tests::run },
-    Step { name: "CMake modules", host: false, run: |_| cmake_tests::run() },
+const STEPS: [Step; 13] = [
+    Step {
+        name: "format",
+        when: When::Always,
+        run: |_| util::run_shown(util::cargo().args(["fmt", "--all", "--check"])),
+    },
+    Step { name: "clippy", when: When::Always, run: clippy },
+    Step { name: "rust tests", when: When::Always, run: |o| rust_tests(o, None) },
+    Step { name: "rust tests, AVX-512", when: When::Always, run: |o| rust_tests(o, Some("avx512")) },
+    Step { name: "rust tests, portable", when: When::Always, run: |o| rust_tests(o, Some("portable")) },
+    Step { name: "races", when: When::Always, run: race::run },
+    Step { name: "C tests", when: When::Always, run: c_tests::run },
+    Step { name: "CMake modules", when: When::Always, run: |_| cmake_tests::run() },
     Step {
         name: "hosts",
-        host: true,
+        when: When::WithHosts,
         run: |_| [Kind::Llama, Kind::Static, Kind::Dl].into_iter().try_for_each(|k| host::ensure(k).map(|_| ())),
     },
-    Step { name: "demo", host: true, run: |_| demo::run(true) },
-    Step { name: "verify", host: true, run: |o| verify_step(o, &verify::Options::default()) },
-    Step { name: "ik_llama.cpp", host: true, run: ik_step },
+    Step { name: "demo", when: When::WithHosts, run: |_| demo::run(true) },
+    Step { name: "verify", when: When::WithHosts, run: |o| verify_step(o, &verify::Options::default()) },
+    Step { name: "ik_llama.cpp", when: When::WithHosts, run: ik_step },
+    Step { name: "mutants", when: When::Full, run: mutants::step },
 ];
 
 /// Runs the steps up to the first failure, and prints the summary last.
 pub fn run(options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut lines: Vec<(&str, &str, Duration)> = Vec::new();
-    let mut failure = None;
-    for (n, step) in STEPS.iter().enumerate() {
-        if failure.is_some() {
+    let mut failures: Vec<String> = Vec::new();
+    let steps: Vec<&Step> = STEPS.iter().filter(|step| options.full || step.when != When::Full).collect();
+    for (n, step) in steps.iter().enumerate() {
+        if !failures.is_empty() {
             options.note_skip(format!("{}: not run after the failure", step.name));
             continue;
         }
-        if options.quick && step.host {
+        if options.quick && step.when == When::WithHosts {
             options.skip(step.name, "--quick");
             continue;
         }
-        println!("\n=== {} of {}: {}", n + 1, STEPS.len(), step.name);
+        println!("\n=== {} of {}: {}", n + 1, steps.len(), step.name);
         let begin = Instant::now();
+        let before = options.passed.load(Ordering::Relaxed);
         let outcome = (step.run)(options);
+        if outcome.is_ok() && options.passed.load(Ordering::Relaxed) == before {
+            options.pass(1);
+        }
         lines.push((step.name, if outcome.is_ok() { "passed" } else { "FAILED" }, begin.elapsed()));
         if let Err(why) = outcome {
             println!("\nFAILED {}: {why}", step.name);
-            failure = Some((step.name, why));
+            failures.push(format!("{}: {why}", step.name));
         }
     }
+    let has_amx = cpu::detect().amx;
+    failures
+        .extend(options.not_allowed(has_amx).into_iter().map(|skip| format!("skipped on a machine with AMX: {skip}")));
     println!("\n=== Summary");
     for (name, verdict, time) in &lines {
         println!("  {verdict}  {:>7}  {name}", util::seconds(*time));
@@ -100,20 +142,23 @@ pub fn run(options: &Options) -> ExitCode {
         println!("  SKIPPED          {skip}");
     }
     println!("  in all  {:>7}", util::seconds(start.elapsed()));
-    if let Some((name, why)) = &failure {
-        println!("  first failure: {name}: {}", why.lines().next().unwrap_or_default());
+    for failure in &failures {
+        println!("  failure: {}", failure.lines().next().unwrap_or_default());
     }
-    let failed = usize::from(failure.is_some());
-    println!("{} passed, {failed} failed, {} skipped", lines.len() - failed, skips.len());
+    if !has_amx {
+        println!("  This machine has no AMX: nothing here ran on a tile unit.");
+    }
+    let passed = options.passed.load(Ordering::Relaxed);
+    println!("{passed} passed, {} failed, {} skipped", failures.len(), skips.len());
     let _ = std::io::stdout().flush();
-    ExitCode::from(u8::from(failure.is_some()))
+    ExitCode::from(u8::from(!failures.is_empty()))
 }
 
 fn clippy(_: &Options) -> Result<()> {
     util::run_shown(util::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
 
-/// All Rust tests below a ceiling for the instruction set. Tests that could not run say SKIPPED.
+/// All Rust tests below a ceiling for the instruction set. Tests that could not run, or not wholly, say SKIPPED.
 fn rust_tests(options: &Options, isa: Option<&str>) -> Result<()> {
     let mut cargo = util::cargo();
     cargo.args(["test", "--workspace", "--release", "--", "--show-output"]);
@@ -128,14 +173,49 @@ fn rust_tests(options: &Options, isa: Option<&str>) -> Result<()> {
     })?;
     let results = || output.stdout.lines().filter(|l| l.starts_with("test result:"));
     let count = |word: &str| results().filter_map(|l| before(l, word)).sum::<usize>();
-    println!("  {} tests passed, {} ignored, in {} programs", count(" passed"), count(" ignored"), results().count());
+    let skipped = skipped(&output.stdout);
     let label = isa.map_or(String::new(), |isa| format!(" (GGML_AMX_ISA={isa})"));
-    for line in output.stdout.lines().filter(|l| l.contains("SKIPPED")) {
-        println!("  {}", line.trim());
-        options
-            .note_skip(format!("{}{label}", line.trim().trim_start_matches("SKIPPED").trim_start_matches([':', ' '])));
+    for (test, why) in &skipped {
+        options.note_skip(format!("{test}: {why}{label}"));
     }
-    if count(" passed") == 0 { Err("no Rust test ran".into()) } else { Ok(()) }
+    let whole = count(" passed").saturating_sub(skipped.len());
+    println!("  {whole} tests passed, {} skipped or in part, {} ignored", skipped.len(), count(" ignored"));
+    options.pass(whole);
+    let products = Products::of(&output.stderr).ok_or("the Rust tests did not report their products")?;
+    ran_as_asked(&products, isa, cpu::detect().amx)
+}
+
+/// Tests that said SKIPPED, each once, with their first reason: `--show-output` prints a headline per test.
+fn skipped(output: &str) -> Vec<(String, String)> {
+    let mut tests: Vec<(String, String)> = Vec::new();
+    let mut test = "";
+    for line in output.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----")) {
+            test = name;
+        }
+        if let Some(why) = line.strip_prefix("SKIPPED: ").filter(|_| tests.last().is_none_or(|(last, _)| last != test))
+        {
+            tests.push((test.to_string(), why.to_string()));
+        }
+    }
+    tests
+}
+
+/// Whether the kernels below the ceiling multiplied something, and no others.
+fn ran_as_asked(products: &Products, ceiling: Option<&str>, has_amx: bool) -> Result<()> {
+    let tiles = if has_amx { "amx" } else { "no AMX here" };
+    for (kernel, isa) in [("portable", "portable"), ("vectors", "avx512"), ("int8", tiles), ("bf16", tiles)] {
+        let is_due = match ceiling {
+            None => isa != "no AMX here",
+            Some("avx512") => isa == "portable" || isa == "avx512",
+            Some(ceiling) => isa == ceiling,
+        };
+        if (products.matrices(&[kernel]) > 0) != is_due {
+            let did = if is_due { "multiplied nothing" } else { "were used" };
+            return Err(format!("below the ceiling `{}` kernels `{kernel}` {did}", ceiling.unwrap_or("amx")));
+        }
+    }
+    Ok(())
 }
 
 /// The number in front of a word: 12 in `ok. 12 passed; 0 failed`.
@@ -183,11 +263,40 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_is_listed_once() {
-        let options = Options::new(false);
+    fn a_skip_is_listed_once_and_fails_where_nothing_need_be_skipped() {
+        let options = Options::new(false, false);
         for _ in 0..2 {
             options.note_skip("ik: not supported yet".into());
         }
-        assert_eq!(*options.skips.lock().unwrap(), ["ik: not supported yet"]);
+        options.note_skip("the header compiled by clang: no clang on PATH".into());
+        assert_eq!(options.not_allowed(true), ["ik: not supported yet"]);
+        assert!(options.not_allowed(false).is_empty());
+    }
+
+    #[test]
+    fn a_test_that_skipped_something_is_counted_once_and_apart() {
+        let output = "\nsuccesses:\n\n---- a::b stdout ----\nSKIPPED: no amx\nSKIPPED: no amx\n\n---- c stdout ----\nfine\n\
+            ---- d stdout ----\nSKIPPED: no AMX\n";
+        let pair = |test: &str, why: &str| (test.to_string(), why.to_string());
+        assert_eq!(skipped(output), [pair("a::b", "no amx"), pair("d", "no AMX")]);
+    }
+
+    #[test]
+    fn kernels_above_the_ceiling_and_missing_ones_are_noticed() {
+        let of = |text: &str| Products::of(&format!("ggml-amx: products: {text}")).unwrap();
+        let (all, vectors) = (of("A portable 1, A vectors 1, A int8 1, A bf16 1"), of("A portable 1, A vectors 1"));
+        assert_eq!(ran_as_asked(&all, None, true), Ok(()));
+        assert_eq!(ran_as_asked(&vectors, None, false), Ok(()));
+        assert_eq!(ran_as_asked(&vectors, Some("avx512"), true), Ok(()));
+        assert_eq!(ran_as_asked(&of("A portable 1"), Some("portable"), true), Ok(()));
+        for (products, ceiling, has_amx) in [
+            (&vectors, None, true),
+            (&all, Some("avx512"), true),
+            (&vectors, Some("portable"), false),
+            (&all, None, false),
+        ] {
+            assert!(ran_as_asked(products, ceiling, has_amx).is_err(), "{products:?} {ceiling:?}");
+        }
+        assert!(ran_as_asked(&of("none"), Some("portable"), true).is_err());
     }
 }

@@ -9,7 +9,7 @@ use crate::debug;
 use crate::diag::env::env;
 use crate::matmul::{Output, Thread};
 
-/// Queries per head of the cache from which on the tile unit is faster; a single token is the host's.
+/// Queries per head of the cache, of at least two tokens, from which on the tile unit is faster.
 const MIN_QUERIES: usize = 16;
 /// ggml's numbers of types.
 const F32: c_int = 0;
@@ -56,12 +56,12 @@ pub struct FlashAttn {
 /// # Safety
 /// As for the host's function; all its threads must come.
 pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
-    if cpu::isa() < Isa::Amx || args.q.ne[1] < 2 {
+    if cpu::isa() < Isa::Amx {
         return false;
     }
     let (Some(host), Some(proof)) = (IkHost::get(), Amx::new()) else { return false };
     let (index, count) = (args.ith as usize, args.nth as usize);
-    let op = match attention(host, args, count) {
+    let op = match attention(host, args).and_then(|op| if env().exact { Ok(op) } else { if_faster(op, count) }) {
         Ok(op) => op,
         Err(why) => {
             if args.ith == 0 {
@@ -94,7 +94,7 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
 }
 
 /// The operation, or why it is not one of ours.
-fn attention(host: &IkHost, args: &FlashAttn, threads: usize) -> Result<Attention, String> {
+fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
     let [type_q, type_mask, type_k, type_v] = args.types;
     if type_q != F32 || type_mask != F16 {
         return Err(format!("queries of type {type_q}, mask of type {type_mask}"));
@@ -126,8 +126,14 @@ fn attention(host: &IkHost, args: &FlashAttn, threads: usize) -> Result<Attentio
         output: Output { data: args.result.cast(), nb: [row, row * count, row * count * tokens] },
     };
     op.check()?;
-    let (queries, tiles) = (op.queries(), op.tiles());
-    if queries < MIN_QUERIES || 2 * tiles < threads {
+    Ok(op)
+}
+
+/// The operation, if it is faster on the tile unit, or why it is not. Where results shall be exact nobody asks: the bits of
+/// a row must not depend on how many tokens and threads there are.
+fn if_faster(op: Attention, threads: usize) -> Result<Attention, String> {
+    let ([_, tokens, ..], queries, tiles) = (op.q.ne, op.queries(), op.tiles());
+    if tokens < 2 || queries < MIN_QUERIES || 2 * tiles < threads {
         // The host gives every head of Q to a thread.
         return Err(format!("{queries} queries per head of the cache, {tiles} tiles for {threads} threads"));
     }

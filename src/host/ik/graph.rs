@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::sync::{Condvar, Mutex, MutexGuard, RwLock};
 use super::team::Team;
 use crate::cpu::cores;
-use crate::matmul::Op;
+use crate::matmul::{Op, Wish};
 
 /// Runs after which the work buffer of one that did not come again is let go.
 const FORGOTTEN_AFTER: u64 = 256;
@@ -48,6 +48,8 @@ pub struct Node {
     pub stride: usize,
     /// See [`Node::stride`].
     pub experts: usize,
+    /// What it is wanted for.
+    pub wish: Wish,
     /// Its name, for messages: that of the result's tensor.
     pub name: [u8; 64],
 }
@@ -152,7 +154,8 @@ impl Beginning<'_> {
         }
         let mut state = self.state.take().expect("there is always one");
         state.waiting += 1;
-        let mut state = CHANGED.wait_while(state, |_| RUNNING.load(Ordering::Acquire) > 0);
+        let mut state =
+            CHANGED.wait_while(state, |_| RUNNING.load(Ordering::Acquire) > 0 && !cfg!(mutant = "not-alone"));
         state.waiting -= 1;
         CHANGED.notify_all();
         self.state = Some(state);

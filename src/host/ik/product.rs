@@ -6,7 +6,7 @@ use super::{IkHost, place};
 use crate::cpu::{self, Isa};
 use crate::format::{ACT_BLOCK, WeightType, interleaved};
 use crate::host::abi::{TYPE_F32, TYPE_I32};
-use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights};
+use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights, Wish};
 use crate::panel::weights::Shape;
 
 /// Rows of activations (of experts: on average) from which on weights stored like this are multiplied here. Packing or
@@ -127,6 +127,13 @@ fn weights(host: &IkHost, w: &IkTensor) -> Option<Weights> {
         || ne[1].is_multiple_of(together)
             && (w.data as usize).wrapping_sub(root.data as usize).is_multiple_of(together * nb[0]);
     (plain && whole).then_some(Weights { stored, base: w.data.cast(), offset: 0, ne, nb })
+}
+
+/// What the user or the graph wants a product for: MUL_MAT says in its parameters if sums shall be made in f32
+/// (`ggml_mul_mat_set_prec`; 0 is the default, and there is one other number).
+pub fn wish(host: &IkHost, node: &IkTensor) -> Wish {
+    let of_graph = if node.op == host.ops.mul_mat && node.op_params[0] != 0 { Wish::Exact } else { Wish::Auto };
+    Wish::of_user().max(of_graph)
 }
 
 /// Both matrices of a fused product: two tensors, or the halves of one (gate first).

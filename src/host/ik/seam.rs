@@ -80,7 +80,7 @@ unsafe fn compute(
 unsafe fn run(node: &Node, op: &Op, member: Member<'_>) {
     let host = IkHost::get().expect("nodes are announced by a host");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let settings = Settings { isa: cpu::isa(), exact: env().exact };
+    let settings = Settings { isa: cpu::isa(), wish: node.wish };
     // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
     let run = |thread: &Thread<'_>, work| unsafe { op.run(settings, thread, work) };
     // SAFETY: the results are there.
@@ -180,6 +180,7 @@ fn in_blocks(
         let (matrix, first) = (i / per_matrix, i % per_matrix * step);
         Block { matrix, first, rows: step.min(n - first) }
     };
+    let (ith, nth) = if cfg!(mutant = "whole-matrix") { (0, 1) } else { (ith, nth) };
     let mut mine = (ith as usize..per_matrix * matrices).step_by(nth as usize).map(block).peekable();
     if mine.peek().is_none() && n > 0 && matrices > 0 {
         // Threads with nothing to do must say the same as the others.
@@ -308,6 +309,7 @@ fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
         weights: 0,
         stride: 0,
         experts: 1,
+        wish: product::wish(host, node),
         name: node.name.map(|c| c as u8),
     };
     if node.op == host.ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {

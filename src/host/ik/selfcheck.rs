@@ -23,7 +23,7 @@ const SWIGLU_OAI: i32 = 14;
 /// Proves the layout and reads the operation numbers.
 pub fn prove(symbols: &IkSymbols) -> Result<(IkOps, HostTypes), String> {
     let types = types(|number| {
-        // SAFETY: ggml answers for any number; sizes only of those in its table.
+        // SAFETY: only numbers in the host's table are asked for.
         unsafe {
             type_facts((symbols.ggml_type_name)(number), || {
                 ((symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number))

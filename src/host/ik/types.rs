@@ -9,6 +9,7 @@ use super::IkSymbols;
 use crate::cpu::Avx512;
 use crate::debug;
 use crate::format::{Format, LANES, WeightType, interleaved};
+use crate::host::symbols::last_type;
 use crate::panel::decoded::{DecodedType, ToFloat};
 use crate::panel::pack::WeightRows;
 use crate::with_format;
@@ -151,8 +152,12 @@ pub fn cached(symbols: &IkSymbols) -> Vec<&'static DecodedType> {
 
 /// The types that the host has under these numbers and names. Made once, never freed.
 fn found(symbols: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
+    let last = last_type();
     let type_of = |&(number, name, together): &(i32, &'static CStr, usize)| {
-        // SAFETY: the host answers for any number; traits are asked for only where it has a type of this name.
+        if number > last {
+            return None;
+        }
+        // SAFETY: the number is in the host's table; traits are asked for only where it has a type of this name.
         let traits = unsafe {
             let found = (symbols.ggml_type_name)(number);
             let same = !found.is_null() && CStr::from_ptr(found) == name;

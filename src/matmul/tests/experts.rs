@@ -132,7 +132,7 @@ fn every_row_is_the_product_with_its_tokens_expert() {
         }
         for (i, case) in CASES.iter().enumerate() {
             for exact in [false, true] {
-                let settings = Settings { isa, exact };
+                let settings = Settings { isa, wish: wish(exact) };
                 let (out, reference) = case.run(None, settings, 1);
                 let e = nmse(&out, &reference);
                 assert!(e < 2e-4, "case {i} {} exact {exact}: {e:e}", isa.name());
@@ -151,7 +151,7 @@ fn experts_that_are_stored_plain_are_as_good_as_their_type() {
         println!("SKIPPED: no AMX");
         return;
     }
-    let settings = Settings { isa: Isa::Amx, exact: false };
+    let settings = Settings { isa: Isa::Amx, wish: Wish::Auto };
     for ty in plain::TYPES {
         for (i, case) in CASES.iter().enumerate() {
             let (out, reference) = case.run(Some(ty), settings, 1);

@@ -138,7 +138,7 @@ fn gated_experts_have_their_biases_and_skip_what_is_no_expert() {
         op.check().unwrap();
         let mut work = vec![0u8; op.work_size(3).unwrap()];
         let shared = SharedExperts(&op, work.as_mut_ptr());
-        on_threads(3, |thread| shared.run(Settings { isa, exact: false }, thread));
+        on_threads(3, |thread| shared.run(Settings { isa, wish: Wish::Auto }, thread));
 
         let (mut rows, mut reference) = (Vec::new(), Vec::new());
         for (i, id) in ids.iter().enumerate() {

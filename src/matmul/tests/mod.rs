@@ -1,6 +1,7 @@
 //! Whole operations: batches, broadcast, strides, views and thread counts give the bits of the plain
 //! case, element by element.
 
+mod bound;
 mod experts;
 mod fused;
 
@@ -12,6 +13,10 @@ use crate::format::WeightType;
 use crate::kernel::tests::{Random, nmse, weights_and_reference};
 use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
+
+fn wish(exact: bool) -> Wish {
+    if exact { Wish::Exact } else { Wish::Auto }
+}
 
 /// Uniform between -1 and 1.
 fn uniform(random: &mut Random) -> f32 {
@@ -87,7 +92,7 @@ fn compute(op: &MatMul, threads: usize, len: usize) -> Vec<f32> {
                     // SAFETY: buffers outlive the scope and have the sizes asked for.
                     unsafe {
                         op.run(
-                            Settings { isa, exact: false },
+                            Settings { isa, wish: Wish::Auto },
                             &Thread { index, count: threads, barrier: &wait },
                             work as *mut u8,
                         )
@@ -258,7 +263,7 @@ fn gemm(op: &MatMul, exact: bool, len: usize) -> Vec<f32> {
                 let wait = || {
                     barrier.wait();
                 };
-                let settings = Settings { isa: Isa::Amx, exact };
+                let settings = Settings { isa: Isa::Amx, wish: wish(exact) };
                 // SAFETY: buffers outlive the scope and have the sizes asked for.
                 unsafe { shared.get().run(settings, &Thread { index, count: 2, barrier: &wait }, work as *mut u8) };
             });

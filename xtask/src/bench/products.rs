@@ -10,6 +10,7 @@ use crate::{
     cache,
     host::Host,
     json::Json,
+    products::{self, Floor},
     util::{self, Result},
 };
 
@@ -51,10 +52,20 @@ impl Program {
                 command.env_remove(&key);
             }
         }
-        command.env("GGML_NO_BACKTRACE", "1");
+        let (report, value) = products::REPORT;
+        command.env(report, value).env("GGML_NO_BACKTRACE", "1");
         command.args(["--buffer", buffer, "--threads", &threads.to_string()]).args(args);
         let log = cache::log(&format!("bench-products-{buffer}"))?;
-        let stdout = util::capture_within(&mut command, &log, TIME_LIMIT)?.stdout;
-        stdout.lines().filter(|l| l.starts_with('{')).map(Json::parse).collect()
+        let output = util::capture_within(&mut command, &log, TIME_LIMIT)?;
+        let lines: Vec<Json> =
+            output.stdout.lines().filter(|l| l.starts_with('{')).map(Json::parse).collect::<Result<_>>()?;
+        // Every line is of a product that was computed.
+        if buffer == "AMX" {
+            let due = Floor { matrices: lines.len() as u64, ..Floor::default() };
+            due.check(&output.stderr)?;
+        } else if !products::none(&output.stderr) {
+            return Err(format!("this library multiplied weights in a buffer of type {buffer}"));
+        }
+        Ok(lines)
     }
 }

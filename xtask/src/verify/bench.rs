@@ -7,6 +7,7 @@ use crate::{
     cache::{self, Cache},
     cpu, fetch,
     host::Host,
+    products::{self, Floor},
     program::{self, Settings, Way},
     score::{self, Score},
     text,
@@ -77,8 +78,8 @@ impl<'a> Bench<'a> {
 
     fn score_plain(&self, model: &Path, base: &Path, label: &str) -> Result<String> {
         let (report, log) = self.perplexity(model, base, Way::Plain, &["--kl-divergence"], label)?;
-        if program::amx_line(&log).is_some() {
-            return Err("the host's plain run used an AMX buffer: no reference".into());
+        if program::amx_line(&log).is_some() || !products::none(&log) {
+            return Err("this library was at work in the host's plain run: no reference".into());
         }
         Ok(report)
     }
@@ -91,9 +92,7 @@ impl<'a> Bench<'a> {
         let (report, log) = self.perplexity(&model.file, base, Way::Ours(settings), &["--kl-divergence"], &label)?;
         let is_ik = self.models.host.kind.is_ik();
         let score = score::parse(&report)?;
-        if is_ik && !program::is_at_work(&log) {
-            return Err("this library did not say that it is at work".into());
-        }
+        Floor::new(self.models.host, &settings, &model.file, self.chunks, 0)?.check(&log)?;
         if is_ik && !settings.packed {
             return Ok((score, None));
         }

@@ -3,6 +3,7 @@
 use super::{bench::Bench, models::Model};
 use crate::{
     cache,
+    products::Floor,
     program::{self, Settings, Way},
     util::{Result, io},
 };
@@ -24,9 +25,8 @@ pub fn without_nan(bench: &Bench<'_>, model: &Model, settings: Settings<'_>) -> 
     command.args(["-t", &bench.threads]);
     let log = cache::log(&format!("generate-{}{}", model.label, settings.place()))?;
     let output = program::run_proved(host, command, way, &log)?;
-    if !program::is_at_work(&output.stderr) {
-        return Err(format!("this library did not say that it is at work: see {}", log.display()));
-    }
+    let floor = Floor::new(host, &settings, &model.file, 1, TOKENS - 1)?;
+    floor.check(&output.stderr).map_err(|why| format!("{why}: see {}", log.display()))?;
     if let Some(line) = program::our_lines(&output.stderr).iter().find(|l| l.contains("NaN")) {
         return Err(format!("{line}: see {}", log.display()));
     }

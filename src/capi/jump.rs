@@ -1,0 +1,210 @@
+//! A function in front of the host's that hands calls on untouched: it asks a function of this library, with the
+//! arguments that are known, and where that declines *jumps* to the host's own, with registers and stack as they came. So
+//! arguments that a later version of the host adds at the end arrive, and what it returns is what the caller gets.
+
+/// Words of stack between the saved registers and the caller's frame: six integer registers, `rax` (vector registers
+/// of a variadic call), `r10` (static chain), and `xmm0` to `xmm7`.
+pub(super) const SAVED: usize = 8 * 8 + 8 * 16;
+
+/// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns whether it has done everything) with a
+/// copy of the `$words` words of stack that it knows, and jumps to what `$real` (`extern "C"`, no arguments) returns.
+macro_rules! jumps_on {
+    ($(#[$attribute:meta])* $name:ident: $ask:path, or $real:path, $words:expr) => {
+        $(#[$attribute])*
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            std::arch::naked_asm!(
+                ".cfi_startproc",
+                "push rbp",
+                ".cfi_def_cfa_offset 16",
+                ".cfi_offset rbp, -16",
+                "mov rbp, rsp",
+                ".cfi_def_cfa_register rbp",
+                "sub rsp, {frame}",
+                "mov [rbp - 8], rdi",
+                "mov [rbp - 16], rsi",
+                "mov [rbp - 24], rdx",
+                "mov [rbp - 32], rcx",
+                "mov [rbp - 40], r8",
+                "mov [rbp - 48], r9",
+                "mov [rbp - 56], rax",
+                "mov [rbp - 64], r10",
+                "movaps [rbp - 80], xmm0",
+                "movaps [rbp - 96], xmm1",
+                "movaps [rbp - 112], xmm2",
+                "movaps [rbp - 128], xmm3",
+                "movaps [rbp - 144], xmm4",
+                "movaps [rbp - 160], xmm5",
+                "movaps [rbp - 176], xmm6",
+                "movaps [rbp - 192], xmm7",
+                // The known arguments on the stack, once more: behind the saved frame pointer and the return address.
+                "lea rsi, [rbp + 16]",
+                "mov rdi, rsp",
+                "mov ecx, {words}",
+                "rep movsq",
+                "mov rdi, [rbp - 8]",
+                "mov rsi, [rbp - 16]",
+                "mov rcx, [rbp - 32]",
+                "call {ask}",
+                "test al, al",
+                "jne 2f",
+                "call {real}",
+                "mov r11, rax",
+                "mov rdi, [rbp - 8]",
+                "mov rsi, [rbp - 16]",
+                "mov rdx, [rbp - 24]",
+                "mov rcx, [rbp - 32]",
+                "mov r8, [rbp - 40]",
+                "mov r9, [rbp - 48]",
+                "mov rax, [rbp - 56]",
+                "mov r10, [rbp - 64]",
+                "movaps xmm0, [rbp - 80]",
+                "movaps xmm1, [rbp - 96]",
+                "movaps xmm2, [rbp - 112]",
+                "movaps xmm3, [rbp - 128]",
+                "movaps xmm4, [rbp - 144]",
+                "movaps xmm5, [rbp - 160]",
+                "movaps xmm6, [rbp - 176]",
+                "movaps xmm7, [rbp - 192]",
+                "leave",
+                ".cfi_remember_state",
+                ".cfi_def_cfa rsp, 8",
+                "jmp r11",
+                "2:",
+                ".cfi_restore_state",
+                "mov eax, 1",
+                "leave",
+                ".cfi_def_cfa rsp, 8",
+                "ret",
+                ".cfi_endproc",
+                frame = const $crate::capi::jump::SAVED + ($words * 8usize).next_multiple_of(16),
+                words = const $words,
+                ask = sym $ask,
+                real = sym $real,
+            )
+        }
+    };
+}
+pub(super) use jumps_on;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Six integers in registers, nine floats of which one is on the stack, and more integers.
+    type Known = unsafe extern "C" fn(
+        i32,
+        f32,
+        i64,
+        f32,
+        i32,
+        f32,
+        i64,
+        f32,
+        i32,
+        f32,
+        i64,
+        f32,
+        f32,
+        f32,
+        f32,
+        i64,
+        i32,
+        *const u8,
+    ) -> bool;
+    /// The same with two more at the end, and another result.
+    type Later = unsafe extern "C" fn(
+        i32,
+        f32,
+        i64,
+        f32,
+        i32,
+        f32,
+        i64,
+        f32,
+        i32,
+        f32,
+        i64,
+        f32,
+        f32,
+        f32,
+        f32,
+        i64,
+        i32,
+        *const u8,
+        f64,
+        i64,
+    ) -> i64;
+
+    static SEEN: Mutex<Vec<f64>> = Mutex::new(Vec::new());
+    static TAKE: AtomicBool = AtomicBool::new(false);
+
+    macro_rules! note { ($($x:expr),*) => { SEEN.lock().unwrap().extend([$($x as f64),*]) } }
+
+    #[rustfmt::skip]
+    unsafe extern "C" fn ask(
+        a: i32, b: f32, c: i64, d: f32, e: i32, f: f32, g: i64, h: f32, i: i32, j: f32, k: i64, l: f32, m: f32, n: f32,
+        o: f32, p: i64, q: i32, r: *const u8,
+    ) -> bool {
+        note!(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r as usize);
+        TAKE.load(Ordering::Relaxed)
+    }
+
+    #[rustfmt::skip]
+    unsafe extern "C" fn later(
+        a: i32, b: f32, c: i64, d: f32, e: i32, f: f32, g: i64, h: f32, i: i32, j: f32, k: i64, l: f32, m: f32, n: f32,
+        o: f32, p: i64, q: i32, r: *const u8, s: f64, t: i64,
+    ) -> i64 {
+        note!(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r as usize, s, t);
+        0x1234_5678_9abc
+    }
+
+    extern "C" fn real() -> usize {
+        later as *const () as usize
+    }
+
+    jumps_on! {
+        // One float and three integers lie on the stack.
+        in_front: ask, or real, 4
+    }
+
+    #[test]
+    fn given_a_call_that_is_declined_then_every_argument_and_the_result_pass() {
+        let (known, all): (Vec<f64>, Vec<f64>) = ((1..=18).map(f64::from).collect(), (1..=20).map(f64::from).collect());
+        let call = || {
+            SEEN.lock().unwrap().clear();
+            // SAFETY: both functions take these arguments.
+            let result = unsafe {
+                std::mem::transmute::<*const (), Later>(in_front as *const ())(
+                    1,
+                    2.,
+                    3,
+                    4.,
+                    5,
+                    6.,
+                    7,
+                    8.,
+                    9,
+                    10.,
+                    11,
+                    12.,
+                    13.,
+                    14.,
+                    15.,
+                    16,
+                    17,
+                    18 as *const u8,
+                    19.,
+                    20,
+                )
+            };
+            (result, SEEN.lock().unwrap().clone())
+        };
+        assert_eq!(call(), (0x1234_5678_9abc, [known.clone(), all].concat()));
+        TAKE.store(true, Ordering::Relaxed);
+        let (result, seen) = call();
+        assert_eq!((result & 0xff, seen), (1, known));
+        let _: Known = ask;
+    }
+}

@@ -1,0 +1,393 @@
+//! The promise of the header: every row of a product keeps its bound, whatever weights, activations and neighbours are.
+//! Adversarial weights and rows are drawn at random; each row of each result is judged.
+//!
+//! `GGML_AMX_TEST_ROWS` rows are judged, by default as many as take some seconds.
+
+use super::experts::on_threads;
+use super::*;
+use crate::format::stand_in::all_types;
+use crate::kernel::tests::random_weights;
+use crate::testing::bound::{Matrix, OUTPUTS};
+
+/// Rows judged if the environment does not say how many.
+const ROWS: usize = 6000;
+
+/// Uniform in 0..1.
+fn unit(random: &mut Random) -> f32 {
+    (random.next() % (1 << 24)) as f32 / (1 << 24) as f32
+}
+
+/// One of these.
+fn pick<T: Copy>(random: &mut Random, of: &[T]) -> T {
+    of[random.next() as usize % of.len()]
+}
+
+/// A standard normal number.
+fn gauss(random: &mut Random) -> f32 {
+    (-2.0 * (1.0 - unit(random)).ln()).sqrt() * (std::f32::consts::TAU * unit(random)).cos()
+}
+
+/// Where a type's blocks have a scale in F16, and their bytes; only those that a factor can be put into.
+fn scale_at(ty: WeightType) -> Option<usize> {
+    use WeightType::*;
+    match ty {
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | Q1_0 | Q2_0 | Q6_0 | IQ2_K | IQ3_K | IQ4_K | IQ5_K | IQ6_K | IQ4_XS | Q4_1
+        | Q5_1 | Q4_K | Q5_K => Some(0),
+        Q3_K => Some(108),
+        Q6_K => Some(208),
+        TQ1_0 => Some(52),
+        TQ2_0 => Some(64),
+        _ => None,
+    }
+}
+
+/// What is done to random weights. Factors are of channels: activations get the inverse.
+#[derive(Clone, Copy, Debug)]
+enum Weighting {
+    /// Nothing.
+    As,
+    /// Blocks of channels, in some of them.
+    Channels(f32),
+    /// Every block of every row by a factor of its own, exp(sigma z).
+    Blocks(f32),
+    /// One row of weights.
+    OneRow(f32),
+    /// One scale for all blocks: rounding has no luck.
+    SameScale(f32),
+}
+
+/// Weights of a type, and the factors of blocks of channels.
+fn draw_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> (Vec<u8>, Vec<f32>, Weighting) {
+    let (block, bytes) = (ty.info().block, ty.info().bytes);
+    let mut plain = random_weights(ty, shape, random);
+    let mut factors = vec![1.0; shape.k];
+    let (big, sigma, scale) =
+        (pick(random, &[4.0, 30.0, 300.0]), pick(random, &[0.5, 1.5]), 0.01 * (1.0 + unit(random)));
+    let all = [
+        Weighting::As,
+        Weighting::As,
+        Weighting::Channels(big),
+        Weighting::Blocks(sigma),
+        Weighting::OneRow(big),
+        Weighting::SameScale(scale),
+    ];
+    let weighting = pick(random, &all);
+    let Some(at) = scale_at(ty) else { return (plain, factors, Weighting::As) };
+    let chosen: Vec<bool> = (0..shape.k / block).map(|_| random.next().is_multiple_of(8)).collect();
+    if let Weighting::Channels(f) = weighting {
+        factors.iter_mut().enumerate().filter(|(c, _)| chosen[c / block]).for_each(|(_, factor)| *factor = f);
+    }
+    let row = random.next() as usize % shape.n;
+    for (i, data) in plain.chunks_exact_mut(bytes).enumerate() {
+        let (n, b) = (i / (shape.k / block), i % (shape.k / block));
+        let old = half::f16::from_le_bytes([data[at], data[at + 1]]).to_f32();
+        let new = match weighting {
+            Weighting::As => old,
+            Weighting::Channels(_) => old * factors[b * block],
+            Weighting::Blocks(sigma) => old * (sigma * gauss(random)).exp(),
+            Weighting::OneRow(f) => {
+                if n == row {
+                    old * f
+                } else {
+                    old
+                }
+            }
+            Weighting::SameScale(scale) => scale,
+        };
+        data[at..at + 2].copy_from_slice(&half::f16::from_f32(new).to_le_bytes());
+    }
+    (plain, factors, weighting)
+}
+
+/// What a row of activations is like.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Gauss,
+    Laplace,
+    /// Log-normal sizes.
+    Heavy,
+    /// Few channels, the same in all rows, by a factor.
+    Fixed(f32),
+    /// Few channels of its own.
+    Sink(f32),
+    OneChannel,
+    /// All of one magnitude, which BF16 rounds badly.
+    OneMagnitude,
+    /// Halves of steps.
+    Halves,
+    Zeros,
+}
+
+fn draw_row(kind: Kind, k: usize, random: &mut Random) -> Vec<f32> {
+    let sign = |random: &mut Random| if random.next().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let mut x: Vec<f32> = (0..k)
+        .map(|c| match kind {
+            Kind::Gauss | Kind::Sink(_) => gauss(random),
+            Kind::Fixed(f) => gauss(random) * if c % 61 == 7 { f } else { 1.0 },
+            Kind::Laplace => sign(random) * -(1.0 - unit(random)).ln(),
+            Kind::Heavy => gauss(random) * (1.5 * gauss(random)).exp(),
+            Kind::OneMagnitude => sign(random) * 1.0039,
+            Kind::Halves => sign(random) * if c % 32 == 0 { 127.0 } else { (random.next() % 8) as f32 + 0.499 },
+            Kind::OneChannel | Kind::Zeros => 0.0,
+        })
+        .collect();
+    match kind {
+        Kind::Sink(f) => (0..2).for_each(|_| x[random.next() as usize % k] = f * sign(random)),
+        Kind::OneChannel => x[random.next() as usize % k] = gauss(random),
+        _ => {}
+    }
+    x
+}
+
+/// Activations: most rows of one kind, some of any other, each of any size.
+fn draw_activations(m: usize, factors: &[f32], random: &mut Random) -> (Vec<f32>, Kind) {
+    let f = pick(random, &[10.0, 100.0, 3000.0]);
+    let all = [
+        Kind::Gauss,
+        Kind::Laplace,
+        Kind::Heavy,
+        Kind::Fixed(f),
+        Kind::Sink(f),
+        Kind::OneChannel,
+        Kind::OneMagnitude,
+        Kind::Halves,
+        Kind::Zeros,
+    ];
+    let common = pick(random, &all[..6]);
+    let sizes = pick(random, &[&[1.0][..], &[1.0], &[1e-3, 1.0, 1e3], &[1e-41, 1e-20, 1.0, 1e20, 1e30]]);
+    let mut x = Vec::with_capacity(m * factors.len());
+    for _ in 0..m {
+        let kind = if random.next().is_multiple_of(6) { pick(random, &all) } else { common };
+        let size = pick(random, sizes);
+        let row = draw_row(kind, factors.len(), random);
+        x.extend(row.iter().zip(factors).map(|(x, f)| x * size / f));
+    }
+    (x, common)
+}
+
+fn wanted() -> usize {
+    std::env::var("GGML_AMX_TEST_ROWS").ok().map_or(ROWS, |v| v.parse().expect("GGML_AMX_TEST_ROWS is a number"))
+}
+
+/// Whether the tests here meet the tile unit; they say so if not.
+fn has_amx() -> bool {
+    let has = Amx::new().is_some();
+    if !has {
+        println!("SKIPPED: no AMX");
+    }
+    has
+}
+
+/// Channels of rows, a multiple of the block: mostly few, for there are to be many rows.
+fn draw_k(ty: WeightType, random: &mut Random) -> usize {
+    let k = match random.next() % 64 {
+        0 => 32768,
+        1..4 => 4096 + 32 * (random.next() as usize % 8),
+        4..16 => 1024 + 32 * (random.next() as usize % 40),
+        _ => 32 * (1 + random.next() as usize % 24),
+    };
+    k.next_multiple_of(ty.info().block)
+}
+
+#[test]
+fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
+    if !has_amx() {
+        return;
+    }
+    let (rows, types) = (wanted(), all_types());
+    let mut random = Random(0x5eed);
+    let mut done = 0;
+    while done < rows {
+        let ty = pick(&mut random, &types);
+        let (k, n) = (draw_k(ty, &mut random), OUTPUTS + pick(&mut random, &[0, 0, 1, 80]));
+        let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();
+        let (plain, factors, weighting) = draw_weights(ty, &shape, &mut random);
+        let mut packed = vec![0; shape.packed_size()];
+        // SAFETY: the buffer has the packed size.
+        unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
+        let matrix = Matrix::packed(&shape, &packed);
+        for _ in 0..8 {
+            let m = pick(&mut random, &[1, 2, 7, 9, 11, 16, 17, 32, 33, 40, 64, 100, 300]);
+            let (x, kind) = draw_activations(m, &factors, &mut random);
+            let (in_place, exact) = (random.next().is_multiple_of(2), random.next().is_multiple_of(4));
+            let whole = Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]);
+            let stored = Stored::InPlace { shape, together: 1 };
+            let weights = if in_place { Weights { stored, base: plain.as_ptr(), ..whole } } else { whole };
+            let op = MatMul {
+                gate: None,
+                weights,
+                input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+                output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+            };
+            let out = gemm(&op, exact, n * m);
+            if let Err(why) = matrix.judge(ty.info().own_error, &x, &out) {
+                panic!("{ty:?} K {k} N {n} M {m} {weighting:?} {kind:?} in place {in_place} exact {exact}: {why}");
+            }
+            done += m;
+        }
+    }
+    println!("{done} rows judged");
+}
+
+#[test]
+fn every_row_of_every_expert_keeps_its_bound() {
+    if !has_amx() {
+        return;
+    }
+    let (rows, types) = (wanted() / 4, all_types());
+    let mut random = Random(0xe4be27);
+    let mut done = 0;
+    while done < rows {
+        let ty = pick(&mut random, &types);
+        let (k, n, experts) = (draw_k(ty, &mut random).min(4096), OUTPUTS, 1 + random.next() as usize % 5);
+        let used = 1 + random.next() as usize % experts;
+        let per_token = pick(&mut random, &[1, used]);
+        let shape = Shape::new(ty, k as i64, n as i64, experts as i64).unwrap();
+        let one = Shape::new(ty, k as i64, n as i64, 1).unwrap();
+        // Experts are drawn apart; activations suit the first one's channels.
+        let drawn: Vec<_> = (0..experts).map(|_| draw_weights(ty, &one, &mut random)).collect();
+        let plain = drawn.iter().flat_map(|d| d.0.clone()).collect::<Vec<u8>>();
+        let mut packed = vec![0; shape.packed_size()];
+        // SAFETY: the buffer has the packed size.
+        unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
+        let matrices: Vec<_> = packed.chunks(shape.slice_packed).map(|p| Matrix::packed(&one, p)).collect();
+        for _ in 0..4 {
+            let tokens = pick(&mut random, &[1, 5, 20, 60, 200]);
+            let (x, kind) = draw_activations(tokens * per_token, &drawn[0].1, &mut random);
+            let skew = random.next().is_multiple_of(2);
+            let ids: Vec<i32> = (0..tokens)
+                .flat_map(|_| {
+                    let first = if skew { 0 } else { random.next() as usize };
+                    (0..used).map(move |i| ((first + i) % experts) as i32)
+                })
+                .collect();
+            let mut out = vec![f32::NAN; n * used * tokens];
+            let exact = random.next().is_multiple_of(4);
+            let op = ExpertMul {
+                gate: None,
+                weights: Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
+                input: Input {
+                    data: x.as_ptr().cast(),
+                    ne: [k, per_token, tokens, 1],
+                    nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
+                },
+                choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * used], skip_others: false },
+                output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
+            };
+            op.check().unwrap();
+            let mut work = vec![0u8; op.work_size(2).unwrap()];
+            let shared = experts::Shared(&op, work.as_mut_ptr());
+            on_threads(2, |thread| shared.run(Settings { isa: Isa::Amx, wish: wish(exact) }, thread));
+            for (i, (id, out)) in ids.iter().zip(out.chunks(n)).enumerate() {
+                let x = &x[(i / used * per_token + i % used % per_token) * k..][..k];
+                if let Err(why) = matrices[*id as usize].judge(ty.info().own_error, x, out) {
+                    let weighting = drawn[*id as usize].2;
+                    panic!(
+                        "{ty:?} K {k} tokens {tokens} expert {id} of {experts} {weighting:?} {kind:?} exact {exact}: {why}"
+                    );
+                }
+            }
+            done += ids.len();
+        }
+    }
+    println!("{done} rows judged");
+}
+
+/// Given a row that tiles are not good enough for among rows that they are, then it alone is computed in another way.
+#[test]
+fn a_row_beyond_its_bound_goes_another_way_alone() {
+    if !has_amx() {
+        return;
+    }
+    let (k, n, m) = (1024, OUTPUTS, 64);
+    let mut random = Random(9);
+    let shape = Shape::new(WeightType::Q4_0, k as i64, n as i64, 1).unwrap();
+    let plain = random_weights(WeightType::Q4_0, &shape, &mut random);
+    let mut packed = vec![0; shape.packed_size()];
+    // SAFETY: the buffer has the packed size.
+    unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
+    let matrix = Matrix::packed(&shape, &packed);
+    let mut x: Vec<f32> = (0..m).flat_map(|_| draw_row(Kind::Gauss, k, &mut random)).collect();
+    // Not among the rows that are looked at.
+    x[3 * k..4 * k].iter_mut().for_each(|x| *x *= 0.1);
+    (x[3 * k + 500], x[3 * k + 700]) = (100.0, -70.0);
+    let op = MatMul {
+        gate: None,
+        weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
+        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+    };
+    let out = gemm(&op, false, n * m);
+    let rows = matrix.measure(&x, &out);
+    assert!(rows[3].nmse() < 1e-10, "computed by floats: {:e}", rows[3].nmse());
+    assert!(rows.iter().enumerate().all(|(i, r)| i == 3 || r.nmse() > 1e-5), "int8 as before");
+}
+
+/// Given NaN among the scales of a file, in every way to write it, then it is in the results for any number of rows.
+#[test]
+fn a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows() {
+    if !has_amx() {
+        return;
+    }
+    for ty in all_types().iter().copied() {
+        let Some(at) = scale_at(ty) else { continue };
+        let (k, n) = (2 * ty.info().block.max(128), 48);
+        let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();
+        for bits in [0xffffu16, 0x7fff, 0x7e00, 0xfe00, 0x7c01, 0xfc01] {
+            let mut plain = random_weights(ty, &shape, &mut Random(4));
+            let broken = shape.row_bytes * 5 + ty.info().bytes + at;
+            plain[broken..broken + 2].copy_from_slice(&bits.to_le_bytes());
+            let mut packed = vec![0; shape.packed_size()];
+            // SAFETY: the buffer has the packed size.
+            unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
+            for (m, exact) in [(1, false), (1, true), (40, false), (40, true)] {
+                let (x, _) = draw_activations(m, &vec![1.0; k], &mut Random(m as u64));
+                let x: Vec<f32> = x.iter().map(|v| v.clamp(-9.0, 9.0) + 0.1).collect();
+                let op = MatMul {
+                    gate: None,
+                    weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
+                    input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+                    output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+                };
+                for (i, v) in gemm(&op, exact, n * m).iter().enumerate() {
+                    assert_eq!(v.is_nan(), i % n == 5, "{ty:?} {bits:#x} M {m} exact {exact}: column {}", i % n);
+                }
+            }
+        }
+    }
+}
+
+/// With the user's wish for it, then a row's bits are the same alone and among any others.
+#[test]
+fn exact_rows_depend_neither_on_their_number_nor_on_their_neighbours() {
+    if !has_amx() {
+        return;
+    }
+    let mut random = Random(31);
+    for ty in [WeightType::Q4_0, WeightType::Q8_0, WeightType::Q6_K, WeightType::IQ4_K, WeightType::TQ2_0] {
+        let (k, n, m) = (4096 + 256, 72, 90);
+        let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();
+        let (plain, factors, _) = draw_weights(ty, &shape, &mut random);
+        let mut packed = vec![0; shape.packed_size()];
+        // SAFETY: the buffer has the packed size.
+        unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
+        let (x, _) = draw_activations(m, &factors, &mut random);
+        let product = |rows: std::ops::Range<usize>| {
+            let op = MatMul {
+                gate: None,
+                weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
+                input: Input {
+                    data: x[rows.start * k..].as_ptr().cast(),
+                    ne: [k, rows.len(), 1, 1],
+                    nb: [4, 4 * k, 0, 0],
+                },
+                output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+            };
+            gemm(&op, true, n * rows.len())
+        };
+        let all = product(0..m);
+        for rows in [0..1, 1..2, 5..14, 7..24, 3..36, 40..90, 89..90] {
+            assert!(same_bits(&product(rows.clone()), &all[rows.start * n..rows.end * n]), "{ty:?} rows {rows:?}");
+        }
+    }
+}
