@@ -8,6 +8,7 @@ use super::abi::IkTensor;
 use super::graph::{self, Call, Kernel, Node};
 use super::place::{self, PACKED};
 use super::seam::HostWeights;
+use super::table::Table;
 use super::team::Place;
 use crate::cpu;
 use crate::cpu::memory::Region;
@@ -338,4 +339,48 @@ fn a_graph_inside_another_one_is_found_and_so_is_the_rest_of_the_outer_one() {
     });
     drop(run);
     assert_eq!((nested, outer.wrong.into_inner(), inner.wrong.into_inner()), (4, 0, 0));
+}
+
+#[test]
+fn ranges_are_found_by_any_address_in_them_and_nowhere_else() {
+    // The second one with more buffers than places for them.
+    for buffers in [3, 100] {
+        let table = Table::<usize>::new();
+        for i in 0..buffers {
+            let base = i * 1000 + 1000;
+            table.add_region(base..base + 500);
+            table.add(base + 10, 20, i);
+            table.add(base + 30, 5, i + 1000);
+        }
+        assert_eq!(table.totals(), (2 * buffers, 25 * buffers));
+        for i in 0..buffers {
+            let base = i * 1000 + 1000;
+            assert_eq!(table.at(base + 10), Some(i));
+            assert_eq!(table.at(base + 11), None);
+            assert_eq!(table.around(base + 29), Some((base + 10, i)));
+            assert_eq!(table.around(base + 34), Some((base + 30, i + 1000)));
+            for none in [base, base + 9, base + 35, base + 600] {
+                assert_eq!(table.around(none), None, "{none}");
+            }
+        }
+        for i in 0..buffers {
+            table.remove_region(i * 1000 + 1000..i * 1000 + 1500);
+        }
+        assert_eq!(table.totals(), (0, 0));
+        assert!(table.around(1010).is_none());
+    }
+}
+
+#[test]
+fn a_range_takes_the_place_of_those_it_overlaps() {
+    let table = Table::<u32>::new();
+    table.add_region(0..1000);
+    (0..4).for_each(|i| table.add(i as usize * 100 + 100, 100, i));
+    table.add(250, 100, 9);
+    let found = [150, 220, 260, 340, 360, 450].map(|address| table.around(address));
+    assert_eq!(found, [Some((100, 0)), None, Some((250, 9)), Some((250, 9)), None, Some((400, 3))]);
+    table.remove(260..260);
+    assert_eq!(table.totals(), (3, 300));
+    table.remove(0..251);
+    assert_eq!(table.totals(), (1, 100));
 }
