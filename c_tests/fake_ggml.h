@@ -92,7 +92,7 @@ static int fake_asked; /* how often a type was asked for */
 /* ggml's assertion; where it is compiled out, memory past the table is read. */
 static const struct fake_type * fake_type(int number) {
     static const struct fake_type removed = {-1, "REMOVED", 0, 0};
-    fake_asked++;
+    __atomic_fetch_add(&fake_asked, 1, __ATOMIC_RELAXED);
     if (number < 0 || number >= FAKE_TYPES) {
         fprintf(stderr, "assertion `type < GGML_TYPE_COUNT' failed: %d\n", number);
         abort();

@@ -84,6 +84,40 @@ static int function(void) {
     return lines == 0 ? 3 : found[0] != ggml_backend_amx_buffer_type() ? 4 : 0;
 }
 
+/* ---- a reader with a lock, which another thread holds while it calls this library */
+
+static pthread_mutex_t readers_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void read_line_under_a_lock(int32_t level, const char * text) {
+    (void) level;
+    pthread_mutex_lock(&readers_lock);
+    lines++;
+    fputs(text, stderr);
+    pthread_mutex_unlock(&readers_lock);
+}
+
+static void * first_call(void * context) {
+    (void) context;
+    ggml_backend_amx_buffer_type();
+    return NULL;
+}
+
+static int two_threads(void) {
+    fake_log_callback = read_line_under_a_lock;
+    pthread_t other;
+    pthread_mutex_lock(&readers_lock);
+    if (pthread_create(&other, NULL, first_call, NULL) != 0) {
+        return 5;
+    }
+    while (!__atomic_load_n(&fake_asked, __ATOMIC_RELAXED)) { /* until the other is proving the host */
+        usleep(100);
+    }
+    struct ggml_backend_buffer_type * found = ggml_backend_amx_buffer_type();
+    pthread_mutex_unlock(&readers_lock);
+    pthread_join(other, NULL);
+    return lines == 0 ? 3 : found != ggml_backend_amx_buffer_type() ? 4 : 0;
+}
+
 /* ---- tests */
 
 struct way {
@@ -91,7 +125,8 @@ struct way {
     int (*run)(void);
 };
 
-static const struct way WAYS[] = {{"door", door}, {"door_without_the_host", door_without_the_host}, {"function", function}};
+static const struct way WAYS[] = {{"door", door}, {"door_without_the_host", door_without_the_host}, {"function", function},
+                                   {"two_threads", two_threads}};
 
 /* Expects at least `wanted` lines of ours in the log. */
 static void check(const char * way, const char * isa, const char * mode, const char * log, int wanted) {
@@ -121,6 +156,11 @@ static void given_unknown_settings_then_a_reader_may_call_everybody(void) {
     check("function", "portable", "sideways", "loud", 3);
 }
 
+static void given_a_reader_with_a_lock_then_its_holder_may_call_this_library(void) {
+    check("two_threads", "portable", "auto", "info", 1);
+    check("two_threads", "portable", "off", "info", 1);
+}
+
 int main(int argc, char ** argv) {
     for (size_t i = 0; argc > 1 && i < sizeof WAYS / sizeof WAYS[0]; i++) {
         if (strcmp(argv[1], WAYS[i].name) == 0) {
@@ -130,5 +170,6 @@ int main(int argc, char ** argv) {
     RUN(given_a_host_that_is_served_then_a_reader_may_call_everybody);
     RUN(given_a_host_that_is_not_served_then_a_reader_may_call_this_library);
     RUN(given_unknown_settings_then_a_reader_may_call_everybody);
+    RUN(given_a_reader_with_a_lock_then_its_holder_may_call_this_library);
     return harness_report("fake_log");
 }

@@ -2,6 +2,8 @@
 // quantised weights, and in several contexts at once.
 #include "ik.hpp"
 
+#include "child.h"
+
 #include <thread>
 
 namespace {
@@ -45,7 +47,12 @@ struct attention {
                     softcap > 0 ? ", soft cap" : "", sinks ? ", sinks" : "");
     }
     // The host's own kernels do the others: few queries per head of the cache, or fewer tiles of 32 than half the threads.
+    // Where results shall be exact, all are ours.
     bool is_ours() const {
+        const char * precision = getenv("GGML_AMX_PRECISION");
+        if (precision && strcmp(precision, "exact") == 0) {
+            return host_has_amx() && !getenv("GGML_AMX_ISA");
+        }
         const int64_t queries = tokens * heads / kv_heads, tiles = (queries + 31) / 32 * kv_heads, most_threads = *std::max_element(std::begin(THREADS), std::end(THREADS));
         return tokens > 1 && queries >= 16 && 2 * tiles >= most_threads && host_has_amx() && !getenv("GGML_AMX_ISA");
     }
@@ -231,6 +238,86 @@ void given_quantised_weights_in_the_graph_when_computed_then_fine_enough() {
     CHECK(!a.is_ours() || error >= 1e-9, "NMSE %.3g: as fine as without quantised weights", error);
 }
 
+// What a mask hides reaches nobody, whatever it is; a token that sees it is NaN.
+void given_nan_in_the_cache_when_computed_then_only_tokens_that_see_it_have_it() {
+    rng r = {46};
+    attention a;
+    if (!a.is_ours()) {
+        harness_skip("no AMX: flash attention is the host's");
+        return;
+    }
+    a.tokens = a.keys = 40;
+    const operands clean(a, r);
+    std::vector<float> want;
+    for (int which : {0, 1, 2}) { // of nothing, keys, values
+        const int64_t width = which == 1 ? a.dk : a.dv, bad = 20; // in the first 32 keys
+        operands o = clean;
+        if (which > 0) {
+            uint8_t * rows = (which == 1 ? o.k : o.v).bytes.data();
+            memset(rows + size_t(bad * a.kv_heads * width) * 2, 0xff, size_t(a.kv_heads * width) * 2);
+        }
+        tensors t(16);
+        ggml_tensor * y = o.node(t.get());
+        t.allocate();
+        o.fill(y);
+        const std::vector<float> got = result_of(t.get(), y, true, a.name());
+        if (which == 0) {
+            want = got;
+            continue;
+        }
+        for (int64_t token = 0; token < a.tokens; token++) {
+            const size_t from = size_t(token * a.heads * a.dv), size = size_t(a.heads * a.dv);
+            if (token < bad) {
+                CHECK(memcmp(&got[from], &want[from], size * sizeof(float)) == 0, "operand %d: token %lld, which does not see it", which, (long long) token);
+            } else {
+                const bool all_nan = std::all_of(&got[from], &got[from] + size, [](float x) { return std::isnan(x); });
+                CHECK(all_nan, "operand %d: token %lld, which sees it", which, (long long) token);
+            }
+        }
+    }
+}
+
+// In a process of its own: the last token has the same bits, however many are computed with it, on any number of threads.
+int exact_mode() {
+    open();
+    harness_test = "exact mode";
+    rng r = {47};
+    for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+        attention a;
+        a.k_type = a.v_type = type, a.tokens = 70, a.keys = 256;
+        const operands all(a, r);
+        const size_t row = size_t(a.heads * a.dv);
+        std::vector<float> last;
+        for (int64_t tokens : {int64_t(70), int64_t(1), int64_t(2), int64_t(9)}) {
+            operands o = all;
+            o.a.tokens = tokens;
+            o.q.erase(o.q.begin(), o.q.end() - ptrdiff_t(tokens * a.heads * a.dk));
+            tensors t(16);
+            ggml_tensor * y = o.node(t.get());
+            t.allocate();
+            o.fill(y);
+            const std::vector<float> got = result_of(t.get(), y, true, o.a.name());
+            const std::vector<float> end(got.end() - ptrdiff_t(row), got.end());
+            if (last.empty()) {
+                last = end;
+            }
+            CHECK(same_bits(end, last), "%s: the last token has other bits than among 70", o.a.name().c_str());
+        }
+    }
+    return harness_report("exact mode");
+}
+
+void given_exact_results_when_tokens_come_in_other_numbers_then_the_same_bits() {
+    if (!host_has_amx() || getenv("GGML_AMX_ISA")) {
+        harness_skip("no AMX: flash attention is the host's");
+        return;
+    }
+    const char * const env[] = {"GGML_AMX_PRECISION", "exact", nullptr};
+    struct child c = child_exec("exact", env);
+    CHECK(c.signal == 0 && c.code == 0, "signal %d, code %d: %s%s", c.signal, c.code, c.out, c.err);
+    child_free(&c);
+}
+
 void given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_one() {
     rng r = {45};
     attention a;
@@ -270,12 +357,17 @@ void given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_
 
 } // namespace
 
-int main() {
+int main(int argc, char **) {
+    if (argc > 1) {
+        return exact_mode();
+    }
     open();
     RUN(given_heads_and_masks_of_all_kinds_when_computed_then_as_the_definition_says);
     RUN(given_caches_of_all_types_when_computed_then_as_the_definition_says);
     RUN(given_a_token_when_computed_then_as_the_definition_says);
     RUN(given_quantised_weights_in_the_graph_when_computed_then_fine_enough);
+    RUN(given_nan_in_the_cache_when_computed_then_only_tokens_that_see_it_have_it);
+    RUN(given_exact_results_when_tokens_come_in_other_numbers_then_the_same_bits);
     RUN(given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_one);
     return harness_report("ik_attention_host");
 }

@@ -16,7 +16,8 @@ std::vector<home> homes_of(int64_t n, ggml_type type) {
 void check_id(const drawn & d, const std::vector<std::unique_ptr<weight>> & weights, const shape & s, rng & r) {
     const int64_t k = d.p.m.k;
     const routing route(s, d.n, k, d.experts, d.p.rows, r);
-    const reference want = route.expect(d.n, [&](int64_t e, int64_t i, int64_t x) { return std::pair(d.exact(e, i, x), d.size(e, i, x)); });
+    reference want = route.expect(d.n, [&](int64_t e, int64_t i, int64_t x) { return std::pair(d.exact(e, i, x), d.size(e, i, x)); });
+    want.e8 = d.p.e8;
     const std::vector<home> homes = homes_of(d.n, d.p.m.type);
     double host = usual_error(true);
     for (size_t h = 0; h < homes.size(); h++) {

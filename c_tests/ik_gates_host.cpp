@@ -76,6 +76,7 @@ void given_up_and_gate_when_fused_then_as_exact_as_the_rule_demands() {
                         }
                     }
                     want.independent = double(tokens * std::min(n, k)) / 4; // some results are near 0
+                    want.e8 = 2 * pu.e8;
                     double host = 0;
                     for (size_t h = 0; h < homes.size(); h++) {
                         tensors t(8);
@@ -123,6 +124,7 @@ void check_moe(const drawn & up, const drawn & gate, const gated & g, const acti
         return combined(a, up.exact(e, i, x) + bu, gate.exact(e, i, x) + bg, std::hypot(up.size(e, i, x), bu), std::hypot(gate.size(e, i, x), bg));
     });
     want.independent /= 4;
+    want.e8 = 2 * up.p.e8;
     // Rows of the merged tensor: of every expert those of the gate, then those of `up`.
     matrix both = up.m;
     std::vector<float> both_bias;

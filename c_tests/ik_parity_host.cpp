@@ -190,6 +190,7 @@ void check_layout(ggml_type type, home h, int64_t m_rows, const std::string & wh
                 }
             }
             want.independent = double(ggml_nrows(o.x)) * double(std::min(o.w->ne[1], ne[0]));
+            want.e8 = bound::e8_of(values);
         }
     }
     judge(got[1], want, is_ours(h, m_rows, type), want.nmse(got[0]), m.quantisation, which);

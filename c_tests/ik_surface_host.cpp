@@ -215,8 +215,8 @@ void given_a_packed_tensor_when_something_else_reads_it_then_it_is_given_back_an
             worst = std::max(worst, std::fabs(double(values[i]) - double(a.m.floats[size_t(row * 256 + i % 256)])));
         }
         CHECK(worst < 0.005, "%s: off by %g", reader.what, worst); // ADD rounds to the type
-        judge(floats_of(y1), a.p.first(48, 20), false, 1e-3, a.m.quantisation, text("beside %s", reader.what));
-        judge(floats_of(y2), a.p.first(48, 20), false, 1e-3, a.m.quantisation, text("beside %s, again", reader.what));
+        judge(floats_of(y1), a.p.first(48, 20), is_ours(home::stored, 20, a.m.type), 1e-3, a.m.quantisation, text("beside %s", reader.what));
+        judge(floats_of(y2), a.p.first(48, 20), is_ours(home::stored, 20, a.m.type), 1e-3, a.m.quantisation, text("beside %s, again", reader.what));
         for (int64_t rows : {1, 20}) {
             a.check(w, text("after %s", reader.what), rows);
             b.check(other, text("the other tensor after %s", reader.what), rows);

@@ -217,7 +217,7 @@ void given_an_adapter_beside_packed_weights_then_the_whole_graph_is_right() {
         }
         const std::vector<double> want(result[0].begin(), result[0].end());
         const double e = nmse(result[1].data(), want.data(), want.size(), 0);
-        CHECK(e <= 2 * NMSE_LIMIT, "%s: NMSE against the host's graph is %g", ggml_type_name(type), e);
+        CHECK(e <= 1e-3, "%s: NMSE against the host's graph is %g", ggml_type_name(type), e);
     }
 }
 

@@ -1,4 +1,4 @@
-// Products in difficult company: other threads that compute or load at the same time, threads older than the
+// Products in difficult company: far more threads than cores, other threads that compute or load at the same time, threads older than the
 // AMX permission, foreign tile state, forked children, and threads with tiny signal stacks.
 #include "parity.hpp"
 
@@ -46,10 +46,6 @@ ggml_backend_ptr new_backend(int n_threads) {
     return on;
 }
 
-bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
-    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 void given_two_contexts_that_compute_at_once_while_a_third_thread_loads_then_nobody_disturbs_anybody() {
     for (ggml_type type : TYPES) {
         product one(type, 512, 100, 70, 70), two(type, 256, 200, 3, 71);
@@ -79,6 +75,21 @@ void given_two_contexts_that_compute_at_once_while_a_third_thread_loads_then_nob
         b.join();
         stop = true;
         loader.join();
+    }
+}
+
+// As in a container with a quota: threads wait for others that are not running.
+void given_far_more_threads_than_cores_then_the_bits_of_one() {
+    for (ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q6_K}) {
+        for (int64_t m : {1, 33}) {
+            product p(type, 512, 1000, m, 74);
+            const std::vector<float> want = p.run(1);
+            for (int threads : {16, 64}) {
+                for (int i = 0; i < 3; i++) {
+                    CHECK(same_bits(p.run(threads), want), "%s M %lld: other bits with %d threads", ggml_type_name(type), (long long) m, threads);
+                }
+            }
+        }
     }
 }
 
@@ -291,6 +302,7 @@ int main(int argc, char **) {
     RUN(given_foreign_tile_state_before_an_op_then_the_result_is_the_same);
     RUN(given_an_op_that_ended_then_its_tiles_are_released);
     RUN(given_a_fork_then_the_child_loads_and_computes_like_its_parent);
+    RUN(given_far_more_threads_than_cores_then_the_bits_of_one);
     RUN(given_two_contexts_that_compute_at_once_while_a_third_thread_loads_then_nobody_disturbs_anybody);
     RUN(given_a_thread_with_a_tiny_signal_stack_then_there_is_a_reason_or_a_result_but_no_crash);
     return harness_report("parity_process_host");

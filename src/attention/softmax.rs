@@ -33,6 +33,7 @@ impl Steps {
             let (high, low) = ((step * STEP_BYTES) as u32, ((steps + step) * STEP_BYTES) as u32);
             let products: &[_] =
                 if key_planes == 2 { &[[low, high], [high, SAME], [SAME, low]] } else { &[[high, high], [SAME, low]] };
+            let products = if cfg!(mutant = "coarse-queries") { &products[..products.len() - 1] } else { products };
             all[count..][..products.len()].copy_from_slice(products);
             count += products.len();
         }
@@ -254,6 +255,7 @@ impl Attention {
             let [a, b, c, d] = maxima;
             let max = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
             let grown = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm512_add_ps(before, _mm512_set1_ps(SLACK)));
+            let grown = if cfg!(mutant = "shared-largest") && grown != 0 { u16::MAX } else { grown };
             let max = _mm512_mask_mov_ps(before, grown, max);
             _mm512_store_ps(largest, max);
             let factor = exp2(_mm512_sub_ps(before, max));
@@ -366,7 +368,8 @@ unsafe fn apply_mask(scores: *mut f32, mask: *const f32) {
             let (at, mask) = (scores.add(i * LANES), _mm512_load_ps(mask.add(i * LANES)));
             let sum = _mm512_fmadd_ps(mask, unit, _mm512_load_ps(at));
             // Where it is not seen, the mask is minus infinity.
-            _mm512_store_ps(at, _mm512_mask_mov_ps(mask, seen(mask), sum));
+            let sees = if cfg!(mutant = "mask-added") { u16::MAX } else { seen(mask) };
+            _mm512_store_ps(at, _mm512_mask_mov_ps(mask, sees, sum));
         }
     }
 }

@@ -96,7 +96,7 @@ impl Case {
             Sight::Holes(percent) => of(hash(token, key) % 100 < percent),
             Sight::Sequences(count) => of(hash(0, key) as usize % count == token % count),
             Sight::Biased => -(token.abs_diff(key) as f32) / 8.0,
-            Sight::Blind => of(token % 3 != 0 && key <= token),
+            Sight::Blind => of(!token.is_multiple_of(3) && key <= token),
             Sight::Islands => of(key < 20 || (700..720 + token).contains(&key)),
         }
     }
@@ -658,14 +658,14 @@ fn what_the_mask_hides_does_not_matter() {
         let one = random.next() as usize % case.keys;
         let chosen: Vec<bool> = (0..case.keys)
             .map(|key| match number % 3 {
-                0 => random.next() % 4 == 0,
+                0 => random.next().is_multiple_of(4),
                 1 => key == one,
                 _ => clean.mask(token, key) == f32::NEG_INFINITY,
             })
             .collect();
         let which = random.next() as usize % 3;
         // All heads of the cache, or only the first.
-        let heads = if random.next() % 2 == 0 { case.heads[1] } else { 1 };
+        let heads = if random.next().is_multiple_of(2) { case.heads[1] } else { 1 };
         let mut poisoned = vec![false; case.keys * case.heads[1] * case.sequences[1]];
         for (place, poisoned) in poisoned.iter_mut().enumerate() {
             if place % case.heads[1] < heads && chosen[place / case.heads[1] % case.keys] {
@@ -761,7 +761,7 @@ fn rows_do_not_depend_on_others_or_on_their_number() {
         let [_, dv] = case.widths;
         let mut random = Random(number as u64);
         let want = bits(&all.compute(exact, 2), dv);
-        let some: Vec<usize> = (0..case.tokens).filter(|_| random.next() % 3 == 0).collect();
+        let some: Vec<usize> = (0..case.tokens).filter(|_| random.next().is_multiple_of(3)).collect();
         let one = random.next() as usize % case.tokens;
         for (tokens, threads) in [(vec![one], 1), (vec![one], 64), (some, 3), ((0..case.tokens).rev().collect(), 1)] {
             if tokens.is_empty() {

@@ -78,7 +78,7 @@ macro_rules! jumps_on {
                 "ret",
                 ".cfi_endproc",
                 frame = const $crate::capi::jump::SAVED + ($words * 8usize).next_multiple_of(16),
-                words = const $words,
+                words = const $words - if cfg!(mutant = "stack-word") { 1 } else { 0 },
                 ask = sym $ask,
                 real = sym $real,
             )

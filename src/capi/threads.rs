@@ -118,11 +118,10 @@ extern "C" fn run_started(start: *mut c_void) -> *mut c_void {
 /// Starts a thread, if one can be had. One of libc's: a thread of Rust's own takes memory on its way, and ends the process
 /// if there is none left.
 ///
-/// # Safety
-/// What `start` has must live until the thread was joined.
-unsafe fn start(start: &Start<'_>) -> Option<pthread_t> {
+/// It must be joined before anything is dropped that it was started with: [`together`] does.
+fn start(start: &Start<'_>) -> Option<pthread_t> {
     let (mut attributes, mut thread) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: attributes are made before they are used; the rest is promised by the caller.
+    // SAFETY: attributes are made before they are used, and the caller lets `start` live.
     unsafe {
         if libc::pthread_attr_init(attributes.as_mut_ptr()) != 0 {
             return None;
@@ -136,14 +135,18 @@ unsafe fn start(start: &Start<'_>) -> Option<pthread_t> {
     }
 }
 
-/// Lets as many of `count` threads as can be had, this one among them, do their parts, and waits for them.
-fn together(count: usize, part: &(dyn Fn(&Team, usize, usize) + Sync)) {
+/// Lets as many of `count` threads as can be had, this one among them, do their parts, and waits for them. `start` is
+/// [`start`], or refuses.
+fn together(
+    count: usize,
+    start: impl Fn(&Start<'_>) -> Option<pthread_t>,
+    part: &(dyn Fn(&Team, usize, usize) + Sync),
+) {
     let team = Team::new();
     let part = |index: usize, count: usize| part(&team, index, count);
     let starts: Vec<Start<'_>> = (1..count).map(|index| Start { team: &team, index, part: &part }).collect();
-    // SAFETY: joined below, before anything of this is dropped; nothing panics until then.
-    let threads: Vec<pthread_t> = starts.iter().map_while(|s| unsafe { start(s) }).collect();
-    let count = threads.len() + 1;
+    let threads: Vec<pthread_t> = starts.iter().map_while(start).collect();
+    let count = if cfg!(mutant = "barrier-of-all") { count } else { threads.len() + 1 };
     team.begin(count);
     team.guard(|| part(0, count));
     for thread in threads {
@@ -212,7 +215,7 @@ pub unsafe fn run(product: &MatMul, settings: Settings, wanted: usize) -> Result
         }
     };
     let (work, product) = (Work(work.as_mut_ptr()), Shared(product));
-    together(count, &|team, index, count| {
+    together(count, start, &|team, index, count| {
         let thread = Thread { index, count, barrier: &|| team.meet() };
         // SAFETY: promised by the caller; the work buffer has the size for so many threads, and the operation gives
         // every thread its own part of it and of the result.
@@ -224,6 +227,7 @@ pub unsafe fn run(product: &MatMul, settings: Settings, wanted: usize) -> Result
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
@@ -232,7 +236,7 @@ mod tests {
         for bad in 0..3 {
             let reached = AtomicUsize::new(0);
             let result = catch_unwind(AssertUnwindSafe(|| {
-                together(3, &|team, index, _| {
+                together(3, start, &|team, index, _| {
                     if index == bad {
                         resume_unwind(Box::new(bad));
                     }
@@ -245,9 +249,32 @@ mod tests {
     }
 
     #[test]
+    fn given_threads_that_cannot_be_started_then_the_others_do_not_wait_for_them() {
+        let (done, waits) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for can_be_had in 0..4 {
+                let (left, counts) = (AtomicUsize::new(can_be_had), Mutex::new(Vec::new()));
+                let take = |left: usize| left.checked_sub(1);
+                let start = |s: &Start<'_>| {
+                    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().and_then(|_| start(s))
+                };
+                together(20, start, &|team, _, count| {
+                    team.meet();
+                    counts.lock().unwrap().push(count);
+                });
+                done.send((can_be_had, counts.into_inner().unwrap())).unwrap();
+            }
+        });
+        for _ in 0..4 {
+            let (can_be_had, counts) = waits.recv_timeout(Duration::from_secs(20)).expect("it hangs");
+            assert_eq!(counts, vec![can_be_had + 1; can_be_had + 1]);
+        }
+    }
+
+    #[test]
     fn given_many_rounds_then_nobody_runs_ahead() {
         let rounds = AtomicUsize::new(0);
-        together(5, &|team, _, count| {
+        together(5, start, &|team, _, count| {
             for round in 0..500 {
                 let before = rounds.fetch_add(1, Ordering::SeqCst);
                 assert!((count * round..count * (round + 1)).contains(&before), "{before} in round {round}");

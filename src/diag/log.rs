@@ -116,10 +116,11 @@ pub fn line(level: Level, text: &str) {
 pub(super) fn early(level: Level, text: &str) {
     let is_held = HELD.try_with(|held| {
         let mut held = held.borrow_mut();
-        if held.holds > 0 {
+        let holds = held.holds > 0 && !cfg!(mutant = "log-at-once");
+        if holds {
             held.lines.push((level, text.to_string()));
         }
-        held.holds > 0
+        holds
     });
     if !is_held.unwrap_or(false) {
         deliver();
@@ -161,3 +162,60 @@ macro_rules! error { ($($t:tt)*) => { $crate::diag::log::line($crate::diag::log:
 /// Logs at [`Level::Debug`].
 #[macro_export]
 macro_rules! debug { ($($t:tt)*) => { $crate::diag::log::line($crate::diag::log::Level::Debug, &format!($($t)*)) } }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    thread_local! {
+        static READ: RefCell<Vec<String>> = RefCell::default();
+    }
+
+    /// A callback that reads lines, and calls back into this module.
+    unsafe extern "C" fn read(_: i32, _format: *const libc::c_char, text: *const libc::c_char) {
+        // SAFETY: a C string, as the format says.
+        let text = unsafe { CStr::from_ptr(text) }.to_string_lossy().trim_end().to_string();
+        // A thread that is being torn down reads nothing.
+        let first = READ.try_with(|lines| {
+            lines.borrow_mut().push(text);
+            lines.borrow().len() == 1
+        });
+        if first == Ok(true) {
+            let _hold = hold();
+            early(Level::Info, "of the reader");
+        }
+    }
+
+    #[test]
+    fn lines_wait_for_the_last_hold_or_for_the_next_call() {
+        type Read = unsafe extern "C" fn(i32, *const libc::c_char, *const libc::c_char);
+        // SAFETY: on x86-64 the one argument behind the format is where a third argument is.
+        unsafe { set_sink(std::mem::transmute::<Read, Sink>(read)) };
+        let lines =
+            || READ.with(|lines| lines.borrow().iter().map(|l| l.replace("ggml-amx: ", "")).collect::<Vec<_>>());
+        let outer = hold();
+        early(Level::Info, "a");
+        drop(hold());
+        early(Level::Info, "b");
+        assert!(lines().is_empty());
+        drop(outer);
+        assert_eq!(lines(), ["a", "of the reader", "b"]);
+
+        let of_initialiser = hold();
+        early(Level::Info, "c");
+        of_initialiser.leave_for_later();
+        assert_eq!(lines().len(), 3);
+        early(Level::Info, "d");
+        deliver();
+        assert_eq!(lines()[3..], ["c", "d"]);
+
+        let lost = hold();
+        early(Level::Info, "e");
+        last_words("f");
+        assert_eq!(lines()[5..], ["e", "f"]);
+        drop(lost);
+        assert_eq!(lines().len(), 7);
+    }
+}

@@ -65,7 +65,9 @@ impl Facts {
             Storage::Plain(precision) => Choice::Tiles(precision),
             Storage::Decoded => Choice::Tiles(Precision::Bf16),
             // Whatever the number of rows: theirs and their neighbours' must not matter.
-            Storage::Quantised if self.wish >= Wish::Exact => Choice::Tiles(Precision::Bf16),
+            Storage::Quantised if self.wish >= Wish::Exact && cfg!(not(mutant = "exact-by-number")) => {
+                Choice::Tiles(Precision::Bf16)
+            }
             Storage::Quantised if self.rows < self.tile_rows => Choice::Vectors,
             // Small products (heads), not worth the search for outliers.
             Storage::Quantised if self.batches > 1 => self.without_int8(),

@@ -128,7 +128,7 @@ unsafe fn scale_and_offset<F: Format>(block: *const u8, g: usize) -> (__m512, __
     // SAFETY: promised by the caller.
     let (scale, min) = unsafe { F::scales_avx512(block, g) };
     let quiet = |v| _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), _mm512_set1_ps(f32::NAN));
-    let (scale, min) = (quiet(scale), quiet(min));
+    let (scale, min) = if cfg!(mutant = "nan-rounded") { (scale, min) } else { (quiet(scale), quiet(min)) };
     (scale, _mm512_fnmadd_ps(_mm512_set1_ps(F::ZERO_POINT as f32), scale, min))
 }
 

@@ -113,9 +113,14 @@ impl Matrix {
         rows
     }
 
-    /// Judges every row of a product that has at least [`OUTPUTS`] columns.
+    /// Judges every row of a product; if it has fewer columns than [`OUTPUTS`], all rows together, which should be alike.
     pub fn judge(&self, own_error: f32, x: &[f32], out: &[f32]) -> Result<(), String> {
         let rows = self.measure(x, out);
+        if self.columns() < OUTPUTS {
+            let mut all = Row::default();
+            rows.into_iter().for_each(|row| all.add(row));
+            return all.judge(own_error);
+        }
         rows.iter().enumerate().try_for_each(|(i, row)| row.judge(own_error).map_err(|why| format!("row {i}: {why}")))
     }
 

@@ -1,10 +1,10 @@
 //! The C and C++ tests in `c_tests/`: what each program needs follows from its name.
 //!
 //! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once
-//! with the shared one; `fake_*` likewise, with a ggml of their own. `*_host` run against real hosts: all of them (plain and with sanitizers)
-//! against the shared build, `smoke_host` also against the static and the DL build; `ik_*_host` against
-//! ik_llama.cpp with our library linked in. Each program prints its own counts; exit code 77 and lines that start with
-//! SKIPPED say what could not run.
+//! with the shared one; `fake_*` likewise, with a ggml of their own. `*_host` run against real hosts: all of them (plain and
+//! with sanitizers) against the shared build, `smoke_host` also against the static and the DL build; `ik_*_host` against
+//! ik_llama.cpp with our library linked in; `wheel_*` with an older ggml from a Python package. `parity_process_host` and `ik_graph_host` also run with threads that spin. Each
+//! program prints its own counts; exit code 77 and lines that start with SKIPPED say what could not run.
 
 use std::{
     fs::{self, File},
@@ -20,7 +20,8 @@ use std::{
 };
 
 use crate::{
-    cache, compiler,
+    cache::{self, Cache},
+    compiler, fetch,
     host::{self, Host, Kind},
     symbols,
     test::Options,
@@ -40,7 +41,7 @@ const ALL_SKIPPED: i32 = 77;
 /// One program to build and run.
 struct Job {
     source: PathBuf,
-    /// `plain`, `sanitized`, `shared`, `static`, `dl`: a directory and part of the line printed.
+    /// `plain`, `sanitized`, `spinning`, `shared`, `static`, `dl`, `wheel`: a directory and part of the line printed.
     flavour: &'static str,
     sanitize: bool,
     /// Headers that are not ours: no warnings from there.
@@ -50,6 +51,8 @@ struct Job {
     /// A C++ runtime must be linked even if the program is C.
     link_as_cpp: bool,
     env: Vec<(&'static str, PathBuf)>,
+    /// Waiting threads of the host spin, as they do for users.
+    spins: bool,
 }
 
 impl Job {
@@ -89,16 +92,26 @@ pub fn run(options: &Options) -> Result<()> {
             jobs.push(host_job(source, &shared, "plain", false));
             jobs.push(host_job(source, &shared, "sanitized", true));
         }
+        for source in of_hosts().filter(|s| starts(s, "parity_process_")) {
+            jobs.push(Job { spins: true, ..host_job(source, &shared, "spinning", false) });
+        }
         for (kind, flavour) in [(Kind::Static, "static"), (Kind::Dl, "dl")] {
             let other = host::ensure(kind)?;
             for source in of_hosts().filter(|s| starts(s, "smoke_")) {
                 jobs.push(host_job(source, &other, flavour, false));
             }
         }
+        match fetch::older_ggml(&Cache::open()?)? {
+            Some(root) => {
+                jobs.extend(sources.iter().filter(|s| starts(s, "wheel_")).map(|s| wheel_job(s, &target, &root)))
+            }
+            None => options.skip("the tests on ggml 0.20", "the package index does not serve it"),
+        }
         let ik = host::ensure(Kind::IkOurs)?;
         for source in sources.iter().filter(|s| starts(s, "ik_")) {
-            for (flavour, sanitize) in [("plain", false), ("sanitized", true)] {
-                let mut job = host_job(source, &ik, flavour, sanitize);
+            let kinds = [("plain", false, false), ("sanitized", true, false), ("spinning", false, true)];
+            for (flavour, sanitize, spins) in kinds.into_iter().filter(|k| !k.2 || starts(&source, "ik_graph_")) {
+                let mut job = Job { spins, ..host_job(source, &ik, flavour, sanitize) };
                 // As the host's own programs are linked.
                 job.link.extend(symbols::wrapped()?.iter().map(|name| format!("-Wl,--wrap={name}")));
                 jobs.push(job);
@@ -145,7 +158,18 @@ fn api_job(source: &Path, target: &Path, flavour: &'static str, sanitize: bool, 
         link,
         link_as_cpp: false,
         env: Vec::new(),
+        spins: false,
     }
+}
+
+/// With an older ggml in shared libraries that others built, and our static library in the program.
+fn wheel_job(source: &Path, target: &Path, ggml: &Path) -> Job {
+    let mut job = api_job(source, target, "wheel", false, false);
+    let libraries = ggml.join("lib64").display().to_string();
+    job.system_includes.push(ggml.join("include"));
+    job.link.extend([format!("-L{libraries}"), format!("-Wl,-rpath,{libraries}")]);
+    job.link.extend(["-lggml", "-lggml-cpu", "-lggml-base"].map(String::from));
+    job
 }
 
 fn host_job(source: &Path, host: &Host, flavour: &'static str, sanitize: bool) -> Job {
@@ -161,6 +185,7 @@ fn host_job(source: &Path, host: &Host, flavour: &'static str, sanitize: bool) -
         link: host.link_args(),
         link_as_cpp: true,
         env,
+        spins: false,
     }
 }
 
@@ -292,8 +317,9 @@ fn run_program(job: &Job, out: &Path, options: &Options) -> Result<()> {
     }
     command
         .envs(job.env.iter().map(|(k, v)| (k, v)))
-        // More threads than cores wait for each other: spinning would take most of the time.
-        .env("OMP_WAIT_POLICY", "passive")
+        // More threads than cores wait for each other: spinning would take most of the time of the large grids. Programs
+        // about threads run both ways.
+        .envs((!job.spins).then_some(("OMP_WAIT_POLICY", "passive")))
         .env("GGML_NO_BACKTRACE", "1");
     let code = run_within(&mut command, &log)?;
     let text = String::from_utf8_lossy(&io("read", &log, fs::read(&log))?).into_owned();

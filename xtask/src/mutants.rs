@@ -70,7 +70,63 @@ const MUTANTS: &[Mutant] = &[
         "a packed tensor is given back while another context computes with it",
         "host::ik::tests::contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_back",
     ),
+    mutant(
+        "weights-unseen",
+        "what requantising costs is a constant, whatever the weights are",
+        "matmul::tests::bound::channels_of_different_size_keep_the_bound",
+    ),
+    mutant(
+        "rows-unchecked",
+        "no row is looked at but those of the sample",
+        "matmul::tests::bound::sinks_keep_the_bound_wherever_they_stand",
+    ),
+    mutant(
+        "nan-rounded",
+        "NaN becomes 0 where BF16 is rounded",
+        "matmul::tests::bound::a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows",
+    ),
+    mutant(
+        "exact-by-number",
+        "exact results of few rows are made in another way",
+        "matmul::tests::bound::exact_rows_depend_neither_on_their_number_nor_on_their_neighbours",
+    ),
+    mutant(
+        "mask-added",
+        "minus infinity is added to the scores of hidden keys, which may be NaN",
+        "attention::tests::what_the_mask_hides_does_not_matter",
+    ),
+    mutant(
+        "nan-values",
+        "hidden values that are not finite are multiplied by weights of zero",
+        "attention::tests::values_that_are_not_finite_stay_in_their_channels",
+    ),
+    mutant(
+        "shared-largest",
+        "queries of a tile share when their largest score moves",
+        "attention::tests::rows_do_not_depend_on_others_or_on_their_number",
+    ),
+    mutant("coarse-queries", "queries of attention are one BF16", "attention::tests::rows_are_those_of_the_definition"),
     mutant("uncounted", "products are not counted", "diag::counters::tests::what_is_counted_is_reported"),
+    mutant(
+        "barrier-of-all",
+        "threads that could not be started are waited for",
+        "capi::threads::tests::given_threads_that_cannot_be_started_then_the_others_do_not_wait_for_them",
+    ),
+    mutant(
+        "stack-word",
+        "the last argument on the stack is not seen",
+        "capi::jump::tests::given_a_call_that_is_declined_then_every_argument_and_the_result_pass",
+    ),
+    mutant(
+        "log-at-once",
+        "lines are sent from inside initialisers and locks",
+        "diag::log::tests::lines_wait_for_the_last_hold_or_for_the_next_call",
+    ),
+    mutant(
+        "types-without-end",
+        "types past the end of the host's table are asked for",
+        "host::symbols::tests::without_later_decoders_only_old_types_are_asked_for",
+    ),
 ];
 
 /// Those named, or all.

@@ -115,6 +115,8 @@ enum Kind {
     OneMagnitude,
     /// Halves of steps.
     Halves,
+    /// None below zero.
+    Positive,
     Zeros,
 }
 
@@ -124,6 +126,7 @@ fn draw_row(kind: Kind, k: usize, random: &mut Random) -> Vec<f32> {
         .map(|c| match kind {
             Kind::Gauss | Kind::Sink(_) => gauss(random),
             Kind::Fixed(f) => gauss(random) * if c % 61 == 7 { f } else { 1.0 },
+            Kind::Positive => gauss(random).abs(),
             Kind::Laplace => sign(random) * -(1.0 - unit(random)).ln(),
             Kind::Heavy => gauss(random) * (1.5 * gauss(random)).exp(),
             Kind::OneMagnitude => sign(random) * 1.0039,
@@ -148,12 +151,13 @@ fn draw_activations(m: usize, factors: &[f32], random: &mut Random) -> (Vec<f32>
         Kind::Heavy,
         Kind::Fixed(f),
         Kind::Sink(f),
+        Kind::Positive,
         Kind::OneChannel,
         Kind::OneMagnitude,
         Kind::Halves,
         Kind::Zeros,
     ];
-    let common = pick(random, &all[..6]);
+    let common = pick(random, &all[..7]);
     let sizes = pick(random, &[&[1.0][..], &[1.0], &[1e-3, 1.0, 1e3], &[1e-41, 1e-20, 1.0, 1e20, 1e30]]);
     let mut x = Vec::with_capacity(m * factors.len());
     for _ in 0..m {
@@ -199,7 +203,7 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
     let mut done = 0;
     while done < rows {
         let ty = pick(&mut random, &types);
-        let (k, n) = (draw_k(ty, &mut random), OUTPUTS + pick(&mut random, &[0, 0, 1, 80]));
+        let (k, n) = (draw_k(ty, &mut random), OUTPUTS + pick(&mut random, &[0, 0, 1, 80, 512, 1280]));
         let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();
         let (plain, factors, weighting) = draw_weights(ty, &shape, &mut random);
         let mut packed = vec![0; shape.packed_size()];
@@ -239,7 +243,8 @@ fn every_row_of_every_expert_keeps_its_bound() {
     let mut done = 0;
     while done < rows {
         let ty = pick(&mut random, &types);
-        let (k, n, experts) = (draw_k(ty, &mut random).min(4096), OUTPUTS, 1 + random.next() as usize % 5);
+        let (k, n) = (draw_k(ty, &mut random).min(4096), pick(&mut random, &[OUTPUTS, OUTPUTS, 768]));
+        let experts = 1 + random.next() as usize % 5;
         let used = 1 + random.next() as usize % experts;
         let per_token = pick(&mut random, &[1, used]);
         let shape = Shape::new(ty, k as i64, n as i64, experts as i64).unwrap();
@@ -293,13 +298,117 @@ fn every_row_of_every_expert_keeps_its_bound() {
     println!("{done} rows judged");
 }
 
+/// Weights by ggml's own rules for Q4_0 and Q8_0.
+fn quantised(ty: WeightType, weights: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for block in weights.chunks(32) {
+        let largest = block.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
+        let scale = half::f16::from_f32(if ty == WeightType::Q4_0 { largest / -8.0 } else { largest.abs() / 127.0 });
+        let (d, mut q) = (scale.to_f32(), [0i32; 32]);
+        q.iter_mut().zip(block).for_each(|(q, w)| *q = if d == 0.0 { 0 } else { (w / d).round() as i32 });
+        bytes.extend_from_slice(&scale.to_le_bytes());
+        if ty == WeightType::Q4_0 {
+            let nibble = |q: i32| (q + 8).clamp(0, 15) as u8;
+            bytes.extend((0..16).map(|i| nibble(q[i]) | nibble(q[i + 16]) << 4));
+        } else {
+            bytes.extend(q.map(|q| q.clamp(-127, 127) as i8 as u8));
+        }
+    }
+    bytes
+}
+
+/// Quantises weights, multiplies, and judges every row; the largest NMSE comes back.
+fn judged(ty: WeightType, weights: &[f32], k: usize, x: &[f32], what: &str) -> f64 {
+    let (n, m) = (weights.len() / k, x.len() / k);
+    let (shape, packed) = pack(ty, k, n, 1, &quantised(ty, weights));
+    let op = MatMul {
+        gate: None,
+        weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
+        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+    };
+    let out = gemm(&op, false, n * m);
+    let matrix = Matrix::packed(&shape, &packed);
+    if let Err(why) = matrix.judge(ty.info().own_error, x, &out) {
+        panic!("{ty:?}, {what}: {why}");
+    }
+    matrix.measure(x, &out).iter().map(|row| row.nmse()).fold(0.0, f64::max)
+}
+
+/// Given channels of weights of different size and activations that make up for it, as a norm that was folded into the
+/// weights leaves them, then every row of a prompt keeps its bound.
+#[test]
+fn channels_of_different_size_keep_the_bound() {
+    if !has_amx() {
+        return;
+    }
+    let (k, n, m) = (4096, OUTPUTS, 64);
+    let mut random = Random(1);
+    for ty in [WeightType::Q4_0, WeightType::Q8_0] {
+        let factors: [(&str, Box<dyn Fn(usize, &mut Random) -> f32>); 6] = [
+            ("32 of 1024 times 4", Box::new(|c, _| if c % 1024 < 32 { 4.0 } else { 1.0 })),
+            ("32 of 1024 times 32", Box::new(|c, _| if c % 1024 < 32 { 32.0 } else { 1.0 })),
+            ("32 of 1024 times 100", Box::new(|c, _| if c % 1024 < 32 { 100.0 } else { 1.0 })),
+            ("log-normal channels, 0.5", Box::new(|_, r| (0.5 * gauss(r)).exp())),
+            ("log-normal channels, 1.5", Box::new(|_, r| (1.5 * gauss(r)).exp())),
+            ("log-normal blocks, 1.5", Box::new(|c, _| (1.5 * gauss(&mut Random(77 + c as u64 / 32 * 7919))).exp())),
+        ];
+        for (what, factor) in factors {
+            let f: Vec<f32> = (0..k).map(|c| factor(c, &mut random)).collect();
+            let weights: Vec<f32> = (0..n * k).map(|i| 0.02 * gauss(&mut random) * f[i % k]).collect();
+            let x: Vec<f32> = (0..m * k).map(|i| gauss(&mut random) / f[i % k]).collect();
+            judged(ty, &weights, k, &x, what);
+        }
+    }
+}
+
+/// Given a row with massive activations among ordinary ones, then it keeps its bound wherever it stands.
+#[test]
+fn sinks_keep_the_bound_wherever_they_stand() {
+    if !has_amx() {
+        return;
+    }
+    let (k, n, m) = (1024, OUTPUTS, 200);
+    let mut random = Random(2);
+    for ty in [WeightType::Q4_0, WeightType::Q8_0] {
+        let weights: Vec<f32> = (0..n * k).map(|_| 0.02 * gauss(&mut random)).collect();
+        let base: Vec<f32> = (0..m).flat_map(|_| draw_row(Kind::Fixed(30.0), k, &mut random)).collect();
+        for row in [0, 1, 2, 3, 4, 101] {
+            let mut x = base.clone();
+            let sink = &mut x[row * k..(row + 1) * k];
+            sink.iter_mut().for_each(|x| *x *= 0.1);
+            (sink[500], sink[700]) = (100.0, -70.0);
+            judged(ty, &weights, k, &x, &format!("sink at row {row}"));
+        }
+    }
+}
+
+/// Given a row that takes the outlier channels away from its neighbours, then these keep their bounds.
+#[test]
+fn neighbours_that_take_the_outlier_channels_harm_nobody() {
+    if !has_amx() {
+        return;
+    }
+    let (k, n, m) = (4096, OUTPUTS, 256);
+    let mut random = Random(3);
+    let weights: Vec<f32> = (0..n * k).map(|_| 0.02 * gauss(&mut random)).collect();
+    let mut x: Vec<f32> = (0..m * k).map(|_| gauss(&mut random)).collect();
+    x.iter_mut().enumerate().filter(|(i, _)| i % k % 128 == 5).for_each(|(_, x)| *x *= 30.0);
+    (0..32).for_each(|i| x[4 * k + i * 128 + 64] = 3000.0);
+    judged(WeightType::Q4_0, &weights, k, &x, "one row with 32 channels of 3000");
+    // The same with heavy-tailed neighbours of calm rows.
+    let heavy = |i: usize, random: &mut Random| if i / k % 2 == 0 { 1.0 } else { (1.5 * gauss(random)).exp() };
+    let x: Vec<f32> = (0..m * k).map(|i| gauss(&mut random) * heavy(i, &mut random)).collect();
+    judged(WeightType::Q4_0, &weights, k, &x, "heavy tails in every second row");
+}
+
 /// Given a row that tiles are not good enough for among rows that they are, then it alone is computed in another way.
 #[test]
 fn a_row_beyond_its_bound_goes_another_way_alone() {
     if !has_amx() {
         return;
     }
-    let (k, n, m) = (1024, OUTPUTS, 64);
+    let (k, n, m) = (1024, 4 * OUTPUTS, 200);
     let mut random = Random(9);
     let shape = Shape::new(WeightType::Q4_0, k as i64, n as i64, 1).unwrap();
     let plain = random_weights(WeightType::Q4_0, &shape, &mut random);
