@@ -36,6 +36,8 @@ pub struct Node {
     /// The product that is computed here; `None` if the host does it, and for attention. Products of the host are written
     /// down too, so that a later one of the same weights to the same address is not taken for them.
     pub op: Option<Op>,
+    /// Whether its weights are packed: they must stay so while it is computed, whoever does that.
+    pub is_packed: bool,
     /// Whose calls it is looked for in.
     pub kernel: Kernel,
     /// Rows of activations, or choices per token.
@@ -164,7 +166,7 @@ impl Beginning<'_> {
 }
 
 /// Announces a graph that up to `threads` threads compute, with the nodes that `fill` writes down, in their order. `None`
-/// if none of them is ours.
+/// if none of them is ours, or has packed weights.
 pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node>)) -> Option<Run> {
     let outer = CURSOR.get();
     let state = STATE.lock();
@@ -181,9 +183,10 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
     let graph = state.free();
     // SAFETY: the graph does not run, and the state is locked.
     unsafe { prepare(&graph.team, threads, &mut nodes) };
-    let mut ops = nodes.iter().filter_map(|node| node.op.as_ref());
-    let fine = ops.clone().any(Op::has_fine_weights) || ops.clone().next().is_none();
-    if ops.next().is_none() && nodes.iter().all(|node| node.kernel != Kernel::Attention) {
+    let ops = || nodes.iter().filter_map(|node| node.op.as_ref());
+    let fine = ops().any(Op::has_fine_weights) || ops().next().is_none();
+    let is_ours = |node: &Node| node.op.is_some() || node.is_packed || node.kernel == Kernel::Attention;
+    if !nodes.iter().any(is_ours) {
         nodes.clear();
         state.spare.push(nodes);
         return None;

@@ -137,6 +137,7 @@ impl<'a> Graph<'a> {
     fn node(&self, op: Option<Op>, of: &Packed, kernel: Kernel, rows: usize) -> Node {
         Node {
             op,
+            is_packed: place::packed(&of.tensor()).is_some(),
             kernel,
             rows,
             result: self.result() as usize,
@@ -319,6 +320,16 @@ fn forty_contexts_at_once_are_all_computed_here() {
         };
         join((0..CONTEXTS).map(|_| context()).collect());
     });
+}
+
+#[test]
+fn a_graph_runs_if_the_host_computes_with_packed_weights_and_not_if_nothing_is_ours() {
+    let packed = [(1, 10), (EXPERTS, 11), (1, 12)].map(|(slices, seed)| Packed::load(slices, seed));
+    let graph = Graph::new(1, packed.each_ref());
+    let of_host = graph.node(None, &packed[0], Kernel::MulMat, 1);
+    assert!(graph::begin(1, |_, nodes| nodes.push(of_host)).is_some(), "they could be given back");
+    assert!(graph::begin(1, |_, nodes| nodes.push(Node { is_packed: false, ..of_host })).is_none());
+    assert!(graph::begin(1, |_, _| ()).is_none());
 }
 
 #[test]
