@@ -43,9 +43,7 @@ pub fn look(crowded: bool, there: impl Fn() -> bool) -> bool {
     };
     let start = ticks();
     let seen = loop {
-        for _ in 0..4 {
-            std::hint::spin_loop();
-        }
+        std::hint::spin_loop();
         if there() {
             break true;
         }
