@@ -126,7 +126,7 @@ struct Plan {
 
 /// The parts.
 struct Parts {
-    /// What is known of the weights, from one thread for all.
+    /// What is known of the weights, from one thread for all; null if nobody takes tiles.
     known: *mut *mut Known,
     routing: Routing,
     vectors: *mut u8,
@@ -255,13 +255,18 @@ impl ExpertMul {
             if thread.index == 0 {
                 self.sort(&facts, &parts.routing);
                 let experts = parts.routing.experts().iter();
-                let on_tiles = experts.filter(|e| settings.isa == Isa::Amx && e.rows as usize >= facts.tile_rows);
-                let matrices = on_tiles.map(|e| e.number as usize);
-                *parts.known = Box::into_raw(Box::new(Known::new(&self.weights, self.gate.as_ref(), matrices)));
+                let on_tiles = experts.filter(|e| e.rows as usize >= facts.tile_rows).map(|e| e.number as usize);
+                *parts.known = if settings.isa == Isa::Amx && parts.routing.chunks() > 0 {
+                    Box::into_raw(Box::new(Known::new(&self.weights, self.gate.as_ref(), on_tiles)))
+                } else {
+                    std::ptr::null_mut()
+                };
             }
             thread.wait();
-            let known = &**parts.known;
-            known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
+            if let Some(known) = (*parts.known).as_ref() {
+                let gathered = plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0;
+                known.measure(thread, parts.scratch, gathered);
+            }
             let ways = Ways {
                 isa: settings.isa,
                 wish: settings.wish,
@@ -280,7 +285,7 @@ impl ExpertMul {
                 self.quantise_own(ways, &parts, thread);
             }
             thread.wait();
-            if thread.index == 0 {
+            if thread.index == 0 && !(*parts.known).is_null() {
                 drop(Box::from_raw(*parts.known));
             }
             let on_tiles = |e: &Expert| ways.on_tiles(e);

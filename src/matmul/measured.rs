@@ -128,8 +128,17 @@ pub fn forget(bytes: &Range<usize>) {
 pub struct Known {
     /// Both operands of a product with a gate, or one.
     tensors: Vec<(Weights, Arc<Tensor>)>,
-    /// Matrices that are not known yet: number of the tensor and of the matrix, and the sums of their units.
-    missing: Vec<(usize, usize, Box<[OnceLock<Sums>]>)>,
+    /// Matrices that are not known yet.
+    missing: Vec<Missing>,
+}
+
+/// A matrix that is to be measured.
+struct Missing {
+    /// Number of its tensor, and its own in there.
+    tensor: usize,
+    matrix: usize,
+    /// What each unit of its columns adds up to.
+    units: Box<[OnceLock<Sums>]>,
 }
 
 impl Known {
@@ -148,7 +157,8 @@ impl Known {
         let units = weights.ne[1].div_ceil(UNIT);
         let missing = |(i, (_, tensor)): (usize, &(Weights, Arc<Tensor>))| {
             let unknown = matrices.clone().filter(|m| tensor.matrices[*m].get().is_none());
-            unknown.map(|m| (i, m, (0..units).map(|_| OnceLock::new()).collect())).collect::<Vec<_>>()
+            let new = |matrix| Missing { tensor: i, matrix, units: (0..units).map(|_| OnceLock::new()).collect() };
+            unknown.map(new).collect::<Vec<_>>()
         };
         let missing = tensors.iter().enumerate().flat_map(missing).collect();
         Self { tensors, missing }
@@ -163,21 +173,21 @@ impl Known {
         if self.missing.is_empty() {
             return;
         }
-        let units = self.missing[0].2.len();
+        let units = self.missing[0].units.len();
         for i in split::share(self.missing.len() * units, thread.index, thread.count) {
-            let (tensor, matrix, sums) = &self.missing[i / units];
+            let missing = &self.missing[i / units];
             // SAFETY: promised by the caller.
-            let unit = unsafe { unit(&self.tensors[*tensor].0, *matrix, i % units, scratch, gathered) };
-            let _ = sums[i % units].set(unit);
+            let unit = unsafe { unit(&self.tensors[missing.tensor].0, missing.matrix, i % units, scratch, gathered) };
+            let _ = missing.units[i % units].set(unit);
         }
         thread.wait();
         for i in split::share(self.missing.len(), thread.index, thread.count) {
-            let (tensor, matrix, sums) = &self.missing[i];
-            let (weights, known) = &self.tensors[*tensor];
+            let missing = &self.missing[i];
+            let (weights, known) = &self.tensors[missing.tensor];
             let has_int8 = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
-            let sums = sums.iter().map(|s| s.get().expect("every unit has its thread"));
+            let sums = missing.units.iter().map(|s| s.get().expect("every unit has its thread"));
             // Another operation may have been faster.
-            let _ = known.matrices[*matrix].set(Sums::finish(weights.ne[0], sums, has_int8));
+            let _ = known.matrices[missing.matrix].set(Sums::finish(weights.ne[0], sums, has_int8));
         }
         thread.wait();
     }

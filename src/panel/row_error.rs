@@ -45,7 +45,7 @@ impl Bound {
     pub fn new(own_error: f32, weights: &WeightError) -> Self {
         // Without any columns: 0, which no error is below.
         let margin = (1.0 - DEVIATIONS / weights.columns().sqrt()).max(0.0);
-        Self { of_signal: margin * (own_error / 10.0).min(MAX_OF_TYPE).max(ALWAYS), of_blocks: margin * OF_BLOCKS }
+        Self { of_signal: margin * (own_error / 10.0).clamp(ALWAYS, MAX_OF_TYPE), of_blocks: margin * OF_BLOCKS }
     }
 
     /// Whether it holds for an error; `blocks` says that of 8 bits per 32 activations, and is asked only if need be.
@@ -151,14 +151,15 @@ pub unsafe fn int8(
         let scale = scales(from / pass);
         let inverse = _mm512_set1_ps(if scale == 0.0 { 0.0 } else { 1.0 / scale });
         let step = _mm512_set1_ps(scale * unit);
-        for block in from / ACT_BLOCK..(from + pass).min(k) / ACT_BLOCK {
-            for c in [block * ACT_BLOCK, block * ACT_BLOCK + 16] {
+        let of_weights = &blocks[from / ACT_BLOCK..(from + pass).min(k) / ACT_BLOCK];
+        for (block, of_weights) in of_weights.iter().enumerate() {
+            for c in [from + block * ACT_BLOCK, from + block * ACT_BLOCK + 16] {
                 // SAFETY: as above.
                 let v = unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) };
                 let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
                 let v = _mm512_mul_ps(v, wide);
                 sums.add(weights.lanes(c), v, _mm512_fnmadd_ps(q, step, v));
-                sums.add_weights(blocks[block], v);
+                sums.add_weights(*of_weights, v);
             }
         }
     }

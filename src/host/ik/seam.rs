@@ -512,7 +512,7 @@ mod tests {
                     let (batch, first) = (x.b as usize, x.c as usize / 4);
                     let (i2, i3) = (batch as c_long % (ne02 * r2), batch as c_long / (ne02 * r2));
                     for r in share(x.nx as usize, (x.ith, x.nth)) {
-                        // SAFETY: as many rows are there.
+                        // SAFETY: the weights that a call is given have as many rows.
                         let got = unsafe { std::slice::from_raw_parts(x.a.cast::<u8>().add(r * row), row) };
                         let at = first - (i2 * args.nb2 + i3 * args.nb3) as usize + r;
                         let of = (i2 / r2 + i3 / r3 * ne02) as usize * matrix + at * row;

@@ -202,7 +202,7 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
     let mut random = Random(0x5eed);
     let mut done = 0;
     while done < rows {
-        let ty = pick(&mut random, &types);
+        let ty = pick(&mut random, types);
         let (k, n) = (draw_k(ty, &mut random), OUTPUTS + pick(&mut random, &[0, 0, 1, 80, 512, 1280]));
         let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();
         let (plain, factors, weighting) = draw_weights(ty, &shape, &mut random);
@@ -242,7 +242,7 @@ fn every_row_of_every_expert_keeps_its_bound() {
     let mut random = Random(0xe4be27);
     let mut done = 0;
     while done < rows {
-        let ty = pick(&mut random, &types);
+        let ty = pick(&mut random, types);
         let (k, n) = (draw_k(ty, &mut random).min(4096), pick(&mut random, &[OUTPUTS, OUTPUTS, 768]));
         let experts = 1 + random.next() as usize % 5;
         let used = 1 + random.next() as usize % experts;
@@ -345,16 +345,21 @@ fn channels_of_different_size_keep_the_bound() {
     let (k, n, m) = (4096, OUTPUTS, 64);
     let mut random = Random(1);
     for ty in [WeightType::Q4_0, WeightType::Q8_0] {
-        let factors: [(&str, Box<dyn Fn(usize, &mut Random) -> f32>); 6] = [
-            ("32 of 1024 times 4", Box::new(|c, _| if c % 1024 < 32 { 4.0 } else { 1.0 })),
-            ("32 of 1024 times 32", Box::new(|c, _| if c % 1024 < 32 { 32.0 } else { 1.0 })),
-            ("32 of 1024 times 100", Box::new(|c, _| if c % 1024 < 32 { 100.0 } else { 1.0 })),
-            ("log-normal channels, 0.5", Box::new(|_, r| (0.5 * gauss(r)).exp())),
-            ("log-normal channels, 1.5", Box::new(|_, r| (1.5 * gauss(r)).exp())),
-            ("log-normal blocks, 1.5", Box::new(|c, _| (1.5 * gauss(&mut Random(77 + c as u64 / 32 * 7919))).exp())),
+        // 32 of 1,024 channels times a number; or log-normal channels, or blocks of them.
+        let some = |factor: f32| (0..k).map(|c| if c % 1024 < 32 { factor } else { 1.0 }).collect::<Vec<f32>>();
+        let mut log_normal = |sigma: f32, together: usize| {
+            let of_blocks: Vec<f32> = (0..k / together).map(|_| (sigma * gauss(&mut random)).exp()).collect();
+            (0..k).map(|c| of_blocks[c / together]).collect::<Vec<f32>>()
+        };
+        let factors = [
+            ("some times 4", some(4.0)),
+            ("some times 32", some(32.0)),
+            ("some times 100", some(100.0)),
+            ("log-normal channels, 0.5", log_normal(0.5, 1)),
+            ("log-normal channels, 1.5", log_normal(1.5, 1)),
+            ("log-normal blocks, 1.5", log_normal(1.5, 32)),
         ];
-        for (what, factor) in factors {
-            let f: Vec<f32> = (0..k).map(|c| factor(c, &mut random)).collect();
+        for (what, f) in factors {
             let weights: Vec<f32> = (0..n * k).map(|i| 0.02 * gauss(&mut random) * f[i % k]).collect();
             let x: Vec<f32> = (0..m * k).map(|i| gauss(&mut random) / f[i % k]).collect();
             judged(ty, &weights, k, &x, what);
@@ -397,7 +402,8 @@ fn neighbours_that_take_the_outlier_channels_harm_nobody() {
     (0..32).for_each(|i| x[4 * k + i * 128 + 64] = 3000.0);
     judged(WeightType::Q4_0, &weights, k, &x, "one row with 32 channels of 3000");
     // The same with heavy-tailed neighbours of calm rows.
-    let heavy = |i: usize, random: &mut Random| if i / k % 2 == 0 { 1.0 } else { (1.5 * gauss(random)).exp() };
+    let heavy =
+        |i: usize, random: &mut Random| if (i / k).is_multiple_of(2) { 1.0 } else { (1.5 * gauss(random)).exp() };
     let x: Vec<f32> = (0..m * k).map(|i| gauss(&mut random) * heavy(i, &mut random)).collect();
     judged(WeightType::Q4_0, &weights, k, &x, "heavy tails in every second row");
 }
