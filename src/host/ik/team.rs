@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::{Rendezvous, Signal};
+use crate::warn;
 
 /// Bytes of a work buffer that stay in memory between runs. What is above is given to the kernel, which takes it when
 /// somebody needs it.
@@ -83,8 +84,15 @@ impl Team {
         // The old one first: both may not fit.
         memory.region = None;
         self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
-        let Ok(made) = Region::new(bytes.saturating_add(bytes / 4)).or_else(|_| Region::new(bytes)) else {
-            return false;
+        let made = match Region::new(bytes.saturating_add(bytes / 4)).or_else(|_| Region::new(bytes)) {
+            Ok(made) => made,
+            Err(why) => {
+                static SAID: AtomicBool = AtomicBool::new(false);
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    warn!("no work buffer of {bytes} bytes ({why}): what needs one is left to the host");
+                }
+                return false;
+            }
         };
         self.work.store(made.base().as_ptr(), Ordering::Relaxed);
         memory.region = Some(made);
