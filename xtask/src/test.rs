@@ -15,7 +15,7 @@ use crate::{
     host::{self, Kind},
     ik, mutants,
     products::Products,
-    skips,
+    race, skips,
     util::{self, Result},
     verify,
 };
@@ -92,7 +92,7 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step {
         name: "format",
         when: When::Always,
@@ -103,6 +103,7 @@ const STEPS: [Step; 14] = [
     Step { name: "rust tests, tiles in software", when: When::WithoutAmx, run: emulated_tests },
     Step { name: "rust tests, AVX-512", when: When::Always, run: |o| rust_tests(o, Some("avx512")) },
     Step { name: "rust tests, portable", when: When::Always, run: |o| rust_tests(o, Some("portable")) },
+    Step { name: "races", when: When::Always, run: race::run },
     Step { name: "C tests", when: When::Always, run: c_tests::run },
     Step { name: "CMake modules", when: When::Always, run: |_| cmake_tests::run() },
     Step {
@@ -292,6 +293,7 @@ fn verify_step(options: &Options, what: &verify::Options) -> Result<()> {
 fn ik_step(options: &Options) -> Result<()> {
     ik::demo(true)?;
     ik::linked_statically()?;
+    ik::out_of_reach()?;
     let few = |types: &[&str], upcycled| verify::Options {
         types: types.iter().map(ToString::to_string).collect(),
         upcycled,
