@@ -1,6 +1,7 @@
 // ik_llama.cpp: graphs that use addresses and weights again, the host's allocator and scheduler, and several contexts at once.
 #include "ik.hpp"
 
+#include <atomic>
 #include <thread>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -180,6 +181,66 @@ void given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_
     }
 }
 
+// A model that is loaded and unloaded all the time beside others that compute: every context has packed weights of its own
+// in the same table.
+void given_many_contexts_when_models_come_and_go_then_the_bits_of_a_single_one() {
+    constexpr int CONTEXTS = 40;
+    rng r = {34};
+    const layers l(home::packed, r);
+    const std::vector<float> input = activations(layers::K, 7, false, r);
+    const gallocr_ptr allocator(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+    const std::vector<float> want = l.run(backend(1), allocator.get(), input);
+    std::atomic<int> computing{CONTEXTS};
+    std::vector<std::thread> threads;
+    for (int context = 0; context < CONTEXTS; context++) {
+        threads.emplace_back([&] {
+            const gallocr_ptr own(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+            const backend_ptr on(ggml_backend_cpu_init());
+            ggml_backend_cpu_set_n_threads(on.get(), 1);
+            for (int round = 0; round < 20; round++) {
+                CHECK(same_bits(l.run(on.get(), own.get(), input), want), "round %d: other bits", round);
+            }
+            computing--;
+        });
+    }
+    threads.emplace_back([&] {
+        rng own = {35};
+        const known a(GGML_TYPE_Q4_0, 256, 48, 4, own);
+        while (computing > 0) {
+            const weight w(home::packed, a.m, 48);
+            std::vector<uint8_t> back(a.m.bytes.size());
+            ggml_backend_tensor_get(w, back.data(), 0, back.size());
+            CHECK(back == a.m.bytes, "other bytes");
+        }
+    });
+    for (std::thread & t : threads) {
+        t.join();
+    }
+}
+
+// Most of them take no part in our products.
+void given_many_more_threads_than_cores_when_a_graph_runs_then_the_bits_of_one() {
+    rng r = {36};
+    for (home h : {home::packed, home::in_place}) {
+        const layers l(h, r);
+        const gallocr_ptr allocator(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+        for (int64_t rows : {1, 20}) {
+            const std::vector<float> input = activations(layers::K, rows, false, r);
+            const std::vector<float> want = l.run(backend(1), allocator.get(), input);
+            for (int round = 0; round < 5; round++) {
+                const std::vector<float> got = l.run(backend(64), allocator.get(), input);
+                double error = 0, size = 0;
+                for (size_t j = 0; j < got.size(); j++) {
+                    const double d = double(got[j]) - double(want[j]);
+                    error += d * d, size += double(want[j]) * double(want[j]);
+                }
+                // What the host computes may have other bits.
+                CHECK(h == home::packed ? same_bits(got, want) : error <= 1e-4 * size, "%s, %lld rows, round %d", name_of(h), (long long) rows, round);
+            }
+        }
+    }
+}
+
 // The scheduler: our buffer belongs to the CPU, so nothing is copied.
 void given_a_scheduler_when_weights_are_packed_then_one_split_and_right() {
     rng r = {31};
@@ -209,6 +270,8 @@ int main() {
     RUN(given_the_same_weights_and_result_address_in_one_graph_when_sizes_differ_then_each_is_right);
     RUN(given_graph_after_graph_when_addresses_are_used_again_then_as_the_first_time);
     RUN(given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_one);
+    RUN(given_many_contexts_when_models_come_and_go_then_the_bits_of_a_single_one);
+    RUN(given_many_more_threads_than_cores_when_a_graph_runs_then_the_bits_of_one);
     RUN(given_a_scheduler_when_weights_are_packed_then_one_split_and_right);
     return harness_report("ik_graph_host");
 }

@@ -10,9 +10,24 @@ mod rendezvous;
 mod table;
 
 mod sync {
-    pub use loom::sync::RwLock;
     pub use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-    use loom::sync::{Condvar, Mutex};
+    use loom::sync::{Condvar, Mutex, RwLockReadGuard, RwLockWriteGuard};
+
+    pub struct RwLock<T>(loom::sync::RwLock<T>);
+
+    impl<T> RwLock<T> {
+        pub fn new(value: T) -> Self {
+            Self(loom::sync::RwLock::new(value))
+        }
+
+        pub fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().unwrap()
+        }
+
+        pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().unwrap()
+        }
+    }
 
     loom::lazy_static! {
         /// Where all sleep, whatever word they sleep on.

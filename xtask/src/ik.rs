@@ -106,9 +106,8 @@ pub fn linked_statically() -> Result<()> {
     link.args(archives.iter().map(|(name, _)| dir.join(name)));
     link.args(["-fopenmp", "-lpthread", "-ldl", "-lm", "-lutil", "-lrt"]);
     util::capture(&mut link, &cache::log("ik-static-link")?)?;
-    let mut run = Command::new(&program);
-    run.current_dir(&dir).arg("-m").arg(&model).args(["-p", &chat::templated(), "--no-display-prompt"]);
-    run.args(["--temp", "0", "-n", "32", "-c", "512", "-t", &plan.cpu.threads.to_string()]);
+    let mut run = short_answer(&plan, &program, &model);
+    run.current_dir(&dir);
     let settings = Settings { packed: true, ..plan.settings() };
     settings.apply(&mut run, false);
     let (report, value) = products::REPORT;
@@ -118,6 +117,48 @@ pub fn linked_statically() -> Result<()> {
     plan.check(&host, &model, &settings, &answer).map_err(|why| format!("statically linked: {why}"))?;
     println!("  statically linked: {}", answer.text);
     chat::garbage(&answer.text).map_or(Ok(()), |why| Err(format!("statically linked: {why}")))
+}
+
+/// A program of the host that answers the question in a few words.
+fn short_answer(plan: &Plan, program: &Path, model: &Path) -> Command {
+    let mut run = Command::new(program);
+    run.arg("-m").arg(model).args(["-p", &chat::templated(), "--no-display-prompt"]);
+    run.args(["--temp", "0", "-n", "32", "-c", "512", "-t", &plan.cpu.threads.to_string()]);
+    run
+}
+
+/// A library of the host whose calls stay inside it (`-Bsymbolic-functions`, which distributions link with): a preloaded
+/// library is not reached. It must say so, pack nothing, and leave the answer as it is.
+pub fn out_of_reach() -> Result<()> {
+    let plan = Plan::new();
+    let host = host::ensure(Kind::Ik)?;
+    let (library, model) = (preload::ensure()?, fetch::model(&Cache::open()?)?);
+    let dir = host.build.join("symbolic");
+    cache::remove(&dir)?;
+    io("create", &dir, fs::create_dir_all(&dir))?;
+    let mut link = Command::new(&host.compiler.cxx);
+    link.args(["-shared", "-Wl,-Bsymbolic-functions,-soname,libggml.so", "-o"]).arg(dir.join("libggml.so"));
+    link.args(objects(&host.build.join("ggml/src/CMakeFiles"))?).args(["-fopenmp", "-lpthread", "-ldl", "-lm"]);
+    util::capture(&mut link, &cache::log("ik-symbolic-link")?)?;
+    let answer = |preload| {
+        let mut run = short_answer(&plan, &host.program("llama-cli"), &model);
+        // Before the directory that the program was linked with.
+        run.env("LD_LIBRARY_PATH", &dir);
+        if let Some(library) = preload {
+            Settings { packed: true, preload: Some(library), ..plan.settings() }.apply(&mut run, false);
+        }
+        util::capture(&mut run, &cache::log("ik-symbolic")?)
+    };
+    let (alone, ours) = (answer(None)?, answer(Some(library.as_path()))?);
+    if alone.stdout != ours.stdout {
+        return Err(format!("calls that go past us: {:?} instead of {:?}", ours.stdout, alone.stdout));
+    }
+    match program::our_lines(&ours.stderr).iter().find(|line| line.contains("nothing is packed")) {
+        Some(line) => println!("  linked with -Bsymbolic-functions: {line}"),
+        None if plan.steps_aside() => {}
+        None => return Err("calls go past this library, which did not say so".into()),
+    }
+    Ok(())
 }
 
 /// Object files below a directory.

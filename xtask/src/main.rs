@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|cmake-tests|header`.
+//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|cmake-tests|race|header`.
 
 mod bench;
 mod c_tests;
@@ -18,6 +18,7 @@ mod mutants;
 mod preload;
 mod products;
 mod program;
+mod race;
 mod score;
 mod skips;
 mod slice;
@@ -44,6 +45,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask c-tests  only the C and C++ tests
   cargo xtask mutants  planted defects, each of which a test must find
   cargo xtask cmake-tests  only the CMake modules, on small trees
+  cargo xtask race     what threads share, under ThreadSanitizer
   cargo xtask header   write include/ggml-amx.h anew
 
 `cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
@@ -88,7 +90,8 @@ not hold the weights.
 
 const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
 
-Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable),
+Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer;
+without AMX also with tiles in software),
 C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
 A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
 
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         "test" => TEST_HELP,
         "c-tests" => C_TESTS_HELP,
         "bench" => bench::HELP,
+        "race" => race::HELP,
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
         "mutants" => mutants::HELP,
@@ -132,6 +136,7 @@ fn main() -> ExitCode {
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick, false))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
+        "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
         "mutants" => Ok(mutants::run(rest)),
         _ => quick(rest).map(|_| header::run()),
     };

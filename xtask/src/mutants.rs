@@ -56,6 +56,21 @@ const MUTANTS: &[Mutant] = &[
         ..mutant("ceiling", "GGML_AMX_ISA is not looked at", "cpu::tests::nothing_runs_above_the_ceiling")
     },
     mutant(
+        "surplus",
+        "threads that take no part in an operation do not wait for its end",
+        "host::ik::team::tests::threads_of_an_operation_see_what_the_others_did",
+    ),
+    mutant(
+        "whole-matrix",
+        "every thread unpacks the whole matrix for the host",
+        "host::ik::seam::tests::threads_unpack_the_rows_they_need_and_no_others",
+    ),
+    mutant(
+        "not-alone",
+        "a packed tensor is given back while another context computes with it",
+        "host::ik::tests::contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_back",
+    ),
+    mutant(
         "weights-unseen",
         "what requantising costs is a constant, whatever the weights are",
         "matmul::tests::bound::channels_of_different_size_keep_the_bound",

@@ -8,8 +8,8 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::sync::{Condvar, Mutex, MutexGuard, RwLock};
 use super::team::Team;
 use crate::cpu::cores;
 use crate::matmul::{Op, Wish};
@@ -36,6 +36,8 @@ pub struct Node {
     /// The product that is computed here; `None` if the host does it, and for attention. Products of the host are written
     /// down too, so that a later one of the same weights to the same address is not taken for them.
     pub op: Option<Op>,
+    /// Whether its weights are packed: they must stay so while it is computed, whoever does that.
+    pub is_packed: bool,
     /// Whose calls it is looked for in.
     pub kernel: Kernel,
     /// Rows of activations, or choices per token.
@@ -155,7 +157,7 @@ impl Beginning<'_> {
         let mut state = self.state.take().expect("there is always one");
         state.waiting += 1;
         let mut state =
-            CHANGED.wait_while(state, |_| RUNNING.load(Ordering::Acquire) > 0).unwrap_or_else(PoisonError::into_inner);
+            CHANGED.wait_while(state, |_| RUNNING.load(Ordering::Acquire) > 0 && !cfg!(mutant = "not-alone"));
         state.waiting -= 1;
         CHANGED.notify_all();
         self.state = Some(state);
@@ -164,15 +166,15 @@ impl Beginning<'_> {
 }
 
 /// Announces a graph that up to `threads` threads compute, with the nodes that `fill` writes down, in their order. `None`
-/// if none of them is ours.
+/// if none of them is ours, or has packed weights.
 pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node>)) -> Option<Run> {
     let outer = CURSOR.get();
-    let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let state = STATE.lock();
     let mut state = if outer.current().is_some() {
         // Who waits, waits for the outer run too.
         state
     } else {
-        CHANGED.wait_while(state, |state| state.waiting > 0).unwrap_or_else(PoisonError::into_inner)
+        CHANGED.wait_while(state, |state| state.waiting > 0)
     };
     let mut nodes = state.spare.pop().unwrap_or_default();
     let mut beginning = Beginning { state: Some(state) };
@@ -181,16 +183,17 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
     let graph = state.free();
     // SAFETY: the graph does not run, and the state is locked.
     unsafe { prepare(&graph.team, threads, &mut nodes) };
-    let mut ops = nodes.iter().filter_map(|node| node.op.as_ref());
-    let fine = ops.clone().any(Op::has_fine_weights) || ops.clone().next().is_none();
-    if ops.next().is_none() && nodes.iter().all(|node| node.kernel != Kernel::Attention) {
+    let ops = || nodes.iter().filter_map(|node| node.op.as_ref());
+    let fine = ops().any(Op::has_fine_weights) || ops().next().is_none();
+    let is_ours = |node: &Node| node.op.is_some() || node.is_packed || node.kernel == Kernel::Attention;
+    if !nodes.iter().any(is_ours) {
         nodes.clear();
         state.spare.push(nodes);
         return None;
     }
     let run = state.last;
     {
-        let _all = ALL.write().unwrap_or_else(PoisonError::into_inner);
+        let _all = ALL.write();
         // SAFETY: the graph does not run, and nobody looks.
         let mut old = std::mem::replace(unsafe { &mut *graph.nodes.get() }, nodes);
         old.clear();
@@ -224,7 +227,7 @@ impl State {
     fn free(&mut self) -> &'static Graph {
         self.last += 1;
         let is_free = |graph: &&&'static Graph| graph.run.load(Ordering::Relaxed) == 0;
-        let all = ALL.read().unwrap_or_else(PoisonError::into_inner);
+        let all = ALL.read();
         let mut free = all.iter().filter(is_free).copied();
         let found = free.next();
         if self.last.is_multiple_of(FORGOTTEN_AFTER) {
@@ -239,7 +242,7 @@ impl State {
                 nodes: UnsafeCell::new(Vec::new()),
                 team: Team::new(),
             }));
-            ALL.write().unwrap_or_else(PoisonError::into_inner).push(made);
+            ALL.write().push(made);
             made
         })
     }
@@ -252,7 +255,7 @@ fn is_idle() -> bool {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let _state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _state = STATE.lock();
         // SAFETY: the host's threads are done with the run, and the state is locked.
         unsafe { self.graph.team.rest() };
         self.graph.run.store(0, Ordering::Release);
@@ -284,7 +287,7 @@ fn find(wanted: impl Fn(&Node) -> bool) -> Option<(&'static Graph, u64, usize, &
     if let Some(graph) = at.current() {
         return search(graph, at.node).map(|(i, n)| (graph, at.run, i, n));
     }
-    let all = ALL.read().unwrap_or_else(PoisonError::into_inner);
+    let all = ALL.read();
     let found = all.iter().find_map(|graph| {
         let run = graph.run.load(Ordering::Acquire);
         let (i, node) = if run == 0 { None } else { search(graph, 0) }?;

@@ -8,11 +8,12 @@
 use std::ffi::c_char;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{LazyLock, Mutex, OnceLock};
+use std::sync::{LazyLock, OnceLock};
 
 use libc::c_void;
 
 use super::abi::{IkBuffer, IkBufferInterface, IkBufferType, IkTensor, USAGE_WEIGHTS};
+use super::sync::Mutex;
 use super::table::Table;
 use super::{IkHost, handshake};
 use crate::buffer::Place;
@@ -320,7 +321,7 @@ static BESIDE: Mutex<Vec<Beside>> = Mutex::new(Vec::new());
 
 /// Frees our buffer with the one it belongs to.
 unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
-    let mut all = BESIDE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut all = BESIDE.lock();
     let at = all.iter().position(|b| b.of == buffer as usize).map(|i| all.swap_remove(i));
     drop(all);
     if let Some(beside) = at {
@@ -391,7 +392,7 @@ fn room_beside(buffer: *mut IkBuffer, bytes: usize) -> Option<(*mut IkBuffer, us
         beside.used += if fits { bytes } else { 0 };
         Some(fits.then_some((ours, at)))
     };
-    let mut all = BESIDE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut all = BESIDE.lock();
     if let Some(found) = find(&mut all) {
         return found;
     }
@@ -469,7 +470,7 @@ pub unsafe fn pack_unmapped(
             (host.symbols.ggml_backend_buffer_free)(ours);
             return real();
         }
-        tie(&mut BESIDE.lock().unwrap_or_else(|e| e.into_inner()), of, ours);
+        tie(&mut BESIDE.lock(), of, ours);
         of
     }
 }

@@ -180,6 +180,7 @@ fn in_blocks(
         let (matrix, first) = (i / per_matrix, i % per_matrix * step);
         Block { matrix, first, rows: step.min(n - first) }
     };
+    let (ith, nth) = if cfg!(mutant = "whole-matrix") { (0, 1) } else { (ith, nth) };
     let mut mine = (ith as usize..per_matrix * matrices).step_by(nth as usize).map(block).peekable();
     if mine.peek().is_none() && n > 0 && matrices > 0 {
         // Threads with nothing to do must say the same as the others.
@@ -302,6 +303,7 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
 fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
     let new = Node {
         op: None,
+        is_packed: false,
         kernel: Kernel::Attention,
         rows: usize::try_from(node.ne[1]).ok()?,
         result: node.data as usize,
@@ -327,6 +329,7 @@ fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
     let skip = if fused && node.source(1).is_none() { weights.nb[2] / 2 } else { 0 };
     Some(Node {
         op: op.filter(|op| !op.lacks_data()),
+        is_packed: [0, 1].into_iter().filter_map(|i| node.source(i)).any(|w| place::packed(w).is_some()),
         kernel: match (fused, with_ids) {
             (true, _) => Kernel::Gated,
             (false, true) => Kernel::Experts,

@@ -37,7 +37,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
 
     /// Notes the memory of a new buffer.
     pub fn add_region(&self, range: Range<usize>) {
-        let _ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let _ranges = self.ranges.write();
         match self.regions.iter().find(|r| r[1].load(Ordering::Relaxed) == 0) {
             Some([first, last]) => {
                 first.store(range.start, Ordering::Relaxed);
@@ -50,7 +50,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
     /// Forgets a buffer and all ranges in it.
     pub fn remove_region(&self, range: Range<usize>) {
         self.remove(range.clone());
-        let _ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let _ranges = self.ranges.write();
         let mut noted = self.regions.iter().filter(|r| r[1].load(Ordering::Relaxed) != 0);
         match noted.find(|r| r[0].load(Ordering::Relaxed) == range.start) {
             Some([_, last]) => last.store(0, Ordering::Release),
@@ -70,7 +70,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
 
     /// Notes `bytes` bytes from `base` on, in place of all ranges that overlap them.
     pub fn add(&self, base: usize, bytes: usize, what: T) {
-        let mut ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let mut ranges = self.ranges.write();
         self.take_out(&mut ranges, base..base + bytes);
         ranges.insert(base, Entry { bytes, what });
         self.count.fetch_add(1, Ordering::AcqRel);
@@ -79,7 +79,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
 
     /// Forgets the ranges that have bytes in this one.
     pub fn remove(&self, range: Range<usize>) {
-        let mut ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let mut ranges = self.ranges.write();
         self.take_out(&mut ranges, range);
     }
 
@@ -109,7 +109,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         if !self.any() || !self.may_be_inside(address) {
             return None;
         }
-        let ranges = self.ranges.read().unwrap_or_else(|e| e.into_inner());
+        let ranges = self.ranges.read();
         let (base, entry) = ranges.range(..=address).next_back()?;
         (address - base < entry.bytes).then_some((*base, entry.what))
     }
@@ -122,54 +122,5 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
     /// How many ranges there are, and their bytes.
     pub fn totals(&self) -> (usize, usize) {
         (self.count.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_found_by_any_address_in_them_and_nowhere_else() {
-        // The second one with more buffers than places for them.
-        for buffers in [3, 100] {
-            let table = Table::<usize>::new();
-            for i in 0..buffers {
-                let base = i * 1000 + 1000;
-                table.add_region(base..base + 500);
-                table.add(base + 10, 20, i);
-                table.add(base + 30, 5, i + 1000);
-            }
-            assert_eq!(table.totals(), (2 * buffers, 25 * buffers));
-            for i in 0..buffers {
-                let base = i * 1000 + 1000;
-                assert_eq!(table.at(base + 10), Some(i));
-                assert_eq!(table.at(base + 11), None);
-                assert_eq!(table.around(base + 29), Some((base + 10, i)));
-                assert_eq!(table.around(base + 34), Some((base + 30, i + 1000)));
-                for none in [base, base + 9, base + 35, base + 600] {
-                    assert_eq!(table.around(none), None, "{none}");
-                }
-            }
-            for i in 0..buffers {
-                table.remove_region(i * 1000 + 1000..i * 1000 + 1500);
-            }
-            assert_eq!(table.totals(), (0, 0));
-            assert!(table.around(1010).is_none() && table.left_out.load(Ordering::Relaxed) == 0);
-        }
-    }
-
-    #[test]
-    fn a_range_takes_the_place_of_those_it_overlaps() {
-        let table = Table::<u32>::new();
-        table.add_region(0..1000);
-        (0..4).for_each(|i| table.add(i as usize * 100 + 100, 100, i));
-        table.add(250, 100, 9);
-        let found = [150, 220, 260, 340, 360, 450].map(|address| table.around(address));
-        assert_eq!(found, [Some((100, 0)), None, Some((250, 9)), Some((250, 9)), None, Some((400, 3))]);
-        table.remove(260..260);
-        assert_eq!(table.totals(), (3, 300));
-        table.remove(0..251);
-        assert_eq!(table.totals(), (1, 100));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::{Rendezvous, Signal};
+use crate::warn;
 
 /// Bytes of a work buffer that stay in memory between runs. What is above is given to the kernel, which takes it when
 /// somebody needs it.
@@ -83,8 +84,15 @@ impl Team {
         // The old one first: both may not fit.
         memory.region = None;
         self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
-        let Ok(made) = Region::new(bytes.saturating_add(bytes / 4)).or_else(|_| Region::new(bytes)) else {
-            return false;
+        let made = match Region::new(bytes.saturating_add(bytes / 4)).or_else(|_| Region::new(bytes)) {
+            Ok(made) => made,
+            Err(why) => {
+                static SAID: AtomicBool = AtomicBool::new(false);
+                if !SAID.swap(true, Ordering::Relaxed) {
+                    warn!("no work buffer of {bytes} bytes ({why}): what needs one is left to the host");
+                }
+                return false;
+            }
         };
         self.work.store(made.base().as_ptr(), Ordering::Relaxed);
         memory.region = Some(made);
@@ -161,7 +169,7 @@ impl Team {
         let Place { index, count, number, follows } = place;
         let size = self.size(count);
         if index >= size {
-            return self.done.wait_until(true, |done| done >= number);
+            return self.done.wait_until(true, |done| done >= number || cfg!(mutant = "surplus"));
         }
         let member = Member { team: self, index, count: size, crowded: false };
         if follows {
@@ -233,6 +241,7 @@ impl Member<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::join;
     use super::*;
 
     /// Given a team of a host's threads, when they run many operations one after the other, without a barrier of the host
@@ -246,7 +255,7 @@ mod tests {
         }
         let done = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for index in 0..threads {
+            let thread = |index| {
                 let (team, done) = (&team, &done);
                 scope.spawn(move || {
                     for number in 1..=count {
@@ -265,8 +274,9 @@ mod tests {
                         assert_eq!(took_part, index < most);
                         assert!(took_part || done.load(Ordering::Relaxed) >= number * most.min(threads));
                     }
-                });
-            }
+                })
+            };
+            join((0..threads).map(thread).collect());
         });
         assert_eq!(done.into_inner(), count * most.min(threads));
     }
@@ -296,13 +306,14 @@ mod tests {
         assert!(!team.work.load(Ordering::Relaxed).is_null());
         // All threads are told.
         std::thread::scope(|scope| {
-            for index in 0..3 {
+            let thread = |index| {
                 let team = &team;
                 scope.spawn(move || {
                     assert!(!team.all(index, 3).reserve(1 << 60));
                     assert!(team.all(index, 3).reserve(1 << 16));
-                });
-            }
+                })
+            };
+            join((0..3).map(thread).collect());
         });
     }
 

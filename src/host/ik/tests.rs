@@ -2,11 +2,13 @@
 //! given back and packed again: what `cargo xtask race` runs under ThreadSanitizer.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
 use super::abi::IkTensor;
 use super::graph::{self, Call, Kernel, Node};
 use super::place::{self, PACKED};
 use super::seam::HostWeights;
+use super::table::Table;
 use super::team::Place;
 use crate::cpu;
 use crate::cpu::memory::Region;
@@ -82,6 +84,8 @@ struct Graph<'a> {
     results: Vec<f32>,
     /// Whether `borrowed` was packed when the run began.
     is_packed: AtomicBool,
+    /// Things that were not as they should be. Counted, for the other threads would wait for one that panics.
+    wrong: AtomicUsize,
 }
 
 // SAFETY: threads share it as a host's do.
@@ -99,7 +103,12 @@ impl<'a> Graph<'a> {
             choices: vec![0, 2, 2, 0],
             results: vec![0.0; 4 * N],
             is_packed: AtomicBool::new(false),
+            wrong: AtomicUsize::new(0),
         }
+    }
+
+    fn check(&self, is_right: bool) {
+        self.wrong.fetch_add(usize::from(!is_right), Ordering::Relaxed);
     }
 
     fn result(&self) -> *mut f32 {
@@ -128,6 +137,7 @@ impl<'a> Graph<'a> {
     fn node(&self, op: Option<Op>, of: &Packed, kernel: Kernel, rows: usize) -> Node {
         Node {
             op,
+            is_packed: place::packed(&of.tensor()).is_some(),
             kernel,
             rows,
             result: self.result() as usize,
@@ -165,7 +175,8 @@ impl<'a> Graph<'a> {
                 let weights = of.base() as usize + slice * of.shape.slice_plain;
                 match graph::call(kernel, self.result() as usize, weights, |n| n.rows == rows) {
                     Call::Compute { team, number, op, .. } => {
-                        assert_eq!(*slice, 0, "the first call computes everything");
+                        // The first call computes everything.
+                        self.check(*slice == 0);
                         let place = Place { index, count: self.threads, number, follows: false };
                         team.operation(place, |member| {
                             let barrier = || member.wait();
@@ -174,15 +185,14 @@ impl<'a> Graph<'a> {
                             unsafe { op.run(settings(), &thread, member.work()) };
                         });
                     }
-                    Call::Done => assert_eq!(*slice, 2),
+                    Call::Done => self.check(*slice == 2),
                     Call::Foreign => {
-                        assert!(number == 3 && !self.is_packed.load(Ordering::Relaxed), "node {number} is ours");
+                        self.check(number == 3 && !self.is_packed.load(Ordering::Relaxed));
                         // The host reads them; nobody may pack them meanwhile.
-                        let weights = HostWeights::new(of.base().cast(), of.shape.row_bytes as i64);
-                        assert!(!weights.are_packed());
+                        self.check(!HostWeights::new(of.base().cast(), of.shape.row_bytes as i64).are_packed());
                         // SAFETY: the matrix is there.
                         let seen = unsafe { std::slice::from_raw_parts(of.base(), of.plain.len()) };
-                        assert!(seen == of.plain);
+                        self.check(seen == of.plain);
                     }
                 }
             }
@@ -195,6 +205,11 @@ impl<'a> Graph<'a> {
     }
 }
 
+/// Waits for threads one by one: that they end at all is all that ThreadSanitizer would see of the end of a scope.
+pub(super) fn join(threads: Vec<ScopedJoinHandle<'_, ()>>) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
 fn settings() -> Settings {
     Settings { isa: cpu::isa(), wish: Wish::Auto }
 }
@@ -202,7 +217,7 @@ fn settings() -> Settings {
 /// The results of a run, of one thread.
 fn expected(graph: &Graph<'_>) -> Vec<Vec<f32>> {
     let run = graph.begin().expect("it has products of ours");
-    let mut results = Vec::new();
+    let mut results: Vec<Vec<f32>> = Vec::new();
     graph.run(0, &mut |_, result| results.push(result.to_vec()));
     drop(run);
     results
@@ -218,14 +233,15 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
     let graphs = [2, 16, 3].map(|threads| Graph::new(threads, all));
     let (computing, given_back) = (AtomicUsize::new(graphs.len()), AtomicUsize::new(0));
     std::thread::scope(|scope| {
+        let mut threads = Vec::new();
         for graph in &graphs {
             for index in 0..graph.threads {
                 let (wanted, computing) = (&wanted, &computing);
-                scope.spawn(move || {
+                threads.push(scope.spawn(move || {
                     let mut is_right = |node: usize, results: &[f32]| {
                         // What the host would compute is not.
                         let by_host = node == 3 && !graph.is_packed.load(Ordering::Relaxed);
-                        assert!(by_host || results == wanted[node], "node {node}");
+                        graph.check(by_host || results == wanted[node]);
                     };
                     for _ in 0..ROUNDS {
                         let run = (index == 0).then(|| graph.begin().expect("it has products of ours"));
@@ -237,12 +253,12 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
                     if index == 0 {
                         computing.fetch_sub(1, Ordering::Relaxed);
                     }
-                });
+                }));
             }
         }
         for loader in 0..2 {
             let computing = &computing;
-            scope.spawn(move || {
+            threads.push(scope.spawn(move || {
                 let mut seed = loader;
                 while computing.load(Ordering::Relaxed) > 0 {
                     let model: Vec<Packed> = (0..3).map(|i| Packed::load(1, seed + i)).collect();
@@ -256,10 +272,10 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
                     }
                     seed += 1;
                 }
-            });
+            }));
         }
         let (borrowed, computing, given_back) = (&borrowed, &computing, &given_back);
-        scope.spawn(move || {
+        threads.push(scope.spawn(move || {
             while computing.load(Ordering::Relaxed) > 0 {
                 let nothing = graph::begin(1, |beginning, _| {
                     assert!(beginning.wait_until_alone());
@@ -274,8 +290,11 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
                 assert!(nothing.is_none());
                 std::thread::yield_now();
             }
-        });
+        }));
+        join(threads);
     });
+    let wrong = graphs.each_ref().map(|graph| graph.wrong.load(Ordering::Relaxed));
+    assert_eq!(wrong, [0; 3]);
     assert!(given_back.load(Ordering::Relaxed) > 0);
 }
 
@@ -287,18 +306,30 @@ fn forty_contexts_at_once_are_all_computed_here() {
     let wanted = expected(&Graph::new(1, all));
     let everybody = Rendezvous::new();
     std::thread::scope(|scope| {
-        for _ in 0..CONTEXTS {
+        let context = || {
             scope.spawn(|| {
                 let graph = Graph::new(1, all);
                 let run = graph.begin().expect("it has products of ours");
                 everybody.wait(CONTEXTS, true);
-                graph.run(0, &mut |node, results| assert!(results == wanted[node], "node {node}"));
+                graph.run(0, &mut |node, results| graph.check(results == wanted[node]));
                 // All of them run at the same time.
                 everybody.wait(CONTEXTS, true);
                 drop(run);
-            });
-        }
+                assert_eq!(graph.wrong.into_inner(), 0);
+            })
+        };
+        join((0..CONTEXTS).map(|_| context()).collect());
     });
+}
+
+#[test]
+fn a_graph_runs_if_the_host_computes_with_packed_weights_and_not_if_nothing_is_ours() {
+    let packed = [(1, 10), (EXPERTS, 11), (1, 12)].map(|(slices, seed)| Packed::load(slices, seed));
+    let graph = Graph::new(1, packed.each_ref());
+    let of_host = graph.node(None, &packed[0], Kernel::MulMat, 1);
+    assert!(graph::begin(1, |_, nodes| nodes.push(of_host)).is_some(), "they could be given back");
+    assert!(graph::begin(1, |_, nodes| nodes.push(Node { is_packed: false, ..of_host })).is_none());
+    assert!(graph::begin(1, |_, _| ()).is_none());
 }
 
 #[test]
@@ -318,5 +349,49 @@ fn a_graph_inside_another_one_is_found_and_so_is_the_rest_of_the_outer_one() {
         assert!(graph::begin(1, |beginning, _| assert!(!beginning.wait_until_alone())).is_none());
     });
     drop(run);
-    assert_eq!(nested, 4);
+    assert_eq!((nested, outer.wrong.into_inner(), inner.wrong.into_inner()), (4, 0, 0));
+}
+
+#[test]
+fn ranges_are_found_by_any_address_in_them_and_nowhere_else() {
+    // The second one with more buffers than places for them.
+    for buffers in [3, 100] {
+        let table = Table::<usize>::new();
+        for i in 0..buffers {
+            let base = i * 1000 + 1000;
+            table.add_region(base..base + 500);
+            table.add(base + 10, 20, i);
+            table.add(base + 30, 5, i + 1000);
+        }
+        assert_eq!(table.totals(), (2 * buffers, 25 * buffers));
+        for i in 0..buffers {
+            let base = i * 1000 + 1000;
+            assert_eq!(table.at(base + 10), Some(i));
+            assert_eq!(table.at(base + 11), None);
+            assert_eq!(table.around(base + 29), Some((base + 10, i)));
+            assert_eq!(table.around(base + 34), Some((base + 30, i + 1000)));
+            for none in [base, base + 9, base + 35, base + 600] {
+                assert_eq!(table.around(none), None, "{none}");
+            }
+        }
+        for i in 0..buffers {
+            table.remove_region(i * 1000 + 1000..i * 1000 + 1500);
+        }
+        assert_eq!(table.totals(), (0, 0));
+        assert!(table.around(1010).is_none());
+    }
+}
+
+#[test]
+fn a_range_takes_the_place_of_those_it_overlaps() {
+    let table = Table::<u32>::new();
+    table.add_region(0..1000);
+    (0..4).for_each(|i| table.add(i as usize * 100 + 100, 100, i));
+    table.add(250, 100, 9);
+    let found = [150, 220, 260, 340, 360, 450].map(|address| table.around(address));
+    assert_eq!(found, [Some((100, 0)), None, Some((250, 9)), Some((250, 9)), None, Some((400, 3))]);
+    table.remove(260..260);
+    assert_eq!(table.totals(), (3, 300));
+    table.remove(0..251);
+    assert_eq!(table.totals(), (1, 100));
 }

@@ -1,9 +1,17 @@
 //! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, a way to sleep on a word of
 //! memory, and how long to look before sleeping. Apart, so that a test can put models of them in their place.
 
+#[cfg(not(race))]
+mod locks;
+#[cfg(race)]
+mod pthread;
+
 use std::cell::Cell;
 
-pub use std::sync::RwLock;
+#[cfg(not(race))]
+pub use locks::{Condvar, Mutex, MutexGuard, RwLock};
+#[cfg(race)]
+pub use pthread::{Condvar, Mutex, MutexGuard, RwLock};
 pub use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Ticks of the time stamp counter (2 to 4 GHz) that a thread looks at most: some times what the threads of one
@@ -35,9 +43,7 @@ pub fn look(crowded: bool, there: impl Fn() -> bool) -> bool {
     };
     let start = ticks();
     let seen = loop {
-        for _ in 0..4 {
-            std::hint::spin_loop();
-        }
+        std::hint::spin_loop();
         if there() {
             break true;
         }
