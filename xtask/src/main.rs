@@ -96,7 +96,7 @@ C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The
 A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
 
   --quick   no real hosts
-  --full    also what takes too long for CI: tiles in software where there are none, a million rows against the promised bound, and planted
+  --full    also what takes too long for CI: a million rows against the promised bound, and planted
             defects, each of which a test must find";
 
 const C_TESTS_HELP: &str = "cargo xtask c-tests [--quick]

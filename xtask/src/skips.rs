@@ -7,7 +7,6 @@ const ALLOWED: [(&str, &str); 9] = [
     ("not run after the failure", "the run has failed anyway"),
     ("(GGML_AMX_ISA=avx512)", "this run stays below AMX on purpose; the run without a ceiling has it"),
     ("(GGML_AMX_ISA=portable)", "the same, below AVX-512"),
-    ("no nightly toolchain", "ThreadSanitizer comes with nightly Rust only"),
     ("no clang on PATH", "a second compiler for the header, which gcc has compiled"),
     ("no nightly toolchain", "ThreadSanitizer needs one; the models of the same code run everywhere"),
     ("the package index does not serve it", "an older host, which nothing else here needs"),
