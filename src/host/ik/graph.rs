@@ -14,6 +14,8 @@ use super::team::Team;
 use crate::cpu::cores;
 use crate::matmul::{Op, Wish};
 
+/// Most tokens for which the host's barrier is OpenMP's, if it is built with that; for more it spins.
+const OPENMP_TOKENS: usize = 32;
 /// Runs after which the work buffer of one that did not come again is let go.
 const FORGOTTEN_AFTER: u64 = 256;
 
@@ -214,8 +216,9 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
 unsafe fn prepare(team: &Team, threads: usize, nodes: &mut [Node]) {
     // More threads than can run at once would wait for each other.
     let most = cores::of(threads);
+    let few = nodes.iter().all(|node| node.kernel != Kernel::MulMat || node.rows <= OPENMP_TOKENS);
     // SAFETY: promised by the caller.
-    unsafe { team.prepare(most) };
+    unsafe { team.prepare(most, few) };
     let bytes = |node: &Node| node.op.as_ref().map(|op| op.work_size(most).unwrap_or(usize::MAX));
     let wants = nodes.iter().enumerate().filter_map(|(i, node)| Some((bytes(node)?, i))).collect();
     // SAFETY: promised by the caller.

@@ -8,6 +8,7 @@
 //! - [`product`]: from nodes to products
 //! - [`types`]: types that only this host knows
 //! - [`team`]: the threads of a graph's run: where they meet, and their work buffer
+//! - [`openmp`]: whether the host's threads are OpenMP's
 //! - [`place`]: packed weights, in a buffer type of their own or put there tensor by tensor as a model is loaded
 //! - [`table`]: where they are
 //! - [`handshake`]: the proof that the host multiplies through us, before anything is packed
@@ -17,6 +18,7 @@ pub mod abi;
 pub mod attention;
 mod graph;
 mod handshake;
+mod openmp;
 pub mod place;
 mod product;
 pub mod seam;

@@ -2,11 +2,12 @@
 //! host's kernels are called with a thread's number and the count, nothing else.
 //!
 //! More threads than can run at once would only wait for each other: the last ones sleep until the others have done the
-//! operation.
+//! operation, or go on at once to the host's barrier, where that lets them sleep.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
+use super::openmp;
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::{Rendezvous, Signal};
 use crate::warn;
@@ -27,6 +28,8 @@ pub struct Team {
     done: Signal,
     /// How many can run at once.
     most: AtomicUsize,
+    /// Whether the others may go on to the host's barrier.
+    may_go_on: AtomicBool,
     /// Start of the work buffer.
     work: AtomicPtr<u8>,
     /// What one thread says to the others of an operation, between two meetings.
@@ -55,18 +58,21 @@ impl Team {
             finished: AtomicUsize::new(0),
             done: Signal::new(),
             most: AtomicUsize::new(1),
+            may_go_on: AtomicBool::new(false),
             work: AtomicPtr::new(std::ptr::null_mut()),
             said: AtomicBool::new(false),
             memory: UnsafeCell::new(Memory { region: None, needed: 0, small_runs: 0 }),
         }
     }
 
-    /// Before a run in which up to `most` threads will take part in an operation.
+    /// Before a run in which up to `most` threads will take part in an operation; `may_go_on` says that the others need not
+    /// wait for them if the host's barrier is OpenMP's.
     ///
     /// # Safety
     /// There must be no run, and nobody else that prepares one.
-    pub unsafe fn prepare(&self, most: usize) {
+    pub unsafe fn prepare(&self, most: usize, may_go_on: bool) {
         self.most.store(most, Ordering::Relaxed);
+        self.may_go_on.store(may_go_on, Ordering::Relaxed);
         self.done.set(0);
     }
 
@@ -169,6 +175,9 @@ impl Team {
         let Place { index, count, number, follows } = place;
         let size = self.size(count);
         if index >= size {
+            if self.may_go_on.load(Ordering::Relaxed) && openmp::is_inside() {
+                return;
+            }
             return self.done.wait_until(true, |done| done >= number || cfg!(mutant = "surplus"));
         }
         let member = Member { team: self, index, count: size, crowded: false };
@@ -250,7 +259,7 @@ mod tests {
         let team = Team::new();
         // SAFETY: nothing runs.
         unsafe {
-            team.prepare(most);
+            team.prepare(most, true);
             team.reserve_for(vec![(threads * 128, 0)], |_| panic!("there is memory"));
         }
         let done = AtomicUsize::new(0);
