@@ -34,7 +34,7 @@ pub struct Env {
     pub mode: Mode,
     /// `GGML_AMX_ISA`; `None` when unset: AMX is then required.
     pub isa: Option<IsaCeiling>,
-    /// `GGML_AMX_PRECISION` is `exact`: BF16 instead of int8 in the tile GEMM; default `auto`.
+    /// `GGML_AMX_PRECISION` is `exact`: BF16 tiles for any number of rows; default `auto`.
     pub exact: bool,
     /// `GGML_AMX_THREADS`: threads that pack weights; `None` = all cores, at most 32.
     pub threads: Option<usize>,
