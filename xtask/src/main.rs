@@ -90,7 +90,8 @@ not hold the weights.
 
 const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
 
-Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer),
+Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer;
+without AMX also with tiles in software),
 C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
 A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
 

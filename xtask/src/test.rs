@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -34,6 +34,14 @@ impl Options {
     /// Nothing passed and no skips yet.
     pub fn new(quick: bool, full: bool) -> Self {
         Self { quick, full, passed: AtomicUsize::new(0), skips: Mutex::default() }
+    }
+
+    fn wants(&self, when: When) -> bool {
+        match when {
+            When::Always | When::WithHosts => true,
+            When::WithoutAmx => !cpu::detect().amx,
+            When::Full => self.full,
+        }
     }
 
     /// Counts tests that passed, all of each. A step that counts none is a test itself.
@@ -71,6 +79,8 @@ enum When {
     Always,
     /// Needs a real host: left out by `--quick`.
     WithHosts,
+    /// Stands in for what a machine without AMX cannot run.
+    WithoutAmx,
     /// Takes too long for CI: only with `--full`.
     Full,
 }
@@ -82,7 +92,7 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step {
         name: "format",
         when: When::Always,
@@ -90,6 +100,7 @@ const STEPS: [Step; 14] = [
     },
     Step { name: "clippy", when: When::Always, run: clippy },
     Step { name: "rust tests", when: When::Always, run: |o| rust_tests(o, None) },
+    Step { name: "rust tests, tiles in software", when: When::WithoutAmx, run: emulated_tests },
     Step { name: "rust tests, AVX-512", when: When::Always, run: |o| rust_tests(o, Some("avx512")) },
     Step { name: "rust tests, portable", when: When::Always, run: |o| rust_tests(o, Some("portable")) },
     Step { name: "races", when: When::Always, run: race::run },
@@ -112,7 +123,7 @@ pub fn run(options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut lines: Vec<(&str, &str, Duration)> = Vec::new();
     let mut failures: Vec<String> = Vec::new();
-    let steps: Vec<&Step> = STEPS.iter().filter(|step| options.full || step.when != When::Full).collect();
+    let steps: Vec<&Step> = STEPS.iter().filter(|step| options.wants(step.when)).collect();
     for (n, step) in steps.iter().enumerate() {
         if !failures.is_empty() {
             options.note_skip(format!("{}: not run after the failure", step.name));
@@ -173,8 +184,33 @@ fn rust_tests(options: &Options, isa: Option<&str>) -> Result<()> {
         Some(isa) => cargo.env("GGML_AMX_ISA", isa),
         None => cargo.env_remove("GGML_AMX_ISA"),
     };
-    let log = cache::log(&format!("rust-tests-{}", isa.unwrap_or("all")))?;
-    let output = util::capture(&mut cargo, &log).map_err(|e| {
+    let products = count_tests(options, &mut cargo, &format!("rust-tests-{}", isa.unwrap_or("all")), isa)?;
+    ran_as_asked(&products, isa, cpu::detect().amx)
+}
+
+/// The library's own tests in a build that computes tile instructions in software (`src/cpu/emulator.rs`).
+fn emulated_tests(options: &Options) -> Result<()> {
+    let mut cargo = library_tests();
+    cargo.args(["--", "--show-output"]);
+    let products = count_tests(options, &mut cargo, "rust-tests-emulated", None)?;
+    ran_as_asked(&products, None, true)
+}
+
+/// Cargo with the library's own tests; without AMX in a build that computes tile instructions in software.
+fn library_tests() -> Command {
+    let mut cargo = util::cargo();
+    cargo.args(["test", "--package", "ggml-amx", "--release", "--lib"]).env_remove("GGML_AMX_ISA");
+    if !cpu::detect().amx {
+        let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+        cargo.args(["--target-dir", "target/emulator"]).env("RUSTFLAGS", format!("{flags} --cfg amx_emulator"));
+    }
+    cargo
+}
+
+/// Runs tests, counts them and their skips, and gives the products that they say they had.
+fn count_tests(options: &Options, cargo: &mut Command, name: &str, isa: Option<&str>) -> Result<Products> {
+    let log = cache::log(name)?;
+    let output = util::capture(cargo, &log).map_err(|e| {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         format!("{}\n{e}", failures(&text))
     })?;
@@ -188,22 +224,16 @@ fn rust_tests(options: &Options, isa: Option<&str>) -> Result<()> {
     let whole = count(" passed").saturating_sub(skipped.len());
     println!("  {whole} tests passed, {} skipped or in part, {} ignored", skipped.len(), count(" ignored"));
     options.pass(whole);
-    let products = Products::of(&output.stderr).ok_or("the Rust tests did not report their products")?;
-    ran_as_asked(&products, isa, cpu::detect().amx)
+    Products::of(&output.stderr).ok_or("the Rust tests did not report their products".into())
 }
 
 /// Rows that the property test judges in the long run.
 const MANY_ROWS: &str = "1000000";
 
 /// The property test of the promised bound, on more rows than CI has time for.
-fn many_rows(options: &Options) -> Result<()> {
-    if !cpu::detect().amx {
-        options.skip("the bound of many rows", "no AMX");
-        return Ok(());
-    }
-    let mut cargo = util::cargo();
-    cargo.args(["test", "--package", "ggml-amx", "--release", "--lib", "matmul::tests::bound"]);
-    cargo.env("GGML_AMX_TEST_ROWS", MANY_ROWS).env_remove("GGML_AMX_ISA");
+fn many_rows(_: &Options) -> Result<()> {
+    let mut cargo = library_tests();
+    cargo.arg("matmul::tests::bound").env("GGML_AMX_TEST_ROWS", MANY_ROWS);
     util::capture(&mut cargo, &cache::log("many-rows")?).map(|_| ())
 }
 

@@ -71,10 +71,11 @@ impl Blocking {
     }
 }
 
-/// Bytes of scratch for rows with `chunks` sets of outlier channels, a multiple of 64.
+/// Bytes of scratch for rows with `chunks` sets of outlier channels, a multiple of 64; more than there can be for shapes
+/// that fit no memory.
 pub fn scratch_bytes(chunks: usize) -> usize {
     let blocking = Blocking::new();
-    blocking.outliers() + chunks * blocking.pairs * STEP_BYTES
+    chunks.saturating_mul(blocking.pairs * STEP_BYTES).saturating_add(blocking.outliers())
 }
 
 /// Bytes more that [`on_the_way`] needs behind [`scratch_bytes`]: a packed stretch, and one packed block.
