@@ -362,9 +362,11 @@ int32_t ggml_amx_unpack(int32_t type,
  * Multiplies packed weights with rows of floats on threads of its own; see
  * `struct ggml_amx_mul_mat_args`.
  *
- * Activations are quantised to 8 bits in blocks of 32, as ggml's own kernels do, and results are equal bit
- * for bit whatever the instruction set; from 6 to 11 rows on, by type, AMX uses requantised
- * weights instead, in int8 or BF16, whichever keeps the error at or below that (docs/numerics.md). The number of threads never changes a bit.
+ * Every row of `dst` keeps this bound, whatever weights, row and other rows are: over at least 256 of its results (of
+ * smaller N: several matrices), the squared error against double precision, relative to the squares of the exact results, is at most
+ * the largest of twice that of 8 bits per 32 activations on exact weights (what ggml's own kernels do), a tenth of the
+ * weight type's own error but at most 3e-4, and 1e-5. Activations below 1e-30 count as 0. A row or a scale that is not finite
+ * gives results that are not. The number of threads never changes a bit (docs/numerics.md).
  *
  * IQ1, IQ2 and IQ3 types need a ggml in the process, whose decoders have their codebooks;
  * GGML_AMX_NOT_AVAILABLE without.
