@@ -9,7 +9,7 @@ use super::exact_rows::ExactRows;
 use super::measured::Known;
 use super::routing::{self, Expert, Piece, Place, Routing};
 use super::{
-    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, Wish, split,
+    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, Wish, looks, split,
 };
 use crate::cpu::Isa;
 use crate::debug;
@@ -17,7 +17,7 @@ use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations;
-use crate::panel::outliers::{Channels, Chunk, Seen, keep_mask};
+use crate::panel::outliers::{CHUNK, Channels, Chunk, LOOKED_AT, Seen, keep_mask};
 use crate::panel::row_error::Bound;
 use crate::panel::rows::{Row, Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
@@ -26,8 +26,9 @@ use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
 const LINES_ROUNDED: usize = 3;
 /// Rows of tiles that one row of activations is written to at a time.
 const PLACES_TOGETHER: usize = 8;
-/// Experts whose rows are looked at to choose the precision.
+/// Experts whose rows are looked at to choose the precision, and of how many rows of each.
 const EXPERTS_LOOKED_AT: usize = 16;
+const ROWS_OF_EXPERT: usize = 2;
 
 /// The experts that tokens chose: int32, any strides.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +120,8 @@ struct Plan {
     tiles: tiles::Layout,
     /// A byte per row.
     flags: usize,
+    /// Bytes of what rows show that are looked at.
+    looks: usize,
     /// Per thread: the kernels' scratch, and behind it these.
     extra: Extra,
     per_thread: usize,
@@ -133,6 +136,8 @@ struct Parts {
     tiles: Tiles,
     /// A byte per row in the sorted order: 1 for those that tiles are not good enough for.
     flags: *mut u8,
+    /// What rows show that are looked at.
+    looks: *mut Seen,
     scratch: *mut u8,
 }
 
@@ -217,7 +222,10 @@ impl ExpertMul {
         let vectors = Self::vector_bytes(choices, k, group)?
             .checked_add(experts.min(choices).checked_mul(LINES_ROUNDED * ALIGN)?)?;
         let (routing, flags) = (routing::Layout::new(experts, choices)?, choices.checked_next_multiple_of(ALIGN)?);
-        let plan = Plan { routing, vectors, tiles, flags, extra, per_thread };
+        // An expert may have all choices.
+        let chunks = choices.div_ceil(CHUNK).checked_add(EXPERTS_LOOKED_AT)?;
+        let looks = looks::bytes(chunks.checked_mul(LOOKED_AT)?)?;
+        let plan = Plan { routing, vectors, tiles, flags, looks, extra, per_thread };
         plan.shared()?;
         Some(plan)
     }
@@ -380,21 +388,27 @@ impl ExpertMul {
                 }
             }
             thread.wait();
-            let (mask, mut seen, known) = (self.mask(parts), Seen::default(), &**parts.known);
-            let mut look = |chunk: Chunk, experts: &mut dyn Iterator<Item = &Expert>| {
-                let channels = chunk.choose();
-                keep_mask(&channels, mask);
-                for weights in experts.flat_map(|e| known.of(e.number as usize)) {
-                    chunk.look(&channels, mask, weights, &Bound::new(facts.own_error, weights), &mut seen);
-                }
+            let (mask, known) = (self.mask(parts), &**parts.known);
+            let of = |expert: &Expert| if self.shares_rows() { None } else { Some(*expert) };
+            // Rows that experts share are looked at with the weights of one; of others a few of some experts.
+            let (step, most) = match self.shares_rows() {
+                true => (usize::MAX, LOOKED_AT),
+                false => (parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT), ROWS_OF_EXPERT),
             };
-            let step = parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT);
-            if self.shares_rows() {
-                // Every row of the sample with the weights of one expert.
-                look(self.chunk(parts, None), &mut with_tiles().take(1));
-            } else {
-                with_tiles().step_by(step).for_each(|e| look(self.chunk(parts, Some(e)), &mut std::iter::once(e)));
-            }
+            let rows = with_tiles()
+                .step_by(step)
+                .flat_map(|e| self.chunk(parts, of(e).as_ref()).looked_at(most).map(move |row| (e, row)));
+            let mut at: (u32, Channels) = (u32::MAX, [0; OUTLIERS]);
+            let seen = looks::together(thread, parts.looks, rows, |(expert, row), seen| {
+                let chunk = self.chunk(parts, of(expert).as_ref());
+                if at.0 != expert.number {
+                    at = (expert.number, chunk.choose());
+                    keep_mask(&at.1, mask);
+                }
+                for weights in known.of(expert.number as usize) {
+                    seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.own_error, weights)));
+                }
+            });
             (facts.after_looking(&seen), seen)
         };
         if thread.index == 0 && log::enabled(log::Level::Debug) {
@@ -612,7 +626,7 @@ impl Expert {
 impl Plan {
     /// Bytes of what threads share.
     fn shared(&self) -> Option<usize> {
-        let rows = self.vectors.checked_add(self.tiles.bytes)?.checked_add(self.flags)?;
+        let rows = self.vectors.checked_add(self.tiles.bytes)?.checked_add(self.flags)?.checked_add(self.looks)?;
         self.routing.bytes.checked_add(rows)?.checked_add(ALIGN)
     }
 
@@ -631,7 +645,8 @@ impl Plan {
                 vectors,
                 tiles: self.tiles.at(tiles),
                 flags,
-                scratch: flags.wrapping_add(self.flags + thread * self.per_thread),
+                looks: flags.wrapping_add(self.flags).cast(),
+                scratch: flags.wrapping_add(self.flags + self.looks + thread * self.per_thread),
             }
         }
     }

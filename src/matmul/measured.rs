@@ -19,7 +19,7 @@ use crate::with_format;
 /// Tensors that are remembered; of more, the one that was used longest ago is forgotten.
 const MOST: usize = 8192;
 /// Places that a tensor is known by.
-const SAMPLES: usize = 64;
+const SAMPLES: usize = 16;
 
 /// What a tensor is known by, besides its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -8,6 +8,7 @@ mod choice;
 mod exact_rows;
 mod experts;
 mod gate;
+mod looks;
 pub mod measured;
 mod product;
 mod routing;
@@ -23,7 +24,7 @@ use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
 use crate::kernel::{self, gemm};
 use crate::panel::activations::{Activations, Layout};
-use crate::panel::outliers::{CHUNK, Channels, Chunk, Seen, keep_mask};
+use crate::panel::outliers::{CHUNK, Channels, Chunk, LOOKED_AT, Seen, keep_mask};
 use crate::panel::row_error::Bound;
 use crate::panel::rows::{Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
@@ -213,7 +214,9 @@ struct Plan {
     batches: usize,
     /// Bytes per batch, enough for both kinds of activations.
     per_batch: usize,
-    /// Bytes of what threads share: a pointer, the batches, a byte per row.
+    /// Bytes of what rows show that are looked at.
+    looks: usize,
+    /// Bytes of what threads share: a pointer, these, the batches, a byte per row.
     shared: usize,
     /// Per thread: the kernels' scratch, and behind it these.
     extra: Extra,
@@ -224,6 +227,8 @@ struct Plan {
 struct Parts {
     /// What is known of the weights, from one thread for all.
     known: *mut *mut Known,
+    /// What rows show that are looked at.
+    looks: *mut Seen,
     batches: *mut u8,
     /// A byte per row of all batches: 1 for those that tiles are not good enough for.
     flags: *mut u8,
@@ -255,9 +260,11 @@ impl MatMul {
         let batches = b2.checked_mul(b3)?;
         let per_batch = act.bytes.max(tiles.bytes);
         let flags = batches.checked_mul(m)?.checked_next_multiple_of(ALIGN)?;
-        let shared = per_batch.checked_mul(batches)?.checked_add(flags)?.checked_add(ALIGN)?;
+        let looks = looks::bytes(m.div_ceil(CHUNK).checked_mul(LOOKED_AT)?)?;
+        let rows = flags.checked_add(looks)?.checked_add(ALIGN)?;
+        let shared = per_batch.checked_mul(batches)?.checked_add(rows)?;
         let per_thread = scratch.checked_add(extra.bytes()?)?;
-        Some(Plan { act, tiles, batches, per_batch, shared, extra, per_thread })
+        Some(Plan { act, tiles, batches, per_batch, looks, shared, extra, per_thread })
     }
 
     /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
@@ -282,8 +289,9 @@ impl MatMul {
         let work = work.wrapping_add(work.align_offset(ALIGN));
         let parts = Parts {
             known: work.cast(),
-            batches: work.wrapping_add(ALIGN),
-            flags: work.wrapping_add(ALIGN + plan.per_batch * plan.batches),
+            looks: work.wrapping_add(ALIGN).cast(),
+            batches: work.wrapping_add(ALIGN + plan.looks),
+            flags: work.wrapping_add(ALIGN + plan.looks + plan.per_batch * plan.batches),
             scratch: work.wrapping_add(plan.shared + thread.index * plan.per_thread),
         };
         let facts = Facts {
@@ -389,14 +397,19 @@ impl MatMul {
             known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
             let mask = std::slice::from_raw_parts_mut(parts.scratch.cast::<u16>(), k / 16);
             if choice == Choice::Look {
-                let mut seen = Seen::default();
-                for chunk in (0..chunks).map(|i| self.chunk(&first, i)) {
-                    let channels = chunk.choose();
-                    keep_mask(&channels, mask);
-                    for weights in known.of(0) {
-                        chunk.look(&channels, mask, weights, &Bound::new(facts.own_error, weights), &mut seen);
+                let rows =
+                    (0..chunks).flat_map(|c| self.chunk(&first, c).looked_at(LOOKED_AT).map(move |row| (c, row)));
+                let mut at: (usize, Channels) = (usize::MAX, [0; OUTLIERS]);
+                let seen = looks::together(thread, parts.looks, rows, |(index, row), seen| {
+                    let chunk = self.chunk(&first, index);
+                    if at.0 != index {
+                        at = (index, chunk.choose());
+                        keep_mask(&at.1, mask);
                     }
-                }
+                    for weights in known.of(0) {
+                        seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.own_error, weights)));
+                    }
+                });
                 choice = facts.after_looking(&seen);
                 if thread.index == 0 && log::enabled(log::Level::Debug) {
                     let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.name());

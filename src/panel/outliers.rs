@@ -17,8 +17,8 @@ pub const CHUNK: usize = 256;
 const SAMPLE: usize = 4;
 /// Fewer rows than this are all looked at; the first row of a prompt is special in many models.
 const FEW: usize = CHUNK / SAMPLE;
-/// Rows per [`CHUNK`] that the errors are estimated from.
-const LOOKED_AT: usize = 8;
+/// Rows per [`CHUNK`] that the errors of a product are estimated from.
+pub const LOOKED_AT: usize = 8;
 /// The outlier channels of a chunk, ascending.
 pub type Channels = [u32; OUTLIERS];
 
@@ -37,7 +37,7 @@ pub struct Chunk {
 
 impl Chunk {
     /// The rows that are looked at.
-    fn sample(&self) -> impl Iterator<Item = usize> + use<> {
+    fn sample(&self) -> impl Iterator<Item = usize> + Clone + use<> {
         self.rows.clone().step_by(if self.rows.len() > FEW { SAMPLE } else { 1 })
     }
 
@@ -101,7 +101,13 @@ impl Chunk {
         channels
     }
 
-    /// Adds what a few rows show to `seen`: `channels` are the chunk's outliers, `mask` leaves them out.
+    /// The rows that errors are estimated from, at most `most` per [`CHUNK`].
+    pub fn looked_at(&self, most: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        let most = most * self.rows.len().div_ceil(CHUNK);
+        self.sample().step_by(self.sample().count().div_ceil(most).max(1))
+    }
+
+    /// What one of them shows: `channels` are the chunk's outliers, `mask` leaves them out.
     ///
     /// # Safety
     /// As for [`Chunk::find_maxima`]; AVX-512 BF16 needed too.
@@ -109,26 +115,22 @@ impl Chunk {
     #[inline(never)]
     pub unsafe fn look(
         &self,
+        row: usize,
         channels: &Channels,
         mask: &[u16],
         weights: &WeightError,
         bound: &Bound,
-        seen: &mut Seen,
-    ) {
-        let most = LOOKED_AT * self.rows.len().div_ceil(CHUNK);
-        let step = self.sample().count().div_ceil(most);
-        for row in self.sample().step_by(step.max(1)) {
-            // SAFETY: the row exists.
-            unsafe {
-                let x = self.x.row(row);
-                let blocks = row_error::blocks_of_32(weights, &x);
-                let bf16 = row_error::bf16(weights, &x);
-                let int8 = PASSES.map(|pass| {
-                    let scale = |i: usize| scale_of_pass(&x, i * pass..self.k.min((i + 1) * pass), mask).0;
-                    row_error::int8(weights, &x, pass, scale, channels, mask)
-                });
-                seen.add(bound, blocks, bf16, int8, self.crest(&x, mask));
-            }
+    ) -> Seen {
+        // SAFETY: the row exists.
+        unsafe {
+            let x = self.x.row(row);
+            let blocks = row_error::blocks_of_32(weights, &x);
+            let bf16 = row_error::bf16(weights, &x);
+            let int8 = PASSES.map(|pass| {
+                let scale = |i: usize| scale_of_pass(&x, i * pass..self.k.min((i + 1) * pass), mask).0;
+                row_error::int8(weights, &x, pass, scale, channels, mask)
+            });
+            Seen::of_row(bound, blocks, bf16, int8, self.crest(&x, mask))
         }
     }
 
@@ -179,18 +181,26 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, bound: &Bound, blocks: RowError, bf16: RowError, int8: [RowError; PASSES.len()], crest: f32) {
+    fn of_row(bound: &Bound, blocks: RowError, bf16: RowError, int8: [RowError; PASSES.len()], crest: f32) -> Self {
         let broken = |row| usize::from(!bound.holds(row, || blocks));
-        self.broken_bf16 += broken(bf16);
-        for (i, row) in int8.into_iter().enumerate() {
-            self.broken_int8[i] += broken(row);
-        }
-        self.rows += 1;
+        let seen = Self { rows: 1, broken_int8: int8.map(broken), broken_bf16: broken(bf16), ..Self::default() };
         // Rows of zeros have no share; NaN shall be seen.
-        if blocks.signal != 0.0 {
-            self.blocks += blocks.error / blocks.signal;
-            self.int8.iter_mut().zip(int8).for_each(|(sum, row)| *sum += row.error / row.signal);
-            self.crest += crest;
+        if blocks.signal == 0.0 {
+            return seen;
+        }
+        let int8 = int8.map(|row| row.error / row.signal);
+        Self { blocks: blocks.error / blocks.signal, int8, crest, ..seen }
+    }
+
+    /// Adds what other rows show.
+    pub fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.blocks += other.blocks;
+        self.broken_bf16 += other.broken_bf16;
+        self.crest += other.crest;
+        for i in 0..PASSES.len() {
+            self.int8[i] += other.int8[i];
+            self.broken_int8[i] += other.broken_int8[i];
         }
     }
 
