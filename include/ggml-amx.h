@@ -331,7 +331,8 @@ size_t ggml_amx_packed_size(int32_t type, int64_t k, int64_t n);
  * Packs `n` rows of `k` weights: a permutation of the bytes at `plain`, rows past `n` zeroed.
  *
  * The sizes are those of the buffers, in bytes. Returns an `enum ggml_amx_status`; on error `packed`
- * is untouched. The buffers must not overlap and need no alignment.
+ * is untouched. The buffers must not overlap and need no alignment. What is packed must be changed by this function
+ * only: products remember what they measured of it.
  *
  * # Safety
  * The pointers must be NULL or valid for their sizes.

@@ -10,6 +10,7 @@ use crate::cpu::{self, Isa};
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
 use crate::host;
+use crate::matmul::measured;
 use crate::matmul::{Input, MatMul, Output, Settings, Weights, Wish};
 use crate::panel::weights::Shape;
 
@@ -100,7 +101,8 @@ pub extern "C" fn ggml_amx_packed_size(r#type: i32, k: i64, n: i64) -> usize {
 /// Packs `n` rows of `k` weights: a permutation of the bytes at `plain`, rows past `n` zeroed.
 ///
 /// The sizes are those of the buffers, in bytes. Returns an `enum ggml_amx_status`; on error `packed`
-/// is untouched. The buffers must not overlap and need no alignment.
+/// is untouched. The buffers must not overlap and need no alignment. What is packed must be changed by this function
+/// only: products remember what they measured of it.
 ///
 /// # Safety
 /// The pointers must be NULL or valid for their sizes.
@@ -127,6 +129,8 @@ pub unsafe extern "C" fn ggml_amx_pack(
             std::ptr::write_bytes(packed.add(last), 0, shape.packed_size() - last);
             buffer::write(&shape, packed, 0, std::slice::from_raw_parts(plain.cast(), shape.plain_size()));
         }
+        let base = packed as usize;
+        measured::forget(&(base..base + shape.packed_size()));
         Ok(())
     }))
 }

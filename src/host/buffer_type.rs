@@ -148,8 +148,11 @@ fn bytes_of(region: &Region) -> Range<usize> {
 
 /// Forgets what was measured of a tensor whose bytes change, or of the one that it is a view of.
 fn forget(tensor: &GgmlTensor) {
-    let base = tensor.root().data as usize;
-    measured::forget(&(base..base + 1));
+    let root = tensor.root();
+    let base = root.data as usize;
+    // SAFETY: a live tensor of the host's.
+    let size = unsafe { host().nbytes(root) };
+    measured::forget(&(base..base + size.max(1)));
 }
 
 unsafe extern "C" fn get_base(buffer: *mut GgmlBuffer) -> *mut c_void {

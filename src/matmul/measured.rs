@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::{Gate, Stored, Thread, Weights, split};
 use crate::format::LANES;
@@ -16,8 +16,11 @@ use crate::panel::tiles::Precision;
 use crate::panel::weight_error::{SCRATCH, Sums, UNIT, WeightError};
 use crate::with_format;
 
-/// Tensors that are remembered; of more, the one that was used longest ago is forgotten.
-const MOST: usize = 8192;
+/// Channels, of all matrices of all tensors, that are remembered, at 5 bytes or so; of more, those of the tensor that was
+/// used longest ago are forgotten.
+const MOST: usize = 1 << 29;
+/// Sums that are kept at a time while matrices are measured.
+const SUMS: usize = 1 << 22;
 /// Places that a tensor is known by.
 const SAMPLES: usize = 16;
 
@@ -35,6 +38,8 @@ struct Key {
 pub struct Tensor {
     sample: u64,
     matrices: Box<[OnceLock<WeightError>]>,
+    /// Channels of them all.
+    channels: usize,
     used: AtomicU64,
 }
 
@@ -100,12 +105,13 @@ impl Weights {
             return tensor;
         }
         let map = all.get_or_insert_default();
-        if map.len() >= MOST {
+        let channels = self.ne[0].saturating_mul(self.ne[2] * self.ne[3]);
+        while !map.is_empty() && map.values().map(|t| t.channels).sum::<usize>() + channels > MOST {
             let oldest = map.iter().min_by_key(|(_, t)| t.used.load(Ordering::Relaxed)).map(|(key, _)| *key);
             oldest.map(|key| map.remove(&key));
         }
         let matrices = (0..self.ne[2] * self.ne[3]).map(|_| OnceLock::new()).collect();
-        let tensor = Arc::new(Tensor { sample, matrices, used: AtomicU64::new(now) });
+        let tensor = Arc::new(Tensor { sample, matrices, channels, used: AtomicU64::new(now) });
         map.insert(key, tensor.clone());
         tensor
     }
@@ -138,7 +144,7 @@ struct Missing {
     tensor: usize,
     matrix: usize,
     /// What each unit of its columns adds up to.
-    units: Box<[OnceLock<Sums>]>,
+    units: Box<[Mutex<Option<Sums>>]>,
 }
 
 impl Known {
@@ -157,7 +163,7 @@ impl Known {
         let units = weights.ne[1].div_ceil(UNIT);
         let missing = |(i, (_, tensor)): (usize, &(Weights, Arc<Tensor>))| {
             let unknown = matrices.clone().filter(|m| tensor.matrices[*m].get().is_none());
-            let new = |matrix| Missing { tensor: i, matrix, units: (0..units).map(|_| OnceLock::new()).collect() };
+            let new = |matrix| Missing { tensor: i, matrix, units: (0..units).map(|_| Mutex::new(None)).collect() };
             unknown.map(new).collect::<Vec<_>>()
         };
         let missing = tensors.iter().enumerate().flat_map(missing).collect();
@@ -173,23 +179,29 @@ impl Known {
         if self.missing.is_empty() {
             return;
         }
-        let units = self.missing[0].units.len();
-        for i in split::share(self.missing.len() * units, thread.index, thread.count) {
-            let missing = &self.missing[i / units];
-            // SAFETY: promised by the caller.
-            let unit = unsafe { unit(&self.tensors[missing.tensor].0, missing.matrix, i % units, scratch, gathered) };
-            let _ = missing.units[i % units].set(unit);
+        let (units, k) = (self.missing[0].units.len(), self.tensors[0].0.ne[0]);
+        // A part at a time, for sums take more memory than what is made of them.
+        for missing in self.missing.chunks((SUMS / (units * k).max(1)).max(1)) {
+            for i in split::share(missing.len() * units, thread.index, thread.count) {
+                let (missing, i) = (&missing[i / units], i % units);
+                let weights = &self.tensors[missing.tensor].0;
+                // SAFETY: promised by the caller.
+                let unit = unsafe { unit(weights, missing.matrix, i, scratch, gathered) };
+                *missing.units[i].lock().unwrap_or_else(|e| e.into_inner()) = Some(unit);
+            }
+            thread.wait();
+            for i in split::share(missing.len(), thread.index, thread.count) {
+                let missing = &missing[i];
+                let (weights, known) = &self.tensors[missing.tensor];
+                let has_int8 = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
+                let units = missing.units.iter().map(|unit| {
+                    unit.lock().unwrap_or_else(|e| e.into_inner()).take().expect("every unit has its thread")
+                });
+                // Another operation may have been faster.
+                let _ = known.matrices[missing.matrix].set(Sums::finish(k, units, has_int8));
+            }
+            thread.wait();
         }
-        thread.wait();
-        for i in split::share(self.missing.len(), thread.index, thread.count) {
-            let missing = &self.missing[i];
-            let (weights, known) = &self.tensors[missing.tensor];
-            let has_int8 = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
-            let sums = missing.units.iter().map(|s| s.get().expect("every unit has its thread"));
-            // Another operation may have been faster.
-            let _ = known.matrices[missing.matrix].set(Sums::finish(weights.ne[0], sums, has_int8));
-        }
-        thread.wait();
     }
 
     /// The errors of a matrix in every operand.

@@ -7,6 +7,7 @@
 //! independent, but add up to one number for all columns.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::outliers::Channels;
 use super::requant;
@@ -36,13 +37,25 @@ pub struct WeightError {
     columns: f32,
 }
 
-/// What requantising 32 channels costs: mean square and mean of a weight's error.
+/// What requantising 32 channels costs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockError {
-    /// Mean square.
+    /// Mean square of a weight's error, in the channel that has most: a row may be large there and nowhere else.
     pub energy: f32,
-    /// Mean.
+    /// Mean of the errors.
     pub mean: f32,
+}
+
+/// Sums of errors: squares for every channel, and the errors themselves for every 32.
+struct ErrorSums {
+    squares: Vec<f32>,
+    errors: Vec<f32>,
+}
+
+impl ErrorSums {
+    fn new(k: usize) -> Self {
+        Self { squares: vec![0.0; k], errors: vec![0.0; k / ACT_BLOCK] }
+    }
 }
 
 /// Sums over [`UNIT`] columns.
@@ -50,8 +63,8 @@ pub struct Sums {
     /// Squares and weights of every channel.
     energy: Vec<f32>,
     mean: Vec<f32>,
-    int8: [Vec<BlockError>; PASSES.len()],
-    bf16: Vec<BlockError>,
+    int8: [ErrorSums; PASSES.len()],
+    bf16: ErrorSums,
     /// Sums of every column's squares.
     columns: Vec<f32>,
 }
@@ -59,10 +72,9 @@ pub struct Sums {
 impl Sums {
     /// Nothing yet, for `k` channels.
     pub fn new(k: usize) -> Self {
-        let channels = || vec![0.0; k];
-        let blocks = || vec![BlockError::default(); k / ACT_BLOCK];
-        let int8 = std::array::from_fn(|_| blocks());
-        Self { energy: channels(), mean: channels(), int8, bf16: blocks(), columns: Vec::new() }
+        let (channels, errors) = (|| vec![0.0; k], || ErrorSums::new(k));
+        let int8 = std::array::from_fn(|_| errors());
+        Self { energy: channels(), mean: channels(), int8, bf16: errors(), columns: Vec::new() }
     }
 
     /// Adds the first `lanes` columns of a packed panel.
@@ -86,8 +98,8 @@ impl Sums {
                     for start in (from..to).step_by(pass) {
                         let end = to.min(start + pass);
                         requant::int8::<F>(panel, start..end, tiles, scales, panel, &mut []);
-                        let blocks = &mut self.int8[i][start / ACT_BLOCK..end / ACT_BLOCK];
-                        int8_errors(blocks, weights.add((start - from) * LANES), tiles, _mm512_load_ps(scales), mask);
+                        let weights = weights.add((start - from) * LANES);
+                        int8_errors(&mut self.int8[i], start..end, weights, tiles, _mm512_load_ps(scales), mask);
                     }
                 }
             }
@@ -129,81 +141,88 @@ impl Sums {
     unsafe fn squares(&mut self, from: usize, to: usize, weights: *const f32, mask: u16) -> __m512 {
         let mut columns = _mm512_setzero_ps();
         for block in from / ACT_BLOCK..to / ACT_BLOCK {
-            let (mut error, mut mean) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-            for half in 0..ACT_BLOCK / LANES {
-                let first = block * ACT_BLOCK + half * LANES;
-                let (mut plain, mut squares) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
-                for (i, (w, square)) in plain.iter_mut().zip(&mut squares).enumerate() {
+            let mut mean = _mm512_setzero_ps();
+            for first in [block * ACT_BLOCK, block * ACT_BLOCK + LANES] {
+                let zeros = [_mm512_setzero_ps(); LANES];
+                let (mut plain, mut squares, mut errors) = (zeros, zeros, zeros);
+                for i in 0..LANES {
                     // SAFETY: promised by the caller.
-                    *w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((first + i - from) * LANES)) };
-                    let w = *w;
-                    *square = _mm512_mul_ps(w, w);
-                    columns = _mm512_add_ps(columns, *square);
+                    let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((first + i - from) * LANES)) };
+                    (plain[i], squares[i]) = (w, _mm512_mul_ps(w, w));
+                    columns = _mm512_add_ps(columns, squares[i]);
                     let low = requant::bf16_pairs(w, _mm512_setzero_ps());
                     let rest = _mm512_sub_ps(w, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low)));
-                    error = _mm512_fmadd_ps(rest, rest, error);
+                    errors[i] = _mm512_mul_ps(rest, rest);
                     mean = _mm512_sub_ps(mean, rest);
                 }
-                for (sums, vectors) in [(&mut self.energy, squares), (&mut self.mean, plain)] {
-                    let sums = &mut sums[first..first + LANES];
-                    // SAFETY: 16 floats.
-                    unsafe {
-                        let sum = _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), sums_of(vectors));
-                        _mm512_storeu_ps(sums.as_mut_ptr(), sum);
-                    }
-                }
+                add_sums(&mut self.energy[first..first + LANES], squares);
+                add_sums(&mut self.mean[first..first + LANES], plain);
+                add_sums(&mut self.bf16.squares[first..first + LANES], errors);
             }
-            self.bf16[block].energy += _mm512_reduce_add_ps(error);
-            self.bf16[block].mean += _mm512_reduce_add_ps(mean);
+            self.bf16.errors[block] += _mm512_reduce_add_ps(mean);
         }
         columns
     }
 
     /// What units of columns, always in the same order, say about a matrix of `k` channels. `has_int8`: it is one that
     /// int8 tiles may be made of.
-    pub fn finish<'a>(k: usize, units: impl Iterator<Item = &'a Sums>, has_int8: bool) -> WeightError {
+    pub fn finish(k: usize, units: impl Iterator<Item = Sums>, has_int8: bool) -> WeightError {
         let (mut energy, mut mean) = (vec![0f64; k], vec![0f64; k]);
-        let mut blocks = vec![[[0f64; 2]; PASSES.len() + 1]; k / ACT_BLOCK];
+        let mut errors: [_; PASSES.len() + 1] = std::array::from_fn(|_| (vec![0f64; k], vec![0f64; k / ACT_BLOCK]));
         let (mut total, mut squares, mut count) = (0f64, 0f64, 0usize);
         let add = |sums: &mut [f64], of: &[f32]| sums.iter_mut().zip(of).for_each(|(sum, v)| *sum += f64::from(*v));
         for unit in units {
             add(&mut energy, &unit.energy);
             add(&mut mean, &unit.mean);
-            for (b, sums) in blocks.iter_mut().enumerate() {
-                let parts = unit.int8.iter().map(|v| v[b]).chain([unit.bf16[b]]);
-                sums.iter_mut().zip(parts).for_each(|(sum, e)| add(sum, &[e.energy, e.mean]));
+            for (sums, of) in errors.iter_mut().zip(unit.int8.iter().chain([&unit.bf16])) {
+                add(&mut sums.0, &of.squares);
+                add(&mut sums.1, &of.errors);
             }
             for e in unit.columns.iter().map(|e| f64::from(*e)) {
                 (total, squares, count) = (total + e, squares + e * e, count + 1);
             }
         }
         let largest = energy.iter().copied().fold(0.0, f64::max) / count.max(1) as f64;
-        let known = total.is_finite() && largest > 1e-25;
+        // Squares of all must fit a float; a matrix of zeros has none.
+        let zeros = total == 0.0 && mean.iter().all(|m| *m == 0.0);
+        let known = total.is_finite() && (largest > 1e-25 || zeros);
         // Few columns are judged by several draws together.
         let draws = (Self::JUDGED / count.max(1) as f64).max(1.0);
-        let columns = if known { (total * total / squares * draws) as f32 } else { 0.0 };
+        let columns = match (known, zeros) {
+            (false, _) => 0.0,
+            (true, true) => Self::JUDGED as f32,
+            (true, false) => (total * total / squares * draws) as f32,
+        };
         // Means over the columns, in units of the largest.
-        let unit = if known { 1.0 / (count as f64 * largest) } else { 0.0 };
-        let linear = if known { 1.0 / (count as f64 * largest.sqrt()) } else { 0.0 };
-        let blocks_of = |blocks: &[[[f64; 2]; PASSES.len() + 1]], i: usize| {
-            let error = |b: &[[f64; 2]; PASSES.len() + 1]| BlockError {
-                energy: (b[i][0] * unit) as f32 / ACT_BLOCK as f32,
-                mean: (b[i][1] * linear) as f32 / ACT_BLOCK as f32,
+        let has_size = known && !zeros;
+        let unit = if has_size { 1.0 / (count as f64 * largest) } else { 0.0 };
+        let linear = if has_size { 1.0 / (count as f64 * largest.sqrt()) } else { 0.0 };
+        let blocks_of = |(squares, errors): &(Vec<f64>, Vec<f64>)| {
+            let most = |squares: &[f64]| match cfg!(mutant = "errors-averaged") {
+                false => squares.iter().copied().fold(0.0, f64::max),
+                true => squares.iter().sum::<f64>() / ACT_BLOCK as f64,
             };
-            blocks.iter().map(error).collect()
+            let error = |(squares, error): (&[f64], &f64)| BlockError {
+                energy: (most(squares) * unit) as f32,
+                mean: (error * linear) as f32 / ACT_BLOCK as f32,
+            };
+            squares.chunks(ACT_BLOCK).zip(errors).map(error).collect()
         };
         if cfg!(mutant = "weights-unseen") {
             energy.fill(count as f64 * largest);
             mean.fill(0.0);
-            blocks.fill([[7e-5 * count as f64 * largest * ACT_BLOCK as f64, 0.0]; PASSES.len() + 1]);
+            for (squares, errors) in &mut errors {
+                squares.fill(7e-5 * count as f64 * largest);
+                errors.fill(0.0);
+            }
         }
         let bits = |v: f64| half::bf16::from_f64(v).to_bits();
         let means = || mean.iter().map(|m| m * linear);
         WeightError {
             energy: energy.iter().zip(means()).map(|(e, m)| bits((e * unit - m * m).max(0.0))).collect(),
             mean: means().map(bits).collect(),
-            int8: std::array::from_fn(|i| if has_int8 { blocks_of(&blocks, i) } else { Box::default() }),
-            bf16: blocks_of(&blocks, PASSES.len()),
+            int8: std::array::from_fn(|i| if has_int8 { blocks_of(&errors[i]) } else { Box::default() }),
+            bf16: blocks_of(&errors[PASSES.len()]),
             columns,
         }
     }
@@ -212,36 +231,55 @@ impl Sums {
     const JUDGED: f64 = 256.0;
 }
 
-/// Adds the squared errors of int8 tiles, a sum for every block of 32 channels. `weights` are what they should be.
+/// Adds the errors of int8 tiles of some channels. `weights` are what they should be.
 ///
 /// # Safety
-/// Tiles and weights must have the blocks' channels; AVX-512 needed.
+/// Tiles and weights must have the channels, from their starts on; AVX-512 needed.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn int8_errors(blocks: &mut [BlockError], weights: *const f32, tiles: *const u8, scales: __m512, mask: u16) {
-    for (b, sum) in blocks.iter_mut().enumerate() {
-        let (mut error, mut mean) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-        for four in 0..ACT_BLOCK / 4 {
-            let k = b * ACT_BLOCK + 4 * four;
+unsafe fn int8_errors(
+    sums: &mut ErrorSums,
+    channels: Range<usize>,
+    weights: *const f32,
+    tiles: *const u8,
+    scales: __m512,
+    mask: u16,
+) {
+    let scales = _mm512_maskz_mov_ps(mask, scales);
+    for first in channels.clone().step_by(LANES) {
+        let (mut squares, mut mean) = ([_mm512_setzero_ps(); LANES], _mm512_setzero_ps());
+        for four in 0..LANES / 4 {
+            let k = first - channels.start + 4 * four;
             // SAFETY: promised by the caller.
             let quants =
                 unsafe { _mm512_load_si512(tiles.add(k / STEP_INT8 * STEP_BYTES + k % STEP_INT8 * LANES).cast()) };
-            let channels = [
+            let upper = [
                 _mm512_slli_epi32::<24>(quants),
                 _mm512_slli_epi32::<16>(quants),
                 _mm512_slli_epi32::<8>(quants),
                 quants,
             ];
-            for (i, q) in channels.into_iter().enumerate() {
+            for (i, q) in upper.into_iter().enumerate() {
                 let q = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(q));
                 // SAFETY: promised by the caller.
                 let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((k + i) * LANES)) };
-                let rest = _mm512_fnmadd_ps(q, _mm512_maskz_mov_ps(mask, scales), w);
-                error = _mm512_fmadd_ps(rest, rest, error);
+                let rest = _mm512_fnmadd_ps(q, scales, w);
+                squares[4 * four + i] = _mm512_mul_ps(rest, rest);
                 mean = _mm512_sub_ps(mean, rest);
             }
         }
-        sum.energy += _mm512_reduce_add_ps(error);
-        sum.mean += _mm512_reduce_add_ps(mean);
+        add_sums(&mut sums.squares[first..first + LANES], squares);
+        sums.errors[first / ACT_BLOCK] += _mm512_reduce_add_ps(mean);
+    }
+}
+
+/// Adds the sum of each of 16 vectors to as many numbers.
+#[target_feature(enable = "avx512f")]
+fn add_sums(sums: &mut [f32], vectors: [__m512; LANES]) {
+    assert_eq!(sums.len(), LANES);
+    // SAFETY: 16 floats.
+    unsafe {
+        let sum = _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), sums_of(vectors));
+        _mm512_storeu_ps(sums.as_mut_ptr(), sum);
     }
 }
 

@@ -76,6 +76,11 @@ const MUTANTS: &[Mutant] = &[
         "matmul::tests::bound::channels_of_different_size_keep_the_bound",
     ),
     mutant(
+        "errors-averaged",
+        "errors of 32 channels are averaged, wherever the row is large",
+        "matmul::tests::bound::errors_of_single_channels_are_not_averaged_away",
+    ),
+    mutant(
         "rows-unchecked",
         "no row is looked at but those of the sample",
         "matmul::tests::bound::sinks_keep_the_bound_wherever_they_stand",

@@ -367,6 +367,44 @@ fn channels_of_different_size_keep_the_bound() {
     }
 }
 
+/// Given blocks that have one weight each, halfway between two steps of their column, and rows that are large there and
+/// nowhere else, then every row keeps its bound: errors are not those of the block on average.
+#[test]
+fn errors_of_single_channels_are_not_averaged_away() {
+    if !has_amx() {
+        return;
+    }
+    let (k, n, m) = (4096, 4 * OUTPUTS, 48);
+    let mut random = Random(5);
+    let single = |block: usize| !block.is_multiple_of(8);
+    let channel = |block: usize| 32 * block + block * 7 % 32;
+    let mut plain = Vec::new();
+    for block in (0..n).flat_map(|_| 0..k / 32) {
+        let scale = if single(block) { 0.3465 } else { 1.0 };
+        plain.extend_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+        let mut q = [8u8; 32];
+        if single(block) {
+            q[channel(block) % 32] = if random.next().is_multiple_of(2) { 7 } else { 9 };
+        } else {
+            q.iter_mut().for_each(|q| *q = random.next() as u8 % 16);
+        }
+        plain.extend((0..16).map(|i| q[i] | q[i + 16] << 4));
+    }
+    let (shape, packed) = pack(WeightType::Q4_0, k, n, 1, &plain);
+    let mut x = vec![0f32; m * k];
+    for row in x.chunks_mut(k) {
+        (0..k / 32).filter(|b| single(*b)).for_each(|b| row[channel(b)] = pick(&mut random, &[-1.0, 1.0]));
+    }
+    let op = MatMul {
+        gate: None,
+        weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
+        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+    };
+    let out = gemm(&op, false, n * m);
+    Matrix::packed(&shape, &packed).judge(WeightType::Q4_0.info().own_error, &x, &out).unwrap();
+}
+
 /// Given a row with massive activations among ordinary ones, then it keeps its bound wherever it stands.
 #[test]
 fn sinks_keep_the_bound_wherever_they_stand() {
