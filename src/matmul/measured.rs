@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::{Gate, Stored, Thread, Weights, split};
 use crate::format::LANES;
+use crate::kernel::TILE_COLS;
 use crate::panel::decoded::DecodedRows;
 use crate::panel::plain::PlainRows;
 use crate::panel::tiles::Precision;
-use crate::panel::weight_error::{SCRATCH, Sums, UNIT, WeightError};
+use crate::panel::weight_error::{MEASURED, SCRATCH, Sums, UNIT, WeightError};
 use crate::with_format;
 
 /// Channels, of all matrices of all tensors, that are remembered, at 5 bytes or so; of more, those of the tensor that was
@@ -160,7 +161,7 @@ impl Known {
         let both = [Some(weights), gate.map(|g| &g.weights)];
         // SAFETY: promised by the caller.
         let tensors: Vec<_> = both.into_iter().flatten().map(|w| (*w, unsafe { w.known() })).collect();
-        let units = weights.ne[1].div_ceil(UNIT);
+        let units = units(weights);
         let missing = |(i, (_, tensor)): (usize, &(Weights, Arc<Tensor>))| {
             let unknown = matrices.clone().filter(|m| tensor.matrices[*m].get().is_none());
             let new = |matrix| Missing { tensor: i, matrix, units: (0..units).map(|_| Mutex::new(None)).collect() };
@@ -210,14 +211,57 @@ impl Known {
     }
 }
 
+/// Whether a part of the columns stands for all: of quantised weights, where there are many.
+fn is_sampled(weights: &Weights) -> bool {
+    let quantised = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
+    quantised && weights.ne[1] > MEASURED
+}
+
+/// Units of columns that a matrix is measured in.
+fn units(weights: &Weights) -> usize {
+    if is_sampled(weights) { MEASURED / UNIT } else { weights.ne[1].div_ceil(UNIT) }
+}
+
 /// Sums over unit `unit` of the columns of a matrix.
 ///
 /// # Safety
 /// As for [`Known::measure`].
 unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, gathered: *mut u8) -> Sums {
-    let mut sums = Sums::new(weights.ne[0]);
-    let cols = unit * UNIT..weights.ne[1].min((unit + 1) * UNIT);
+    let (mut sums, n) = (Sums::new(weights.ne[0]), weights.ne[1]);
     let slice = (matrix % weights.ne[2], matrix / weights.ne[2]);
+    // SAFETY: promised by the caller.
+    unsafe {
+        if !is_sampled(weights) {
+            let cols = unit * UNIT..n.min((unit + 1) * UNIT);
+            add(&mut sums, weights, slice, cols, (true, true), scratch, gathered);
+            return sums;
+        }
+        // Pairs of panels, the first and the last among them.
+        let (pairs, last) = (MEASURED / TILE_COLS, n.div_ceil(TILE_COLS) - 1);
+        for pair in split::share(pairs, unit, MEASURED / UNIT) {
+            let first = pair * last / (pairs - 1) * TILE_COLS;
+            add(&mut sums, weights, slice, first..n.min(first + TILE_COLS), (true, false), scratch, gathered);
+        }
+        let all = split::share(last + 1, unit, MEASURED / UNIT);
+        let cols = all.start * TILE_COLS..n.min(all.end * TILE_COLS);
+        add(&mut sums, weights, slice, cols, (false, true), scratch, gathered);
+    }
+    sums
+}
+
+/// Adds columns of a matrix: what they measure, what size they have, or both.
+///
+/// # Safety
+/// As for [`Known::measure`].
+unsafe fn add(
+    sums: &mut Sums,
+    weights: &Weights,
+    slice: (usize, usize),
+    cols: Range<usize>,
+    (measured, sized): (bool, bool),
+    scratch: *mut u8,
+    gathered: *mut u8,
+) {
     // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
     unsafe {
         weights.each_run(slice, cols, true, gathered, |data, stride, cols| {
@@ -225,7 +269,13 @@ unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, 
                 let lanes = LANES.min(cols.len() - panel * LANES);
                 match weights.stored {
                     Stored::Packed(shape) | Stored::InPlace { shape, .. } => {
-                        with_format!(shape.ty, F => sums.add::<F>(data.add(panel * stride), lanes, scratch));
+                        let data = data.add(panel * stride);
+                        if measured {
+                            with_format!(shape.ty, F => sums.add::<F>(data, lanes, scratch));
+                        }
+                        if sized {
+                            with_format!(shape.ty, F => sums.add_sizes::<F>(data, lanes));
+                        }
                     }
                     Stored::Plain(ty) => {
                         let rows = PlainRows { ty, data, stride, rows: cols.len() };
@@ -240,5 +290,4 @@ unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, 
             }
         });
     }
-    sums
 }

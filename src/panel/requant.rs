@@ -43,6 +43,24 @@ fn twice16(v: __m512i) -> __m512i {
     _mm512_mask_blend_epi16(0xaaaa_aaaa, v, _mm512_slli_epi32::<16>(v))
 }
 
+/// The largest magnitude that the quants of group `g` of a panel could stand for; NaN and infinity stay.
+///
+/// # Safety
+/// The panel must have the group; AVX-512 needed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn largest<F: Format>(panel: *const u8, g: usize) -> __m512 {
+    let lowest = _mm512_set1_ps((F::Q_MIN - F::ZERO_POINT) as f32);
+    let highest = _mm512_set1_ps((F::Q_MAX - F::ZERO_POINT) as f32);
+    let (block, g) = group_of::<F>(panel, g);
+    // SAFETY: promised by the caller.
+    let (scale, min) = unsafe { F::scales_avx512(block, g) };
+    let ends = [_mm512_fmadd_ps(scale, lowest, min), _mm512_fmadd_ps(scale, highest, min)];
+    // Comparing bits keeps NaN and infinity, which a maximum of floats may drop.
+    let magnitude = |v| _mm512_castps_si512(_mm512_abs_ps(v));
+    _mm512_castsi512_ps(_mm512_max_epu32(magnitude(ends[0]), magnitude(ends[1])))
+}
+
 /// Makes int8 tiles of `channels` of one panel: `w * 127 / bound`, rounded, where
 /// `bound` is the largest magnitude a column's quants could stand for. `bound / 127` goes to `scales`.
 ///
@@ -66,15 +84,8 @@ pub unsafe fn int8<F: Format>(
     // SAFETY: promised by the caller, here and below.
     unsafe {
         let mut bound = _mm512_setzero_ps();
-        let lowest = _mm512_set1_ps((F::Q_MIN - F::ZERO_POINT) as f32);
-        let highest = _mm512_set1_ps((F::Q_MAX - F::ZERO_POINT) as f32);
         for g in groups.clone() {
-            let (block, g) = group_of::<F>(panel, g);
-            let (scale, min) = F::scales_avx512(block, g);
-            let ends = [_mm512_fmadd_ps(scale, lowest, min), _mm512_fmadd_ps(scale, highest, min)];
-            // Comparing bits keeps NaN and infinity, which a maximum of floats may drop.
-            let magnitude = |v| _mm512_castps_si512(_mm512_abs_ps(v));
-            let larger = _mm512_max_epu32(magnitude(ends[0]), magnitude(ends[1]));
+            let larger = _mm512_castps_si512(largest::<F>(panel, g));
             bound = _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(bound), larger));
         }
         _mm512_storeu_ps(scales, _mm512_mul_ps(bound, _mm512_set1_ps(1.0 / 127.0)));

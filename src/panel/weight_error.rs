@@ -16,6 +16,8 @@ use crate::format::{ACT_BLOCK, Format, LANES};
 
 /// Columns whose sums are made together, by one thread.
 pub const UNIT: usize = 128;
+/// Columns of quantised weights that are measured, evenly spaced, where there are more. The size of all is looked at.
+pub const MEASURED: usize = 512;
 /// Channels that are looked at at a time.
 pub const STRETCH: usize = PASSES[0];
 /// Bytes of scratch for a panel: a stretch as floats, its int8 tiles, their scales.
@@ -65,7 +67,9 @@ pub struct Sums {
     mean: Vec<f32>,
     int8: [ErrorSums; PASSES.len()],
     bf16: ErrorSums,
-    /// Sums of every column's squares.
+    /// Columns that these are sums of.
+    count: usize,
+    /// What every column's squares add up to, or the most that they could; also of columns that were not measured.
     columns: Vec<f32>,
 }
 
@@ -74,7 +78,7 @@ impl Sums {
     pub fn new(k: usize) -> Self {
         let (channels, errors) = (|| vec![0.0; k], || ErrorSums::new(k));
         let int8 = std::array::from_fn(|_| errors());
-        Self { energy: channels(), mean: channels(), int8, bf16: errors(), columns: Vec::new() }
+        Self { energy: channels(), mean: channels(), int8, bf16: errors(), count: 0, columns: Vec::new() }
     }
 
     /// Adds the first `lanes` columns of a packed panel.
@@ -87,13 +91,13 @@ impl Sums {
         let weights = scratch.cast::<f32>();
         let (tiles, mask) = (scratch.wrapping_add(STRETCH * LANES * 4), ((1u32 << lanes) - 1) as u16);
         let scales = tiles.wrapping_add(STRETCH / STEP_INT8 * STEP_BYTES).cast::<f32>();
-        let (k, mut columns) = (self.energy.len(), _mm512_setzero_ps());
+        let k = self.energy.len();
         for from in (0..k).step_by(STRETCH) {
             let to = k.min(from + STRETCH);
             // SAFETY: promised by the caller; a stretch fits the scratch.
             unsafe {
                 requant::floats::<F>(panel, from, to - from, weights);
-                columns = _mm512_add_ps(columns, self.squares(from, to, weights, mask));
+                self.squares(from, to, weights, mask);
                 for (i, pass) in PASSES.into_iter().enumerate() {
                     for start in (from..to).step_by(pass) {
                         let end = to.min(start + pass);
@@ -103,6 +107,21 @@ impl Sums {
                     }
                 }
             }
+        }
+        self.count += lanes;
+    }
+
+    /// Notes the size of the first `lanes` columns of a packed panel, by its scales alone.
+    ///
+    /// # Safety
+    /// As for [`Sums::add`].
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn add_sizes<F: Format>(&mut self, panel: *const u8, lanes: usize) {
+        let mut columns = _mm512_setzero_ps();
+        for g in 0..self.energy.len() / F::GROUP {
+            // SAFETY: promised by the caller.
+            let largest = unsafe { requant::largest::<F>(panel, g) };
+            columns = _mm512_fmadd_ps(largest, largest, columns);
         }
         self.end(columns, lanes);
     }
@@ -122,6 +141,7 @@ impl Sums {
             let squares = unsafe { self.squares(from, to, scratch.cast(), ((1u32 << lanes) - 1) as u16) };
             columns = _mm512_add_ps(columns, squares);
         }
+        self.count += lanes;
         self.end(columns, lanes);
     }
 
@@ -169,7 +189,7 @@ impl Sums {
     pub fn finish(k: usize, units: impl Iterator<Item = Sums>, has_int8: bool) -> WeightError {
         let (mut energy, mut mean) = (vec![0f64; k], vec![0f64; k]);
         let mut errors: [_; PASSES.len() + 1] = std::array::from_fn(|_| (vec![0f64; k], vec![0f64; k / ACT_BLOCK]));
-        let (mut total, mut squares, mut count) = (0f64, 0f64, 0usize);
+        let (mut total, mut squares, mut count, mut all) = (0f64, 0f64, 0usize, 0usize);
         let add = |sums: &mut [f64], of: &[f32]| sums.iter_mut().zip(of).for_each(|(sum, v)| *sum += f64::from(*v));
         for unit in units {
             add(&mut energy, &unit.energy);
@@ -178,8 +198,9 @@ impl Sums {
                 add(&mut sums.0, &of.squares);
                 add(&mut sums.1, &of.errors);
             }
+            count += unit.count;
             for e in unit.columns.iter().map(|e| f64::from(*e)) {
-                (total, squares, count) = (total + e, squares + e * e, count + 1);
+                (total, squares, all) = (total + e, squares + e * e, all + 1);
             }
         }
         let largest = energy.iter().copied().fold(0.0, f64::max) / count.max(1) as f64;
@@ -187,7 +208,7 @@ impl Sums {
         let zeros = total == 0.0 && mean.iter().all(|m| *m == 0.0);
         let known = total.is_finite() && (largest > 1e-25 || zeros);
         // Few columns are judged by several draws together.
-        let draws = (Self::JUDGED / count.max(1) as f64).max(1.0);
+        let draws = (Self::JUDGED / all.max(1) as f64).max(1.0);
         let columns = match (known, zeros) {
             (false, _) => 0.0,
             (true, true) => Self::JUDGED as f32,
