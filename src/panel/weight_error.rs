@@ -17,7 +17,7 @@ use crate::format::{ACT_BLOCK, Format, LANES};
 /// Columns whose sums are made together, by one thread.
 pub const UNIT: usize = 128;
 /// Columns of quantised weights that are measured, evenly spaced, where there are more. The size of all is looked at.
-pub const MEASURED: usize = 512;
+pub const MEASURED: usize = 256;
 /// Channels that are looked at at a time.
 pub const STRETCH: usize = PASSES[0];
 /// Bytes of scratch for a panel: a stretch as floats, its int8 tiles, their scales.
