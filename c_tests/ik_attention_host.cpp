@@ -161,7 +161,9 @@ void check(const attention & a, rng & r) {
 void given_heads_and_masks_of_all_kinds_when_computed_then_as_the_definition_says() {
     rng r = {41};
     if (!host_has_amx()) {
+        // Whose own kernels end the process for rows that see nothing.
         harness_skip("no AMX: flash attention is the host's");
+        return;
     }
     for (sight mask : {sight::all, sight::causal, sight::window, sight::none_for_some, sight::biased}) {
         for (int64_t tokens : {8, 9, 16, 33, 200}) {

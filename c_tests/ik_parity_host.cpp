@@ -81,10 +81,15 @@ void given_rows_that_the_host_interleaved_when_multiplied_then_as_exact_as_the_r
             check_matrix(type, k, 48, {300, 33, 31, 16, 9, 8, 2, 1}, outliers, r);
         }
         check_matrix(type, k, 16, {33, 1}, true, r);
-        check_matrix(type, k, 40, {300, 33, 8, 1}, false, r); // the last panel has 8 rows
         check_matrix(type, k, 1008, {33, 2, 1}, true, r);
-        check_matrix(type, k, 1000, {33, 1}, false, r);
         check_matrix(type, 4352, 48, {33, 2}, false, r);
+        if (!host_has_amx()) {
+            // Whose own kernels end the process for 8 rows beyond a multiple of 16.
+            harness_skip("no AMX: many rows of activations are the host's");
+            continue;
+        }
+        check_matrix(type, k, 40, {300, 33, 8, 1}, false, r); // the last panel has 8 rows
+        check_matrix(type, k, 1000, {33, 1}, false, r);
         check_matrix(type, ggml_blck_size(type), 8, {33, 1}, false, r);
     }
 }
