@@ -173,6 +173,17 @@ fn wanted() -> usize {
     std::env::var("GGML_AMX_TEST_ROWS").ok().map_or(ROWS, |v| v.parse().expect("GGML_AMX_TEST_ROWS is a number"))
 }
 
+/// `m` rows of `x` times a matrix.
+fn dense(weights: Weights, x: &[f32], m: usize) -> MatMul {
+    let [k, n, ..] = weights.ne;
+    MatMul {
+        gate: None,
+        weights,
+        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
+        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+    }
+}
+
 /// Whether the tests here meet the tile unit; they say so if not.
 fn has_amx() -> bool {
     let has = Amx::new().is_some();
@@ -217,12 +228,7 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
             let whole = Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]);
             let stored = Stored::InPlace { shape, together: 1 };
             let weights = if in_place { Weights { stored, base: plain.as_ptr(), ..whole } } else { whole };
-            let op = MatMul {
-                gate: None,
-                weights,
-                input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
-                output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-            };
+            let op = dense(weights, &x, m);
             let out = gemm(&op, exact, n * m);
             if let Err(why) = matrix.judge(ty.info().own_error, &x, &out) {
                 panic!("{ty:?} K {k} N {n} M {m} {weighting:?} {kind:?} in place {in_place} exact {exact}: {why}");
@@ -321,12 +327,7 @@ fn quantised(ty: WeightType, weights: &[f32]) -> Vec<u8> {
 fn judged(ty: WeightType, weights: &[f32], k: usize, x: &[f32], what: &str) -> f64 {
     let (n, m) = (weights.len() / k, x.len() / k);
     let (shape, packed) = pack(ty, k, n, 1, &quantised(ty, weights));
-    let op = MatMul {
-        gate: None,
-        weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
-        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
-        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-    };
+    let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), x, m);
     let out = gemm(&op, false, n * m);
     let matrix = Matrix::packed(&shape, &packed);
     if let Err(why) = matrix.judge(ty.info().own_error, x, &out) {
@@ -395,12 +396,7 @@ fn errors_of_single_channels_are_not_averaged_away() {
     for row in x.chunks_mut(k) {
         (0..k / 32).filter(|b| single(*b)).for_each(|b| row[channel(b)] = pick(&mut random, &[-1.0, 1.0]));
     }
-    let op = MatMul {
-        gate: None,
-        weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
-        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
-        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-    };
+    let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, m);
     let out = gemm(&op, false, n * m);
     Matrix::packed(&shape, &packed).judge(WeightType::Q4_0.info().own_error, &x, &out).unwrap();
 }
@@ -464,12 +460,7 @@ fn a_row_beyond_its_bound_goes_another_way_alone() {
     // Not among the rows that are looked at.
     x[3 * k..4 * k].iter_mut().for_each(|x| *x *= 0.1);
     (x[3 * k + 500], x[3 * k + 700]) = (100.0, -70.0);
-    let op = MatMul {
-        gate: None,
-        weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
-        input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
-        output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-    };
+    let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, m);
     let out = gemm(&op, false, n * m);
     let rows = matrix.measure(&x, &out);
     assert!(rows[3].nmse() < 1e-10, "computed by floats: {:e}", rows[3].nmse());
@@ -496,12 +487,7 @@ fn a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows() {
             for (m, exact) in [(1, false), (1, true), (40, false), (40, true)] {
                 let (x, _) = draw_activations(m, &vec![1.0; k], &mut Random(m as u64));
                 let x: Vec<f32> = x.iter().map(|v| v.clamp(-9.0, 9.0) + 0.1).collect();
-                let op = MatMul {
-                    gate: None,
-                    weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
-                    input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
-                    output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-                };
+                let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, m);
                 for (i, v) in gemm(&op, exact, n * m).iter().enumerate() {
                     assert_eq!(v.is_nan(), i % n == 5, "{ty:?} {bits:#x} M {m} exact {exact}: column {}", i % n);
                 }
@@ -526,16 +512,7 @@ fn exact_rows_depend_neither_on_their_number_nor_on_their_neighbours() {
         unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
         let (x, _) = draw_activations(m, &factors, &mut random);
         let product = |rows: std::ops::Range<usize>| {
-            let op = MatMul {
-                gate: None,
-                weights: Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]),
-                input: Input {
-                    data: x[rows.start * k..].as_ptr().cast(),
-                    ne: [k, rows.len(), 1, 1],
-                    nb: [4, 4 * k, 0, 0],
-                },
-                output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-            };
+            let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x[rows.start * k..], rows.len());
             gemm(&op, true, n * rows.len())
         };
         let all = product(0..m);
