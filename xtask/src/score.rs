@@ -12,8 +12,9 @@ const MAX_TOP_LOSS: f64 = 0.5;
 /// that of the F32 reference, so what lies between the two is no deviation.
 const MAX_PPL_CHANGE: f64 = 0.003;
 /// A short text does not show so little: on 4,096 tokens the error of the difference alone is 0.24 %. What lies
-/// within this many standard errors is no finding either.
-const PPL_ERRORS: f64 = 2.0;
+/// within this many standard errors is no finding either. A run makes a dozen comparisons, of which two would call every
+/// twentieth one that is sound (seen: ik_llama.cpp's own kernels with and without -rtr, 2.4).
+const PPL_ERRORS: f64 = 3.0;
 /// So many percent of the matrices must lie in the AMX buffer.
 const MIN_HELD: f64 = 99.0;
 /// Models that equal each other on paper choose the same first token this often in F32, in percent.
@@ -232,8 +233,8 @@ mod tests {
         let failures = [
             judged(Score { kld: PLAIN.kld * 1.11, ..PLAIN }),
             judged(Score { same_top: PLAIN.same_top - 0.51, ..PLAIN }),
-            judged(Score { ppl: PLAIN.ppl * 1.0040, ..PLAIN }),
-            judged(Score { ppl: PLAIN.ppl_base * 0.9960, ..PLAIN }),
+            judged(Score { ppl: PLAIN.ppl * 1.0062, ..PLAIN }),
+            judged(Score { ppl: PLAIN.ppl_base * 0.9935, ..PLAIN }),
             judge(&row(PLAIN, 98.9)),
         ];
         assert!(failures.iter().all(|f| f.len() == 1 && f[0].starts_with("Q4_0: ")), "{failures:?}");
@@ -248,7 +249,7 @@ mod tests {
             judge(&Row { name, ours, plain, in_type: 100.0, held: None, max_kld_ratio: MAX_KLD_RATIO }).len()
         };
         assert_eq!((change(0.0029, 0.0001), change(0.0031, 0.0001)), (0, 1));
-        assert_eq!((change(0.0039, 0.0014), change(0.0040, 0.0014)), (0, 1));
+        assert_eq!((change(0.0059, 0.0014), change(0.0060, 0.0014)), (0, 1));
     }
 
     #[test]
