@@ -238,7 +238,8 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
 /// smaller N: several matrices), the squared error against double precision, relative to the squares of the exact results, is at most
 /// the largest of twice that of 8 bits per 32 activations on exact weights (what ggml's own kernels do), a tenth of the
 /// weight type's own error but at most 3e-4, and 1e-5. Activations below 1e-30 count as 0. A row or a scale that is not finite
-/// gives results that are not. The number of threads never changes a bit (docs/numerics.md).
+/// gives results that are not. The number of threads never changes a bit. The bound is kept by an estimate made beforehand;
+/// docs/numerics.md names the matrices that it leaves open.
 ///
 /// IQ1, IQ2 and IQ3 types need a ggml in the process, whose decoders have their codebooks;
 /// GGML_AMX_NOT_AVAILABLE without.
