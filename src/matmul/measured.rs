@@ -21,7 +21,7 @@ use crate::with_format;
 /// used longest ago are forgotten.
 const MOST: usize = 1 << 29;
 /// Sums that are kept at a time while matrices are measured.
-const SUMS: usize = 1 << 22;
+const SUMS: usize = 1 << 19;
 /// Places that a tensor is known by.
 const SAMPLES: usize = 16;
 

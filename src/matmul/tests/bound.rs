@@ -1,7 +1,8 @@
 //! The promise of the header: every row of a product keeps its bound, whatever weights, activations and neighbours are.
 //! Adversarial weights and rows are drawn at random; each row of each result is judged.
 //!
-//! `GGML_AMX_TEST_ROWS` rows are judged, by default as many as take some seconds.
+//! `GGML_AMX_TEST_ROWS` rows are judged, by default as many as take some seconds. `GGML_AMX_TEST_SEED`, a number, draws
+//! others.
 
 use super::experts::on_threads;
 use super::*;
@@ -169,8 +170,18 @@ fn draw_activations(m: usize, factors: &[f32], random: &mut Random) -> (Vec<f32>
     (x, common)
 }
 
+/// A number that the environment may set.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
+}
+
 fn wanted() -> usize {
-    std::env::var("GGML_AMX_TEST_ROWS").ok().map_or(ROWS, |v| v.parse().expect("GGML_AMX_TEST_ROWS is a number"))
+    number("GGML_AMX_TEST_ROWS").map_or(ROWS, |rows| rows as usize)
+}
+
+/// What is drawn: the same in every run that does not ask for something else.
+fn source(own: u64) -> Random {
+    Random(own ^ number("GGML_AMX_TEST_SEED").unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// `m` rows of `x` times a matrix.
@@ -210,7 +221,7 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
         return;
     }
     let (rows, types) = (wanted(), all_types());
-    let mut random = Random(0x5eed);
+    let mut random = source(0x5eed);
     let mut done = 0;
     while done < rows {
         let ty = pick(&mut random, types);
@@ -245,7 +256,7 @@ fn every_row_of_every_expert_keeps_its_bound() {
         return;
     }
     let (rows, types) = (wanted() / 4, all_types());
-    let mut random = Random(0xe4be27);
+    let mut random = source(0xe4be27);
     let mut done = 0;
     while done < rows {
         let ty = pick(&mut random, types);
