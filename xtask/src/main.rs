@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|bench|hosts|c-tests|cmake-tests|race|header`.
+//! Developer commands: `cargo xtask demo|test|verify|neighbours|bench|hosts|c-tests|cmake-tests|mutants|race|header`.
 
 mod bench;
 mod c_tests;
@@ -15,6 +15,7 @@ mod host;
 mod ik;
 mod json;
 mod mutants;
+mod neighbours;
 mod preload;
 mod products;
 mod program;
@@ -43,6 +44,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask bench    products beside other hosts' and the machine's limits; whole models
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
+  cargo xtask neighbours  whether answers depend on who else asks
   cargo xtask mutants  planted defects, each of which a test must find
   cargo xtask cmake-tests  only the CMake modules, on small trees
   cargo xtask race     what threads share, under ThreadSanitizer
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
         "mutants" => mutants::HELP,
+        "neighbours" => neighbours::HELP,
         "--help" | "-h" | "help" => HELP,
         other => return usage(&format!("no command `{other}`"), HELP),
     };
@@ -138,6 +141,7 @@ fn main() -> ExitCode {
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
         "mutants" => Ok(mutants::run(rest)),
+        "neighbours" => neighbours::Options::parse(rest).map(|options| neighbours::run(&options)),
         _ => quick(rest).map(|_| header::run()),
     };
     match outcome {

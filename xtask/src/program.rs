@@ -72,12 +72,7 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
         _ => host.program(name),
     };
     let mut command = Command::new(program);
-    for (key, _) in std::env::vars_os() {
-        let text = key.to_string_lossy();
-        if ["GGML_", "LLAMA_", "LD_", "OMP_", "GOMP_"].iter().any(|p| text.starts_with(p)) {
-            command.env_remove(&key);
-        }
-    }
+    clean(&mut command);
     let is_bench = name == "llama-bench";
     let (report, value) = products::REPORT;
     command.env(report, value);
@@ -102,6 +97,16 @@ pub fn command(host: &Host, name: &str, way: Way<'_>) -> Result<Command> {
         command.current_dir(cache::logs()?);
     }
     Ok(command)
+}
+
+/// Takes settings from outside out of a program's environment.
+pub fn clean(command: &mut Command) {
+    for (key, _) in std::env::vars_os() {
+        let text = key.to_string_lossy();
+        if ["GGML_", "LLAMA_", "LD_", "OMP_", "GOMP_"].iter().any(|p| text.starts_with(p)) {
+            command.env_remove(&key);
+        }
+    }
 }
 
 /// What tells ik_llama.cpp to interleave rows.

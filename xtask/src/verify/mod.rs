@@ -15,7 +15,7 @@ mod models;
 mod upcycle;
 mod widen;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bench::Bench;
 pub use models::ALL as TYPES;
@@ -155,6 +155,14 @@ pub fn with_experts<T>(host: &Host, name: &str, run: impl FnOnce(&Path) -> Resul
     let done = run(&experts.file);
     cache::remove(&experts.file)?;
     done
+}
+
+/// The dense model in one weight type, and the same weights in F32 at `to`.
+pub fn in_f32(cache: &Cache, host: &Host, name: &str, to: &Path) -> Result<PathBuf> {
+    let models = Models { cache, host };
+    let model = models.dense(name)?;
+    models.in_f32(&model.file, to)?;
+    Ok(model.file)
 }
 
 fn dense(bench: &Bench<'_>, name: &str, modes: &[Mode<'_>]) -> Result<Vec<Row>> {
