@@ -2,7 +2,7 @@
  * layout and offer the buffer type. So programs can have hosts that are not to be had: of another version, built with
  * other options, with callbacks of their own. Include it once, in the program's only file; needs _GNU_SOURCE.
  *
- * The layout is that of ggml 0.25. FAKE_TYPES is where the table of types ends, 43 in that version; the program ends,
+ * The layout is that of ggml 0.25, unless the program defines other members. FAKE_TYPES is where the table of types ends, 43 in that version; the program ends,
  * as a debug build of ggml does, when it is asked for a type past the end. */
 #ifndef GGML_AMX_TEST_FAKE_GGML_H
 #define GGML_AMX_TEST_FAKE_GGML_H
@@ -19,47 +19,87 @@
 
 struct ggml_backend_buffer;
 
-struct ggml_tensor {
-    int32_t type;
-    struct ggml_backend_buffer * buffer;
-    int64_t ne[4];
+struct ggml_tensor;
+struct ggml_backend_buffer_type;
+typedef struct ggml_tensor * fake_tensor;
+typedef struct ggml_backend_buffer * fake_buffer;
+typedef struct ggml_backend_buffer_type * fake_buft;
+
+#ifndef FAKE_SOURCES
+#define FAKE_SOURCES 10
+#endif
+#ifndef FAKE_NAME
+#define FAKE_NAME 64
+#endif
+/* Members, in groups, so that a program can have them in another order, or others besides. */
+#define FAKE_T_BUFFER fake_buffer buffer;
+#define FAKE_T_SHAPE \
+    int64_t ne[4]; \
     size_t nb[4];
-    int32_t op, op_params[16], flags;
-    struct ggml_tensor * src[10], * view_src;
+#define FAKE_T_OP int32_t op, op_params[16], flags;
+#define FAKE_T_SRC fake_tensor src[FAKE_SOURCES];
+#define FAKE_T_VIEW \
+    fake_tensor view_src; \
     size_t view_offs;
-    void * data;
-    char name[64];
+#define FAKE_T_DATA void * data;
+#define FAKE_T_NAME \
+    char name[FAKE_NAME]; \
     void * extra;
-    char padding[8];
+#ifndef FAKE_TENSOR_MEMBERS
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8];
+#endif
+
+struct ggml_tensor {
+    FAKE_TENSOR_MEMBERS
 };
 
+#define FAKE_Y_NAME const char * (*get_name)(fake_buft);
+#define FAKE_Y_ALLOC fake_buffer (*alloc_buffer)(fake_buft, size_t);
+#define FAKE_Y_ALIGNMENT size_t (*get_alignment)(fake_buft);
+#define FAKE_Y_MAX_SIZE size_t (*get_max_size)(fake_buft);
+#define FAKE_Y_ALLOC_SIZE size_t (*get_alloc_size)(fake_buft, const struct ggml_tensor *);
+#define FAKE_Y_IS_HOST bool (*is_host)(fake_buft);
+#define FAKE_Y_ALLOC_N fake_buffer (*alloc_buffer_n)(fake_buft, fake_tensor *, int);
+#define FAKE_Y_ALLOC_SIZE_N size_t (*get_alloc_size_n)(fake_buft, fake_tensor *, int);
+#ifndef FAKE_TYPE_MEMBERS
+#define FAKE_TYPE_MEMBERS FAKE_Y_NAME FAKE_Y_ALLOC FAKE_Y_ALIGNMENT FAKE_Y_MAX_SIZE FAKE_Y_ALLOC_SIZE FAKE_Y_IS_HOST
+#endif
+
 struct ggml_backend_buffer_type {
-    const char * (*get_name)(struct ggml_backend_buffer_type *);
-    struct ggml_backend_buffer * (*alloc_buffer)(struct ggml_backend_buffer_type *, size_t);
-    size_t (*get_alignment)(struct ggml_backend_buffer_type *);
-    size_t (*get_max_size)(struct ggml_backend_buffer_type *);
-    size_t (*get_alloc_size)(struct ggml_backend_buffer_type *, const struct ggml_tensor *);
-    bool (*is_host)(struct ggml_backend_buffer_type *);
+    FAKE_TYPE_MEMBERS
     void * device, * context;
 };
 
+#define FAKE_B_FREE void (*free_buffer)(fake_buffer);
+#define FAKE_B_BASE void * (*get_base)(fake_buffer);
+#define FAKE_B_INIT int32_t (*init_tensor)(fake_buffer, fake_tensor);
+#define FAKE_B_MEMSET void (*memset_tensor)(fake_buffer, fake_tensor, uint8_t, size_t, size_t);
+#define FAKE_B_SET void (*set_tensor)(fake_buffer, fake_tensor, const void *, size_t, size_t);
+#define FAKE_B_GET void (*get_tensor)(fake_buffer, const struct ggml_tensor *, void *, size_t, size_t);
+#define FAKE_B_2D void (*set_tensor_2d)(void), (*get_tensor_2d)(void);
+#define FAKE_B_COPY void (*cpy_tensor)(void);
+#define FAKE_B_CLEAR void (*clear)(fake_buffer, uint8_t);
+#define FAKE_B_RESET void (*reset)(fake_buffer);
+#ifndef FAKE_BUFFER_MEMBERS
+#define FAKE_BUFFER_MEMBERS \
+    FAKE_B_FREE FAKE_B_BASE FAKE_B_INIT FAKE_B_MEMSET FAKE_B_SET FAKE_B_GET FAKE_B_2D FAKE_B_COPY FAKE_B_CLEAR FAKE_B_RESET
+#endif
+#ifndef FAKE_BEHIND_BUFFER
+#define FAKE_BEHIND_BUFFER \
+    void * context; \
+    size_t size;
+#endif
+
 struct fake_buffer_interface {
-    void (*free_buffer)(struct ggml_backend_buffer *);
-    void * (*get_base)(struct ggml_backend_buffer *);
-    int32_t (*init_tensor)(struct ggml_backend_buffer *, struct ggml_tensor *);
-    void (*memset_tensor)(struct ggml_backend_buffer *, struct ggml_tensor *, uint8_t, size_t, size_t);
-    void (*set_tensor)(struct ggml_backend_buffer *, struct ggml_tensor *, const void *, size_t, size_t);
-    void (*get_tensor)(struct ggml_backend_buffer *, const struct ggml_tensor *, void *, size_t, size_t);
-    void (*set_tensor_2d)(void), (*get_tensor_2d)(void), (*cpy_tensor)(void);
-    void (*clear)(struct ggml_backend_buffer *, uint8_t);
-    void (*reset)(struct ggml_backend_buffer *);
+    FAKE_BUFFER_MEMBERS
 };
 
 struct ggml_backend_buffer {
     struct fake_buffer_interface interface;
     struct ggml_backend_buffer_type * buft;
-    void * context;
-    size_t size;
+    FAKE_BEHIND_BUFFER
     int32_t usage;
 };
 
@@ -78,8 +118,12 @@ struct fake_type {
     size_t bytes;
 };
 
+#ifndef FAKE_Q4_0_BYTES
+#define FAKE_Q4_0_BYTES 18
+#endif
+
 static const struct fake_type FAKE_TABLE[] = {
-    {0, "f32", 1, 4},          {1, "f16", 1, 2},          {2, "q4_0", 32, 18},      {3, "q4_1", 32, 20},        {6, "q5_0", 32, 22},
+    {0, "f32", 1, 4},          {1, "f16", 1, 2},          {2, "q4_0", 32, FAKE_Q4_0_BYTES},      {3, "q4_1", 32, 20},        {6, "q5_0", 32, 22},
     {7, "q5_1", 32, 24},       {8, "q8_0", 32, 34},       {10, "q2_K", 256, 84},    {11, "q3_K", 256, 110},     {12, "q4_K", 256, 144},
     {13, "q5_K", 256, 176},    {14, "q6_K", 256, 210},    {16, "iq2_xxs", 256, 66}, {17, "iq2_xs", 256, 74},    {18, "iq3_xxs", 256, 98},
     {19, "iq1_s", 256, 50},    {20, "iq4_nl", 32, 18},    {21, "iq3_s", 256, 110},  {22, "iq2_s", 256, 82},     {23, "iq4_xs", 256, 136},
@@ -150,9 +194,17 @@ FAKE_DECODER(q2_0)
 
 enum { FAKE_MUL_MAT = 29, FAKE_MUL_MAT_ID = 30, FAKE_SCALE = 34, FAKE_RESHAPE = 36, FAKE_VIEW, FAKE_PERMUTE, FAKE_TRANSPOSE };
 
+/* How many nodes the sources of a node lead to. */
+struct fake_graph {
+    struct ggml_tensor * nodes[8];
+    int count;
+};
+
 struct fake_context {
     struct ggml_tensor tensors[64];
     int used;
+    struct fake_graph graphs[32];
+    int graphs_used;
 };
 
 void * ggml_init(struct fake_init_params params);
@@ -256,10 +308,49 @@ size_t ggml_nbytes(const struct ggml_tensor * a) {
     return a->nb[3] * (size_t) a->ne[3];
 }
 
+#ifndef FAKE_MUL_MAT_NAME
+#define FAKE_MUL_MAT_NAME "MUL_MAT"
+#endif
+
 const char * ggml_op_name(int32_t op);
 const char * ggml_op_name(int32_t op) {
-    return op == FAKE_MUL_MAT ? "MUL_MAT" : op == FAKE_MUL_MAT_ID ? "MUL_MAT_ID" : op == FAKE_VIEW ? "VIEW" : "OTHER";
+    return op == FAKE_MUL_MAT ? FAKE_MUL_MAT_NAME : op == FAKE_MUL_MAT_ID ? "MUL_MAT_ID" : op == FAKE_VIEW ? "VIEW" : "OTHER";
 }
+
+/* ---- graphs */
+
+void * ggml_new_graph_custom(void * context, size_t size, bool grads);
+void * ggml_new_graph_custom(void * context, size_t size, bool grads) {
+    struct fake_context * in = (struct fake_context *) context;
+    (void) size, (void) grads;
+    if (in->graphs_used == 32) {
+        abort();
+    }
+    return &in->graphs[in->graphs_used++];
+}
+
+void ggml_build_forward_expand(void * graph, FAKE_TENSOR node);
+void ggml_build_forward_expand(void * graph, FAKE_TENSOR node) {
+    struct fake_graph * in = (struct fake_graph *) graph;
+    for (int i = 0; i < in->count; i++) {
+        if (in->nodes[i] == node) {
+            return;
+        }
+    }
+    for (int i = 0; i < FAKE_SOURCES; i++) {
+        if (node->src[i] && node->src[i]->op) {
+            ggml_build_forward_expand(graph, node->src[i]);
+        }
+    }
+    in->nodes[in->count++] = node;
+}
+
+#ifndef FAKE_WITHOUT_COUNT
+int ggml_graph_n_nodes(void * graph);
+int ggml_graph_n_nodes(void * graph) {
+    return ((struct fake_graph *) graph)->count;
+}
+#endif
 
 /* ---- log, end, threads */
 
@@ -326,11 +417,17 @@ void ggml_backend_buffer_reset(FAKE_BUFFER b) {
 int32_t ggml_backend_tensor_alloc(FAKE_BUFFER b, FAKE_TENSOR t, void * address);
 int32_t ggml_backend_tensor_alloc(FAKE_BUFFER b, FAKE_TENSOR t, void * address) {
     t->buffer = b, t->data = address;
+#ifdef FAKE_SECOND_DATA
+    t->second_data = address;
+#endif
     return b->interface.init_tensor ? b->interface.init_tensor(b, t) : 0;
 }
 
 void ggml_backend_tensor_set(FAKE_TENSOR t, const void * from, size_t offset, size_t size);
 void ggml_backend_tensor_set(FAKE_TENSOR t, const void * from, size_t offset, size_t size) {
+#ifdef FAKE_BEFORE_SET
+    t->buffer->interface.before_set(t->buffer);
+#endif
     t->buffer->interface.set_tensor(t->buffer, t, from, offset, size);
 }
 
@@ -351,7 +448,11 @@ const char * ggml_backend_buft_name(FAKE_BUFT b) {
 
 FAKE_BUFFER ggml_backend_buft_alloc_buffer(FAKE_BUFT b, size_t size);
 FAKE_BUFFER ggml_backend_buft_alloc_buffer(FAKE_BUFT b, size_t size) {
+#ifdef FAKE_ALLOC_BY_LIST
+    return b->alloc_buffer_n(b, NULL, (int) size);
+#else
     return b->alloc_buffer(b, size);
+#endif
 }
 
 size_t ggml_backend_buft_get_alignment(FAKE_BUFT b);

@@ -1,8 +1,8 @@
 //! The drop-in surface for ggml hosts. Types of ggml's own are opaque here and in the header.
 
 use crate::diag::log;
-use crate::host::abi::{GgmlComputeParams, GgmlTensor};
-use crate::host::{Host, buffer_type, cxx, op};
+use crate::host::abi::GgmlComputeParams;
+use crate::host::{Host, Tensor, buffer_type, cxx, op};
 
 /// ggml's `struct ggml_backend_buffer_type` (ggml-backend-impl.h).
 pub struct GgmlBackendBufferType(());
@@ -15,6 +15,19 @@ pub struct OpaqueTensor(());
 
 /// ggml's `struct ggml_compute_params` (ggml-cpu-impl.h).
 pub struct OpaqueComputeParams(());
+
+/// The host and one of its nodes; `None` for NULL, and when the library stepped aside.
+///
+/// # Safety
+/// `op` must be NULL or a live node.
+unsafe fn served(op: *const OpaqueTensor) -> Option<(&'static Host, Tensor)> {
+    if buffer_type::get().is_null() {
+        return None;
+    }
+    let host = Host::get().ok()?;
+    // SAFETY: promised by the caller.
+    Some((host, unsafe { host.tensor(op.cast()) }?))
+}
 
 /// The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
 ///
@@ -73,11 +86,8 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevice, op: *const OpaqueTensor) -> bool {
     let _ = dev;
-    // SAFETY: a node of the proved layout; NULL is None.
-    match (Host::get(), unsafe { op.cast::<GgmlTensor>().as_ref() }) {
-        (Ok(host), Some(op)) if !buffer_type::get().is_null() => op::supports(host, op),
-        _ => false,
-    }
+    // SAFETY: passed on.
+    unsafe { served(op) }.is_some_and(|(host, op)| op::supports(host, op))
 }
 
 /// Bytes of work buffer that MUL_MAT or MUL_MAT_ID `op` needs on `n_threads` threads, written to `size`.
@@ -89,11 +99,11 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
 /// `op` must be NULL or a valid node; `size` NULL or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const OpaqueTensor, size: *mut usize) -> bool {
-    if size.is_null() || buffer_type::get().is_null() {
+    if size.is_null() {
         return false;
     }
-    // SAFETY: a node of the proved layout; NULL is None.
-    let bytes = unsafe { op.cast::<GgmlTensor>().as_ref() }.and_then(|op| cxx::work_size(n_threads, op));
+    // SAFETY: passed on.
+    let bytes = unsafe { served(op) }.and_then(|(host, op)| cxx::work_size(host, n_threads, op));
     // SAFETY: not null, so writable.
     bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
 }
@@ -114,13 +124,10 @@ pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
     params: *mut OpaqueComputeParams,
     op: *mut OpaqueTensor,
 ) -> bool {
-    if buffer_type::get().is_null() {
-        return false;
-    }
-    // SAFETY: structs of the proved layout; NULL is None.
+    // SAFETY: structs of the host's; NULL is None.
     unsafe {
-        match (params.cast::<GgmlComputeParams>().as_ref(), op.cast::<GgmlTensor>().as_ref()) {
-            (Some(params), Some(op)) => cxx::compute_forward(params, op),
+        match (params.cast::<GgmlComputeParams>().as_ref(), served(op)) {
+            (Some(params), Some((host, op))) => cxx::compute_forward(host, params, op),
             _ => false,
         }
     }

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{c_char, c_int, c_long, c_void};
 
 use super::jump::jumps_on;
-use crate::host::ik::abi::{IkBackend, IkBuffer, IkBufferType, IkPlan, IkTensor};
+use crate::host::ik::abi::{IkPlan, RawBackend};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
 use crate::host::ik::place::TensorAlloc;
 use crate::host::ik::seam::{self, Mul4d};
 use crate::host::symbols::weak_table;
+use crate::host::{RawBuffer, RawBufferType, RawTensor};
 
 /// The names, once.
 macro_rules! wrapped {
@@ -197,7 +198,7 @@ in_front_of! {
 }
 
 in_front_of! {
-    "ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init() -> *mut IkBackend, |real| {
+    "ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init() -> *mut RawBackend, |real| {
         let backend = real();
         seam::widen_cpu_backend(backend);
         backend
@@ -214,12 +215,12 @@ fn real_tensor_alloc() -> TensorAlloc {
 
 in_front_of! {
     "ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc(
-        buffer: *mut IkBuffer, tensor: *mut IkTensor, address: *mut c_void
+        buffer: *mut RawBuffer, tensor: *mut RawTensor, address: *mut c_void
     ) -> i32, |real| seam::tensor_alloc(buffer, tensor, address, real)
 }
 
 in_front_of! {
     "ggml_backend_alloc_ctx_tensors_from_buft": __wrap_ggml_backend_alloc_ctx_tensors_from_buft(
-        context: *mut c_void, buft: *mut IkBufferType
-    ) -> *mut IkBuffer, |real| seam::alloc_ctx_tensors(context, buft, real_tensor_alloc(), || real(context, buft))
+        context: *mut c_void, buft: *mut RawBufferType
+    ) -> *mut RawBuffer, |real| seam::alloc_ctx_tensors(context, buft, real_tensor_alloc(), || real(context, buft))
 }

@@ -5,9 +5,10 @@
 
 use libc::c_void;
 
-use super::abi::{GgmlComputeParams, GgmlTensor};
+use super::abi::GgmlComputeParams;
 use super::buffer_type::host;
-use super::op;
+use super::tensor::{RawTensor, Tensor};
+use super::{Host, op};
 use crate::cpu;
 use crate::matmul::{Op, Settings, Thread};
 
@@ -23,14 +24,14 @@ struct Table<F> {
 
 #[repr(C)]
 struct BufferTypeFunctions {
-    supports_op: unsafe extern "C" fn(*mut c_void, *mut c_void, *const GgmlTensor) -> bool,
-    get_tensor_traits: unsafe extern "C" fn(*mut c_void, *const GgmlTensor) -> *mut c_void,
+    supports_op: unsafe extern "C" fn(*mut c_void, *mut c_void, *const RawTensor) -> bool,
+    get_tensor_traits: unsafe extern "C" fn(*mut c_void, *const RawTensor) -> *mut c_void,
 }
 
 #[repr(C)]
 struct TraitsFunctions {
-    work_size: unsafe extern "C" fn(*mut c_void, i32, *const GgmlTensor, *mut usize) -> bool,
-    compute_forward: unsafe extern "C" fn(*mut c_void, *mut GgmlComputeParams, *mut GgmlTensor) -> bool,
+    work_size: unsafe extern "C" fn(*mut c_void, i32, *const RawTensor, *mut usize) -> bool,
+    compute_forward: unsafe extern "C" fn(*mut c_void, *mut GgmlComputeParams, *mut RawTensor) -> bool,
 }
 
 /// A C++ object without members.
@@ -68,49 +69,61 @@ pub fn tensor_traits() -> *mut c_void {
 /// Both objects are static: nothing to destroy.
 unsafe extern "C" fn destroy(_: *mut c_void) {}
 
-unsafe extern "C" fn supports_op(_: *mut c_void, _device: *mut c_void, op: *const GgmlTensor) -> bool {
+/// The node at an address that the host gave.
+///
+/// # Safety
+/// It must be a live node.
+unsafe fn node(host: &'static Host, op: *const RawTensor) -> Tensor {
+    // SAFETY: promised by the caller.
+    unsafe { host.tensor(op) }.unwrap_or_else(|| host.abort("the host asks about a node that is NULL"))
+}
+
+unsafe extern "C" fn supports_op(_: *mut c_void, _device: *mut c_void, op: *const RawTensor) -> bool {
+    let host = host();
     // SAFETY: the host passes a live node.
-    op::supports(host(), unsafe { &*op })
+    op::supports(host, unsafe { node(host, op) })
 }
 
 /// The host asks for every node, whatever buffers its tensors live in; null means "compute it
 /// yourself", which must never happen to a node that reads packed bytes.
-unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const GgmlTensor) -> *mut c_void {
-    // SAFETY: the host passes a live node.
-    let node = unsafe { &*op };
+unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const RawTensor) -> *mut c_void {
     let host = host();
+    // SAFETY: the host passes a live node.
+    let node = unsafe { node(host, op) };
     let Some(tensor) = op::misread(host, node) else {
         // Weights that the host could read as well, where the tile unit is faster.
         let ours = op::has_plain_weights(host, node) && op::product(host, node).is_ok();
         return if ours { tensor_traits() } else { std::ptr::null_mut() };
     };
-    if op::is_product(host, node) && node.source(0).is_some_and(|w| std::ptr::eq(w, tensor)) {
+    if op::is_product(host, node) && node.source(0).is_some_and(|w| w.is(&tensor)) {
         return tensor_traits();
     }
     host.abort(&format!(
         "{} would read {} as plain bytes, but it is packed for AMX; keep this tensor in a CPU buffer",
-        host.op_name(node.op),
+        host.op_name(node.op()),
         tensor.name()
     ));
 }
 
-unsafe extern "C" fn work_size_method(_: *mut c_void, n_threads: i32, op: *const GgmlTensor, size: *mut usize) -> bool {
+unsafe extern "C" fn work_size_method(_: *mut c_void, n_threads: i32, op: *const RawTensor, size: *mut usize) -> bool {
+    let host = host();
     // SAFETY: the host passes a live node and a place for the size.
-    unsafe { work_size(n_threads, &*op).inspect(|bytes| *size = *bytes).is_some() }
+    unsafe { work_size(host, n_threads, node(host, op)).inspect(|bytes| *size = *bytes).is_some() }
 }
 
 unsafe extern "C" fn compute_forward_method(
     _: *mut c_void,
     params: *mut GgmlComputeParams,
-    op: *mut GgmlTensor,
+    op: *mut RawTensor,
 ) -> bool {
+    let host = host();
     // SAFETY: the host passes live parameters and a live node.
-    unsafe { compute_forward(&*params, &*op) }
+    unsafe { compute_forward(host, &*params, node(host, op)) }
 }
 
 /// Work buffer for `op` on `n_threads` threads, `None` if it is not ours.
-pub fn work_size(n_threads: i32, op: &GgmlTensor) -> Option<usize> {
-    op::product(host(), op).ok()?.work_size(usize::try_from(n_threads).ok()?.max(1))
+pub fn work_size(host: &'static Host, n_threads: i32, op: Tensor) -> Option<usize> {
+    op::product(host, op).ok()?.work_size(usize::try_from(n_threads).ok()?.max(1))
 }
 
 /// Computes this thread's part of `op`; false if it is not ours (nothing was written then). A node
@@ -118,15 +131,14 @@ pub fn work_size(n_threads: i32, op: &GgmlTensor) -> Option<usize> {
 ///
 /// # Safety
 /// Parameters and node must be the host's, with data; every thread of the operation must call this.
-pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bool {
-    let host = host();
+pub unsafe fn compute_forward(host: &'static Host, params: &GgmlComputeParams, op: Tensor) -> bool {
     let Some(weights) = op.source(0).filter(|_| op::is_product(host, op)) else { return false };
     let fail = |why: &str| -> ! {
-        host.abort(&format!("{} {} with weights {}: {why}", host.op_name(op.op), op.name(), weights.name()))
+        host.abort(&format!("{} {} with weights {}: {why}", host.op_name(op.op()), op.name(), weights.name()))
     };
     let product = match op::product(host, op) {
         Ok(product) => product,
-        Err(why) if op::packed_shape(weights).is_some() => fail(&why),
+        Err(why) if op::packed_shape(host, weights).is_some() => fail(&why),
         Err(_) => return false,
     };
     if product.is_empty() {
@@ -144,7 +156,7 @@ pub unsafe fn compute_forward(params: &GgmlComputeParams, op: &GgmlTensor) -> bo
         fail("a tensor has no data");
     }
     // Where the scheduler will put the activations is not known when it asks, so it is checked here.
-    if [1, 2].into_iter().filter_map(|i| op.source(i)).any(|t| !op::is_readable(t)) {
+    if [1, 2].into_iter().filter_map(|i| op.source(i)).any(|t| !op::is_readable(host, t)) {
         fail("the activations are not in host memory");
     }
     // SAFETY: the pool is the host's, and every one of its threads runs this node.

@@ -1,15 +1,17 @@
-//! The host: a ggml in the same process. Its structs, the functions we call in it, and the proof
-//! that both sides mean the same memory layout. Nothing above this floor trusts a foreign pointer
-//! before [`Host::get`] succeeded.
+//! The host: a ggml in the same process. Its structs, whose layout is found out, and the functions we call in it. Nothing
+//! above this floor trusts a foreign pointer before [`Host::get`] succeeded.
 
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
 pub mod buffer_type;
 pub mod cxx;
+mod discover;
 pub mod ik;
+mod layout;
+mod objects;
 pub mod op;
-mod selfcheck;
 pub(crate) mod symbols;
+mod tensor;
 
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
@@ -17,8 +19,12 @@ use std::sync::OnceLock;
 use crate::debug;
 use crate::diag::log;
 use crate::format::WeightType;
-use abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlTensor};
+use discover::Found;
+use layout::HostLayout;
+pub use objects::{Buffer, Interface, RawBuffer, RawBufferType};
+use symbols::host_symbols;
 pub use symbols::{Symbols, make_readable};
+pub use tensor::{RawTensor, Tensor};
 
 /// Operation numbers of this host, read off real graph nodes (they move between ggml versions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +56,20 @@ impl HostTypes {
     }
 }
 
-/// A ggml whose layout was proved to be the one of [`abi`].
+host_symbols! {
+    /// The functions that only llama.cpp's ggml has.
+    LlamaSymbols in ggml_amx_llama_symbols;
+    ggml_log_internal: unsafe extern "C" fn(i32, *const libc::c_char, ...);
+    ggml_barrier: unsafe extern "C" fn(*mut libc::c_void);
+    ggml_backend_cpu_reg: unsafe extern "C" fn() -> *mut libc::c_void;
+    ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
+}
+
+/// A ggml whose layout was found out.
 pub struct Host {
     symbols: Symbols,
+    llama: LlamaSymbols,
+    layout: HostLayout,
     /// Its operation numbers.
     pub ops: Ops,
     /// Its weight types.
@@ -78,17 +95,49 @@ impl Host {
     }
 
     fn find() -> Result<Host, String> {
-        let symbols = Symbols::find()?;
+        let (symbols, llama) = (Symbols::find()?, LlamaSymbols::find()?);
         // SAFETY: the function is ggml's of that name.
-        unsafe { log::set_sink(symbols.ggml_log_internal) };
-        let (ops, types) = selfcheck::prove(&symbols)?;
+        unsafe { log::set_sink(llama.ggml_log_internal) };
+        let (Found { layout, ops, types }, ()) = discover::discover(&symbols, |layout, _| {
+            // The context of a buffer type lies behind its device.
+            discover::ensure(layout.buffer_type.device.is_some(), || "ggml_backend_buft_get_device is missing".into())
+        })?;
         // SAFETY: both take what they are given here; the CPU registry always exists in a CPU host.
         let device = unsafe {
-            let reg = (symbols.ggml_backend_cpu_reg)();
-            if reg.is_null() { std::ptr::null_mut() } else { (symbols.ggml_backend_reg_dev_get)(reg, 0) }
+            let reg = (llama.ggml_backend_cpu_reg)();
+            if reg.is_null() { std::ptr::null_mut() } else { (llama.ggml_backend_reg_dev_get)(reg, 0) }
         };
-        debug!("host layout proved; MUL_MAT is operation {}", ops.mul_mat);
-        Ok(Host { symbols, ops, types, device })
+        debug!("host layout found: {layout:?}; MUL_MAT is operation {}", ops.mul_mat);
+        Ok(Host { symbols, llama, layout, ops, types, device })
+    }
+
+    /// The tensor at an address; `None` if that is null.
+    ///
+    /// # Safety
+    /// One of the host's tensors must be there for as long as what is returned is used.
+    #[inline]
+    pub unsafe fn tensor(&'static self, at: *const RawTensor) -> Option<Tensor> {
+        // SAFETY: passed on.
+        unsafe { Tensor::new(at, &self.layout.tensor) }
+    }
+
+    /// The buffer at an address; `None` if that is null.
+    ///
+    /// # Safety
+    /// One of the host's buffers must be there for as long as what is returned is used.
+    #[inline]
+    pub unsafe fn buffer(&'static self, at: *mut RawBuffer) -> Option<Buffer> {
+        // SAFETY: passed on.
+        unsafe { Buffer::new(at, &self.layout.buffer) }
+    }
+
+    /// Whether a buffer type is memory that the host's own code reads.
+    ///
+    /// # Safety
+    /// It must be a live buffer type of the host's.
+    pub unsafe fn is_host(&self, buft: *mut RawBufferType) -> bool {
+        // SAFETY: promised by the caller.
+        unsafe { (self.symbols.ggml_backend_buft_is_host)(buft) }
     }
 
     /// The packed type with ggml's number `number`, if this host has it.
@@ -102,12 +151,12 @@ impl Host {
     /// `buft` must outlive the buffer; `context` must be what the interface's functions expect.
     pub unsafe fn buffer_init(
         &self,
-        buft: *mut GgmlBufferType,
-        interface: GgmlBufferInterface,
+        buft: *mut RawBufferType,
+        interface: Interface,
         context: *mut libc::c_void,
         size: usize,
-    ) -> *mut GgmlBuffer {
-        // SAFETY: passed on; the interface has exactly the members the self-check counted.
+    ) -> *mut RawBuffer {
+        // SAFETY: passed on; the interface has at least as many members as the host's.
         unsafe { (self.symbols.ggml_backend_buffer_init)(buft, interface, context, size) }
     }
 
@@ -118,14 +167,14 @@ impl Host {
     #[inline]
     pub unsafe fn barrier(&self, threadpool: *mut libc::c_void) {
         // SAFETY: passed on.
-        unsafe { (self.symbols.ggml_barrier)(threadpool) }
+        unsafe { (self.llama.ggml_barrier)(threadpool) }
     }
 
     /// Bytes of a tensor's plain data, from its first to its last.
     ///
     /// # Safety
     /// `tensor` must be a valid tensor.
-    pub unsafe fn nbytes(&self, tensor: *const GgmlTensor) -> usize {
+    pub unsafe fn nbytes(&self, tensor: *const RawTensor) -> usize {
         // SAFETY: passed on.
         unsafe { (self.symbols.ggml_nbytes)(tensor) }
     }

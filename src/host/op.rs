@@ -6,8 +6,10 @@
 //! at run time; nothing else is ever packed differently.
 
 use super::Host;
-use super::abi::{GgmlBuffer, GgmlTensor, TYPE_F32, TYPE_I32};
+use super::abi::{TYPE_F32, TYPE_I32};
 use super::buffer_type;
+use super::objects::RawBuffer;
+use super::tensor::Tensor;
 use crate::cpu::{self, Isa};
 use crate::format::ACT_BLOCK;
 use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Stored, Weights, Wish};
@@ -15,52 +17,47 @@ use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
 /// Whether `buffer` is one of ours (a zero-size dummy of the loader counts).
-fn is_ours(buffer: *mut GgmlBuffer) -> bool {
+fn is_ours(host: &'static Host, buffer: *mut RawBuffer) -> bool {
     // SAFETY: a non-null buffer of a live tensor is alive.
-    unsafe { buffer.as_ref() }.is_some_and(|b| buffer_type::is_ours(b.buft))
+    unsafe { host.buffer(buffer) }.is_some_and(|b| buffer_type::is_ours(b.buft()))
 }
 
 /// The shape of `tensor` if it is (a view of) a tensor whose bytes are packed in our buffers.
-pub fn packed_shape(tensor: &GgmlTensor) -> Option<Shape> {
+pub fn packed_shape(host: &'static Host, tensor: Tensor) -> Option<Shape> {
     let root = tensor.root();
-    if !is_ours(root.holder()) && !is_ours(tensor.holder()) {
+    if !is_ours(host, root.holder()) && !is_ours(host, tensor.holder()) {
         return None;
     }
-    shape_if_packable(root)
+    shape_if_packable(host, root)
 }
 
 /// The shape of `tensor` if our buffers pack tensors like it: one of the types, contiguous.
-pub fn shape_if_packable(tensor: &GgmlTensor) -> Option<Shape> {
-    let ty = Host::get().ok()?.weight_type(tensor.ty)?;
-    let slices = tensor.ne[2].checked_mul(tensor.ne[3])?;
-    let shape = Shape::new(ty, tensor.ne[0], tensor.ne[1], slices).ok()?;
+pub fn shape_if_packable(host: &Host, tensor: Tensor) -> Option<Shape> {
+    let (ty, ne) = (host.weight_type(tensor.ty())?, tensor.ne());
+    let shape = Shape::new(ty, ne[0], ne[1], ne[2].checked_mul(ne[3])?).ok()?;
     let bytes = ty.info().bytes;
-    let contiguous = [
-        bytes,
-        shape.row_bytes,
-        shape.slice_plain,
-        shape.slice_plain.checked_mul(usize::try_from(tensor.ne[2]).ok()?)?,
-    ];
-    (tensor.nb == contiguous).then_some(shape)
+    let contiguous =
+        [bytes, shape.row_bytes, shape.slice_plain, shape.slice_plain.checked_mul(usize::try_from(ne[2]).ok()?)?];
+    (tensor.nb() == contiguous).then_some(shape)
 }
 
 /// Whether the host's own code can read `tensor`: it is nowhere yet, in a host buffer, or stored
 /// plain in one of ours.
-pub fn is_readable(tensor: &GgmlTensor) -> bool {
+pub fn is_readable(host: &'static Host, tensor: Tensor) -> bool {
     let holder = tensor.holder();
     // SAFETY: a non-null buffer of a live tensor is alive, and so is its type.
-    let Some(buffer) = (unsafe { holder.as_ref() }) else { return true };
-    if is_ours(holder) {
-        return packed_shape(tensor).is_none();
+    let Some(buffer) = (unsafe { host.buffer(holder) }) else { return true };
+    if is_ours(host, holder) {
+        return packed_shape(host, tensor).is_none();
     }
-    // SAFETY: as above; the interface's optional member takes its own type.
-    unsafe { (*buffer.buft).interface.is_host.is_some_and(|f| f(buffer.buft)) }
+    // SAFETY: as above.
+    unsafe { host.is_host(buffer.buft()) }
 }
 
 /// Whether the loader is asking about a tensor that has no data yet.
-fn is_probe(tensor: &GgmlTensor) -> bool {
+fn is_probe(host: &'static Host, tensor: Tensor) -> bool {
     // SAFETY: as in `is_readable`.
-    unsafe { tensor.holder().as_ref() }.is_some_and(|b| b.size == 0)
+    unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.size() == 0)
 }
 
 fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
@@ -72,28 +69,28 @@ fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
 }
 
 /// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can have it.
-fn plain_type(tensor: &GgmlTensor) -> Option<&'static PlainType> {
-    let ours = cpu::isa() == Isa::Amx && is_ours(tensor.holder()) && packed_shape(tensor).is_none();
-    let ty = PlainType::from_ggml(tensor.ty).filter(|_| ours)?;
+fn plain_type(host: &'static Host, tensor: Tensor) -> Option<&'static PlainType> {
+    let ours = cpu::isa() == Isa::Amx && is_ours(host, tensor.holder()) && packed_shape(host, tensor).is_none();
+    let ty = PlainType::from_ggml(tensor.ty()).filter(|_| ours)?;
     // Rows that the tiles' k-steps divide.
-    (usize::try_from(tensor.ne[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
+    (usize::try_from(tensor.ne()[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
 }
 
 /// Whether `op` is a MUL_MAT or MUL_MAT_ID, on whatever weights.
-pub fn is_product(host: &Host, op: &GgmlTensor) -> bool {
-    op.op == host.ops.mul_mat || op.op == host.ops.mul_mat_id
+pub fn is_product(host: &'static Host, op: Tensor) -> bool {
+    op.op() == host.ops.mul_mat || op.op() == host.ops.mul_mat_id
 }
 
 /// Whether `op` is a product on weights that are stored plain and the tile unit can have.
-pub fn has_plain_weights(host: &Host, op: &GgmlTensor) -> bool {
-    is_product(host, op) && op.source(0).is_some_and(|w| plain_type(w).is_some())
+pub fn has_plain_weights(host: &'static Host, op: Tensor) -> bool {
+    is_product(host, op) && op.source(0).is_some_and(|w| plain_type(host, w).is_some())
 }
 
 /// `op` as a product that is computed here, or why it is none. Data pointers may still be null.
-pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
-    let ids = if op.op == host.ops.mul_mat_id {
+pub fn product(host: &'static Host, op: Tensor) -> Result<Op, String> {
+    let ids = if op.op() == host.ops.mul_mat_id {
         Some(op.source(2).ok_or("MUL_MAT_ID without its ids")?)
-    } else if op.op == host.ops.mul_mat {
+    } else if op.op() == host.ops.mul_mat {
         None
     } else {
         return Err("neither MUL_MAT nor MUL_MAT_ID".to_string());
@@ -101,16 +98,17 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
     let (Some(w), Some(x)) = (op.source(0), op.source(1)) else {
         return Err("a product without its two sources".to_string());
     };
-    let weights = weights(w)?;
-    let input = activations(x)?;
-    let results = usizes(op.ne).ok_or("a dimension of the result is negative")?;
-    if op.ty != TYPE_F32 || op.nb[0] != 4 {
+    let weights = weights(host, w)?;
+    let input = activations(host, x)?;
+    let results = usizes(op.ne()).ok_or("a dimension of the result is negative")?;
+    if op.ty() != TYPE_F32 || op.nb()[0] != 4 {
         return Err(format!(
             "the result must be contiguous rows of f32, it has type {} in steps of {}",
-            op.ty, op.nb[0]
+            op.ty(),
+            op.nb()[0]
         ));
     }
-    let output = Output { data: op.data.cast(), nb: [op.nb[1], op.nb[2], op.nb[3]] };
+    let output = Output { data: op.data().cast(), nb: [op.nb()[1], op.nb()[2], op.nb()[3]] };
     let few = |rows: usize, experts: usize| match weights.stored {
         Stored::Plain(ty) if rows < experts.saturating_mul(ty.rows) => {
             Err(format!("{rows} rows of activations are too few for {} weights that are stored plain", ty.name))
@@ -125,7 +123,7 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
             (Op::Dense(product), [weights.ne[1], input.ne[1], input.ne[2], input.ne[3]])
         }
         Some(ids) => {
-            let choices = choices(ids)?;
+            let choices = choices(host, ids)?;
             few(choices.used.saturating_mul(choices.tokens), weights.ne[2])?;
             let product = ExpertMul { weights, gate: None, input, choices, output };
             product.check()?;
@@ -144,7 +142,7 @@ pub fn product(host: &Host, op: &GgmlTensor) -> Result<Op, String> {
 /// What the user or the graph wants a product for. ggml writes its wishes into the parameters of MUL_MAT and MUL_MAT_ID
 /// (`ggml_prec_set_acc`, `ggml_prec_set_src`): how sums are made, and how the activations may be rounded. Sums are always
 /// made in f32 here; whoever asks for it wants a good result.
-pub fn wish(op: &GgmlTensor) -> Wish {
+pub fn wish(op: Tensor) -> Wish {
     /// Numbers of `enum ggml_prec`; what comes after F16 allows 8 bits.
     const F32: i32 = 10;
     const BF16: i32 = 15;
@@ -152,7 +150,7 @@ pub fn wish(op: &GgmlTensor) -> Wish {
     /// Where ggml has them.
     const SUMS: usize = 0;
     const ACTIVATIONS: usize = 3;
-    let of_graph = match (op.op_params[SUMS], op.op_params[ACTIVATIONS]) {
+    let of_graph = match (op.param(SUMS), op.param(ACTIVATIONS)) {
         (_, F32 | F16) => Wish::Floats,
         (_, BF16) | (F32, _) => Wish::Exact,
         _ => Wish::Auto,
@@ -161,48 +159,48 @@ pub fn wish(op: &GgmlTensor) -> Wish {
 }
 
 /// src0 of a product.
-fn weights(w: &GgmlTensor) -> Result<Weights, String> {
-    let plain = || plain_type(w).map(Stored::Plain);
-    let stored = packed_shape(w).map(Stored::Packed).or_else(plain);
+fn weights(host: &'static Host, w: Tensor) -> Result<Weights, String> {
+    let plain = || plain_type(host, w).map(Stored::Plain);
+    let stored = packed_shape(host, w).map(Stored::Packed).or_else(plain);
     let stored = stored.ok_or_else(|| format!("{} is not in an AMX buffer, or not of a type for it", w.name()))?;
     let (ty, bytes) = match stored {
         Stored::Packed(shape) | Stored::InPlace { shape, .. } => (shape.ty as i32, shape.ty.info().bytes),
         Stored::Plain(ty) => (ty.number, ty.bytes),
         Stored::Decoded(ty) => (ty.number, ty.bytes),
     };
-    if w.ty != ty || w.nb[0] != bytes {
+    if w.ty() != ty || w.nb()[0] != bytes {
         return Err(format!("the view {} does not consist of whole blocks", w.name()));
     }
     // Views of packed tensors are found from their root, others where they are.
-    let in_root = matches!(stored, Stored::Packed(_)) && !w.view_src.is_null();
+    let in_root = matches!(stored, Stored::Packed(_)) && w.view_src().is_some();
     Ok(Weights {
         stored,
-        base: if in_root { w.root().data.cast() } else { w.data.cast() },
-        offset: if in_root { w.view_offs } else { 0 },
-        ne: usizes(w.ne).ok_or("a dimension of the weights is negative")?,
-        nb: [w.nb[1], w.nb[2], w.nb[3]],
+        base: if in_root { w.root().data().cast() } else { w.data().cast() },
+        offset: if in_root { w.view_offs() } else { 0 },
+        ne: usizes(w.ne()).ok_or("a dimension of the weights is negative")?,
+        nb: [w.nb()[1], w.nb()[2], w.nb()[3]],
     })
 }
 
 /// src1.
-fn activations(x: &GgmlTensor) -> Result<Input, String> {
-    if x.ty != TYPE_F32 {
-        return Err(format!("the activations {} must be f32, they have type {}", x.name(), x.ty));
+fn activations(host: &'static Host, x: Tensor) -> Result<Input, String> {
+    if x.ty() != TYPE_F32 {
+        return Err(format!("the activations {} must be f32, they have type {}", x.name(), x.ty()));
     }
-    if packed_shape(x).is_some() {
+    if packed_shape(host, x).is_some() {
         return Err(format!("the activations {} are packed weights", x.name()));
     }
-    let ne = usizes(x.ne).ok_or("a dimension of the activations is negative")?;
-    Ok(Input { data: x.data.cast(), ne, nb: x.nb })
+    let ne = usizes(x.ne()).ok_or("a dimension of the activations is negative")?;
+    Ok(Input { data: x.data().cast(), ne, nb: x.nb() })
 }
 
 /// src2 of MUL_MAT_ID.
-fn choices(ids: &GgmlTensor) -> Result<Choices, String> {
-    let [used, tokens, batches @ ..] = usizes(ids.ne).ok_or("a dimension of the ids is negative")?;
-    if ids.ty != TYPE_I32 || batches != [1, 1] || packed_shape(ids).is_some() {
-        return Err(format!("the ids {} must be a matrix of i32, they have type {}", ids.name(), ids.ty));
+fn choices(host: &'static Host, ids: Tensor) -> Result<Choices, String> {
+    let [used, tokens, batches @ ..] = usizes(ids.ne()).ok_or("a dimension of the ids is negative")?;
+    if ids.ty() != TYPE_I32 || batches != [1, 1] || packed_shape(host, ids).is_some() {
+        return Err(format!("the ids {} must be a matrix of i32, they have type {}", ids.name(), ids.ty()));
     }
-    Ok(Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]], skip_others: false })
+    Ok(Choices { data: ids.data().cast(), used, tokens, nb: [ids.nb()[0], ids.nb()[1]], skip_others: false })
 }
 
 /// Whether the CPU device can run `op`, one of whose sources lies in our buffers.
@@ -210,28 +208,23 @@ fn choices(ids: &GgmlTensor) -> Result<Choices, String> {
 /// Products on packed weights: yes, and many rows on plain ones that the tile unit can have. Operations that only see plainly stored tensors: the host's own
 /// code reads those, so yes too, but not while the loader probes: it shall keep such tensors in
 /// its own buffers. Everything else would read packed bytes as plain ones: no.
-pub fn supports(host: &Host, op: &GgmlTensor) -> bool {
-    if host.ops.no_data.contains(&op.op) || product(host, op).is_ok() {
+pub fn supports(host: &'static Host, op: Tensor) -> bool {
+    if host.ops.no_data.contains(&op.op()) || product(host, op).is_ok() {
         return true;
     }
     // Few rows on plain weights go to the host's kernels, also while memory is only measured and their buffer
     // has no size, as when the loader probes.
     if has_plain_weights(host, op) {
-        return [1, 2].into_iter().filter_map(|i| op.source(i)).all(is_readable);
+        return [1, 2].into_iter().filter_map(|i| op.source(i)).all(|t| is_readable(host, t));
     }
-    op.src
-        .iter()
-        .enumerate()
-        .filter_map(|(i, _)| op.source(i))
-        .all(|t| !is_ours(t.holder()) || is_readable(t) && !is_probe(t))
+    op.sources_from(0).all(|t| !is_ours(host, t.holder()) || is_readable(host, t) && !is_probe(host, t))
 }
 
 /// The tensor of `op` (a source, or the node itself where it writes into a view) that the host's own
 /// code would misread, if any.
-pub fn misread<'a>(host: &Host, op: &'a GgmlTensor) -> Option<&'a GgmlTensor> {
-    if host.ops.no_data.contains(&op.op) {
+pub fn misread(host: &'static Host, op: Tensor) -> Option<Tensor> {
+    if host.ops.no_data.contains(&op.op()) {
         return None;
     }
-    let sources = (0..op.src.len()).filter_map(|i| op.source(i));
-    sources.chain([op]).find(|t| packed_shape(t).is_some())
+    op.sources_from(0).chain([op]).find(|t| packed_shape(host, *t).is_some())
 }

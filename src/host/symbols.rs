@@ -10,25 +10,29 @@ use std::ffi::CStr;
 
 use libc::{c_char, c_void};
 
-use super::abi::{GgmlBuffer, GgmlBufferInterface, GgmlBufferType, GgmlInitParams, GgmlTensor};
+use super::abi::GgmlInitParams;
+use super::objects::{Interface, RawBuffer, RawBufferType};
+use super::tensor::RawTensor;
 use crate::format::{Dequantise, WeightType};
 
-/// Declares the functions of a host once: struct field, entry in a weak table of this name, lookup.
+/// Declares the functions of a host once: struct field, entry in a weak table of this name, lookup. Those behind a question
+/// mark may be missing.
 macro_rules! host_symbols {
-    ($(#[$doc:meta])* $symbols:ident in $table:ident; $($name:ident: $ty:ty;)*) => {
+    ($(#[$doc:meta])* $symbols:ident in $table:ident; $($name:ident: $ty:ty;)* $(? $maybe:ident: $maybe_ty:ty;)*) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         #[allow(missing_docs)] // ggml's own names; see its headers
         pub struct $symbols {
             $(pub $name: $ty,)*
+            $(pub $maybe: Option<$maybe_ty>,)*
         }
 
-        $crate::host::symbols::weak_table!($table; $(stringify!($name),)*);
+        $crate::host::symbols::weak_table!($table; $(stringify!($name),)* $(stringify!($maybe),)*);
 
         impl $symbols {
             /// All functions, or the name of one that is missing.
             pub fn find() -> Result<Self, String> {
-                let names = [$(concat!(stringify!($name), "\0"),)*];
+                let names = [$(concat!(stringify!($name), "\0"),)* $(concat!(stringify!($maybe), "\0"),)*];
                 let mut index = 0;
                 let mut next = || {
                     let name = std::ffi::CStr::from_bytes_with_nul(names[index].as_bytes()).expect("ends with NUL");
@@ -41,8 +45,10 @@ macro_rules! host_symbols {
                 };
                 Ok(Self {
                     // SAFETY: the address is that of ggml's function of this name, which has this type
-                    // in every version the self-check accepts.
+                    // in every version; here and below.
                     $($name: unsafe { std::mem::transmute::<*const libc::c_void, $ty>(next()?) },)*
+                    // SAFETY: as above.
+                    $($maybe: next().ok().map(|f| unsafe { std::mem::transmute::<*const libc::c_void, $maybe_ty>(f) }),)*
                 })
             }
         }
@@ -71,49 +77,55 @@ macro_rules! weak_table {
 pub(crate) use weak_table;
 
 host_symbols! {
-    /// The functions of llama.cpp's ggml, all present.
+    /// The functions that both flavours have.
     Symbols in ggml_amx_host_symbols;
     ggml_init: unsafe extern "C" fn(GgmlInitParams) -> *mut c_void;
     ggml_free: unsafe extern "C" fn(*mut c_void);
     ggml_tensor_overhead: unsafe extern "C" fn() -> usize;
-    ggml_new_tensor_4d: unsafe extern "C" fn(*mut c_void, i32, i64, i64, i64, i64) -> *mut GgmlTensor;
-    ggml_set_name: unsafe extern "C" fn(*mut GgmlTensor, *const c_char) -> *mut GgmlTensor;
-    ggml_get_name: unsafe extern "C" fn(*const GgmlTensor) -> *const c_char;
-    ggml_mul_mat: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, *mut GgmlTensor) -> *mut GgmlTensor;
+    ggml_new_tensor_4d: unsafe extern "C" fn(*mut c_void, i32, i64, i64, i64, i64) -> *mut RawTensor;
+    ggml_set_name: unsafe extern "C" fn(*mut RawTensor, *const c_char) -> *mut RawTensor;
+    ggml_get_name: unsafe extern "C" fn(*const RawTensor) -> *const c_char;
+    ggml_mul_mat: unsafe extern "C" fn(*mut c_void, *mut RawTensor, *mut RawTensor) -> *mut RawTensor;
     ggml_mul_mat_id:
-        unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, *mut GgmlTensor, *mut GgmlTensor) -> *mut GgmlTensor;
-    ggml_view_1d: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i64, usize) -> *mut GgmlTensor;
-    ggml_reshape_1d: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i64) -> *mut GgmlTensor;
-    ggml_permute: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, i32, i32, i32, i32) -> *mut GgmlTensor;
-    ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor) -> *mut GgmlTensor;
-    ggml_scale: unsafe extern "C" fn(*mut c_void, *mut GgmlTensor, f32) -> *mut GgmlTensor;
-    ggml_set_input: unsafe extern "C" fn(*mut GgmlTensor);
-    ggml_nbytes: unsafe extern "C" fn(*const GgmlTensor) -> usize;
+        unsafe extern "C" fn(*mut c_void, *mut RawTensor, *mut RawTensor, *mut RawTensor) -> *mut RawTensor;
+    ggml_view_1d: unsafe extern "C" fn(*mut c_void, *mut RawTensor, i64, usize) -> *mut RawTensor;
+    ggml_reshape_1d: unsafe extern "C" fn(*mut c_void, *mut RawTensor, i64) -> *mut RawTensor;
+    ggml_permute: unsafe extern "C" fn(*mut c_void, *mut RawTensor, i32, i32, i32, i32) -> *mut RawTensor;
+    ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
+    ggml_scale: unsafe extern "C" fn(*mut c_void, *mut RawTensor, f32) -> *mut RawTensor;
+    ggml_new_graph_custom: unsafe extern "C" fn(*mut c_void, usize, bool) -> *mut c_void;
+    ggml_build_forward_expand: unsafe extern "C" fn(*mut c_void, *mut RawTensor);
+    ggml_graph_n_nodes: unsafe extern "C" fn(*mut c_void) -> i32;
+    ggml_nbytes: unsafe extern "C" fn(*const RawTensor) -> usize;
     ggml_type_name: unsafe extern "C" fn(i32) -> *const c_char;
     ggml_type_size: unsafe extern "C" fn(i32) -> usize;
     ggml_blck_size: unsafe extern "C" fn(i32) -> i64;
     ggml_op_name: unsafe extern "C" fn(i32) -> *const c_char;
     ggml_abort: unsafe extern "C" fn(*const c_char, i32, *const c_char, ...);
-    ggml_log_internal: unsafe extern "C" fn(i32, *const c_char, ...);
-    ggml_barrier: unsafe extern "C" fn(*mut c_void);
-    ggml_backend_buffer_init: unsafe extern "C" fn(*mut GgmlBufferType, GgmlBufferInterface, *mut c_void, usize) -> *mut GgmlBuffer;
-    ggml_backend_buffer_free: unsafe extern "C" fn(*mut GgmlBuffer);
-    ggml_backend_buffer_get_base: unsafe extern "C" fn(*mut GgmlBuffer) -> *mut c_void;
-    ggml_backend_buffer_clear: unsafe extern "C" fn(*mut GgmlBuffer, u8);
-    ggml_backend_buffer_reset: unsafe extern "C" fn(*mut GgmlBuffer);
-    ggml_backend_tensor_alloc: unsafe extern "C" fn(*mut GgmlBuffer, *mut GgmlTensor, *mut c_void) -> i32;
-    ggml_backend_tensor_set: unsafe extern "C" fn(*mut GgmlTensor, *const c_void, usize, usize);
-    ggml_backend_tensor_get: unsafe extern "C" fn(*const GgmlTensor, *mut c_void, usize, usize);
-    ggml_backend_tensor_memset: unsafe extern "C" fn(*mut GgmlTensor, u8, usize, usize);
-    ggml_backend_buft_name: unsafe extern "C" fn(*mut GgmlBufferType) -> *const c_char;
-    ggml_backend_buft_alloc_buffer: unsafe extern "C" fn(*mut GgmlBufferType, usize) -> *mut GgmlBuffer;
-    ggml_backend_buft_get_alignment: unsafe extern "C" fn(*mut GgmlBufferType) -> usize;
-    ggml_backend_buft_get_max_size: unsafe extern "C" fn(*mut GgmlBufferType) -> usize;
-    ggml_backend_buft_get_alloc_size: unsafe extern "C" fn(*mut GgmlBufferType, *const GgmlTensor) -> usize;
-    ggml_backend_buft_is_host: unsafe extern "C" fn(*mut GgmlBufferType) -> bool;
-    ggml_backend_buft_get_device: unsafe extern "C" fn(*mut GgmlBufferType) -> *mut c_void;
-    ggml_backend_cpu_reg: unsafe extern "C" fn() -> *mut c_void;
-    ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
+    ggml_backend_buffer_init:
+        unsafe extern "C" fn(*mut RawBufferType, Interface, *mut c_void, usize) -> *mut RawBuffer;
+    ggml_backend_buffer_free: unsafe extern "C" fn(*mut RawBuffer);
+    ggml_backend_buffer_get_base: unsafe extern "C" fn(*mut RawBuffer) -> *mut c_void;
+    ggml_backend_buffer_clear: unsafe extern "C" fn(*mut RawBuffer, u8);
+    ggml_backend_tensor_alloc: unsafe extern "C" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
+    ggml_backend_tensor_set: unsafe extern "C" fn(*mut RawTensor, *const c_void, usize, usize);
+    ggml_backend_tensor_get: unsafe extern "C" fn(*const RawTensor, *mut c_void, usize, usize);
+    ggml_backend_buft_name: unsafe extern "C" fn(*mut RawBufferType) -> *const c_char;
+    ggml_backend_buft_alloc_buffer: unsafe extern "C" fn(*mut RawBufferType, usize) -> *mut RawBuffer;
+    ggml_backend_buft_get_alignment: unsafe extern "C" fn(*mut RawBufferType) -> usize;
+    ggml_backend_buft_get_alloc_size: unsafe extern "C" fn(*mut RawBufferType, *const RawTensor) -> usize;
+    ggml_backend_buft_is_host: unsafe extern "C" fn(*mut RawBufferType) -> bool;
+    ? ggml_backend_buft_get_max_size: unsafe extern "C" fn(*mut RawBufferType) -> usize;
+    ? ggml_backend_buft_get_device: unsafe extern "C" fn(*mut RawBufferType) -> *mut c_void;
+    ? ggml_backend_buffer_name: unsafe extern "C" fn(*mut RawBuffer) -> *const c_char;
+    ? ggml_backend_buffer_reset: unsafe extern "C" fn(*mut RawBuffer);
+    ? ggml_backend_buffer_set_usage: unsafe extern "C" fn(*mut RawBuffer, i32);
+    ? ggml_backend_buffer_copy_tensor: unsafe extern "C" fn(*const RawTensor, *mut RawTensor) -> bool;
+    ? ggml_backend_tensor_memset: unsafe extern "C" fn(*mut RawTensor, u8, usize, usize);
+    ? ggml_backend_tensor_set_2d:
+        unsafe extern "C" fn(*mut RawTensor, *const c_void, usize, usize, usize, usize, usize);
+    ? ggml_backend_tensor_get_2d:
+        unsafe extern "C" fn(*const RawTensor, *mut c_void, usize, usize, usize, usize, usize);
 }
 
 /// What the linker found, or what the process has by now.

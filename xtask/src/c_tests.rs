@@ -1,7 +1,7 @@
 //! The C and C++ tests in `c_tests/`: what each program needs follows from its name.
 //!
 //! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once
-//! with the shared one; `fake_*` likewise, with a ggml of their own. `*_host` run against real hosts: all of them (plain and
+//! with the shared one; `fake_*` likewise, with a ggml of their own (`fake_layouts` once for each of its hosts). `*_host` run against real hosts: all of them (plain and
 //! with sanitizers) against the shared build, `smoke_host` also against the static and the DL build; `ik_*_host` against
 //! ik_llama.cpp with our library linked in; `wheel_*` with an older ggml from a Python package. `parity_process_host` and `ik_graph_host` also run with threads that spin. Each
 //! program prints its own counts; exit code 77 and lines that start with SKIPPED say what could not run.
@@ -53,13 +53,16 @@ struct Job {
     env: Vec<(&'static str, PathBuf)>,
     /// Waiting threads of the host spin, as they do for users.
     spins: bool,
+    /// Number of the host that the program is to have, of those it can have.
+    host: Option<usize>,
 }
 
 impl Job {
     fn name(&self) -> String {
         let stem = self.source.file_stem().expect("sources have names");
         let cpp = if self.is_cpp() && stem == "api_header" { "_cpp" } else { "" };
-        format!("{}{cpp}", stem.to_string_lossy())
+        let host = self.host.map_or(String::new(), |host| format!("_{host}"));
+        format!("{}{cpp}{host}", stem.to_string_lossy())
     }
 
     fn is_cpp(&self) -> bool {
@@ -75,6 +78,11 @@ pub fn run(options: &Options) -> Result<()> {
     let starts = |s: &&PathBuf, prefix: &str| s.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
     let mut jobs: Vec<Job> = Vec::new();
     for source in sources.iter().filter(|s| starts(s, "api_") || starts(s, "fake_")) {
+        if let Some(hosts) = hosts_of(source)? {
+            let job = |host| Job { host: Some(host), ..api_job(source, &target, "plain", false, false) };
+            jobs.extend((0..hosts).map(job));
+            continue;
+        }
         for (flavour, sanitize, shared) in
             [("plain", false, false), ("sanitized", true, false), ("shared", false, true)]
         {
@@ -137,6 +145,14 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
+/// How many hosts a program is built for, if that is for several: it says so itself.
+fn hosts_of(source: &Path) -> Result<Option<usize>> {
+    let text = io("read", source, fs::read_to_string(source))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("#define HOSTS "));
+    let number = |line: &str| line.split_whitespace().next()?.parse().ok();
+    line.map(|line| number(line).ok_or(format!("{}: HOSTS is no number", source.display()))).transpose()
+}
+
 fn api_job(source: &Path, target: &Path, flavour: &'static str, sanitize: bool, shared: bool) -> Job {
     let release = target.join("release");
     let mut link = if shared {
@@ -159,6 +175,7 @@ fn api_job(source: &Path, target: &Path, flavour: &'static str, sanitize: bool, 
         link_as_cpp: false,
         env: Vec::new(),
         spins: false,
+        host: None,
     }
 }
 
@@ -186,6 +203,7 @@ fn host_job(source: &Path, host: &Host, flavour: &'static str, sanitize: bool) -
         link_as_cpp: true,
         env,
         spins: false,
+        host: None,
     }
 }
 
@@ -288,6 +306,7 @@ fn build(job: &Job, out: &Path, cc: &str, cxx: &str) -> Result<()> {
         .args(["-O2", "-g"])
         .args(job.sanitize.then_some(SANITIZE).into_iter().flatten())
         .arg(format!("-I{}", util::repo().join("include").display()));
+    compile.args(job.host.map(|host| format!("-DHOST={host}")));
     for dir in &job.system_includes {
         compile.arg("-isystem").arg(dir);
     }

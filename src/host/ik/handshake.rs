@@ -8,21 +8,22 @@ use std::sync::OnceLock;
 use libc::c_void;
 
 use super::IkHost;
-use super::abi::{IkBackend, IkTensor};
+use super::abi::RawBackend;
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{TYPE_F32, TYPE_I32};
-use crate::host::selfcheck::in_context;
+use crate::host::discover::in_context;
 use crate::host::symbols::host_symbols;
+use crate::host::tensor::RawTensor;
 use crate::info;
 
 host_symbols! {
     /// What it takes to have the host compute a graph as it does for a model.
     Computing in ggml_amx_ik_computing_symbols;
-    ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut IkBackend;
-    ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut IkBackend, i32);
-    ggml_backend_graph_compute: unsafe extern "C" fn(*mut IkBackend, *mut c_void) -> i32;
-    ggml_backend_free: unsafe extern "C" fn(*mut IkBackend);
+    ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut RawBackend;
+    ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut RawBackend, i32);
+    ggml_backend_graph_compute: unsafe extern "C" fn(*mut RawBackend, *mut c_void) -> i32;
+    ggml_backend_free: unsafe extern "C" fn(*mut RawBackend);
 }
 
 /// A function of ours that the host's code has to call.
@@ -56,7 +57,7 @@ pub fn note(step: Step) {
 }
 
 /// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
-pub fn is_done(host: &IkHost) -> bool {
+pub fn is_done(host: &'static IkHost) -> bool {
     static DONE: OnceLock<bool> = OnceLock::new();
     let _until_it_is_there = log::hold();
     *DONE.get_or_init(|| match shake(host) {
@@ -68,10 +69,10 @@ pub fn is_done(host: &IkHost) -> bool {
     })
 }
 
-fn shake(host: &IkHost) -> Result<(), String> {
+fn shake(host: &'static IkHost) -> Result<(), String> {
     let computing = Computing::find()?;
     // SAFETY: the host's functions; the context is alive while the graph is computed.
-    unsafe { in_context(host.symbols.ggml_init, host.symbols.ggml_free, |context| compute(host, &computing, context)) }
+    unsafe { in_context(&host.symbols, |context| compute(host, &computing, context)) }
 }
 
 /// Rows and weights per row of all matrices: what every kernel of the host takes.
@@ -83,15 +84,18 @@ const ROOM: usize = SIDE * ROWS * 4;
 
 /// # Safety
 /// `context` must be a live context of the host.
-unsafe fn compute(host: &IkHost, computing: &Computing, context: *mut c_void) -> Result<(), String> {
+unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_void) -> Result<(), String> {
     let (symbols, side) = (&host.symbols, SIDE as i64);
     let mut memory: Vec<Vec<u64>> = Vec::new();
     // Zeros are weights, floats and numbers of experts.
-    let mut with_data = |tensor: *mut IkTensor| {
+    let mut with_data = |tensor: *mut RawTensor| {
         memory.push(vec![0; ROOM / 8 + 8]);
         let data = memory.last_mut().expect("just made").as_mut_ptr().cast::<u8>();
         // SAFETY: a live tensor of this context, of at most `ROOM` bytes.
-        unsafe { (*tensor).data = data.wrapping_add(data.align_offset(64)).cast() };
+        if let Some(tensor) = unsafe { host.tensor(tensor) } {
+            // SAFETY: as above.
+            unsafe { tensor.set_data(data.wrapping_add(data.align_offset(64)).cast()) };
+        }
         tensor
     };
     // SAFETY: documented uses of ggml's API on live tensors of this context, whose data outlives the computation.
@@ -102,12 +106,12 @@ unsafe fn compute(host: &IkHost, computing: &Computing, context: *mut c_void) ->
         let (up, gate) = (new(q4_0, [side, side, 1, 1]), new(q4_0, [side, side, 1, 1]));
         let (x, token) = (new(TYPE_F32, [side, ROWS as i64, 1, 1]), new(TYPE_F32, [side, 1, 1, 1]));
         let choices = new(TYPE_I32, [1, 1, 1, 1]);
-        let silu = host.ops.activations[0].0;
+        let silu = host.ik_ops.activations[0].0;
         let nodes = [
             (symbols.ggml_mul_mat)(context, up, x),
             (symbols.ggml_mul_mat_id)(context, up, token, choices),
-            (symbols.ggml_fused_up_gate)(context, up, gate, token, silu),
-            (symbols.ggml_moe_up_gate)(context, up, gate, token, choices, silu),
+            (host.ik.ggml_fused_up_gate)(context, up, gate, token, silu),
+            (host.ik.ggml_moe_up_gate)(context, up, gate, token, choices, silu),
         ];
         let graph = (symbols.ggml_new_graph_custom)(context, 16, false);
         for node in nodes {

@@ -16,26 +16,29 @@
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
 pub mod attention;
+mod found;
 mod graph;
 mod handshake;
 mod openmp;
 pub mod place;
 mod product;
 pub mod seam;
-mod selfcheck;
 mod table;
 mod team;
 #[cfg(test)]
 mod tests;
 mod types;
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
 
 use libc::{c_char, c_void};
 
-use super::HostTypes;
+use super::discover::{self, Found};
+use super::layout::HostLayout;
 use super::symbols::host_symbols;
+use super::{Buffer, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor};
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -43,88 +46,78 @@ use crate::format::WeightType;
 use crate::info;
 use crate::kernel::activation::Activation;
 use crate::panel::decoded::DecodedType;
-use abi::{IkBackend, IkBuffer, IkBufferInterface, IkBufferType, IkPlan, IkTensor};
+use abi::{IkPlan, RawBackend};
 
 host_symbols! {
-    /// The functions of ik_llama.cpp's ggml that are called here, all present.
+    /// The functions that only ik_llama.cpp's ggml has, or that are called here only.
     IkSymbols in ggml_amx_ik_symbols;
-    ggml_init: unsafe extern "C" fn(super::abi::GgmlInitParams) -> *mut c_void;
-    ggml_free: unsafe extern "C" fn(*mut c_void);
-    ggml_tensor_overhead: unsafe extern "C" fn() -> usize;
-    ggml_new_tensor_4d: unsafe extern "C" fn(*mut c_void, i32, i64, i64, i64, i64) -> *mut IkTensor;
-    ggml_set_name: unsafe extern "C" fn(*mut IkTensor, *const c_char) -> *mut IkTensor;
-    ggml_get_name: unsafe extern "C" fn(*const IkTensor) -> *const c_char;
-    ggml_mul_mat: unsafe extern "C" fn(*mut c_void, *mut IkTensor, *mut IkTensor) -> *mut IkTensor;
-    ggml_mul_mat_id:
-        unsafe extern "C" fn(*mut c_void, *mut IkTensor, *mut IkTensor, *mut IkTensor) -> *mut IkTensor;
     ggml_fused_up_gate:
-        unsafe extern "C" fn(*mut c_void, *mut IkTensor, *mut IkTensor, *mut IkTensor, i32) -> *mut IkTensor;
+        unsafe extern "C" fn(*mut c_void, *mut RawTensor, *mut RawTensor, *mut RawTensor, i32) -> *mut RawTensor;
     ggml_moe_up_gate: unsafe extern "C" fn(
-        *mut c_void, *mut IkTensor, *mut IkTensor, *mut IkTensor, *mut IkTensor, i32) -> *mut IkTensor;
-    ggml_silu: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
-    ggml_gelu: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
-    ggml_relu: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
-    ggml_view_1d: unsafe extern "C" fn(*mut c_void, *mut IkTensor, i64, usize) -> *mut IkTensor;
-    ggml_reshape_1d: unsafe extern "C" fn(*mut c_void, *mut IkTensor, i64) -> *mut IkTensor;
-    ggml_permute: unsafe extern "C" fn(*mut c_void, *mut IkTensor, i32, i32, i32, i32) -> *mut IkTensor;
-    ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
-    ggml_scale: unsafe extern "C" fn(*mut c_void, *mut IkTensor, f32) -> *mut IkTensor;
+        *mut c_void, *mut RawTensor, *mut RawTensor, *mut RawTensor, *mut RawTensor, i32) -> *mut RawTensor;
+    ggml_silu: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
+    ggml_gelu: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
+    ggml_relu: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
     ggml_flash_attn_ext: unsafe extern "C" fn(
-        *mut c_void, *mut IkTensor, *mut IkTensor, *mut IkTensor, *mut IkTensor, f32, f32, f32) -> *mut IkTensor;
-    ggml_get_first_tensor: unsafe extern "C" fn(*mut c_void) -> *mut IkTensor;
-    ggml_get_next_tensor: unsafe extern "C" fn(*mut c_void, *mut IkTensor) -> *mut IkTensor;
-    ggml_new_graph_custom: unsafe extern "C" fn(*mut c_void, usize, bool) -> *mut c_void;
-    ggml_build_forward_expand: unsafe extern "C" fn(*mut c_void, *mut IkTensor);
+        *mut c_void, *mut RawTensor, *mut RawTensor, *mut RawTensor, *mut RawTensor, f32, f32, f32) -> *mut RawTensor;
+    ggml_get_first_tensor: unsafe extern "C" fn(*mut c_void) -> *mut RawTensor;
+    ggml_get_next_tensor: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
     ggml_graph_plan: unsafe extern "C" fn(*const c_void, i32) -> IkPlan;
-    ggml_graph_nodes: unsafe extern "C" fn(*mut c_void) -> *mut *mut IkTensor;
-    ggml_graph_n_nodes: unsafe extern "C" fn(*mut c_void) -> i32;
-    ggml_nbytes: unsafe extern "C" fn(*const IkTensor) -> usize;
-    ggml_type_name: unsafe extern "C" fn(i32) -> *const c_char;
-    ggml_type_size: unsafe extern "C" fn(i32) -> usize;
-    ggml_blck_size: unsafe extern "C" fn(i32) -> i64;
+    ggml_graph_nodes: unsafe extern "C" fn(*mut c_void) -> *mut *mut RawTensor;
     ggml_internal_get_type_traits: unsafe extern "C" fn(i32) -> types::TypeTraits;
-    ggml_op_name: unsafe extern "C" fn(i32) -> *const c_char;
     ggml_unary_op_name: unsafe extern "C" fn(i32) -> *const c_char;
-    ggml_abort: unsafe extern "C" fn(*const c_char, i32, *const c_char, ...);
-    ggml_backend_buffer_init:
-        unsafe extern "C" fn(*mut IkBufferType, IkBufferInterface, *mut c_void, usize) -> *mut IkBuffer;
-    ggml_backend_buffer_free: unsafe extern "C" fn(*mut IkBuffer);
-    ggml_backend_buffer_get_base: unsafe extern "C" fn(*mut IkBuffer) -> *mut c_void;
-    ggml_backend_buffer_clear: unsafe extern "C" fn(*mut IkBuffer, u8);
-    ggml_backend_buffer_name: unsafe extern "C" fn(*mut IkBuffer) -> *const c_char;
-    ggml_backend_buffer_is_host: unsafe extern "C" fn(*mut IkBuffer) -> bool;
-    ggml_backend_tensor_set: unsafe extern "C" fn(*mut IkTensor, *const c_void, usize, usize);
-    ggml_backend_tensor_get: unsafe extern "C" fn(*const IkTensor, *mut c_void, usize, usize);
-    ggml_backend_buft_name: unsafe extern "C" fn(*mut IkBufferType) -> *const c_char;
-    ggml_backend_cpu_buffer_type: unsafe extern "C" fn() -> *mut IkBufferType;
+    ggml_backend_cpu_buffer_type: unsafe extern "C" fn() -> *mut RawBufferType;
+    ggml_backend_supports_buft: unsafe extern "C" fn(*mut RawBackend, *mut RawBufferType) -> bool;
     ggml_backend_register: unsafe extern "C" fn(
-        *const c_char, unsafe extern "C" fn(*const c_char, *mut c_void) -> *mut IkBackend, *mut IkBufferType, *mut c_void);
+        *const c_char, unsafe extern "C" fn(*const c_char, *mut c_void) -> *mut RawBackend, *mut RawBufferType,
+        *mut c_void);
 }
 
-/// Operation numbers.
+/// Numbers of the operations that llama.cpp has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IkOps {
-    /// `GGML_OP_MUL_MAT`.
-    pub mul_mat: i32,
-    /// `GGML_OP_MUL_MAT_ID`.
-    pub mul_mat_id: i32,
     /// `GGML_OP_FUSED_UP_GATE`.
     pub fused_up_gate: i32,
     /// `GGML_OP_MOE_FUSED_UP_GATE`.
     pub moe_fused_up_gate: i32,
     /// `GGML_OP_FLASH_ATTN_EXT`.
     pub flash_attn_ext: i32,
-    /// `NONE`, `RESHAPE`, `VIEW`, `PERMUTE`, `TRANSPOSE`.
-    pub no_data: [i32; 5],
     /// Numbers of the unary operations that are fused.
     activations: [(i32, Activation); 4],
 }
 
-/// An ik_llama.cpp whose layout was proved to be the one of [`abi`].
+thread_local! {
+    /// Whether this thread is about to find the host.
+    static FINDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Until it is dropped, [`FINDING`].
+struct Finding;
+
+impl Finding {
+    fn begin() -> Self {
+        FINDING.set(true);
+        Self
+    }
+}
+
+impl Drop for Finding {
+    fn drop(&mut self) {
+        FINDING.set(false);
+    }
+}
+
+/// An ik_llama.cpp whose layout was found out.
 pub struct IkHost {
-    symbols: IkSymbols,
-    /// Its operation numbers.
-    pub ops: IkOps,
+    symbols: Symbols,
+    ik: IkSymbols,
+    layout: HostLayout,
+    /// Word of a backend that has its `supports_buft`.
+    supports_buft: usize,
+    /// Operation numbers that both flavours have.
+    pub ops: Ops,
+    /// The others.
+    pub ik_ops: IkOps,
     types: HostTypes,
     /// Types that are interleaved forms of packed ones.
     interleaved: Vec<(i32, WeightType)>,
@@ -146,6 +139,11 @@ impl IkHost {
         if let Some(host) = HOST.get() {
             return host.as_ref();
         }
+        // Some of the host's functions that are tried out come by here.
+        if FINDING.get() {
+            return None;
+        }
+        let _finding = Finding::begin();
         let _until_it_is_there = log::hold();
         HOST.get_or_init(|| match Self::find() {
             Ok(host) => {
@@ -169,14 +167,40 @@ impl IkHost {
         if env().mode == Mode::Off {
             return Err("GGML_AMX_MODE=off".to_string());
         }
-        let symbols = IkSymbols::find()?;
+        let (symbols, ik) = (Symbols::find()?, IkSymbols::find()?);
         if let Some(reason) = cpu::refusal() {
             return Err(reason);
         }
-        let (ops, types) = selfcheck::prove(&symbols)?;
-        let decoded = types::decoded(&symbols);
-        let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols));
-        Ok(Self { symbols, ops, types, interleaved, decoded, cached })
+        let (Found { layout, ops, types }, (ik_ops, supports_buft)) =
+            discover::discover(&symbols, |layout, context| {
+                let (buffer, missing) = (&layout.buffer, |what: &str| discover::unknown(format!("{what} is missing")));
+                buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
+                buffer.get_name.ok_or_else(|| missing("the name of a buffer"))?;
+                // SAFETY: the context is alive.
+                let ops = unsafe { found::ops(&symbols, &ik, &layout.tensor, context)? };
+                Ok((ops, found::supports_buft(&ik)?))
+            })?;
+        let decoded = types::decoded(&symbols, &ik);
+        let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols, &ik));
+        Ok(Self { symbols, ik, layout, supports_buft, ops, ik_ops, types, interleaved, decoded, cached })
+    }
+
+    /// The tensor at an address; `None` if that is null.
+    ///
+    /// # Safety
+    /// One of the host's tensors must be there for as long as what is returned is used.
+    unsafe fn tensor(&'static self, at: *const RawTensor) -> Option<Tensor> {
+        // SAFETY: passed on.
+        unsafe { Tensor::new(at, &self.layout.tensor) }
+    }
+
+    /// The buffer at an address; `None` if that is null.
+    ///
+    /// # Safety
+    /// One of the host's buffers must be there for as long as what is returned is used.
+    unsafe fn buffer(&'static self, at: *mut RawBuffer) -> Option<Buffer> {
+        // SAFETY: passed on.
+        unsafe { Buffer::new(at, &self.layout.buffer) }
     }
 
     /// The packed type with ggml's number `number`, if this host has it.

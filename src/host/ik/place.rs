@@ -12,13 +12,14 @@ use std::sync::{LazyLock, OnceLock};
 
 use libc::c_void;
 
-use super::abi::{IkBuffer, IkBufferInterface, IkBufferType, IkTensor, USAGE_WEIGHTS};
 use super::sync::Mutex;
 use super::table::Table;
-use super::{IkHost, handshake};
+use super::{Buffer, IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, handshake};
 use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::format::LANES;
+use crate::host::abi::USAGE_WEIGHTS;
+use crate::host::objects::{BufferTypeFunctions, Interface};
 use crate::matmul::measured;
 use crate::panel::weights::Shape;
 use crate::{debug, error, info, warn};
@@ -73,10 +74,10 @@ pub fn any() -> bool {
 }
 
 /// The shape and first byte of the packed tensor that `tensor` is (a view of), and the plain byte where it begins.
-pub fn packed(tensor: &IkTensor) -> Option<(Shape, *const u8, usize)> {
-    let root = tensor.root().data as usize;
+pub fn packed(tensor: Tensor) -> Option<(Shape, *const u8, usize)> {
+    let root = tensor.root().data() as usize;
     let shape = PACKED.at(root)?;
-    Some((shape, root as *const u8, (tensor.data as usize).wrapping_sub(root)))
+    Some((shape, root as *const u8, (tensor.data() as usize).wrapping_sub(root)))
 }
 
 /// The same for any address inside a packed tensor.
@@ -87,12 +88,12 @@ pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
 
 /// The shape of a tensor that is packed in our buffers: a matrix that graphs only multiply with, of a packed type, whole
 /// and contiguous, as large packed as plain.
-fn packable(host: &IkHost, tensor: &IkTensor) -> Option<Shape> {
-    let ty = host.weight_type(tensor.ty)?;
-    let shape = Shape::new(ty, tensor.ne[0], tensor.ne[1], tensor.ne[2].checked_mul(tensor.ne[3])?).ok()?;
+fn packable(host: &'static IkHost, tensor: Tensor) -> Option<Shape> {
+    let (ty, ne) = (host.weight_type(tensor.ty())?, tensor.ne());
+    let shape = Shape::new(ty, ne[0], ne[1], ne[2].checked_mul(ne[3])?).ok()?;
     let contiguous = [ty.info().bytes, shape.row_bytes, shape.slice_plain];
-    let fits = shape.n.is_multiple_of(LANES) && shape.plain_size() > 0 && tensor.nb[..3] == contiguous;
-    let wanted = fits && tensor.view_src.is_null() && is_multiplied_only(&tensor.name());
+    let fits = shape.n.is_multiple_of(LANES) && shape.plain_size() > 0 && tensor.nb()[..3] == contiguous;
+    let wanted = fits && tensor.view_src().is_none() && is_multiplied_only(&tensor.name());
     (wanted && handshake::is_done(host)).then_some(shape)
 }
 
@@ -100,7 +101,7 @@ fn packable(host: &IkHost, tensor: &IkTensor) -> Option<Shape> {
 ///
 /// # Safety
 /// Nobody may be computing with it, or begin to.
-pub unsafe fn give_back(tensor: &IkTensor, reader: &str) {
+pub unsafe fn give_back(tensor: Tensor, reader: &str) {
     let root = tensor.root();
     let Some((shape, base, _)) = packed(root) else { return };
     warn!("{} is read by {reader}: it is kept as it is in the file from now on", root.name());
@@ -117,7 +118,7 @@ pub unsafe fn give_back(tensor: &IkTensor, reader: &str) {
 }
 
 /// The one buffer type.
-struct Registered(*mut IkBufferType);
+struct Registered(*mut RawBufferType);
 
 // SAFETY: the object is never changed after it was made, and never freed.
 unsafe impl Send for Registered {}
@@ -125,18 +126,18 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 /// The buffer type `AMX`.
-pub fn buffer_type() -> *mut IkBufferType {
+pub fn buffer_type() -> *mut RawBufferType {
     static TYPE: OnceLock<Registered> = OnceLock::new();
     TYPE.get_or_init(|| {
-        Registered(Box::into_raw(Box::new(IkBufferType {
-            get_name: type_name,
-            alloc_buffer,
-            get_alignment,
-            get_max_size: None,
-            get_alloc_size: None,
-            is_host: Some(is_host),
-            context: std::ptr::null_mut(),
-        })))
+        let functions = BufferTypeFunctions {
+            get_name: type_name as *const c_void,
+            alloc_buffer: alloc_buffer as _,
+            get_alignment: get_alignment as _,
+            get_alloc_size: std::ptr::null(),
+            is_host: is_host as _,
+        };
+        let none = std::ptr::null_mut();
+        Registered(functions.make(&host().layout.buffer_type, none, none))
     })
     .0
 }
@@ -146,42 +147,48 @@ fn host() -> &'static IkHost {
     IkHost::get().expect("a buffer without a host")
 }
 
-unsafe extern "C" fn type_name(_: *mut IkBufferType) -> *const c_char {
+unsafe extern "C" fn type_name(_: *mut RawBufferType) -> *const c_char {
     c"AMX".as_ptr()
 }
 
-unsafe extern "C" fn buffer_name(_: *mut IkBuffer) -> *const c_char {
+unsafe extern "C" fn buffer_name(_: *mut RawBuffer) -> *const c_char {
     c"AMX".as_ptr()
 }
 
-unsafe extern "C" fn get_alignment(_: *mut IkBufferType) -> usize {
+unsafe extern "C" fn get_alignment(_: *mut RawBufferType) -> usize {
     ALIGNMENT
 }
 
 /// Packed bytes are not what the host's code expects at `tensor->data`.
-unsafe extern "C" fn is_host(_: *mut IkBufferType) -> bool {
+unsafe extern "C" fn is_host(_: *mut RawBufferType) -> bool {
     false
 }
 
-const INTERFACE: IkBufferInterface = IkBufferInterface {
-    get_name: buffer_name,
-    free_buffer: Some(free_buffer),
-    get_base,
-    init_tensor: Some(init_tensor),
-    memset_tensor,
-    set_tensor,
-    get_tensor,
-    cpy_tensor: None,
-    clear,
-    reset: None,
-};
+/// The functions of our buffers, where this version of the host has them.
+fn interface(host: &IkHost) -> Interface {
+    let (mut made, at) = (Interface::NONE, &host.layout.buffer);
+    made.set(at.get_name, buffer_name as *const c_void);
+    made.set(at.free_buffer, free_buffer as _);
+    made.set(at.get_base, get_base as _);
+    made.set(at.init_tensor, init_tensor as _);
+    made.set(at.memset_tensor, memset_tensor as _);
+    made.set(at.set_tensor, set_tensor as _);
+    made.set(at.get_tensor, get_tensor as _);
+    made.set(at.clear, clear as _);
+    made
+}
 
-unsafe extern "C" fn alloc_buffer(buft: *mut IkBufferType, size: usize) -> *mut IkBuffer {
+unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
     match Region::new(size) {
         // SAFETY: the context is what the interface's functions expect.
         Ok(region) => unsafe {
             PACKED.add_region(range_of(&region));
-            (host().symbols.ggml_backend_buffer_init)(buft, INTERFACE, Box::into_raw(Box::new(region)).cast(), size)
+            (host().symbols.ggml_backend_buffer_init)(
+                buft,
+                interface(host()),
+                Box::into_raw(Box::new(region)).cast(),
+                size,
+            )
         },
         Err(reason) => {
             error!("cannot allocate a buffer of {size} bytes: {reason}");
@@ -192,14 +199,32 @@ unsafe extern "C" fn alloc_buffer(buft: *mut IkBufferType, size: usize) -> *mut 
 
 /// # Safety
 /// `buffer` must be one of ours.
-unsafe fn region<'a>(buffer: *mut IkBuffer) -> &'a Region {
+unsafe fn region<'a>(buffer: *mut RawBuffer) -> &'a Region {
     // SAFETY: `alloc_buffer` put a region there, and it lives until `free_buffer`.
-    unsafe { &*(*buffer).context.cast::<Region>() }
+    unsafe { &*context(buffer) }
 }
 
-unsafe extern "C" fn free_buffer(buffer: *mut IkBuffer) {
+/// What `alloc_buffer` made.
+///
+/// # Safety
+/// `buffer` must be one of ours.
+unsafe fn context(buffer: *mut RawBuffer) -> *mut Region {
+    // SAFETY: promised by the caller.
+    unsafe { host().buffer(buffer) }.map_or(std::ptr::null_mut(), |b| b.context().cast())
+}
+
+/// A tensor that the host gave.
+///
+/// # Safety
+/// It must be a live tensor.
+unsafe fn live(tensor: *const RawTensor) -> Tensor {
+    // SAFETY: promised by the caller.
+    unsafe { host().tensor(tensor) }.unwrap_or_else(|| host().abort("the host gives a tensor that is NULL"))
+}
+
+unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
     // SAFETY: made by `alloc_buffer`, freed once.
-    let region = unsafe { Box::from_raw((*buffer).context.cast::<Region>()) };
+    let region = unsafe { Box::from_raw(context(buffer)) };
     measured::forget(&range_of(&region));
     PACKED.remove_region(range_of(&region));
 }
@@ -210,23 +235,24 @@ pub(super) fn range_of(region: &Region) -> Range<usize> {
     first..first + region.len()
 }
 
-unsafe extern "C" fn get_base(buffer: *mut IkBuffer) -> *mut c_void {
+unsafe extern "C" fn get_base(buffer: *mut RawBuffer) -> *mut c_void {
     // SAFETY: one of our buffers.
     unsafe { region(buffer).base().as_ptr().cast() }
 }
 
 /// Decides how a tensor is stored.
-unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
+unsafe extern "C" fn init_tensor(_: *mut RawBuffer, tensor: *mut RawTensor) {
     // SAFETY: the host passes a live tensor in a buffer of ours.
-    let (t, bytes) = unsafe { (&*tensor, (host().symbols.ggml_nbytes)(tensor)) };
-    if !t.view_src.is_null() {
+    let (t, bytes) = unsafe { (live(tensor), (host().symbols.ggml_nbytes)(tensor)) };
+    if t.view_src().is_some() {
         return;
     }
     // Memory may be used again without being freed.
-    forget(t.data as usize..t.data as usize + bytes);
+    let base = t.data() as usize;
+    forget(base..base + bytes);
     match packable(host(), t) {
         Some(shape) => {
-            PACKED.add(t.data as usize, shape.plain_size(), shape);
+            PACKED.add(base, shape.plain_size(), shape);
             debug!("{}: packed", t.name());
         }
         None => debug!("{}: stored as it is", t.name()),
@@ -237,9 +263,9 @@ unsafe extern "C" fn init_tensor(_: *mut IkBuffer, tensor: *mut IkTensor) {
 ///
 /// # Safety
 /// As for [`place`].
-unsafe fn to_write(what: &str, tensor: *const IkTensor, offset: usize, size: usize) -> Place {
+unsafe fn to_write(what: &str, tensor: *const RawTensor, offset: usize, size: usize) -> Place {
     // SAFETY: promised by the caller.
-    let root = unsafe { (*tensor).root() }.data as usize;
+    let root = unsafe { live(tensor) }.root().data() as usize;
     measured::forget(&(root..root + 1));
     // SAFETY: promised by the caller.
     unsafe { place(what, tensor, offset, size) }
@@ -249,9 +275,9 @@ unsafe fn to_write(what: &str, tensor: *const IkTensor, offset: usize, size: usi
 ///
 /// # Safety
 /// `tensor` must be a live tensor with data in one of our buffers.
-unsafe fn place(what: &str, tensor: *const IkTensor, offset: usize, size: usize) -> Place {
+unsafe fn place(what: &str, tensor: *const RawTensor, offset: usize, size: usize) -> Place {
     // SAFETY: promised by the caller.
-    let (t, nbytes) = unsafe { (&*tensor, (host().symbols.ggml_nbytes)(tensor)) };
+    let (t, nbytes) = unsafe { (live(tensor), (host().symbols.ggml_nbytes)(tensor)) };
     if offset.checked_add(size).is_none_or(|end| end > nbytes) {
         host().abort(&format!("{what}: {size} bytes at offset {offset} leave tensor {} of {nbytes} bytes", t.name()));
     }
@@ -260,18 +286,18 @@ unsafe fn place(what: &str, tensor: *const IkTensor, offset: usize, size: usize)
             Place::Packed(shape, base.cast_mut(), at + offset)
         }
         Some(_) => host().abort(&format!("{what}: the view {} leaves its tensor", t.name())),
-        None => Place::Plain(t.data.cast::<u8>().wrapping_add(offset)),
+        None => Place::Plain(t.data().cast::<u8>().wrapping_add(offset)),
     }
 }
 
-unsafe extern "C" fn memset_tensor(_: *mut IkBuffer, tensor: *mut IkTensor, value: u8, offset: usize, size: usize) {
+unsafe extern "C" fn memset_tensor(_: *mut RawBuffer, tensor: *mut RawTensor, value: u8, offset: usize, size: usize) {
     // SAFETY: the host passes a live tensor of ours; the range was checked.
     unsafe { to_write("memset_tensor", tensor, offset, size).fill(size, value) }
 }
 
 unsafe extern "C" fn set_tensor(
-    _: *mut IkBuffer,
-    tensor: *mut IkTensor,
+    _: *mut RawBuffer,
+    tensor: *mut RawTensor,
     data: *const c_void,
     offset: usize,
     size: usize,
@@ -284,8 +310,8 @@ unsafe extern "C" fn set_tensor(
 }
 
 unsafe extern "C" fn get_tensor(
-    _: *mut IkBuffer,
-    tensor: *const IkTensor,
+    _: *mut RawBuffer,
+    tensor: *const RawTensor,
     data: *mut c_void,
     offset: usize,
     size: usize,
@@ -297,7 +323,7 @@ unsafe extern "C" fn get_tensor(
     unsafe { place("get_tensor", tensor, offset, size).read(data.cast(), size) }
 }
 
-unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
+unsafe extern "C" fn clear(buffer: *mut RawBuffer, value: u8) {
     // SAFETY: one of our buffers. A permutation of equal bytes.
     unsafe {
         let region = region(buffer);
@@ -305,6 +331,9 @@ unsafe extern "C" fn clear(buffer: *mut IkBuffer, value: u8) {
         std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
     }
 }
+
+/// What frees a buffer.
+type Free = unsafe extern "C" fn(*mut RawBuffer);
 
 /// A buffer of ours beside one of the host's, into which tensors go that were meant for that one.
 struct Beside {
@@ -314,13 +343,13 @@ struct Beside {
     /// Bytes in use.
     used: usize,
     /// What freed the host's buffer before.
-    free: Option<unsafe extern "C" fn(*mut IkBuffer)>,
+    free: Option<Free>,
 }
 
 static BESIDE: Mutex<Vec<Beside>> = Mutex::new(Vec::new());
 
 /// Frees our buffer with the one it belongs to.
-unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
+unsafe extern "C" fn free_both(buffer: *mut RawBuffer) {
     let mut all = BESIDE.lock();
     let at = all.iter().position(|b| b.of == buffer as usize).map(|i| all.swap_remove(i));
     drop(all);
@@ -328,7 +357,7 @@ unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
         // SAFETY: both live until here; ours is freed once.
         unsafe {
             if beside.ours != 0 {
-                (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut IkBuffer);
+                (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut RawBuffer);
             }
             if let Some(free) = beside.free {
                 free(buffer);
@@ -341,16 +370,17 @@ unsafe extern "C" fn free_both(buffer: *mut IkBuffer) {
 ///
 /// # Safety
 /// Both must be live buffers, ours may be null; `of` must not be tied already.
-unsafe fn tie(all: &mut Vec<Beside>, of: *mut IkBuffer, ours: *mut IkBuffer) {
+unsafe fn tie(all: &mut Vec<Beside>, of: *mut RawBuffer, ours: *mut RawBuffer) {
     // SAFETY: promised by the caller.
-    let interface = unsafe { &mut (*of).interface };
-    all.push(Beside { of: of as usize, ours: ours as usize, used: 0, free: interface.free_buffer });
-    interface.free_buffer = Some(free_both);
+    let free = unsafe { host().buffer(of).map(|of| of.replace_free(free_both as *const c_void)) };
+    // SAFETY: the host's function for that, or null.
+    let free = unsafe { std::mem::transmute::<*const c_void, Option<Free>>(free.unwrap_or(std::ptr::null())) };
+    all.push(Beside { of: of as usize, ours: ours as usize, used: 0, free });
 }
 
 /// `ggml_backend_tensor_alloc`. It returns nothing here; but a preloaded library may stand in front of llama.cpp's too,
 /// which returns a status.
-pub type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c_void) -> i32;
+pub type TensorAlloc = unsafe extern "C" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
 
 /// Packs a tensor that the loader is about to find at `address`, in the file that `buffer` maps. False if it is not
 /// one to pack.
@@ -358,19 +388,18 @@ pub type TensorAlloc = unsafe extern "C" fn(*mut IkBuffer, *mut IkTensor, *mut c
 /// # Safety
 /// As for the host's `ggml_backend_tensor_alloc`, which `real` is.
 pub unsafe fn pack_mapped(
-    host: &IkHost,
-    buffer: *mut IkBuffer,
-    tensor: *mut IkTensor,
+    host: &'static IkHost,
+    buffer: *mut RawBuffer,
+    tensor: *mut RawTensor,
     address: *mut c_void,
     real: TensorAlloc,
 ) -> bool {
     // SAFETY: promised by the caller.
-    let (b, t) = unsafe { (&*buffer, &*tensor) };
+    let (b, t) = unsafe { (host.buffer(buffer), live(tensor)) };
     // SAFETY: the host's function without arguments.
-    let of_cpu = b.buft == unsafe { (host.symbols.ggml_backend_cpu_buffer_type)() };
-    let Some(shape) = packable(host, t).filter(|_| of_cpu && b.usage == USAGE_WEIGHTS && t.data.is_null()) else {
-        return false;
-    };
+    let of_cpu = |b: &Buffer| b.buft() == unsafe { (host.ik.ggml_backend_cpu_buffer_type)() };
+    let wanted = b.is_some_and(|b| of_cpu(&b) && b.usage() == Some(USAGE_WEIGHTS)) && t.data().is_null();
+    let Some(shape) = packable(host, t).filter(|_| wanted) else { return false };
     let bytes = shape.plain_size().next_multiple_of(ALIGNMENT);
     let Some((ours, at)) = room_beside(buffer, bytes) else { return false };
     // SAFETY: the room is inside our buffer; the file has the tensor's bytes at `address`.
@@ -383,12 +412,12 @@ pub unsafe fn pack_mapped(
 }
 
 /// Room for `bytes` in our buffer beside `buffer`, which is made if there is none yet: the buffer, and where.
-fn room_beside(buffer: *mut IkBuffer, bytes: usize) -> Option<(*mut IkBuffer, usize)> {
+fn room_beside(buffer: *mut RawBuffer, bytes: usize) -> Option<(*mut RawBuffer, usize)> {
     let find = |all: &mut Vec<Beside>| {
         let beside = all.iter_mut().find(|b| b.of == buffer as usize)?;
-        let (ours, at) = (beside.ours as *mut IkBuffer, beside.used);
+        let (ours, at) = (beside.ours as *mut RawBuffer, beside.used);
         // SAFETY: a buffer of ours, or null.
-        let fits = unsafe { ours.as_ref() }.is_some_and(|ours| at + bytes <= ours.size);
+        let fits = unsafe { host().buffer(ours) }.is_some_and(|ours| at + bytes <= ours.size());
         beside.used += if fits { bytes } else { 0 };
         Some(fits.then_some((ours, at)))
     };
@@ -399,14 +428,25 @@ fn room_beside(buffer: *mut IkBuffer, bytes: usize) -> Option<(*mut IkBuffer, us
     // SAFETY: our buffer type, and a live buffer of the host's.
     unsafe {
         // Room for all there is in the file, with every tensor on a line of its own; only what is used takes memory.
-        let size = (*buffer).size;
+        let size = host().buffer(buffer)?.size();
         let ours = alloc_buffer(buffer_type(), size + size / 16 + (1 << 20));
-        if let Some(ours) = ours.as_mut() {
-            ours.usage = USAGE_WEIGHTS;
+        if !ours.is_null() {
+            for_weights(ours);
         }
         tie(&mut all, buffer, ours);
     }
     find(&mut all)?
+}
+
+/// Says that a buffer is for weights.
+///
+/// # Safety
+/// It must be one of ours.
+unsafe fn for_weights(buffer: *mut RawBuffer) {
+    if let Some(set_usage) = host().symbols.ggml_backend_buffer_set_usage {
+        // SAFETY: promised by the caller.
+        unsafe { set_usage(buffer, USAGE_WEIGHTS) };
+    }
 }
 
 /// Tells the kernel that mapped pages are not needed any more; it still has them in its cache, or keeps them if
@@ -431,16 +471,16 @@ unsafe fn release(address: *mut c_void, bytes: usize) {
 /// # Safety
 /// The tensors must be live, all of those that `real` allocates; `alloc` the host's `ggml_backend_tensor_alloc`.
 pub unsafe fn pack_unmapped(
-    host: &IkHost,
-    tensors: &[*mut IkTensor],
+    host: &'static IkHost,
+    tensors: &[*mut RawTensor],
     alloc: TensorAlloc,
-    real: impl Fn() -> *mut IkBuffer,
-) -> *mut IkBuffer {
+    real: impl Fn() -> *mut RawBuffer,
+) -> *mut RawBuffer {
     // SAFETY: promised by the caller.
-    let has_none = |t: &*mut IkTensor| unsafe { (**t).data.is_null() && (**t).view_src.is_null() };
-    // SAFETY: as above.
-    let wanted = |t: &*mut IkTensor| has_none(t).then(|| packable(host, unsafe { &**t })).flatten();
-    let sized: Vec<(*mut IkTensor, usize)> =
+    let tensor = |t: &*mut RawTensor| unsafe { live(*t) };
+    let has_none = |t: &*mut RawTensor| tensor(t).data().is_null() && tensor(t).view_src().is_none();
+    let wanted = |t: &*mut RawTensor| has_none(t).then(|| packable(host, tensor(t))).flatten();
+    let sized: Vec<(*mut RawTensor, usize)> =
         tensors.iter().filter_map(|t| Some((*t, wanted(t)?.plain_size().next_multiple_of(ALIGNMENT)))).collect();
     if sized.is_empty() {
         return real();
@@ -451,7 +491,7 @@ pub unsafe fn pack_unmapped(
         if ours.is_null() {
             return real();
         }
-        (*ours).usage = USAGE_WEIGHTS;
+        for_weights(ours);
         let mut at = 0;
         for (tensor, bytes) in &sized {
             alloc(ours, *tensor, get_base(ours).byte_add(at));
@@ -465,7 +505,9 @@ pub unsafe fn pack_unmapped(
             }
             // There may be memory for everything without ours.
             for (tensor, _) in sized {
-                ((*tensor).buffer, (*tensor).data) = (std::ptr::null_mut(), std::ptr::null_mut());
+                let tensor = live(tensor);
+                tensor.set_buffer(std::ptr::null_mut());
+                tensor.set_data(std::ptr::null_mut());
             }
             (host.symbols.ggml_backend_buffer_free)(ours);
             return real();

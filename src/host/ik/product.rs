@@ -1,11 +1,10 @@
 //! From nodes of the graph to products. A product whose weights are packed is always ours; one whose weights lie where
 //! the host put them is, if there are enough rows of activations to be worth it.
 
-use super::abi::{IkTensor, USAGE_WEIGHTS};
-use super::{IkHost, place};
+use super::{IkHost, Tensor, place};
 use crate::cpu::{self, Isa};
 use crate::format::{ACT_BLOCK, WeightType, interleaved};
-use crate::host::abi::{TYPE_F32, TYPE_I32};
+use crate::host::abi::{TYPE_F32, TYPE_I32, USAGE_WEIGHTS};
 use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights, Wish};
 use crate::panel::weights::Shape;
 
@@ -30,24 +29,24 @@ fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
 }
 
 /// Whether `node` is one of the operations that read weights through the seam.
-pub fn is_product(host: &IkHost, node: &IkTensor) -> bool {
-    let ops = &host.ops;
-    [ops.mul_mat, ops.mul_mat_id, ops.fused_up_gate, ops.moe_fused_up_gate].contains(&node.op)
+pub fn is_product(host: &'static IkHost, node: Tensor) -> bool {
+    let (ops, ik) = (&host.ops, &host.ik_ops);
+    [ops.mul_mat, ops.mul_mat_id, ik.fused_up_gate, ik.moe_fused_up_gate].contains(&node.op())
 }
 
 /// Whether it is one of those with a gate.
-pub fn is_fused(host: &IkHost, node: &IkTensor) -> bool {
-    node.op == host.ops.fused_up_gate || node.op == host.ops.moe_fused_up_gate
+pub fn is_fused(host: &'static IkHost, node: Tensor) -> bool {
+    node.op() == host.ik_ops.fused_up_gate || node.op() == host.ik_ops.moe_fused_up_gate
 }
 
 /// Whether it is one whose experts are chosen.
-pub fn has_ids(host: &IkHost, node: &IkTensor) -> bool {
-    node.op == host.ops.mul_mat_id || node.op == host.ops.moe_fused_up_gate
+pub fn has_ids(host: &'static IkHost, node: Tensor) -> bool {
+    node.op() == host.ops.mul_mat_id || node.op() == host.ik_ops.moe_fused_up_gate
 }
 
 /// `node` as a product that is computed here; `None` if it is left to the host, which can read its weights.
 /// `Err` if nobody could compute it.
-pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
+pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String> {
     let fused = is_fused(host, node);
     let with_ids = has_ids(host, node);
     let w = node.source(0).ok_or("a product without weights")?;
@@ -56,14 +55,14 @@ pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
     let x = node.source(at).ok_or("a product without activations")?;
     let packed = matches!(first.stored, Stored::Packed(_));
     let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
-    let (Some(x_ne), Some(result)) = (usizes(x.ne), usizes(node.ne)) else {
+    let (Some(x_ne), Some(result)) = (usizes(x.ne()), usizes(node.ne())) else {
         return refuse("a dimension is negative".to_string());
     };
-    if x.ty != TYPE_F32 || node.ty != TYPE_F32 || node.nb[0] != 4 || !first.ne[0].is_multiple_of(ACT_BLOCK) {
+    if x.ty() != TYPE_F32 || node.ty() != TYPE_F32 || node.nb()[0] != 4 || !first.ne[0].is_multiple_of(ACT_BLOCK) {
         return refuse(format!("{}: activations and results must be rows of f32", node.name()));
     }
-    let input = Input { data: x.data.cast(), ne: x_ne, nb: x.nb };
-    let output = Output { data: node.data.cast(), nb: [node.nb[1], node.nb[2], node.nb[3]] };
+    let input = Input { data: x.data().cast(), ne: x_ne, nb: x.nb() };
+    let output = Output { data: node.data().cast(), nb: [node.nb()[1], node.nb()[2], node.nb()[3]] };
     let (weights, gate) = match fused {
         false => (first, None),
         true => match up_and_gate(host, node, first) {
@@ -73,14 +72,15 @@ pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
     };
     let (op, rows, expected) = if with_ids {
         let ids = node.source(at + 1).ok_or("a product of experts without ids")?;
-        let Some([used, tokens, batches @ ..]) = usizes(ids.ne) else {
+        let Some([used, tokens, batches @ ..]) = usizes(ids.ne()) else {
             return refuse("a dimension of the ids is negative".to_string());
         };
-        if ids.ty != TYPE_I32 || batches != [1, 1] {
+        if ids.ty() != TYPE_I32 || batches != [1, 1] {
             return refuse(format!("{}: the ids must be a matrix of i32", node.name()));
         }
         // The host computes fewer experts for some tokens, and has cleared their results.
-        let choices = Choices { data: ids.data.cast(), used, tokens, nb: [ids.nb[0], ids.nb[1]], skip_others: true };
+        let choices =
+            Choices { data: ids.data().cast(), used, tokens, nb: [ids.nb()[0], ids.nb()[1]], skip_others: true };
         let chosen = used.saturating_mul(tokens);
         let rows = chosen / weights.ne[2].clamp(1, chosen.max(1));
         let expected = [weights.ne[1], used, tokens, 1];
@@ -100,23 +100,25 @@ pub fn product(host: &IkHost, node: &IkTensor) -> Result<Option<Op>, String> {
 }
 
 /// The weights of a product: packed ones, or those that lie in a buffer for weights, of a packed type, in whole rows.
-fn weights(host: &IkHost, w: &IkTensor) -> Option<Weights> {
-    let ne = usizes(w.ne)?;
-    let nb = [w.nb[1], w.nb[2], w.nb[3]];
+fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
+    let ne = usizes(w.ne())?;
+    let nb = [w.nb()[1], w.nb()[2], w.nb()[3]];
     if let Some((shape, base, offset)) = place::packed(w) {
         return Some(Weights { stored: Stored::Packed(shape), base, offset, ne, nb });
     }
     let root = w.root();
-    let plain = root.op == host.ops.no_data[0]
-        && root.holder().is_some_and(|b| b.usage == USAGE_WEIGHTS)
-        && w.ty == root.ty
+    // SAFETY: a non-null buffer of a live tensor is alive.
+    let holder = unsafe { host.buffer(root.holder()) };
+    let plain = root.op() == host.ops.no_data[0]
+        && holder.is_some_and(|b| b.usage() == Some(USAGE_WEIGHTS))
+        && w.ty() == root.ty()
         // SAFETY: the host has a type of this number: it is a tensor's.
-        && w.nb[0] == unsafe { (host.symbols.ggml_type_size)(w.ty) };
+        && w.nb()[0] == unsafe { (host.symbols.ggml_type_size)(w.ty()) };
     let in_place = |ty, together| {
-        let shape = Shape::new(ty, w.ne[0], w.ne[1], w.ne[2].checked_mul(w.ne[3])?).ok()?;
+        let shape = Shape::new(ty, w.ne()[0], w.ne()[1], w.ne()[2].checked_mul(w.ne()[3])?).ok()?;
         Some(Stored::InPlace { shape, together })
     };
-    let stored = match (host.weight_type(w.ty), host.interleaved_type(w.ty), host.decoded_type(w.ty)) {
+    let stored = match (host.weight_type(w.ty()), host.interleaved_type(w.ty()), host.decoded_type(w.ty())) {
         (Some(ty), ..) => in_place(ty, 1)?,
         (_, Some(ty), _) => in_place(ty, interleaved::together(ty))?,
         (.., Some(ty)) if ne[0].is_multiple_of(ty.block) => Stored::Decoded(ty),
@@ -125,22 +127,22 @@ fn weights(host: &IkHost, w: &IkTensor) -> Option<Weights> {
     let together = stored.together();
     let whole = together == 1
         || ne[1].is_multiple_of(together)
-            && (w.data as usize).wrapping_sub(root.data as usize).is_multiple_of(together * nb[0]);
-    (plain && whole).then_some(Weights { stored, base: w.data.cast(), offset: 0, ne, nb })
+            && (w.data() as usize).wrapping_sub(root.data() as usize).is_multiple_of(together * nb[0]);
+    (plain && whole).then_some(Weights { stored, base: w.data().cast(), offset: 0, ne, nb })
 }
 
 /// What the user or the graph wants a product for: MUL_MAT says in its parameters if sums shall be made in f32
 /// (`ggml_mul_mat_set_prec`; 0 is the default, and there is one other number).
-pub fn wish(host: &IkHost, node: &IkTensor) -> Wish {
-    let of_graph = if node.op == host.ops.mul_mat && node.op_params[0] != 0 { Wish::Exact } else { Wish::Auto };
+pub fn wish(host: &'static IkHost, node: Tensor) -> Wish {
+    let of_graph = if node.op() == host.ops.mul_mat && node.param(0) != 0 { Wish::Exact } else { Wish::Auto };
     Wish::of_user().max(of_graph)
 }
 
 /// Both matrices of a fused product: two tensors, or the halves of one (gate first).
-fn up_and_gate(host: &IkHost, node: &IkTensor, first: Weights) -> Result<(Weights, Gate), String> {
+fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(Weights, Gate), String> {
     let name = || node.name();
-    let number = node.op_params[0];
-    let activation = host.ops.activations.iter().find(|(n, _)| *n == number);
+    let number = node.param(0);
+    let activation = host.ik_ops.activations.iter().find(|(n, _)| *n == number);
     let (_, activation) = activation.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
     let second = node.source(1);
     let (up, gate) = match second {
@@ -164,19 +166,19 @@ fn up_and_gate(host: &IkHost, node: &IkTensor, first: Weights) -> Result<(Weight
     if matches!(up.stored, Stored::Packed(_)) != matches!(gate.stored, Stored::Packed(_)) {
         return Err(format!("{}: of gate and up one is packed and one is not", name()));
     }
-    let bias = |i: usize| node.source(i).filter(|_| node.op == host.ops.moe_fused_up_gate);
+    let bias = |i: usize| node.source(i).filter(|_| node.op() == host.ik_ops.moe_fused_up_gate);
     let biases = match (bias(4), bias(5)) {
         (None, _) => Biases::NONE,
         (Some(both), None) if second.is_none() => {
-            let data = both.data.cast::<u8>().cast_const();
-            Biases { gate: data, up: data.wrapping_add(both.nb[1] / 2), nb: [both.nb[1]; 2] }
+            let data = both.data().cast::<u8>().cast_const();
+            Biases { gate: data, up: data.wrapping_add(both.nb()[1] / 2), nb: [both.nb()[1]; 2] }
         }
         (Some(up), gate) => Biases {
-            up: up.data.cast(),
-            gate: gate.map_or(std::ptr::null(), |g| g.data.cast_const().cast()),
-            nb: [up.nb[1], gate.map_or(0, |g| g.nb[1])],
+            up: up.data().cast(),
+            gate: gate.map_or(std::ptr::null(), |g| g.data().cast_const().cast()),
+            nb: [up.nb()[1], gate.map_or(0, |g| g.nb()[1])],
         },
     };
-    let limit = f32::from_bits(node.op_params[1] as u32);
+    let limit = f32::from_bits(node.param(1) as u32);
     Ok((up, Gate { weights: gate, activation: *activation, limit, biases }))
 }

@@ -3,11 +3,11 @@
 
 use libc::{c_char, c_int, c_long, c_void};
 
-use super::abi::{IkBackend, IkBuffer, IkBufferType, IkPlan, IkTensor};
+use super::abi::{IkPlan, RawBackend};
 use super::graph::{self, Beginning, Call, Kernel, Node};
 use super::handshake::{self, Step};
 use super::team::{Member, Place};
-use super::{IkHost, place, product};
+use super::{IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, place, product};
 use crate::cpu;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -89,7 +89,7 @@ unsafe fn run(node: &Node, op: &Op, member: Member<'_>) {
 
 /// This thread's part of an operation, which is looked through for NaN if the environment says so.
 pub(super) fn together(
-    host: &IkHost,
+    host: &'static IkHost,
     member: Member<'_>,
     name: impl Fn() -> String,
     run: impl FnOnce(&Thread<'_>, *mut u8),
@@ -276,14 +276,14 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
     let Some(host) = IkHost::get() else { return real() };
     handshake::note(Step::Graph);
     // SAFETY: promised by the caller.
-    let (nodes, threads): (&[*mut IkTensor], _) = unsafe {
+    let (nodes, threads): (&[*mut RawTensor], _) = unsafe {
         let count = usize::try_from((host.symbols.ggml_graph_n_nodes)(graph)).unwrap_or(0);
-        let nodes = (host.symbols.ggml_graph_nodes)(graph);
+        let nodes = (host.ik.ggml_graph_nodes)(graph);
         let nodes = if nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, count) };
         (nodes, plan.as_ref().map_or(1, |plan| plan.n_threads))
     };
     // SAFETY: nodes of a graph are live tensors.
-    let nodes = || nodes.iter().map(|node| unsafe { &**node });
+    let nodes = || nodes.iter().filter_map(|node| unsafe { host.tensor(*node) });
     place::report();
     // Some lines are said while nothing else can begin.
     let hold = log::hold();
@@ -300,21 +300,22 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
 }
 
 /// The node, if it is one that may be computed here.
-fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
+fn announce(host: &'static IkHost, node: Tensor) -> Option<Node> {
     let new = Node {
         op: None,
         is_packed: false,
         kernel: Kernel::Attention,
-        rows: usize::try_from(node.ne[1]).ok()?,
-        result: node.data as usize,
+        rows: usize::try_from(node.ne()[1]).ok()?,
+        result: node.data() as usize,
         weights: 0,
         stride: 0,
         experts: 1,
         wish: product::wish(host, node),
-        name: node.name.map(|c| c as u8),
+        name: node.name_bytes(),
     };
-    if node.op == host.ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {
-        return Some(new);
+    if node.op() == host.ik_ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {
+        // What stands behind Q, K, V, mask and sinks makes another attention of it (an indexer, in later versions).
+        return node.sources_from(5).next().is_none().then_some(new);
     }
     if !product::is_product(host, node) {
         return None;
@@ -326,7 +327,7 @@ fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
     let weights = node.source(0)?;
     let (fused, with_ids) = (product::is_fused(host, node), product::has_ids(host, node));
     // Calls name the matrix `up`: of a merged tensor the second half.
-    let skip = if fused && node.source(1).is_none() { weights.nb[2] / 2 } else { 0 };
+    let skip = if fused && node.source(1).is_none() { weights.nb()[2] / 2 } else { 0 };
     Some(Node {
         op: op.filter(|op| !op.lacks_data()),
         is_packed: [0, 1].into_iter().filter_map(|i| node.source(i)).any(|w| place::packed(w).is_some()),
@@ -335,21 +336,21 @@ fn announce(host: &IkHost, node: &IkTensor) -> Option<Node> {
             (false, true) => Kernel::Experts,
             (false, false) => Kernel::MulMat,
         },
-        weights: weights.data as usize + skip,
-        stride: weights.nb[2],
-        experts: if with_ids { usize::try_from(weights.ne[2]).ok()? } else { 1 },
+        weights: weights.data() as usize + skip,
+        stride: weights.nb()[2],
+        experts: if with_ids { usize::try_from(weights.ne()[2]).ok()? } else { 1 },
         ..new
     })
 }
 
 /// Makes sure that nothing but products reads packed bytes, and those as weights.
-fn guard(host: &IkHost, node: &IkTensor, beginning: &mut Beginning<'_>) {
-    if host.ops.no_data.contains(&node.op) {
+fn guard(host: &'static IkHost, node: Tensor, beginning: &mut Beginning<'_>) {
+    if host.ops.no_data.contains(&node.op()) {
         return;
     }
     let weights = usize::from(product::is_product(host, node)) + usize::from(product::is_fused(host, node));
-    for packed in (weights..node.src.len()).filter_map(|i| node.source(i)).filter(|t| place::packed(t).is_some()) {
-        let reader = format!("{} ({})", host.op_name(node.op), node.name());
+    for packed in node.sources_from(weights).filter(|t| place::packed(*t).is_some()) {
+        let reader = format!("{} ({})", host.op_name(node.op()), node.name());
         if !beginning.wait_until_alone() {
             host.abort(&format!("{} is packed, and {reader} inside another graph would read it", packed.name()));
         }
@@ -362,21 +363,23 @@ fn guard(host: &IkHost, node: &IkTensor, beginning: &mut Beginning<'_>) {
 ///
 /// # Safety
 /// `backend` must be one that the host has just made, or null.
-pub unsafe fn widen_cpu_backend(backend: *mut IkBackend) {
-    if IkHost::get().is_none() {
-        return;
-    }
-    // SAFETY: promised by the caller; the offsets are those of the struct.
-    if let Some(b) = unsafe { backend.as_mut() } {
-        let _ = SUPPORTS_BUFT.set(b.supports_buft);
-        b.supports_buft = supports_buft;
+pub unsafe fn widen_cpu_backend(backend: *mut RawBackend) {
+    let Some(host) = IkHost::get().filter(|_| !backend.is_null()) else { return };
+    // SAFETY: promised by the caller; the place was found out.
+    unsafe {
+        let member = backend.cast::<Option<SupportsBuft>>().add(host.supports_buft);
+        if let Some(of_host) = member.replace(Some(supports_buft)) {
+            let _ = SUPPORTS_BUFT.set(of_host);
+        }
     }
 }
 
-static SUPPORTS_BUFT: std::sync::OnceLock<unsafe extern "C" fn(*mut IkBackend, *mut IkBufferType) -> bool> =
-    std::sync::OnceLock::new();
+/// Whether a backend can have buffers of a type.
+type SupportsBuft = unsafe extern "C" fn(*mut RawBackend, *mut RawBufferType) -> bool;
 
-unsafe extern "C" fn supports_buft(backend: *mut IkBackend, buft: *mut IkBufferType) -> bool {
+static SUPPORTS_BUFT: std::sync::OnceLock<SupportsBuft> = std::sync::OnceLock::new();
+
+unsafe extern "C" fn supports_buft(backend: *mut RawBackend, buft: *mut RawBufferType) -> bool {
     // SAFETY: passed on.
     buft == place::buffer_type() || SUPPORTS_BUFT.get().is_some_and(|f| unsafe { f(backend, buft) })
 }
@@ -390,12 +393,7 @@ pub fn register(count: impl Fn() -> usize) -> usize {
         DONE.call_once(|| {
             // SAFETY: the host's function; name and buffer type live for ever.
             unsafe {
-                (host.symbols.ggml_backend_register)(
-                    c"AMX".as_ptr(),
-                    no_backend,
-                    place::buffer_type(),
-                    std::ptr::null_mut(),
-                )
+                (host.ik.ggml_backend_register)(c"AMX".as_ptr(), no_backend, place::buffer_type(), std::ptr::null_mut())
             }
         });
         return count();
@@ -404,7 +402,7 @@ pub fn register(count: impl Fn() -> usize) -> usize {
 }
 
 /// There is no backend of that name, only a buffer type.
-unsafe extern "C" fn no_backend(_: *const c_char, _: *mut c_void) -> *mut IkBackend {
+unsafe extern "C" fn no_backend(_: *const c_char, _: *mut c_void) -> *mut RawBackend {
     std::ptr::null_mut()
 }
 
@@ -413,8 +411,8 @@ unsafe extern "C" fn no_backend(_: *const c_char, _: *mut c_void) -> *mut IkBack
 /// # Safety
 /// As for the host's function, which `real` is.
 pub unsafe fn tensor_alloc(
-    buffer: *mut IkBuffer,
-    tensor: *mut IkTensor,
+    buffer: *mut RawBuffer,
+    tensor: *mut RawTensor,
     address: *mut c_void,
     real: place::TensorAlloc,
 ) -> i32 {
@@ -432,18 +430,18 @@ pub unsafe fn tensor_alloc(
 /// As for the host's function, which `real` is; `alloc` must be its `ggml_backend_tensor_alloc`.
 pub unsafe fn alloc_ctx_tensors(
     context: *mut c_void,
-    buft: *mut IkBufferType,
+    buft: *mut RawBufferType,
     alloc: place::TensorAlloc,
-    real: impl Fn() -> *mut IkBuffer,
-) -> *mut IkBuffer {
+    real: impl Fn() -> *mut RawBuffer,
+) -> *mut RawBuffer {
     let host = if env().mode == Mode::Packed { IkHost::get() } else { None };
     // SAFETY: the host's function without arguments.
-    let host = host.filter(|host| buft == unsafe { (host.symbols.ggml_backend_cpu_buffer_type)() });
+    let host = host.filter(|host| buft == unsafe { (host.ik.ggml_backend_cpu_buffer_type)() });
     let Some(host) = host else { return real() };
     // SAFETY: a live context of the host's.
     unsafe {
-        let first = (host.symbols.ggml_get_first_tensor)(context);
-        let next = |t: &*mut IkTensor| Some((host.symbols.ggml_get_next_tensor)(context, *t)).filter(|t| !t.is_null());
+        let first = (host.ik.ggml_get_first_tensor)(context);
+        let next = |t: &*mut RawTensor| Some((host.ik.ggml_get_next_tensor)(context, *t)).filter(|t| !t.is_null());
         let tensors: Vec<_> = std::iter::successors(Some(first).filter(|t| !t.is_null()), next).collect();
         place::pack_unmapped(host, &tensors, alloc, real)
     }

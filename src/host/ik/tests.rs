@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
 
-use super::abi::IkTensor;
+use super::Tensor;
 use super::graph::{self, Call, Kernel, Node};
 use super::place::{self, PACKED};
 use super::seam::HostWeights;
@@ -14,6 +14,7 @@ use crate::cpu;
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::Rendezvous;
 use crate::format::WeightType;
+use crate::host::layout::TensorLayout;
 use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights, Wish};
 use crate::panel::weights::Shape;
 
@@ -59,11 +60,15 @@ impl Packed {
         PACKED.add(self.base() as usize, self.shape.plain_size(), self.shape);
     }
 
-    fn tensor(&self) -> IkTensor {
+    fn tensor(&self) -> Tensor {
+        const LAYOUT: &TensorLayout = &TensorLayout::SAMPLE;
+        let memory = Box::leak(Box::new([0u64; LAYOUT.size / 8]));
         // SAFETY: numbers, and pointers that may be null.
-        let mut tensor: IkTensor = unsafe { std::mem::zeroed() };
-        tensor.data = self.base().cast();
-        tensor
+        unsafe {
+            let tensor = Tensor::new(memory.as_mut_ptr().cast(), LAYOUT).unwrap();
+            tensor.set_data(self.base().cast());
+            tensor
+        }
     }
 }
 
@@ -140,7 +145,7 @@ impl<'a> Graph<'a> {
     fn node(&self, op: Option<Op>, of: &Packed, kernel: Kernel, rows: usize) -> Node {
         Node {
             op,
-            is_packed: place::packed(&of.tensor()).is_some(),
+            is_packed: place::packed(of.tensor()).is_some(),
             kernel,
             rows,
             result: self.result() as usize,
@@ -155,7 +160,7 @@ impl<'a> Graph<'a> {
     /// Announces it; to be called by one thread.
     fn begin(&self) -> Option<graph::Run> {
         graph::begin(self.threads, |_, nodes| {
-            let is_packed = place::packed(&self.borrowed.tensor()).is_some();
+            let is_packed = place::packed(self.borrowed.tensor()).is_some();
             self.is_packed.store(is_packed, Ordering::Relaxed);
             let borrowed = is_packed.then(|| self.dense(self.borrowed, 1));
             nodes.push(self.node(Some(self.dense(self.matrix, 1)), self.matrix, Kernel::MulMat, 1));
@@ -283,9 +288,9 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
             while computing.load(Ordering::Relaxed) > 0 {
                 let nothing = graph::begin(1, |beginning, _| {
                     assert!(beginning.wait_until_alone());
-                    if place::packed(&borrowed.tensor()).is_some() {
+                    if place::packed(borrowed.tensor()).is_some() {
                         // SAFETY: nothing runs.
-                        unsafe { place::give_back(&borrowed.tensor(), "a test") };
+                        unsafe { place::give_back(borrowed.tensor(), "a test") };
                         given_back.fetch_add(1, Ordering::Relaxed);
                     } else {
                         borrowed.pack();

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 
 use libc::c_char;
 
-use super::IkSymbols;
+use super::{IkSymbols, Symbols};
 use crate::cpu::Avx512;
 use crate::debug;
 use crate::format::{Format, LANES, WeightType, interleaved};
@@ -14,7 +14,7 @@ use crate::panel::decoded::{DecodedType, ToFloat};
 use crate::panel::pack::WeightRows;
 use crate::with_format;
 
-/// `ggml_type_traits_t` (ggml.h), which the host gives by value.
+/// `ggml_type_traits_t` (ggml.h), which the host gives by value: with room behind it for more members.
 #[repr(C)]
 pub struct TypeTraits {
     name: *const c_char,
@@ -29,6 +29,7 @@ pub struct TypeTraits {
     rows_and_columns: [i64; 2],
     gemv_and_gemm: [*const libc::c_void; 2],
     row_meta_size: i64,
+    more: [usize; 16],
 }
 
 /// The types' numbers and names, and how many rows lie interleaved. Others have no decoder, or one that leaves out what
@@ -139,19 +140,19 @@ const CACHE: [(i32, &CStr, usize); 5] =
     [(2, c"q4_0", 1), (3, c"q4_1", 1), (8, c"q8_0", 1), (20, c"iq4_nl", 1), (133, c"q6_0", 1)];
 
 /// Those that weights may have and the host decodes.
-pub fn decoded(symbols: &IkSymbols) -> Vec<&'static DecodedType> {
-    let types = found(symbols, &KNOWN);
+pub fn decoded(symbols: &Symbols, ik: &IkSymbols) -> Vec<&'static DecodedType> {
+    let types = found(symbols, ik, &KNOWN);
     debug!("decoded by the host: {}", types.iter().map(|t| t.name).collect::<Vec<_>>().join(" "));
     types
 }
 
 /// Those that a KV cache may have and the host decodes.
-pub fn cached(symbols: &IkSymbols) -> Vec<&'static DecodedType> {
-    found(symbols, &CACHE)
+pub fn cached(symbols: &Symbols, ik: &IkSymbols) -> Vec<&'static DecodedType> {
+    found(symbols, ik, &CACHE)
 }
 
 /// The types that the host has under these numbers and names. Made once, never freed.
-fn found(symbols: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
+fn found(symbols: &Symbols, ik: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
     let last = last_type();
     let type_of = |&(number, name, together): &(i32, &'static CStr, usize)| {
         if number > last {
@@ -161,7 +162,7 @@ fn found(symbols: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'st
         let traits = unsafe {
             let found = (symbols.ggml_type_name)(number);
             let same = !found.is_null() && CStr::from_ptr(found) == name;
-            same.then(|| (symbols.ggml_internal_get_type_traits)(number))?
+            same.then(|| (ik.ggml_internal_get_type_traits)(number))?
         };
         let (block, meta) = (usize::try_from(traits.block).ok()?, usize::try_from(traits.row_meta_size).ok()?);
         // SAFETY: the layout is proved by what was found: the name is where it should be, and the sizes are sensible.

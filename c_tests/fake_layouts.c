@@ -1,0 +1,213 @@
+/* Hosts of versions that are not there yet: members of structs inserted, removed and swapped, tensors longer and shorter,
+ * functions missing or with other habits. Each is served right, or left alone with a line that names the reason; none
+ * ends the process. The program is built once for every HOST from 0 on. */
+#define _GNU_SOURCE
+#define HOSTS 25 /* read by the program that builds this one */
+
+/* SERVED, or what the line has in it. */
+#define SERVED ""
+#if HOST == 0
+#define EXPECTED SERVED /* ggml 0.25 */
+#elif HOST == 1
+#define FAKE_SOURCES 12
+#define EXPECTED SERVED
+#elif HOST == 2
+#define FAKE_SOURCES 16
+#define EXPECTED SERVED
+#elif HOST == 3
+#define FAKE_SOURCES 6
+#define EXPECTED SERVED
+#elif HOST == 4 /* a gradient, as in ik_llama.cpp */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type, backend; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP fake_tensor grad; \
+    FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME
+#define EXPECTED SERVED
+#elif HOST == 5 /* everything somewhere else */
+#define FAKE_TENSOR_MEMBERS \
+    FAKE_T_VIEW FAKE_T_DATA FAKE_T_OP int32_t type; \
+    FAKE_T_SRC FAKE_T_SHAPE FAKE_T_BUFFER FAKE_T_NAME
+#define EXPECTED SERVED
+#elif HOST == 6
+#define FAKE_NAME 128
+#define EXPECTED SERVED
+#elif HOST == 7 /* longer, by something that is no padding */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME int64_t tail[9];
+#define EXPECTED SERVED
+#elif HOST == 8 /* something that is no source behind the sources */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC int64_t no_source; \
+    FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8];
+#define FAKE_NO_SOURCE
+#define EXPECTED SERVED
+#elif HOST == 9 /* ggml 0.26 */
+#define FAKE_TYPE_MEMBERS \
+    FAKE_Y_NAME FAKE_Y_ALLOC FAKE_Y_ALLOC_N FAKE_Y_ALIGNMENT FAKE_Y_MAX_SIZE FAKE_Y_ALLOC_SIZE FAKE_Y_ALLOC_SIZE_N FAKE_Y_IS_HOST
+#define EXPECTED SERVED
+#elif HOST == 10
+#define FAKE_TYPE_MEMBERS \
+    FAKE_Y_NAME FAKE_Y_ALLOC FAKE_Y_ALIGNMENT FAKE_Y_MAX_SIZE FAKE_Y_ALLOC_SIZE FAKE_Y_IS_HOST void (*more[9])(void);
+#define EXPECTED SERVED
+#elif HOST == 11
+#define FAKE_TYPE_MEMBERS FAKE_Y_IS_HOST FAKE_Y_MAX_SIZE FAKE_Y_ALLOC_SIZE FAKE_Y_ALIGNMENT FAKE_Y_ALLOC FAKE_Y_NAME
+#define EXPECTED SERVED
+#elif HOST == 12 /* ggml 0.9 */
+#define FAKE_BUFFER_MEMBERS \
+    FAKE_B_FREE FAKE_B_BASE FAKE_B_INIT FAKE_B_MEMSET FAKE_B_SET FAKE_B_GET FAKE_B_COPY FAKE_B_CLEAR FAKE_B_RESET
+#define EXPECTED SERVED
+#elif HOST == 13 /* a name, as in ik_llama.cpp */
+#define FAKE_BUFFER_MEMBERS \
+    void (*get_name)(void); \
+    FAKE_B_FREE FAKE_B_BASE FAKE_B_INIT FAKE_B_MEMSET FAKE_B_SET FAKE_B_GET FAKE_B_COPY FAKE_B_CLEAR FAKE_B_RESET
+#define EXPECTED SERVED
+#elif HOST == 14
+#define FAKE_BUFFER_MEMBERS \
+    FAKE_B_RESET FAKE_B_GET FAKE_B_SET FAKE_B_MEMSET FAKE_B_2D FAKE_B_COPY FAKE_B_CLEAR FAKE_B_INIT FAKE_B_BASE FAKE_B_FREE
+#define EXPECTED SERVED
+#elif HOST == 15
+#define FAKE_BUFFER_MEMBERS \
+    FAKE_B_FREE FAKE_B_BASE FAKE_B_INIT FAKE_B_MEMSET FAKE_B_SET FAKE_B_GET FAKE_B_2D FAKE_B_COPY FAKE_B_CLEAR FAKE_B_RESET void (*more[7])(void);
+#define EXPECTED SERVED
+#elif HOST == 16
+#define FAKE_BEHIND_BUFFER \
+    size_t size; \
+    void * context, * binding;
+#define EXPECTED SERVED
+#elif HOST == 17 /* a function that calls another member than its name says, in another way */
+#define FAKE_TYPE_MEMBERS \
+    FAKE_Y_NAME FAKE_Y_ALLOC FAKE_Y_ALLOC_N FAKE_Y_ALIGNMENT FAKE_Y_MAX_SIZE FAKE_Y_ALLOC_SIZE FAKE_Y_ALLOC_SIZE_N FAKE_Y_IS_HOST
+#define FAKE_ALLOC_BY_LIST
+#define EXPECTED "ggml_backend_buft_alloc_buffer calls member 2 with other arguments"
+#elif HOST == 18 /* one that needs a member that is not known */
+#define FAKE_BUFFER_MEMBERS \
+    FAKE_B_FREE FAKE_B_BASE FAKE_B_INIT FAKE_B_MEMSET FAKE_B_SET FAKE_B_GET FAKE_B_2D FAKE_B_COPY FAKE_B_CLEAR FAKE_B_RESET \
+    void (*before_set)(fake_buffer);
+#define FAKE_BEFORE_SET
+#define EXPECTED "ggml_backend_tensor_set"
+#elif HOST == 19
+#define FAKE_WITHOUT_COUNT
+#define EXPECTED "ggml_graph_n_nodes is missing"
+#elif HOST == 20
+#define FAKE_MUL_MAT_NAME "MATMUL"
+#define EXPECTED "should be \"MUL_MAT\""
+#elif HOST == 21
+#define FAKE_Q4_0_BYTES 20
+#define EXPECTED "q4_0"
+#elif HOST == 22 /* which of the two is meant cannot be found out */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA void * second_data; \
+    FAKE_T_NAME
+#define FAKE_SECOND_DATA
+#define EXPECTED "ggml_tensor.data"
+#elif HOST == 23
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[4096];
+#define EXPECTED "sizeof(ggml_tensor)"
+#elif HOST == 24 /* no room for a name */
+#define FAKE_NAME 8
+#define EXPECTED "ggml_tensor.name has 8 bytes"
+#else
+#error "no such host"
+#endif
+
+#include "fake_ggml.h"
+
+#include "ggml-amx.h"
+
+#include "child.h"
+
+enum { K = 64, N = 32, ROWS = 2 };
+
+struct ggml_compute_params {
+    int ith, nth;
+    size_t wsize;
+    void * wdata, * threadpool;
+};
+
+/* Exit codes of the child. */
+enum { STEPPED_ASIDE = 3, WRONG_NAME, NO_BUFFER, NOT_KEPT, REFUSED, NO_SIZE, NOT_COMPUTED, WRONG_RESULT, OTHER_ROW };
+
+/* A model of one matrix in our buffers, and a product with it, all through the host's functions. */
+static int serve(void) {
+    fake_buft buft = ggml_backend_amx_buffer_type();
+    if (!buft) {
+        return STEPPED_ASIDE;
+    }
+    if (strcmp(ggml_backend_buft_name(buft), "AMX") != 0 || ggml_backend_buft_is_host(buft)) {
+        return WRONG_NAME;
+    }
+    void * context = ggml_init((struct fake_init_params){0, NULL, true});
+    fake_tensor weights = ggml_new_tensor_4d(context, 2, K, N, 1, 1), x = ggml_new_tensor_4d(context, 0, K, ROWS, 1, 1);
+    fake_tensor result = ggml_mul_mat(context, weights, x);
+    fake_buffer buffer = ggml_backend_buft_alloc_buffer(buft, ggml_backend_buft_get_alloc_size(buft, weights));
+    if (!buffer) {
+        return NO_BUFFER;
+    }
+    ggml_backend_tensor_alloc(buffer, weights, ggml_backend_buffer_get_base(buffer));
+    /* Row n consists of n % 8 - 4, scale 1. */
+    uint8_t plain[N][K / 32][18], back[N][K / 32][18];
+    for (int n = 0; n < N; n++) {
+        for (int b = 0; b < K / 32; b++) {
+            plain[n][b][0] = 0, plain[n][b][1] = 0x3c;
+            memset(plain[n][b] + 2, (n % 8 + 4) * 0x11, 16);
+        }
+    }
+    ggml_backend_tensor_set(weights, plain, 0, sizeof plain);
+    ggml_backend_tensor_get(weights, back, 0, sizeof back);
+    if (memcmp(plain, back, sizeof plain) != 0) {
+        return NOT_KEPT;
+    }
+    float activations[ROWS][K], results[ROWS][N];
+    for (int i = 0; i < ROWS * K; i++) {
+        (&activations[0][0])[i] = i < K ? 1 : -2;
+    }
+    x->data = activations, result->data = results;
+#ifdef FAKE_NO_SOURCE
+    result->no_source = 0x123457;
+#endif
+    if (!ggml_backend_amx_supports_op(NULL, result)) {
+        return REFUSED;
+    }
+    struct ggml_compute_params params = {0, 1, 0, NULL, NULL};
+    if (!ggml_backend_amx_work_size(1, result, &params.wsize)) {
+        return NO_SIZE;
+    }
+    params.wdata = malloc(params.wsize);
+    if (!ggml_backend_amx_compute_forward(&params, result)) {
+        return NOT_COMPUTED;
+    }
+    for (int m = 0; m < ROWS; m++) {
+        for (int n = 0; n < N; n++) {
+            const float wanted = (float) ((n % 8 - 4) * K * (m ? -2 : 1));
+            if (results[m][n] < wanted - 0.01f || results[m][n] > wanted + 0.01f) {
+                return WRONG_RESULT;
+            }
+        }
+    }
+    ggml_backend_buffer_clear(buffer, 0);
+    ggml_backend_buffer_free(buffer);
+    return 0;
+}
+
+static void given_a_host_of_another_version_then_it_is_served_right_or_left_alone_with_a_reason(void) {
+    const char * const env[] = {"GGML_AMX_ISA", "portable", "GGML_AMX_LOG", NULL, "GGML_AMX_MODE", NULL, NULL};
+    struct child c = child_exec("serve", env);
+    const char * const expected = EXPECTED;
+    CHECK(c.signal == 0 && c.code == (*expected ? STEPPED_ASIDE : 0), "host %d: signal %d, exit code %d\n%s", HOST, c.signal, c.code, c.err);
+    CHECK(!*expected || (strstr(c.err, "not used: ") && strstr(c.err, expected)), "host %d: no line with \"%s\"\n%s", HOST, expected, c.err);
+    child_free(&c);
+}
+
+int main(int argc, char ** argv) {
+    (void) argv;
+    if (argc > 1) {
+        return serve();
+    }
+    RUN(given_a_host_of_another_version_then_it_is_served_right_or_left_alone_with_a_reason);
+    return harness_report("fake_layouts");
+}

@@ -1,0 +1,137 @@
+//! What only ik_llama.cpp has, found out by the means of [`crate::host::discover`].
+
+use std::cell::Cell;
+use std::ffi::CStr;
+
+use libc::c_void;
+
+use super::abi::RawBackend;
+use super::{IkOps, IkSymbols};
+use crate::format::WeightType;
+use crate::host::abi::{TYPE_F32, TYPE_I32};
+use crate::host::discover::ensure;
+use crate::host::layout::TensorLayout;
+use crate::host::objects::{MOST_MEMBERS, RawBufferType};
+use crate::host::symbols::Symbols;
+use crate::host::tensor::RawTensor;
+use crate::kernel::activation::Activation;
+
+/// `GGML_TYPE_F16`.
+const TYPE_F16: i32 = 1;
+/// `GGML_UNARY_OP_SWIGLU_OAI`, which no function of the host makes a unary node of.
+const SWIGLU_OAI: i32 = 14;
+
+/// A trial tensor, read by the layout that was found.
+struct Trial<'a>(*mut RawTensor, &'a TensorLayout);
+
+impl Trial<'_> {
+    fn read<T: Copy>(&self, offset: usize) -> T {
+        // SAFETY: a live tensor of this layout.
+        unsafe { self.0.byte_add(offset).cast::<T>().read_unaligned() }
+    }
+
+    fn op(&self) -> i32 {
+        self.read(self.1.op)
+    }
+
+    fn param(&self, i: usize) -> i32 {
+        self.read(self.1.op_params + 4 * i)
+    }
+
+    fn has_sources<const N: usize>(&self, sources: [*mut RawTensor; N]) -> bool {
+        self.read::<[*mut RawTensor; N]>(self.1.src) == sources
+    }
+}
+
+/// Operation numbers, and how nodes of the operations look.
+///
+/// # Safety
+/// `context` must be a live context of the host, `layout` its tensors'.
+pub unsafe fn ops(
+    common: &Symbols,
+    symbols: &IkSymbols,
+    layout: &TensorLayout,
+    context: *mut c_void,
+) -> Result<IkOps, String> {
+    // SAFETY: documented uses of ggml's API on live tensors of this context.
+    unsafe {
+        let new = |ty, ne: [i64; 4]| (common.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]);
+        let trial = |tensor| Trial(tensor, layout);
+        let none = std::ptr::null_mut();
+        let weight = new(WeightType::Q4_0 as i32, [64, 37, 3, 1]);
+        let (up, gate) = (new(WeightType::Q4_0 as i32, [64, 37, 1, 1]), new(WeightType::Q4_0 as i32, [64, 37, 1, 1]));
+        let x = new(TYPE_F32, [64, 11, 1, 1]);
+        let product = (common.ggml_mul_mat)(context, up, x);
+        let (choices, rows) = (new(TYPE_I32, [2, 11, 1, 1]), new(TYPE_F32, [64, 2, 11, 1]));
+        let fused = trial((symbols.ggml_fused_up_gate)(context, up, gate, x, SWIGLU_OAI));
+        let moe_fused = trial((symbols.ggml_moe_up_gate)(context, weight, weight, rows, choices, SWIGLU_OAI));
+        ensure(fused.has_sources([up, gate, x]) && [0, 1].map(|i| fused.param(i)) == [SWIGLU_OAI, 0], || {
+            "FUSED_UP_GATE".into()
+        })?;
+        ensure(moe_fused.has_sources([weight, weight, rows, choices]) && moe_fused.param(0) == SWIGLU_OAI, || {
+            "MOE_FUSED_UP_GATE".into()
+        })?;
+
+        let (keys, values) = (new(TYPE_F16, [64, 32, 2, 1]), new(TYPE_F16, [32, 32, 2, 1]));
+        let queries = new(TYPE_F32, [64, 3, 2, 1]);
+        let attention = trial((symbols.ggml_flash_attn_ext)(context, queries, keys, values, none, 1.0, 0.0, 0.0));
+        ensure(attention.has_sources([queries, keys, values, none, none]), || "FLASH_ATTN_EXT".into())?;
+
+        let graph = (common.ggml_new_graph_custom)(context, 16, false);
+        (common.ggml_build_forward_expand)(graph, product);
+        let nodes = (symbols.ggml_graph_nodes)(graph);
+        ensure((common.ggml_graph_n_nodes)(graph) == 1 && *nodes == product, || "ggml_cgraph".into())?;
+        let threads = [3, 5].map(|threads| (symbols.ggml_graph_plan)(graph, threads).n_threads);
+        ensure(threads == [3, 5], || format!("ggml_cplan.n_threads is {threads:?}"))?;
+
+        let op_name = |op: i32| CStr::from_ptr((common.ggml_op_name)(op)).to_bytes();
+        let ops = [(&fused, "FUSED_UP_GATE"), (&moe_fused, "MOE_FUSED_UP_GATE"), (&attention, "FLASH_ATTN_EXT")];
+        for (node, name) in ops {
+            let number = node.op();
+            ensure((1..1024).contains(&number) && op_name(number) == name.as_bytes(), || format!("operation {name}"))?;
+        }
+        let unary =
+            |f: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor| trial(f(context, x)).param(0);
+        ensure(CStr::from_ptr((symbols.ggml_unary_op_name)(SWIGLU_OAI)) == c"SWIGLU_OAI", || "SWIGLU_OAI".into())?;
+        Ok(IkOps {
+            fused_up_gate: fused.op(),
+            moe_fused_up_gate: moe_fused.op(),
+            flash_attn_ext: attention.op(),
+            activations: [
+                (unary(symbols.ggml_silu), Activation::Silu),
+                (unary(symbols.ggml_gelu), Activation::Gelu),
+                (unary(symbols.ggml_relu), Activation::Relu),
+                (SWIGLU_OAI, Activation::SwigluOai),
+            ],
+        })
+    }
+}
+
+thread_local! {
+    /// The member that was called, and with what.
+    static CALLED: Cell<Option<(usize, [usize; 2])>> = const { Cell::new(None) };
+}
+
+extern "C" fn stub<const MEMBER: usize>(a: usize, b: usize) -> bool {
+    CALLED.set(Some((MEMBER, [a, b])));
+    false
+}
+
+/// Word of `struct ggml_backend` that has its `supports_buft`.
+pub fn supports_buft(symbols: &IkSymbols) -> Result<usize, String> {
+    macro_rules! stubs {
+        ($($member:literal)*) => { [$(stub::<$member> as *const c_void),*] };
+    }
+    // A backend whose every word is a stub.
+    let mut words: [_; MOST_MEMBERS] =
+        stubs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+    let backend = words.as_mut_ptr().cast::<RawBackend>();
+    let mut buft = [0usize; MOST_MEMBERS];
+    let buft = buft.as_mut_ptr().cast::<RawBufferType>();
+    // SAFETY: the host looks at the backend's members only, and calls stubs.
+    unsafe { (symbols.ggml_backend_supports_buft)(backend, buft) };
+    match CALLED.take() {
+        Some((member, args)) if args == [backend as usize, buft as usize] => Ok(member),
+        found => Err(crate::host::discover::unknown(format!("ggml_backend.supports_buft: {found:?}"))),
+    }
+}
