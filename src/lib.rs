@@ -7,7 +7,7 @@
 //! | floor | what it does |
 //! |---|---|
 //! | [`capi`] | the exported symbols; panics and NULLs stop here |
-//! | [`host`] | ggml's structs, the C++ objects llama.cpp expects, callbacks, the layout self-check |
+//! | [`host`] | ggml's structs, found out at run time, the C++ objects llama.cpp expects, callbacks |
 //! | [`buffer`] | buffer type, buffers, tensor reads and writes at any offset |
 //! | [`attention`] | FLASH_ATTN_EXT: softmax between two products on the tile unit |
 //! | [`matmul`] | what to run, in which blocks, on which thread |

@@ -107,7 +107,7 @@ impl Host {
             let reg = (llama.ggml_backend_cpu_reg)();
             if reg.is_null() { std::ptr::null_mut() } else { (llama.ggml_backend_reg_dev_get)(reg, 0) }
         };
-        debug!("host layout found: {layout:?}; MUL_MAT is operation {}", ops.mul_mat);
+        debug!("MUL_MAT is operation {}", ops.mul_mat);
         Ok(Host { symbols, llama, layout, ops, types, device })
     }
 

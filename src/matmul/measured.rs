@@ -17,7 +17,7 @@ use crate::panel::tiles::Precision;
 use crate::panel::weight_error::{MEASURED, SCRATCH, Sums, UNIT, WeightError};
 use crate::with_format;
 
-/// Channels, of all matrices of all tensors, that are remembered, at 5 bytes or so; of more, those of the tensor that was
+/// Channels, of all matrices of all tensors, that are remembered, at 6 bytes or so; of more, those of the tensor that was
 /// used longest ago are forgotten.
 const MOST: usize = 1 << 29;
 /// Sums that are kept at a time while matrices are measured.

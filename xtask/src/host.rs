@@ -46,6 +46,8 @@ pub enum Kind {
     Static,
     /// DL backends (GGML_BACKEND_DL=ON, GGML_NATIVE=OFF), this library linked into the CPU backend.
     Dl,
+    /// A later version (ggml 0.26): shared libraries, this library in the place of its AMX code; no programs.
+    Later,
     /// Shared libraries and programs of ik_llama.cpp as it is: to compare with, and to preload this library into.
     Ik,
     /// The same with this library linked in.
@@ -73,6 +75,7 @@ impl Kind {
             Self::CppAmx => "cpp-amx",
             Self::Static => "static",
             Self::Dl => "dl",
+            Self::Later => "later",
             Self::Ik => "ik",
             Self::IkOurs => "ik-amx",
         }
@@ -89,14 +92,18 @@ impl Kind {
     }
 
     fn package(self) -> &'static fetch::Package {
-        if self.is_ik() { &fetch::IK } else { &fetch::HOST }
+        match self {
+            Self::Ik | Self::IkOurs => &fetch::IK,
+            Self::Later => &fetch::LATER,
+            Self::Llama | Self::CppAmx | Self::Static | Self::Dl => &fetch::HOST,
+        }
     }
 
     fn targets(self) -> &'static [&'static str] {
         match self {
             Self::Llama => &["llama-completion", "llama-perplexity", "llama-quantize", "llama-bench"],
             Self::CppAmx => &["ggml-cpu"],
-            Self::Static | Self::Dl => &["ggml"],
+            Self::Static | Self::Dl | Self::Later => &["ggml"],
             Self::Ik | Self::IkOurs => &["llama-cli", "llama-perplexity", "llama-quantize", "llama-bench"],
         }
     }
@@ -120,6 +127,10 @@ impl Kind {
         }
         if self == Self::CppAmx {
             flags.push("-DGGML_OPENMP=OFF".into());
+        }
+        if self == Self::Later {
+            // The package has none of these.
+            flags.extend(["TOOLS", "COMMON", "APP"].map(|what| format!("-DLLAMA_BUILD_{what}=OFF")));
         }
         if self.is_ours() {
             flags.push(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module().display()));
@@ -155,7 +166,7 @@ impl Host {
         vec![match self.kind {
             Kind::Static => self.build.join("ggml/src"),
             Kind::CppAmx => self.build.join("only-ggml-cpu"),
-            Kind::Llama | Kind::Dl => self.bin_dir(),
+            Kind::Llama | Kind::Dl | Kind::Later => self.bin_dir(),
             Kind::Ik | Kind::IkOurs => self.build.join("ggml/src"),
         }]
     }
@@ -169,7 +180,7 @@ impl Host {
     pub fn cpu_library(&self) -> PathBuf {
         match self.kind {
             Kind::Static => self.lib_dirs()[0].join("libggml-cpu.a"),
-            Kind::Llama | Kind::CppAmx | Kind::Dl => self.bin_dir().join("libggml-cpu.so"),
+            Kind::Llama | Kind::CppAmx | Kind::Dl | Kind::Later => self.bin_dir().join("libggml-cpu.so"),
             Kind::Ik | Kind::IkOurs => self.lib_dirs()[0].join("libggml.so"),
         }
     }
@@ -194,7 +205,9 @@ impl Host {
                 &["-lggml", "-lggml-cpu", "-lggml-base", "-fopenmp", "-lpthread", "-ldl", "-lm", "-lutil", "-lrt"]
             }
             Kind::Dl => &["-lggml", "-lggml-base", "-lpthread", "-ldl", "-lm"],
-            Kind::Llama | Kind::CppAmx => &["-lggml", "-lggml-cpu", "-lggml-base", "-lpthread", "-ldl", "-lm"],
+            Kind::Llama | Kind::CppAmx | Kind::Later => {
+                &["-lggml", "-lggml-cpu", "-lggml-base", "-lpthread", "-ldl", "-lm"]
+            }
             Kind::Ik | Kind::IkOurs => &["-lggml", "-lpthread", "-lm"],
         };
         args.extend(tail.iter().map(|s| (*s).to_string()));
@@ -245,9 +258,13 @@ fn ensure_with(kind: Kind, compiler: Compiler, alike: Option<&Path>) -> Result<H
     let start = Instant::now();
     let cache = Cache::open()?;
     let tools = fetch::tools(&cache)?;
-    let source = if kind.is_ik() { fetch::ik_source(&cache)? } else { fetch::source(&cache)? };
+    let source = match kind {
+        Kind::Ik | Kind::IkOurs => fetch::ik_source(&cache)?,
+        Kind::Later => fetch::later_source(&cache)?,
+        Kind::Llama | Kind::CppAmx | Kind::Static | Kind::Dl => fetch::source(&cache)?,
+    };
     let library = match kind {
-        Kind::Static | Kind::Dl | Kind::IkOurs => our_archive()?,
+        Kind::Static | Kind::Dl | Kind::Later | Kind::IkOurs => our_archive()?,
         Kind::Llama | Kind::CppAmx | Kind::Ik => PathBuf::new(),
     };
     let flags = kind.flags(&compiler, &library);

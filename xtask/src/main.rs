@@ -61,6 +61,7 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   cpp-amx  libggml-cpu with the host's own C++ AMX backend, built by clang: the baseline
   static   static libraries, no AMX compiler flags, this library linked in
   dl       DL backends, no AMX compiler flags, this library linked in
+  later    a later version (ggml 0.26): shared libraries, this library in the place of its AMX code
   ik       ik_llama.cpp as it is, to compare with
   ik-amx   the same with this library linked in
 
@@ -185,7 +186,7 @@ fn demo_options(args: &[String]) -> Result<(bool, bool)> {
 }
 
 fn kinds(args: &[String]) -> Result<Vec<Kind>> {
-    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::CppAmx, Kind::Ik, Kind::IkOurs];
+    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::Later, Kind::CppAmx, Kind::Ik, Kind::IkOurs];
     let named = |a: &String| all.into_iter().find(|k| k.name() == a).ok_or(format!("no host `{a}`"));
     if args.is_empty() { Ok(all.into()) } else { args.iter().map(named).collect() }
 }

@@ -81,6 +81,11 @@ const MUTANTS: &[Mutant] = &[
         "matmul::tests::bound::errors_of_single_channels_are_not_averaged_away",
     ),
     mutant(
+        "neighbours-independent",
+        "channels of a block are taken to have nothing in common",
+        "matmul::tests::bound::what_neighbouring_channels_have_in_common_may_cancel",
+    ),
+    mutant(
         "rows-unchecked",
         "no row is looked at but those of the sample",
         "matmul::tests::bound::sinks_keep_the_bound_wherever_they_stand",

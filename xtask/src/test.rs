@@ -109,7 +109,9 @@ const STEPS: [Step; 15] = [
     Step {
         name: "hosts",
         when: When::WithHosts,
-        run: |_| [Kind::Llama, Kind::Static, Kind::Dl].into_iter().try_for_each(|k| host::ensure(k).map(|_| ())),
+        run: |_| {
+            [Kind::Llama, Kind::Static, Kind::Dl, Kind::Later].into_iter().try_for_each(|k| host::ensure(k).map(|_| ()))
+        },
     },
     Step { name: "demo", when: When::WithHosts, run: |_| demo::run(true) },
     Step { name: "verify", when: When::WithHosts, run: |o| verify_step(o, &verify::Options::default()) },

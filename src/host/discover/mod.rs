@@ -14,6 +14,7 @@ use super::layout::HostLayout;
 use super::symbols::Symbols;
 use super::tensor::RawTensor;
 use super::{HostTypes, Ops};
+use crate::debug;
 pub(super) use tensors::Trial;
 pub(super) use types::{readable, types};
 
@@ -48,6 +49,7 @@ pub fn discover<T>(
             let (buffer, buffer_type, [data, holder]) = members::find(symbols, &trial)?;
             let (tensor, ops) = trial.layout(data, holder)?;
             let layout = HostLayout { tensor, buffer, buffer_type };
+            debug!("the host's layout: {layout:?}");
             let more = more(&layout, context)?;
             Ok((Found { layout, ops, types }, more))
         })

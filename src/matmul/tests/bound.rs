@@ -412,6 +412,30 @@ fn errors_of_single_channels_are_not_averaged_away() {
     Matrix::packed(&shape, &packed).judge(WeightType::Q4_0.info().own_error, &x, &out).unwrap();
 }
 
+/// Given weights that are much alike in every block, by a minimum of its own, and rows in which that cancels, then every row
+/// keeps its bound: what is left of the result is small.
+#[test]
+fn what_neighbouring_channels_have_in_common_may_cancel() {
+    if !has_amx() {
+        return;
+    }
+    let (k, n, m) = (4096, 2 * OUTPUTS, 64);
+    let mut random = Random(6);
+    let mut plain = Vec::new();
+    for _ in 0..n * k / 32 {
+        for value in [0.05, gauss(&mut random)] {
+            plain.extend_from_slice(&half::f16::from_f32(value).to_le_bytes());
+        }
+        plain.extend((0..16).map(|_| random.next() as u8));
+    }
+    let (shape, packed) = pack(WeightType::Q4_1, k, n, 1, &plain);
+    let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+    let x: Vec<f32> = (0..m * k).map(|i| sign(i) + 0.02 * gauss(&mut random)).collect();
+    let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, m);
+    let out = gemm(&op, false, n * m);
+    Matrix::packed(&shape, &packed).judge(WeightType::Q4_1.info().own_error, &x, &out).unwrap();
+}
+
 /// Given a row with massive activations among ordinary ones, then it keeps its bound wherever it stands.
 #[test]
 fn sinks_keep_the_bound_wherever_they_stand() {
