@@ -105,8 +105,8 @@ pub fn run(options: &Options) -> Result<()> {
             ("exact", &model, Way::Ours(Settings { exact: true, ..ours })),
         ];
         for (what, model, way) in ways {
-            println!("  {name}: {what}");
             let same = measure(&host, &program, model, &text, options, way)?;
+            println!("  {name}, {what}: {} of {} answers are the same", same.whole, same.of);
             let [share, low, high] = same.share().map(|v| format!("{v:.1}"));
             let first = format!("{:.1}", 100.0 * same.first as f64 / same.of as f64);
             rows.push(vec![
