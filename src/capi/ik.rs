@@ -1,14 +1,13 @@
 //! The functions that stand in front of ik_llama.cpp's, under the names that `ld --wrap` gives them; a preloaded library
 //! has them under the plain names too. Not declared in the header: nobody calls them by name.
 //!
-//! `__real_X` is what the linker calls the host's own; without it, it is the next `X` after this library.
-
-use std::ffi::CString;
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! The host's own function is found by who calls ([`behind`]). Kernels are handed on by a jump, as they were called
+//! ([`super::jump`]); the others have few arguments, behind which lies where they were called from.
 
 use libc::{c_char, c_int, c_long, c_void};
 
-use super::jump::jumps_on;
+use super::behind::{self, Behind};
+use super::jump::{Answer, jumps_on};
 use crate::host::ik::abi::{IkPlan, RawBackend};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
 use crate::host::ik::place::TensorAlloc;
@@ -22,7 +21,14 @@ macro_rules! wrapped {
         weak_table!(ggml_amx_wrapped; $(concat!("__real_", $name),)*);
 
         const NAMES: &[&str] = &[$($name),*];
-        static FOUND: [AtomicUsize; NAMES.len()] = [const { AtomicUsize::new(0) }; NAMES.len()];
+
+        /// What the linker calls the host's functions; 0 where it was not asked to.
+        fn linked(index: usize) -> usize {
+            // SAFETY: the table has a word per name, filled by the linker; volatile, because it may be null.
+            unsafe { (&raw const ggml_amx_wrapped).cast::<usize>().add(index).read_volatile() }
+        }
+
+        static BEHIND: [Behind; NAMES.len()] = [const { Behind::new() }; NAMES.len()];
     };
 }
 
@@ -38,48 +44,36 @@ wrapped! {
     "ggml_backend_alloc_ctx_tensors_from_buft",
 }
 
-/// The host's own function number `index`. Ends the process if there is none: somebody called it, so it is there.
-fn real(index: usize) -> usize {
-    let known = FOUND[index].load(Ordering::Relaxed);
-    if known != 0 {
-        return known;
-    }
-    // SAFETY: the table has a word per name, filled by the linker; volatile, because it may be null.
-    let linked = unsafe { (&raw const ggml_amx_wrapped).cast::<usize>().add(index).read_volatile() };
-    let name = CString::new(NAMES[index]).expect("a name without NUL");
-    let address = match linked {
-        // SAFETY: a C string and a pseudo-handle.
-        0 => unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) as usize },
-        linked => linked,
-    };
-    if address == 0 {
-        eprintln!("ggml-amx: the host's {} was not found behind ours", NAMES[index]);
-        std::process::abort();
-    }
-    FOUND[index].store(address, Ordering::Relaxed);
-    address
-}
-
-/// The host's own function of this name, as one of this type.
+/// The host's own function of this name for a caller at this address, as one of this type; and whether that host is the one
+/// that is served.
 macro_rules! real {
-    ($name:literal, $ty:ty) => {{
+    ($name:literal, $caller:expr, $ty:ty) => {{
         const INDEX: usize = index_of($name);
-        // SAFETY: the host's function of this name has this type.
-        unsafe { std::mem::transmute::<usize, $ty>(real(INDEX)) }
+        let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), $caller);
+        // The host's function of this name has this type.
+        (std::mem::transmute::<usize, $ty>(found.address), found.is_served)
     }};
 }
 
-/// A function that stands in front of the host's of this name and may call that one.
+/// Declares a function with up to three arguments, that calls `$inner` with them, and with where it was called from as the
+/// fourth.
 macro_rules! in_front_of {
-    ($name:literal: $wrap:ident($($arg:ident: $ty:ty),*) -> $ret:ty, |$real:ident| $body:expr) => {
+    ($name:literal: $wrap:ident, by $inner:path) => {
         #[doc = concat!("`", $name, "`.\n\n# Safety\nAs for the host's function.")]
         #[unsafe(no_mangle)]
-        #[allow(clippy::too_many_arguments)] // the host's
-        pub unsafe extern "C" fn $wrap($($arg: $ty),*) -> $ret {
-            type Real = unsafe extern "C" fn($($ty),*) -> $ret;
-            let $real = real!($name, Real);
-            // SAFETY: passed on.
-            unsafe { $body }
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $wrap() {
+            std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym $inner)
+        }
+    };
+}
+
+/// Declares what a kernel's entry jumps to where we decline.
+macro_rules! real_kernel {
+    ($function:ident: $name:literal) => {
+        extern "C" fn $function(caller: usize) -> usize {
+            const INDEX: usize = index_of($name);
+            BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), caller).address
         }
     };
 }
@@ -101,52 +95,116 @@ const fn index_of(name: &str) -> usize {
     panic!("no such name")
 }
 
-in_front_of! {
-    "iqk_mul_mat_4d": __wrap_iqk_mul_mat_4d(
-        nx: c_long, ny: c_long, ne00: c_long, ne02: c_long, ne03: c_long, ne12: c_long, ne13: c_long, nb02: c_long,
-        nb03: c_long, nb12: c_long, nb13: c_long, nb2: c_long, nb3: c_long, type_a: c_int, a: *const c_void,
-        stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, stride_c: c_long,
-        ith: c_int, nth: c_int
-    ) -> bool, |real| {
-        let args = Mul4d {
-            nx, ny, ne00, ne02, ne03, ne12, ne13, nb02, nb03, nb12, nb13, nb2, nb3, type_a, a, stride_a, type_b, b,
-            stride_b, c, stride_c, ith, nth,
-        };
-        seam::mul_mat_4d(args, |x| real(
+jumps_on! {
+    /// `iqk_mul_mat_4d`.
+    ///
+    /// # Safety
+    /// As for the host's function.
+    #[unsafe(no_mangle)]
+    __wrap_iqk_mul_mat_4d: ask_mul_mat_4d, or real_mul_mat_4d, 23 - 6
+}
+
+real_kernel!(real_mul_mat_4d: "iqk_mul_mat_4d");
+
+/// # Safety
+/// As for the host's function.
+#[rustfmt::skip]
+unsafe extern "C" fn ask_mul_mat_4d(
+    nx: c_long, ny: c_long, ne00: c_long, ne02: c_long, ne03: c_long, ne12: c_long, ne13: c_long, nb02: c_long,
+    nb03: c_long, nb12: c_long, nb13: c_long, nb2: c_long, nb3: c_long, type_a: c_int, a: *const c_void,
+    stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, stride_c: c_long,
+    ith: c_int, nth: c_int,
+) -> Answer {
+    type Kernel = unsafe extern "C" fn(
+        c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_int,
+        *const c_void, c_long, c_int, *const c_void, c_long, *mut f32, c_long, c_int, c_int,
+    ) -> bool;
+    let args = Mul4d {
+        nx, ny, ne00, ne02, ne03, ne12, ne13, nb02, nb03, nb12, nb13, nb2, nb3, type_a, a, stride_a, type_b, b,
+        stride_b, c, stride_c, ith, nth,
+    };
+    // SAFETY: passed on; weights that are packed are those of the host that is served.
+    unsafe {
+        let done = seam::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", behind::SERVED, Kernel).0(
             x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3, x.type_a,
             x.a, x.stride_a, x.type_b, x.b, x.stride_b, x.c, x.stride_c, x.ith, x.nth,
-        ))
+        ));
+        done.into()
     }
 }
 
-in_front_of! {
-    "iqk_mul_mat_moe": __wrap_iqk_mul_mat_moe(
-        nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, type_a: c_int, a: *const c_void, stride_a: c_long,
-        type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
-        ith: c_int, nth: c_int
-    ) -> bool, |real| seam::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| real(
-        block.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b, c.wrapping_add(block.first), nb1,
-        nb2, rows, ith, nth,
-    ))
+jumps_on! {
+    /// `iqk_mul_mat_moe`.
+    ///
+    /// # Safety
+    /// As for the host's function.
+    #[unsafe(no_mangle)]
+    __wrap_iqk_mul_mat_moe: ask_mul_mat_moe, or real_mul_mat_moe, 15 - 6
 }
 
-in_front_of! {
-    "iqk_moe_fused_up_gate": __wrap_iqk_moe_fused_up_gate(
-        nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, unary: c_int, type_a: c_int, up: *const c_void,
-        gate: *const c_void, stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long,
-        up_bias: *const c_char, gate_bias: *const c_char, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
-        limit: f32, ith: c_int, nth: c_int
-    ) -> bool, |real| {
-        seam::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {
+real_kernel!(real_mul_mat_moe: "iqk_mul_mat_moe");
+
+/// # Safety
+/// As for the host's function.
+#[rustfmt::skip]
+unsafe extern "C" fn ask_mul_mat_moe(
+    nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, type_a: c_int, a: *const c_void, stride_a: c_long,
+    type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
+    ith: c_int, nth: c_int,
+) -> Answer {
+    type Kernel = unsafe extern "C" fn(
+        c_long, c_long, c_long, c_int, c_int, *const c_void, c_long, c_int, *const c_void, c_long, *mut f32, c_long,
+        c_long, *const c_void, c_int, c_int,
+    ) -> bool;
+    // SAFETY: as above.
+    unsafe {
+        let done = seam::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| {
+            real!("iqk_mul_mat_moe", behind::SERVED, Kernel).0(
+                block.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b,
+                c.wrapping_add(block.first), nb1, nb2, rows, ith, nth,
+            )
+        });
+        done.into()
+    }
+}
+
+jumps_on! {
+    /// `iqk_moe_fused_up_gate`.
+    ///
+    /// # Safety
+    /// As for the host's function.
+    #[unsafe(no_mangle)]
+    __wrap_iqk_moe_fused_up_gate: ask_fused_up_gate, or real_fused_up_gate, 20 - 6
+}
+
+real_kernel!(real_fused_up_gate: "iqk_moe_fused_up_gate");
+
+/// # Safety
+/// As for the host's function.
+#[rustfmt::skip]
+unsafe extern "C" fn ask_fused_up_gate(
+    nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, unary: c_int, type_a: c_int, up: *const c_void,
+    gate: *const c_void, stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long,
+    up_bias: *const c_char, gate_bias: *const c_char, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
+    limit: f32, ith: c_int, nth: c_int,
+) -> Answer {
+    type Kernel = unsafe extern "C" fn(
+        c_long, c_long, c_long, c_int, c_int, c_int, *const c_void, *const c_void, c_long, c_int, *const c_void, c_long,
+        *const c_char, *const c_char, *mut f32, c_long, c_long, *const c_void, f32, c_int, c_int,
+    ) -> bool;
+    // SAFETY: as above.
+    unsafe {
+        let done = seam::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {
             let of_block = |bias: *const c_char| match bias.is_null() {
                 true => bias,
                 false => bias.wrapping_add(block.first * size_of::<f32>()),
             };
-            real(
+            real!("iqk_moe_fused_up_gate", behind::SERVED, Kernel).0(
                 block.rows as c_long, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b,
                 of_block(up_bias), of_block(gate_bias), c.wrapping_add(block.first), nb1, nb2, rows, limit, ith, nth,
             )
-        })
+        });
+        done.into()
     }
 }
 
@@ -162,12 +220,9 @@ jumps_on! {
 /// Of 39 arguments that are no floats, all but the first six.
 const FLASH_ATTN_ON_STACK: usize = 39 - 6;
 
-extern "C" fn real_flash_attn() -> usize {
-    const INDEX: usize = index_of("iqk_flash_attn_noalibi");
-    real(INDEX)
-}
+real_kernel!(real_flash_attn: "iqk_flash_attn_noalibi");
 
-/// Whether the call was one of ours, and is done.
+/// Whether the call was one of ours.
 ///
 /// # Safety
 /// As for the host's function.
@@ -180,7 +235,7 @@ unsafe extern "C" fn ask_flash_attn(
     k: *const c_void, v: *const c_void, mask: *const c_void, sinks: *const c_void, scale: f32, softcap: f32,
     qkv: *mut f32, _work: *mut c_void, _barrier: *const c_void, _barrier_data: *mut c_void, ith: c_int, nth: c_int,
     _n_swa: c_int,
-) -> bool {
+) -> Answer {
     let args = FlashAttn {
         types: [type_q, type_mask, type_k, type_v], max_bias, scale, softcap,
         q: Rows { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
@@ -189,38 +244,80 @@ unsafe extern "C" fn ask_flash_attn(
         mask, stride_m, sinks, result: qkv, nb1, heads: ne1, tokens: ne2, ith, nth,
     };
     // SAFETY: passed on.
-    unsafe { attention::flash_attn(&args) }
+    unsafe { if attention::flash_attn(&args) { Answer::Done } else { Answer::Declined } }
 }
 
-in_front_of! {
-    "ggml_graph_compute": __wrap_ggml_graph_compute(graph: *mut c_void, plan: *const IkPlan) -> c_int,
-    |real| seam::graph_compute(graph, plan, || real(graph, plan))
+in_front_of!("ggml_graph_compute": __wrap_ggml_graph_compute, by graph_compute);
+
+unsafe extern "C" fn graph_compute(graph: *mut c_void, plan: *const IkPlan, _: usize, caller: usize) -> c_int {
+    type Real = unsafe extern "C" fn(*mut c_void, *const IkPlan) -> c_int;
+    // SAFETY: the type is that of the name.
+    let (real, is_served) = unsafe { real!("ggml_graph_compute", caller, Real) };
+    // SAFETY: passed on.
+    unsafe { if is_served { seam::graph_compute(graph, plan, || real(graph, plan)) } else { real(graph, plan) } }
 }
 
-in_front_of! {
-    "ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init() -> *mut RawBackend, |real| {
+in_front_of!("ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init, by backend_cpu_init);
+
+unsafe extern "C" fn backend_cpu_init(_: usize, _: usize, _: usize, caller: usize) -> *mut RawBackend {
+    type Real = unsafe extern "C" fn() -> *mut RawBackend;
+    // SAFETY: the type is that of the name.
+    let (real, is_served) = unsafe { real!("ggml_backend_cpu_init", caller, Real) };
+    // SAFETY: passed on.
+    unsafe {
         let backend = real();
-        seam::widen_cpu_backend(backend);
+        if is_served {
+            seam::widen_cpu_backend(backend);
+        }
         backend
     }
 }
 
-in_front_of! {
-    "ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count() -> usize, |real| seam::register(|| real())
+in_front_of!("ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count, by reg_get_count);
+
+unsafe extern "C" fn reg_get_count(_: usize, _: usize, _: usize, caller: usize) -> usize {
+    type Real = unsafe extern "C" fn() -> usize;
+    // SAFETY: the type is that of the name.
+    let (real, is_served) = unsafe { real!("ggml_backend_reg_get_count", caller, Real) };
+    // SAFETY: passed on.
+    unsafe { if is_served { seam::register(|| real()) } else { real() } }
 }
 
-fn real_tensor_alloc() -> TensorAlloc {
-    real!("ggml_backend_tensor_alloc", TensorAlloc)
+in_front_of!("ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc, by tensor_alloc);
+
+unsafe extern "C" fn tensor_alloc(
+    buffer: *mut RawBuffer,
+    tensor: *mut RawTensor,
+    address: *mut c_void,
+    caller: usize,
+) -> i32 {
+    // SAFETY: the type is that of the name.
+    let (real, is_served) = unsafe { real!("ggml_backend_tensor_alloc", caller, TensorAlloc) };
+    // SAFETY: passed on.
+    unsafe { if is_served { seam::tensor_alloc(buffer, tensor, address, real) } else { real(buffer, tensor, address) } }
 }
 
 in_front_of! {
-    "ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc(
-        buffer: *mut RawBuffer, tensor: *mut RawTensor, address: *mut c_void
-    ) -> i32, |real| seam::tensor_alloc(buffer, tensor, address, real)
+    "ggml_backend_alloc_ctx_tensors_from_buft": __wrap_ggml_backend_alloc_ctx_tensors_from_buft, by alloc_ctx_tensors
 }
 
-in_front_of! {
-    "ggml_backend_alloc_ctx_tensors_from_buft": __wrap_ggml_backend_alloc_ctx_tensors_from_buft(
-        context: *mut c_void, buft: *mut RawBufferType
-    ) -> *mut RawBuffer, |real| seam::alloc_ctx_tensors(context, buft, real_tensor_alloc(), || real(context, buft))
+unsafe extern "C" fn alloc_ctx_tensors(
+    context: *mut c_void,
+    buft: *mut RawBufferType,
+    _: usize,
+    caller: usize,
+) -> *mut RawBuffer {
+    type Real = unsafe extern "C" fn(*mut c_void, *mut RawBufferType) -> *mut RawBuffer;
+    // SAFETY: the type is that of the name.
+    let (real, is_served) = unsafe { real!("ggml_backend_alloc_ctx_tensors_from_buft", caller, Real) };
+    // SAFETY: as above.
+    let (alloc, _) = unsafe { real!("ggml_backend_tensor_alloc", caller, TensorAlloc) };
+    // SAFETY: passed on.
+    unsafe {
+        if is_served {
+            seam::alloc_ctx_tensors(context, buft, alloc, || real(context, buft))
+        } else {
+            real(context, buft)
+        }
+    }
 }

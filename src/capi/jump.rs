@@ -6,8 +6,30 @@
 /// of a variadic call), `r10` (static chain), and `xmm0` to `xmm7`.
 pub(super) const SAVED: usize = 8 * 8 + 8 * 16;
 
-/// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns whether it has done everything) with a
-/// copy of the `$words` words of stack that it knows, and jumps to what `$real` (`extern "C"`, no arguments) returns.
+/// What is answered to a question of [`jumps_on`].
+#[repr(u8)]
+pub(super) enum Answer {
+    /// The host shall do it.
+    Declined = 0,
+    /// Everything is done, and the caller gets `true`.
+    Done = 1,
+    /// The caller gets `false`.
+    Failed = 2,
+}
+
+impl From<Option<bool>> for Answer {
+    fn from(done: Option<bool>) -> Self {
+        match done {
+            None => Self::Declined,
+            Some(true) => Self::Done,
+            Some(false) => Self::Failed,
+        }
+    }
+}
+
+/// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns an [`Answer`]) with a copy of the `$words`
+/// words of stack that it knows, and, where that declines, jumps to what `$real` (`extern "C"`) returns for the address
+/// of the call.
 macro_rules! jumps_on {
     ($(#[$attribute:meta])* $name:ident: $ask:path, or $real:path, $words:expr) => {
         $(#[$attribute])*
@@ -48,6 +70,7 @@ macro_rules! jumps_on {
                 "call {ask}",
                 "test al, al",
                 "jne 2f",
+                "mov rdi, [rbp + 8]",
                 "call {real}",
                 "mov r11, rax",
                 "mov rdi, [rbp - 8]",
@@ -72,7 +95,9 @@ macro_rules! jumps_on {
                 "jmp r11",
                 "2:",
                 ".cfi_restore_state",
-                "mov eax, 1",
+                "cmp al, 1",
+                "sete al",
+                "movzx eax, al",
                 "leave",
                 ".cfi_def_cfa rsp, 8",
                 "ret",
@@ -90,7 +115,9 @@ pub(super) use jumps_on;
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Answer;
 
     /// Six integers in registers, nine floats of which one is on the stack, and more integers.
     type Known = unsafe extern "C" fn(
@@ -112,7 +139,7 @@ mod tests {
         i64,
         i32,
         *const u8,
-    ) -> bool;
+    ) -> Answer;
     /// The same with two more at the end, and another result.
     type Later = unsafe extern "C" fn(
         i32,
@@ -138,7 +165,7 @@ mod tests {
     ) -> i64;
 
     static SEEN: Mutex<Vec<f64>> = Mutex::new(Vec::new());
-    static TAKE: AtomicBool = AtomicBool::new(false);
+    static TAKE: AtomicU8 = AtomicU8::new(0);
 
     macro_rules! note { ($($x:expr),*) => { SEEN.lock().unwrap().extend([$($x as f64),*]) } }
 
@@ -146,9 +173,13 @@ mod tests {
     unsafe extern "C" fn ask(
         a: i32, b: f32, c: i64, d: f32, e: i32, f: f32, g: i64, h: f32, i: i32, j: f32, k: i64, l: f32, m: f32, n: f32,
         o: f32, p: i64, q: i32, r: *const u8,
-    ) -> bool {
+    ) -> Answer {
         note!(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r as usize);
-        TAKE.load(Ordering::Relaxed)
+        match TAKE.load(Ordering::Relaxed) {
+            0 => Answer::Declined,
+            1 => Answer::Done,
+            _ => Answer::Failed,
+        }
     }
 
     #[rustfmt::skip]
@@ -160,7 +191,7 @@ mod tests {
         0x1234_5678_9abc
     }
 
-    extern "C" fn real() -> usize {
+    extern "C" fn real(_: usize) -> usize {
         later as *const () as usize
     }
 
@@ -202,9 +233,10 @@ mod tests {
             (result, SEEN.lock().unwrap().clone())
         };
         assert_eq!(call(), (0x1234_5678_9abc, [known.clone(), all].concat()));
-        TAKE.store(true, Ordering::Relaxed);
-        let (result, seen) = call();
-        assert_eq!((result & 0xff, seen), (1, known));
+        for (answer, wanted) in [(1, 1), (2, 0)] {
+            TAKE.store(answer, Ordering::Relaxed);
+            assert_eq!(call(), (wanted, known.clone()));
+        }
         let _: Known = ask;
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod backend;
+mod behind;
 pub mod ik;
 mod jump;
 pub mod standalone;

@@ -7,6 +7,7 @@
 //! Weak, so that a process without ggml (a C test, a child process of a preloaded host) starts.
 
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_char, c_void};
 
@@ -128,11 +129,29 @@ host_symbols! {
         unsafe extern "C" fn(*const RawTensor, *mut c_void, usize, usize, usize, usize, usize);
 }
 
+/// A handle whose scope has the host, if that is not the global one.
+static SCOPE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Says in which scope the host is that is served; null: the global one.
+pub(crate) fn set_scope(handle: *mut c_void) {
+    SCOPE.store(handle, Ordering::Release);
+}
+
+/// See [`set_scope`].
+pub(crate) fn scope() -> *mut c_void {
+    SCOPE.load(Ordering::Acquire)
+}
+
 /// What the linker found, or what the process has by now.
 pub(super) fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
-    // SAFETY: a C string and a pseudo-handle.
-    let found = || unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).cast_const() };
-    let address = if linked != 0 { linked as *const c_void } else { found() };
+    // SAFETY: a C string, and a handle that is never closed.
+    let found = |scope| unsafe { libc::dlsym(scope, name.as_ptr()).cast_const() };
+    let scope = scope();
+    if linked != 0 {
+        return Some(linked as *const c_void);
+    }
+    let own = if scope.is_null() { std::ptr::null() } else { found(scope) };
+    let address = if own.is_null() { found(libc::RTLD_DEFAULT) } else { own };
     (!address.is_null()).then_some(address)
 }
 

@@ -105,27 +105,27 @@ pub(super) fn together(
     }
 }
 
-/// In place of `iqk_mul_mat_4d`. `real` is the host's.
+/// In front of `iqk_mul_mat_4d`: what it returns, or `None` if the host shall do it. `real` is the host's.
 ///
 /// # Safety
 /// As for the host's function.
-pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> bool {
+pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> Option<bool> {
     handshake::note(Step::MulMat);
     // Products of the same activations come one after the other, with activations that were quantised for the first.
     let follows = args.type_b != TYPE_F32;
     let (kernel, fits) = (Kernel::MulMat, |n: &Node| n.rows == args.ny as usize);
     // SAFETY: promised by the caller.
     if let Some(done) = unsafe { compute(kernel, args.c, args.a, (args.ith, args.nth), follows, fits) } {
-        return done;
+        return Some(done);
     }
     let mut weights = HostWeights::new(args.a, args.stride_a);
     if !weights.are_packed() {
-        return real(args);
+        return None;
     }
     // One matrix at a time, with the batches that share it.
     let (share2, share3) = (args.ne12 / args.ne02, args.ne13 / args.ne03);
     let matrices = (args.ne02 * args.ne03) as usize;
-    in_blocks(args.nx as usize, args.stride_a, matrices, (args.ith, args.nth), |block, threads| {
+    let done = in_blocks(args.nx as usize, args.stride_a, matrices, (args.ith, args.nth), |block, threads| {
         let (i2, i3) = (block.matrix as c_long % args.ne02, block.matrix as c_long / args.ne02);
         let skip = i2 * args.nb02 + i3 * args.nb03;
         real(Mul4d {
@@ -144,7 +144,8 @@ pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> bool {
             nth: threads.1,
             ..args
         })
-    })
+    });
+    Some(done)
 }
 
 /// Bytes of weights that are unpacked at a time for products that only the host can compute.
@@ -219,8 +220,8 @@ impl HostWeights {
     }
 }
 
-/// In place of `iqk_mul_mat_moe` for the weights of one expert, `nx` rows of `stride` bytes each; `real` gets those of a
-/// block.
+/// In front of `iqk_mul_mat_moe` for the weights of one expert, `nx` rows of `stride` bytes each: as [`mul_mat_4d`]; `real`
+/// gets those of a block.
 ///
 /// # Safety
 /// As for the host's function.
@@ -230,20 +231,19 @@ pub unsafe fn mul_mat_moe(
     c: *mut f32,
     threads: Threads,
     real: impl Fn(*const c_void, Block, Threads) -> bool,
-) -> bool {
+) -> Option<bool> {
     handshake::note(Step::Experts);
     // SAFETY: promised by the caller.
     if let Some(done) = unsafe { compute(Kernel::Experts, c, a, threads, false, |_| true) } {
-        return done;
+        return Some(done);
     }
     let mut weights = HostWeights::new(a, stride);
-    if !weights.are_packed() {
-        return real(a, Block { matrix: 0, first: 0, rows: nx as usize }, threads);
-    }
-    in_blocks(nx as usize, stride, 1, threads, |block, threads| real(weights.rows(0, block), block, threads))
+    weights.are_packed().then(|| {
+        in_blocks(nx as usize, stride, 1, threads, |block, threads| real(weights.rows(0, block), block, threads))
+    })
 }
 
-/// In place of `iqk_moe_fused_up_gate` for the weights of one expert, or of a dense product.
+/// In front of `iqk_moe_fused_up_gate`, as [`mul_mat_moe`], for the weights of one expert, or of a dense product.
 ///
 /// # Safety
 /// As for the host's function.
@@ -253,18 +253,17 @@ pub unsafe fn fused_up_gate(
     c: *mut f32,
     threads: Threads,
     real: impl Fn([*const c_void; 2], Block, Threads) -> bool,
-) -> bool {
+) -> Option<bool> {
     handshake::note(Step::Gated);
     // SAFETY: promised by the caller.
     if let Some(done) = unsafe { compute(Kernel::Gated, c, up, threads, false, |_| true) } {
-        return done;
+        return Some(done);
     }
     let mut weights = [up, gate].map(|address| HostWeights::new(address, stride));
-    if !weights.iter().any(HostWeights::are_packed) {
-        return real([up, gate], Block { matrix: 0, first: 0, rows: nx as usize }, threads);
-    }
-    in_blocks(nx as usize, stride, 1, threads, |block, threads| {
-        real(weights.each_mut().map(|w| w.rows(0, block)), block, threads)
+    weights.iter().any(HostWeights::are_packed).then(|| {
+        in_blocks(nx as usize, stride, 1, threads, |block, threads| {
+            real(weights.each_mut().map(|w| w.rows(0, block)), block, threads)
+        })
     })
 }
 
@@ -524,7 +523,7 @@ mod tests {
                     true
                 };
                 // SAFETY: the kernel is the one above.
-                assert!(unsafe { mul_mat_4d(args, real) });
+                assert_eq!(unsafe { mul_mat_4d(args, real) }, Some(true));
                 let rows = *unpacked.borrow();
                 most.replace_with(|most| rows.max(*most));
             }
