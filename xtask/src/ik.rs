@@ -161,6 +161,74 @@ pub fn out_of_reach() -> Result<()> {
     Ok(())
 }
 
+/// Makes a CPU backend, in either host.
+const LOCAL: &str = "\
+import ctypes, sys
+lib = ctypes.CDLL(sys.argv[1])
+if hasattr(lib, 'ggml_backend_reg_init_backend_from_str'):
+    make = lib.ggml_backend_reg_init_backend_from_str
+    make.restype, make.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    print('ik', make(b'CPU') is not None, lib.ggml_backend_reg_get_count() >= 1)
+else:
+    make = lib.ggml_backend_init_by_type
+    make.restype, make.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    print('llama', make(0, None) is not None)
+";
+
+/// Processes that the preloaded library must not harm: hosts that Python loads in a scope of their own, and programs that are
+/// no hosts at all. They must print the same as without it, but for what this library itself says in ik_llama.cpp.
+pub fn harmless() -> Result<()> {
+    let plan = Plan::new();
+    let library = preload::ensure()?;
+    let [llama, ik] = [Kind::Later, Kind::Ik].map(host::ensure);
+    let (llama, ik) = (llama?, ik?);
+    let [llama, ik] = [llama.lib_dirs()[0].join("libggml.so"), ik.lib_dirs()[0].join("libggml.so")];
+    let python = |library: &Path| {
+        let mut command = Command::new("python3");
+        command.args(["-c", LOCAL]).arg(library);
+        command
+    };
+    let program = |name: &str, args: &[&str]| {
+        let mut command = Command::new(name);
+        command.args(args);
+        command
+    };
+    type Make<'a> = Box<dyn Fn() -> Command + 'a>;
+    let processes: [(&str, Make<'_>); 5] = [
+        ("llama.cpp, loaded by Python", Box::new(|| python(&llama))),
+        ("ik_llama.cpp, loaded by Python", Box::new(|| python(&ik))),
+        ("Python", Box::new(|| program("python3", &["-c", "print(1)"]))),
+        ("a shell", Box::new(|| program("sh", &["-c", "echo $((6 * 7))"]))),
+        ("a compiler", Box::new(|| program("gcc", &["-xc", "-E", "/dev/null"]))),
+    ];
+    for (what, make) in &processes {
+        for mode in ["auto", "off"] {
+            let run = |preload: bool| {
+                let mut command = make();
+                program::clean(&mut command);
+                command.env("GGML_AMX_MODE", mode);
+                if let Some(isa) = plan.settings().isa {
+                    command.env("GGML_AMX_ISA", isa);
+                }
+                if preload {
+                    command.env("LD_PRELOAD", &library);
+                }
+                let output = command.output().map_err(|e| format!("{what} could not be started: {e}"))?;
+                let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+                let ours = |line: &&str| !(what.starts_with("ik") && line.starts_with("ggml-amx: "));
+                let errors = errors.lines().filter(ours).collect::<Vec<_>>().join("\n");
+                Ok::<_, String>((output.status, output.stdout, errors))
+            };
+            let (without, with) = (run(false)?, run(true)?);
+            if !without.0.success() || without != with {
+                return Err(format!("{what}, GGML_AMX_MODE={mode}: {without:?} without the preload, with it {with:?}"));
+            }
+        }
+    }
+    println!("  preloaded into {}: nobody noticed", processes.map(|(what, _)| what).join(", "));
+    Ok(())
+}
+
 /// Object files below a directory.
 fn objects(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();

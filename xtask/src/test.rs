@@ -296,6 +296,7 @@ fn ik_step(options: &Options) -> Result<()> {
     ik::demo(true)?;
     ik::linked_statically()?;
     ik::out_of_reach()?;
+    ik::harmless()?;
     let few = |types: &[&str], upcycled| verify::Options {
         types: types.iter().map(ToString::to_string).collect(),
         upcycled,
