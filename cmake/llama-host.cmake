@@ -3,18 +3,20 @@
 #
 #   cmake -S llama.cpp -B build -DCMAKE_PROJECT_TOP_LEVEL_INCLUDES=/path/to/llama-host.cmake
 #
-# or include(/path/to/llama-host.cmake) in a project that adds one of them as a subdirectory.
+# (CMake 3.20 to 3.23 ignore that option: use -DCMAKE_PROJECT_INCLUDE=, which does the same here), or include(/path/to/llama-host.cmake) in a project that adds one of them as a subdirectory.
 # Nothing happens before the end of the top-level CMakeLists.txt, when all targets are known.
 
 include_guard(GLOBAL)
 cmake_policy(PUSH)
-cmake_policy(VERSION 3.24...3.31)
+cmake_policy(VERSION 3.20...3.31)
 
 include("${CMAKE_CURRENT_LIST_DIR}/object.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/ik-host.cmake")
 
 set(GGML_AMX_LIBRARY "" CACHE FILEPATH
     "Prebuilt libggml_amx.a or .so; empty: build it with cargo, or use the installed one")
+
+option(GGML_AMX_REQUIRED "End the configure if the tree is one that ggml-amx cannot be put into" OFF)
 
 # All targets built below the directory DIR: ggml may be any number of add_subdirectory() deep.
 function(ggml_amx_targets_below DIR OUT)
@@ -61,6 +63,20 @@ function(ggml_amx_locate LIBRARY HEADER DEPENDS)
     set(${DEPENDS} "${depends}" PARENT_SCOPE)
 endfunction()
 
+# Sets OUT to the sources that are not found in a ggml-cpu target, or to nothing.
+function(ggml_amx_missing_sources TARGET OUT)
+    get_target_property(sources ${TARGET} SOURCES)
+    set(missing "")
+    foreach(file IN ITEMS ggml-cpu amx/amx amx/mmq)
+        set(found "${sources}")
+        list(FILTER found INCLUDE REGEX "(^|/)ggml-cpu/${file}\\.cpp$")
+        if(NOT found)
+            list(APPEND missing "ggml-cpu/${file}.cpp")
+        endif()
+    endforeach()
+    set(${OUT} "${missing}" PARENT_SCOPE)
+endfunction()
+
 # Swaps the AMX code of one ggml-cpu target; LINK is an object file or an imported shared library.
 function(ggml_amx_swap TARGET LINK)
     get_target_property(sources ${TARGET} SOURCES)
@@ -70,10 +86,6 @@ function(ggml_amx_swap TARGET LINK)
     foreach(file IN ITEMS amx mmq)
         set(swapped "${sources}")
         list(FILTER swapped INCLUDE REGEX "(^|/)ggml-cpu/amx/${file}\\.cpp$")
-        if(NOT swapped OR NOT entry)
-            message(FATAL_ERROR "ggml-amx: do not know this version of ggml: target ${TARGET} has no "
-                                "source ggml-cpu/amx/${file}.cpp or ggml-cpu/ggml-cpu.cpp")
-        endif()
         list(REMOVE_ITEM sources ${swapped})
     endforeach()
     set_property(TARGET ${TARGET} PROPERTY SOURCES "${sources}")
@@ -121,6 +133,21 @@ function(ggml_amx_into_host)
                             "of ik_llama.cpp, and found none. Is this a llama.cpp, ik_llama.cpp or ggml tree, "
                             "with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF?")
     endif()
+
+    # All of them before the first is changed.
+    foreach(target IN LISTS cpu_targets)
+        ggml_amx_missing_sources(${target} missing)
+        if(missing)
+            list(JOIN missing ", " missing)
+            set(unknown "ggml-amx: do not know this version of ggml: target ${target} has no source ${missing}")
+            if(GGML_AMX_REQUIRED)
+                message(FATAL_ERROR "${unknown}")
+            endif()
+            message(WARNING "${unknown}. The tree is left as it is, with its own AMX code; "
+                            "-DGGML_AMX_REQUIRED=ON would end here")
+            return()
+        endif()
+    endforeach()
 
     ggml_amx_locate(library header depends)
     if(ik_targets)

@@ -31,6 +31,8 @@ pub fn run() -> Result<()> {
     cache::remove(&bench.dir)?;
     bench.built_libraries_stay_where_they_are_mapped_and_cargo_is_asked_for_the_right_target()?;
     bench.stale_locks_are_refused()?;
+    bench.trees_that_cannot_be_served_are_left_as_they_are()?;
+    bench.older_versions_of_cmake_have_a_way_in()?;
     bench.link_time_optimisation_is_found()
 }
 
@@ -148,6 +150,59 @@ impl Bench {
                 Ok(())
             }
         }
+    }
+
+    /// A llama.cpp without the sources that are swapped: a warning that says which, and the build goes on; an error for those
+    /// who ask for one.
+    fn trees_that_cannot_be_served_are_left_as_they_are(&self) -> Result<()> {
+        let (build, module) = (self.dir.join("llama-unknown"), util::repo().join("cmake/llama-host.cmake"));
+        let mut configure = self.configure("llama", &build, &module, &[RELEASE, "-DUNKNOWN=ON"]);
+        let said = util::capture(&mut configure, &cache::log("cmake-tests-unknown")?)?.stderr;
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in ["has no source ggml-cpu/amx/mmq.cpp", "left as it is", "GGML_AMX_REQUIRED"] {
+            if !said.contains(part) {
+                return Err(format!("an unknown tree: no `{part}` in {said}"));
+            }
+        }
+        let mut rules = self.build(&build);
+        rules.args(["--", "-t", "commands", "ggml-cpu"]);
+        let rules = util::capture(&mut rules, &cache::log("cmake-tests-unknown")?)?.stdout;
+        if !rules.contains("ggml-cpu/amx/amx.cpp") || rules.contains("ggml_amx") {
+            return Err("an unknown tree was changed".into());
+        }
+        let options = [RELEASE, "-DUNKNOWN=ON", "-DGGML_AMX_REQUIRED=ON"];
+        let mut required = self.configure("llama", &self.dir.join("llama-required"), &module, &options);
+        match util::capture(&mut required, &cache::log("cmake-tests-required")?) {
+            Err(why) if why.contains("mmq.cpp") => {}
+            Err(why) => return Err(format!("GGML_AMX_REQUIRED: {why}")),
+            Ok(_) => return Err("GGML_AMX_REQUIRED: an unknown tree was no error".into()),
+        }
+        println!("  a tree that is not known is left as it is, or ends the configure if asked to");
+        Ok(())
+    }
+
+    /// They do not know CMAKE_PROJECT_TOP_LEVEL_INCLUDES.
+    fn older_versions_of_cmake_have_a_way_in(&self) -> Result<()> {
+        let cmake = fetch::older_cmake(&self.tools, &self.dir)?;
+        let (build, module) = (self.dir.join("llama-older"), util::repo().join("cmake/llama-host.cmake"));
+        let library = self.dir.join("libggml_amx.so");
+        write(&library, "")?;
+        let mut configure = host::cmake(&cmake);
+        configure.arg("-S").arg(util::repo().join("cmake/tests/llama")).arg("-B").arg(&build);
+        configure
+            .args(["-GNinja", RELEASE])
+            .arg(format!("-DCMAKE_MAKE_PROGRAM={}", self.tools.join("ninja").display()));
+        configure.arg(format!("-DCMAKE_PROJECT_INCLUDE={}", module.display()));
+        configure.arg(format!("-DGGML_AMX_LIBRARY={}", library.display()));
+        let said = util::capture(&mut configure, &cache::log("cmake-tests-older")?)?.stdout;
+        if !said.contains("replaces the AMX code of ggml-cpu") {
+            return Err(format!("{} did nothing", cmake.display()));
+        }
+        println!(
+            "  {}: by CMAKE_PROJECT_INCLUDE",
+            util::first_line(Command::new(cmake.join("cmake")).arg("--version")).unwrap_or_default()
+        );
+        Ok(())
     }
 
     /// Calls inside one link-time unit never reach the linker's `--wrap`.

@@ -15,6 +15,9 @@ use crate::{
 const TOOLS: [&str; 5] =
     ["cmake==4.4.4", "ninja==1.13.2", "scikit_build_core==1.1.2", "packaging==26.3", "pathspec==1.1.1"];
 
+/// The oldest CMake that the modules are tested with: that of Ubuntu 22.04.
+const OLDER_CMAKE: &str = "cmake==3.22.6";
+
 /// Source of the host: llama.cpp with ggml 0.25.3, as shipped inside a Python package.
 pub const HOST: Package = Package {
     requirement: "llama-cpp-python==0.3.36",
@@ -124,6 +127,15 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
     util::capture(install.args(TOOLS), &cache::log("pip-install")?)?;
     io("write", &whole, fs::write(&whole, TOOLS.join("\n")))?;
     Ok(bin)
+}
+
+/// An older CMake, installed below `dir`; returns the directory of its programs.
+pub fn older_cmake(tools: &Path, dir: &Path) -> Result<PathBuf> {
+    let to = dir.join("older-cmake");
+    let mut install = pip(tools, "install");
+    install.args(["--no-deps", "--only-binary", ":all:", "--target"]).arg(&to).arg(OLDER_CMAKE);
+    util::capture(&mut install, &cache::log("pip-older-cmake")?)?;
+    Ok(to.join("cmake/data/bin"))
 }
 
 /// Root of the unpacked llama.cpp tree.
