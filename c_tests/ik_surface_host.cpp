@@ -65,8 +65,9 @@ void given_any_tensor_when_parts_are_written_and_read_then_the_bytes_are_those()
                 const size_t begin = at == s.whole ? 0 : at->view_offs, bytes = ggml_nbytes(at);
                 const size_t offset = rng_below(&r, bytes), size = rng_below(&r, std::min<size_t>(bytes - offset, i % 3 ? 200 : bytes) + 1);
                 std::vector<uint8_t> part(size);
-                if (i % 5 == 0 && size > 0) {
-                    const ggml_backend_buffer_t buffer = s.t.buffer.get();
+                const ggml_backend_buffer_t buffer = s.t.buffer.get();
+                // No function of this version calls the member; then nobody can find out which one it is.
+                if (i % 5 == 0 && size > 0 && buffer->iface.memset_tensor) {
                     buffer->iface.memset_tensor(buffer, at, uint8_t(i), offset, size);
                     std::fill(part.begin(), part.end(), uint8_t(i));
                 } else {

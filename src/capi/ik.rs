@@ -139,7 +139,7 @@ jumps_on! {
     /// # Safety
     /// As for the host's function.
     #[unsafe(no_mangle)]
-    __wrap_iqk_mul_mat_moe: ask_mul_mat_moe, or real_mul_mat_moe, 15 - 6
+    __wrap_iqk_mul_mat_moe: ask_mul_mat_moe, or real_mul_mat_moe, 16 - 6
 }
 
 real_kernel!(real_mul_mat_moe: "iqk_mul_mat_moe");
