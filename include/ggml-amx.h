@@ -384,9 +384,10 @@ int32_t ggml_amx_mul_mat(const struct ggml_amx_mul_mat_args *args);
 /**
  * The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
  *
- * The same pointer at every call. NULL when the library steps aside: no ggml in the process whose
- * layout it knows, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. The first
- * call decides, and logs one line that says which.
+ * The same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
+ * layout it can find out, another ggml of the same kind is served already, no AMX (unless `GGML_AMX_ISA` asks for less),
+ * or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of two hosts in a process, llama.cpp
+ * and ik_llama.cpp, the one that the calling object is linked with is served.
  */
 struct ggml_backend_buffer_type *ggml_backend_amx_buffer_type(void);
 
@@ -400,18 +401,21 @@ struct ggml_backend_buffer_type **ggml_backend_amx_get_extra_bufts(void);
  * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
  *
  * True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
- * that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; and for
- * operations whose sources in AMX buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
- * False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
+ * that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; for
+ * operations whose sources in AMX buffers are all stored plain; and in ik_llama.cpp for FUSED_UP_GATE and
+ * MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain. Pure: what is accepted while a model loads is
+ * computed at run time. A loader asks with the weights in an AMX buffer of no size; in ik_llama.cpp it gets a yes only for
+ * matrices that graphs do nothing else with, and only if this host was seen to ask `ggml_backend_amx_compute_forward` about
+ * every product. False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
  *
  * # Safety
- * `op` must be NULL or a valid node of the host's graph.
+ * `op` must be NULL or a valid node of the calling host's graph.
  */
 bool ggml_backend_amx_supports_op(struct ggml_backend_device *dev,
                                   const struct ggml_tensor *op);
 
 /**
- * Bytes of work buffer that MUL_MAT or MUL_MAT_ID `op` needs on `n_threads` threads, written to `size`.
+ * Bytes of work buffer that `op`, a product, needs on `n_threads` threads, written to `size`.
  *
  * False (and `size` untouched) if the operation is not computed here, for NULL arguments,
  * and when the library stepped aside.
@@ -424,7 +428,8 @@ bool ggml_backend_amx_work_size(int32_t n_threads, const struct ggml_tensor *op,
 /**
  * Computes this thread's part of `op` if it is a product that is computed here; every thread of the
  * operation must call it with its own `ith`. `params` needs a `wdata` of at least
- * `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in.
+ * `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the
+ * threads of a run, and no others, have in common: its `shared`).
  *
  * False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
  * stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an

@@ -1,8 +1,12 @@
 //! The drop-in surface for ggml hosts. Types of ggml's own are opaque here and in the header.
 
+use std::sync::OnceLock;
+
+use super::behind;
 use crate::diag::log;
 use crate::host::abi::GgmlComputeParams;
-use crate::host::{Host, Tensor, buffer_type, cxx, op};
+use crate::host::ik::{IkHost, surface};
+use crate::host::{Flavour, Host, Tensor, buffer_type, cxx, op};
 
 /// ggml's `struct ggml_backend_buffer_type` (ggml-backend-impl.h).
 pub struct GgmlBackendBufferType(());
@@ -16,28 +20,55 @@ pub struct OpaqueTensor(());
 /// ggml's `struct ggml_compute_params` (ggml-cpu-impl.h).
 pub struct OpaqueComputeParams(());
 
-/// The host and one of its nodes; `None` for NULL, and when the library stepped aside.
+/// The host that a caller belongs to, and one of its nodes.
+enum Served {
+    Llama(&'static Host, Tensor),
+    Ik(&'static IkHost, Tensor),
+}
+
+/// `None` for NULL, and when the library stepped aside.
 ///
 /// # Safety
-/// `op` must be NULL or a live node.
-unsafe fn served(op: *const OpaqueTensor) -> Option<(&'static Host, Tensor)> {
-    if buffer_type::get().is_null() {
-        return None;
-    }
-    let host = Host::get().ok()?;
+/// `op` must be NULL or a live node of the host that `caller` belongs to.
+unsafe fn served(caller: usize, op: *const OpaqueTensor) -> Option<Served> {
     // SAFETY: promised by the caller.
-    Some((host, unsafe { host.tensor(op.cast()) }?))
+    unsafe {
+        match behind::flavour(caller)? {
+            Flavour::Ik => surface::node(op.cast()).map(|(host, op)| Served::Ik(host, op)),
+            Flavour::Llama if buffer_type::get().is_null() => None,
+            Flavour::Llama => {
+                let host = Host::get().ok()?;
+                Some(Served::Llama(host, host.tensor(op.cast())?))
+            }
+        }
+    }
+}
+
+/// The buffer type for the host that `caller` belongs to; NULL when the library stepped aside.
+fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
+    match behind::flavour(caller) {
+        None => std::ptr::null_mut(),
+        Some(Flavour::Ik) => surface::buffer_type().unwrap_or(std::ptr::null_mut()).cast(),
+        Some(Flavour::Llama) => {
+            log::deliver();
+            buffer_type::get().cast()
+        }
+    }
 }
 
 /// The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
 ///
-/// The same pointer at every call. NULL when the library steps aside: no ggml in the process whose
-/// layout it knows, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. The first
-/// call decides, and logs one line that says which.
+/// The same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
+/// layout it can find out, another ggml of the same kind is served already, no AMX (unless `GGML_AMX_ISA` asks for less),
+/// or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of two hosts in a process, llama.cpp
+/// and ik_llama.cpp, the one that the calling object is linked with is served.
 #[unsafe(no_mangle)]
+#[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
-    log::deliver();
-    buffer_type::get().cast()
+    extern "C" fn inner(_: usize, _: usize, _: usize, caller: usize) -> *mut GgmlBackendBufferType {
+        buffer_type_for(caller)
+    }
+    std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
 /// `ggml_backend_amx_buffer_type()` as ggml-cpu.cpp calls it: a C++ function of the global namespace. That is inside
@@ -66,31 +97,45 @@ unsafe impl Sync for Array {}
 /// The extra buffer types of this library: a NULL-terminated array, owned by the library. It holds
 /// `ggml_backend_amx_buffer_type()`, or nothing but the NULL when that is NULL. Never NULL itself.
 #[unsafe(no_mangle)]
+#[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBufferType {
-    static ARRAY: std::sync::OnceLock<Array> = std::sync::OnceLock::new();
-    // Made before the array's initialiser runs: that logs.
-    let buft = ggml_backend_amx_buffer_type();
-    let array = ARRAY.get_or_init(|| Array([buft, std::ptr::null_mut()]));
-    array.0.as_ptr().cast_mut()
+    extern "C" fn inner(_: usize, _: usize, _: usize, caller: usize) -> *mut *mut GgmlBackendBufferType {
+        static ARRAYS: [OnceLock<Array>; 3] = [const { OnceLock::new() }; 3];
+        // Made before the array's initialiser runs: that logs.
+        let buft = buffer_type_for(caller);
+        let number = behind::flavour(caller).filter(|_| !buft.is_null()).map_or(2, |flavour| flavour as usize);
+        ARRAYS[number].get_or_init(|| Array([buft, std::ptr::null_mut()])).0.as_ptr().cast_mut()
+    }
+    std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
 /// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
 ///
 /// True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
-/// that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; and for
-/// operations whose sources in AMX buffers are all stored plain. Pure: what is accepted while a model loads is computed at run time.
-/// False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
+/// that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; for
+/// operations whose sources in AMX buffers are all stored plain; and in ik_llama.cpp for FUSED_UP_GATE and
+/// MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain. Pure: what is accepted while a model loads is
+/// computed at run time. A loader asks with the weights in an AMX buffer of no size; in ik_llama.cpp it gets a yes only for
+/// matrices that graphs do nothing else with, and only if this host was seen to ask `ggml_backend_amx_compute_forward` about
+/// every product. False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
 ///
 /// # Safety
-/// `op` must be NULL or a valid node of the host's graph.
+/// `op` must be NULL or a valid node of the calling host's graph.
 #[unsafe(no_mangle)]
+#[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevice, op: *const OpaqueTensor) -> bool {
-    let _ = dev;
-    // SAFETY: passed on.
-    unsafe { served(op) }.is_some_and(|(host, op)| op::supports(host, op))
+    unsafe extern "C" fn inner(_: usize, op: *const OpaqueTensor, _: usize, caller: usize) -> bool {
+        // SAFETY: passed on.
+        match unsafe { served(caller, op) } {
+            Some(Served::Llama(host, op)) => op::supports(host, op),
+            Some(Served::Ik(host, op)) => surface::supports(host, op),
+            None => false,
+        }
+    }
+    std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
-/// Bytes of work buffer that MUL_MAT or MUL_MAT_ID `op` needs on `n_threads` threads, written to `size`.
+/// Bytes of work buffer that `op`, a product, needs on `n_threads` threads, written to `size`.
 ///
 /// False (and `size` untouched) if the operation is not computed here, for NULL arguments,
 /// and when the library stepped aside.
@@ -98,19 +143,27 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
 /// # Safety
 /// `op` must be NULL or a valid node; `size` NULL or writable.
 #[unsafe(no_mangle)]
+#[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const OpaqueTensor, size: *mut usize) -> bool {
-    if size.is_null() {
-        return false;
+    unsafe extern "C" fn inner(n_threads: i32, op: *const OpaqueTensor, size: *mut usize, caller: usize) -> bool {
+        if size.is_null() {
+            return false;
+        }
+        // SAFETY: passed on.
+        let bytes = unsafe { served(caller, op) }.and_then(|served| match served {
+            Served::Llama(host, op) => cxx::work_size(host, n_threads, op),
+            Served::Ik(host, op) => surface::work_size(host, n_threads, op),
+        });
+        // SAFETY: not null, so writable.
+        bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
     }
-    // SAFETY: passed on.
-    let bytes = unsafe { served(op) }.and_then(|(host, op)| cxx::work_size(host, n_threads, op));
-    // SAFETY: not null, so writable.
-    bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
+    std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
 /// Computes this thread's part of `op` if it is a product that is computed here; every thread of the
 /// operation must call it with its own `ith`. `params` needs a `wdata` of at least
-/// `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in.
+/// `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the
+/// threads of a run, and no others, have in common: its `shared`).
 ///
 /// False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
 /// stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an
@@ -120,15 +173,25 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
 /// # Safety
 /// Both pointers must be NULL or the host's, as it passes them to its own kernels.
 #[unsafe(no_mangle)]
+#[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
     params: *mut OpaqueComputeParams,
     op: *mut OpaqueTensor,
 ) -> bool {
-    // SAFETY: structs of the host's; NULL is None.
-    unsafe {
-        match (params.cast::<GgmlComputeParams>().as_ref(), served(op)) {
-            (Some(params), Some((host, op))) => cxx::compute_forward(host, params, op),
-            _ => false,
+    unsafe extern "C" fn inner(
+        params: *mut OpaqueComputeParams,
+        op: *mut OpaqueTensor,
+        _: usize,
+        caller: usize,
+    ) -> bool {
+        // SAFETY: structs of the host's; NULL is None.
+        unsafe {
+            match (params.cast::<GgmlComputeParams>().as_ref(), served(caller, op)) {
+                (Some(params), Some(Served::Llama(host, op))) => cxx::compute_forward(host, params, op),
+                (Some(params), Some(Served::Ik(host, op))) => surface::compute_forward(host, params, op),
+                _ => false,
+            }
         }
     }
+    std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }

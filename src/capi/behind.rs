@@ -5,9 +5,10 @@
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use libc::{c_int, c_void};
+use libc::c_void;
 
-use crate::host::symbols::{scope, set_scope};
+use crate::host::Flavour;
+use crate::host::symbols::{files, handle_of, scope, set_scope, weak_table};
 
 /// Stands for a caller that belongs to the host that is served.
 pub const SERVED: usize = 0;
@@ -15,11 +16,22 @@ pub const SERVED: usize = 0;
 /// What only ik_llama.cpp has, in the same object as all the others.
 const KERNEL: &CStr = c"iqk_mul_mat_4d";
 
+/// The same among the functions that nothing of ours stands in front of.
+const ONLY_IK: &CStr = c"ggml_fused_up_gate";
+
 /// Calls of a name that are remembered, by where they come from.
 const CALLERS: usize = 16;
 
-/// First byte of the object that has the host that is served: the first ik_llama.cpp that came by. 0: none yet.
-static HOST: AtomicUsize = AtomicUsize::new(0);
+/// First bytes of the objects that have the hosts that are served: the first of each flavour that came by. 0: none yet.
+static HOSTS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// Whether the host of this flavour in the object that begins here is the one that is served.
+fn is_served(flavour: Flavour, object: usize) -> bool {
+    match HOSTS[flavour as usize].compare_exchange(0, object, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => true,
+        Err(host) => host == object,
+    }
+}
 
 /// What is known of one name.
 pub struct Behind {
@@ -75,13 +87,9 @@ impl Behind {
         let object = object_of(address);
         // Other programs have functions of these names too.
         let is_ik = next(KERNEL, address).is_some_and(|(kernel, _)| object_of(kernel) == object);
-        let is_served = is_ik
-            && match HOST.compare_exchange(0, object, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => true,
-                Err(host) => host == object,
-            };
+        let is_served = is_ik && is_served(Flavour::Ik, object);
         if is_served {
-            set_scope(scope);
+            set_scope(Flavour::Ik, scope);
             self.served.store(address, Ordering::Release);
         }
         for (known, place) in self.callers.iter().zip(&self.addresses) {
@@ -93,6 +101,65 @@ impl Behind {
         }
         Found { address, is_served }
     }
+}
+
+/// Calls of the surface that are remembered, by where they come from.
+static ASKED: [[AtomicUsize; 2]; 64] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; 64];
+
+/// The flavour of the host that the caller of a function of ours belongs to, where the function is not one that stands in
+/// front of a host's. `None` if that is a host beside another one of its flavour that is served already.
+pub fn flavour(caller: usize) -> Option<Flavour> {
+    const ANSWERS: [Option<Flavour>; 3] = [None, Some(Flavour::Llama), Some(Flavour::Ik)];
+    for [known, answer] in &ASKED {
+        match known.load(Ordering::Acquire) {
+            0 => break,
+            at if at == caller => return ANSWERS[answer.load(Ordering::Relaxed) - 1],
+            _ => {}
+        }
+    }
+    let answer = look_for(caller);
+    let number = ANSWERS.iter().position(|a| *a == answer).unwrap_or(0) + 1;
+    for [known, place] in &ASKED {
+        // Claimed for good by who writes the answer first; found by others once the caller is there.
+        if place.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            known.store(caller, Ordering::Release);
+            break;
+        }
+    }
+    answer
+}
+
+#[cold]
+fn look_for(caller: usize) -> Option<Flavour> {
+    let ours = object_of(nobody());
+    let flavour = |is_ik| if is_ik { Flavour::Ik } else { Flavour::Llama };
+    // Part of the host's own object, or of a program's: the linker has put both together.
+    let scope = if object_of(caller) == ours { None } else { file_of(caller).map(|file| handle_of(&file)) };
+    // SAFETY: a C string, and a handle that is never closed.
+    let by = |name: &CStr| unsafe { libc::dlsym(scope.unwrap_or(std::ptr::null_mut()), name.as_ptr()) as usize };
+    match scope {
+        Some(handle) if !handle.is_null() && by(c"ggml_init") != 0 => {
+            let object = object_of(by(c"ggml_init"));
+            let flavour = flavour(object_of(by(ONLY_IK)) == object);
+            let is_served = is_served(flavour, object);
+            if is_served {
+                set_scope(flavour, handle);
+            }
+            is_served.then_some(flavour)
+        }
+        // A program that loads hosts by itself; whatever the process has is asked.
+        _ => Some(flavour(is_ik_anywhere())),
+    }
+}
+
+weak_table!(ggml_amx_only_ik; "ggml_fused_up_gate",);
+
+/// Whether the linker or the process has [`ONLY_IK`].
+fn is_ik_anywhere() -> bool {
+    // SAFETY: the table has one word; volatile, because it may be null.
+    let linked = unsafe { (&raw const ggml_amx_only_ik).cast::<usize>().read_volatile() };
+    // SAFETY: a C string, and a pseudo-handle.
+    linked != 0 || unsafe { !libc::dlsym(libc::RTLD_DEFAULT, ONLY_IK.as_ptr()).is_null() }
 }
 
 /// A function in the place of one that nobody has; it returns nothing.
@@ -123,19 +190,10 @@ fn next(name: &CStr, caller: usize) -> Option<(usize, *mut c_void)> {
         (address != 0 && object_of(address) != ours).then_some(address)
     };
     let in_scope = |handle: *mut c_void| if handle.is_null() { None } else { by(handle).map(|found| (found, handle)) };
-    let own = if object_of(caller) == ours || caller == SERVED { in_scope(scope()) } else { None };
+    let own = if object_of(caller) == ours || caller == SERVED { in_scope(scope(Flavour::Ik)) } else { None };
     let of_caller = || in_scope(handle_of(&file_of(caller)?));
     let global = || by(libc::RTLD_NEXT).map(|found| (found, std::ptr::null_mut()));
     own.or_else(of_caller).or_else(global).or_else(|| files().iter().find_map(|file| in_scope(handle_of(file))))
-}
-
-/// A handle of an object that is loaded, or null. It is never closed, so that the object stays.
-fn handle_of(file: &CStr) -> *mut c_void {
-    if file.is_empty() {
-        return std::ptr::null_mut();
-    }
-    // SAFETY: a C string; nothing is loaded by this.
-    unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) }
 }
 
 /// The file of the object that an address lies in.
@@ -147,21 +205,4 @@ fn file_of(address: usize) -> Option<CString> {
         let found = libc::dladdr(address as *const c_void, &mut info) != 0 && !info.dli_fname.is_null();
         found.then(|| CStr::from_ptr(info.dli_fname).to_owned())
     }
-}
-
-/// The files of all objects that are loaded.
-fn files() -> Vec<CString> {
-    unsafe extern "C" fn add(info: *mut libc::dl_phdr_info, _: usize, files: *mut c_void) -> c_int {
-        // SAFETY: what the loader and the caller below pass.
-        unsafe {
-            if !(*info).dlpi_name.is_null() {
-                (*files.cast::<Vec<CString>>()).push(CStr::from_ptr((*info).dlpi_name).to_owned());
-            }
-        }
-        0
-    }
-    let mut files: Vec<CString> = Vec::new();
-    // SAFETY: the list outlives the call.
-    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut files).cast()) };
-    files
 }

@@ -26,6 +26,15 @@ use symbols::host_symbols;
 pub use symbols::{Symbols, make_readable};
 pub use tensor::{RawTensor, Tensor};
 
+/// What kind of ggml a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// llama.cpp's, [`Host`].
+    Llama,
+    /// ik_llama.cpp's, [`ik::IkHost`].
+    Ik,
+}
+
 /// Operation numbers of this host, read off real graph nodes (they move between ggml versions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ops {
@@ -95,10 +104,10 @@ impl Host {
     }
 
     fn find() -> Result<Host, String> {
-        let (symbols, llama) = (Symbols::find()?, LlamaSymbols::find()?);
+        let (symbols, llama) = (Symbols::find(Flavour::Llama)?, LlamaSymbols::find(Flavour::Llama)?);
         // SAFETY: the function is ggml's of that name.
         unsafe { log::set_sink(llama.ggml_log_internal) };
-        let (Found { layout, ops, types }, ()) = discover::discover(&symbols, |layout, _| {
+        let (Found { layout, ops, types }, ()) = discover::discover(&symbols, Flavour::Llama, |layout, _| {
             // The context of a buffer type lies behind its device.
             discover::ensure(layout.buffer_type.device.is_some(), || "ggml_backend_buft_get_device is missing".into())
         })?;

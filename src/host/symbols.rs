@@ -1,16 +1,19 @@
-//! Finding ggml's functions. Two ways, because hosts come in three shapes:
+//! Finding ggml's functions. Three ways, because hosts come in many shapes:
 //!
+//! - `dlsym` where the object that called us finds them, if that is another one than ours: there may be two hosts, and a
+//!   host may be in a scope of its own;
 //! - a table of *weak* references that the linker fills: static executables (whose functions no
 //!   run-time lookup can see) and shared hosts that were there when we were loaded;
-//! - `dlsym`, for hosts loaded later than us into the same scope.
+//! - `dlsym` anywhere, for hosts loaded later than us.
 //!
 //! Weak, so that a process without ggml (a C test, a child process of a preloaded host) starts.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use libc::{c_char, c_void};
+use libc::{c_char, c_int, c_void};
 
+use super::Flavour;
 use super::abi::GgmlInitParams;
 use super::objects::{Interface, RawBuffer, RawBufferType};
 use super::tensor::RawTensor;
@@ -31,8 +34,9 @@ macro_rules! host_symbols {
         $crate::host::symbols::weak_table!($table; $(stringify!($name),)* $(stringify!($maybe),)*);
 
         impl $symbols {
-            /// All functions, or the name of one that is missing.
-            pub fn find() -> Result<Self, String> {
+            /// All functions of a host of this flavour, or the name of one that is missing.
+            pub fn find(flavour: $crate::host::Flavour) -> Result<Self, String> {
+                let scope = $crate::host::symbols::scope(flavour);
                 let names = [$(concat!(stringify!($name), "\0"),)* $(concat!(stringify!($maybe), "\0"),)*];
                 let mut index = 0;
                 let mut next = || {
@@ -42,7 +46,7 @@ macro_rules! host_symbols {
                     let linked = unsafe { (&raw const $table).cast::<usize>().add(index).read_volatile() };
                     index += 1;
                     let missing = || format!("no usable ggml in this process: {} is missing", name.to_string_lossy());
-                    $crate::host::symbols::find(linked, name).ok_or_else(missing)
+                    $crate::host::symbols::find(scope, linked, name).ok_or_else(missing)
                 };
                 Ok(Self {
                     // SAFETY: the address is that of ggml's function of this name, which has this type
@@ -129,30 +133,80 @@ host_symbols! {
         unsafe extern "C" fn(*const RawTensor, *mut c_void, usize, usize, usize, usize, usize);
 }
 
-/// A handle whose scope has the host, if that is not the global one.
-static SCOPE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// Handles whose scopes have the hosts, one for each flavour; null where it is not known.
+static SCOPES: [AtomicPtr<c_void>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
 
-/// Says in which scope the host is that is served; null: the global one.
-pub(crate) fn set_scope(handle: *mut c_void) {
-    SCOPE.store(handle, Ordering::Release);
+/// Says in which scope the host of this flavour is that is served.
+pub(crate) fn set_scope(flavour: Flavour, handle: *mut c_void) {
+    SCOPES[flavour as usize].store(handle, Ordering::Release);
 }
 
 /// See [`set_scope`].
-pub(crate) fn scope() -> *mut c_void {
-    SCOPE.load(Ordering::Acquire)
+pub(crate) fn scope(flavour: Flavour) -> *mut c_void {
+    SCOPES[flavour as usize].load(Ordering::Acquire)
 }
 
-/// What the linker found, or what the process has by now.
-pub(super) fn find(linked: usize, name: &CStr) -> Option<*const c_void> {
+/// A function where a scope has it; without a scope what the linker found, or what the process has by now. Else where a
+/// part of that host has it that was loaded apart from the rest, as its backends may be.
+pub(super) fn find(scope: *mut c_void, linked: usize, name: &CStr) -> Option<*const c_void> {
     // SAFETY: a C string, and a handle that is never closed.
     let found = |scope| unsafe { libc::dlsym(scope, name.as_ptr()).cast_const() };
-    let scope = scope();
-    if linked != 0 {
-        return Some(linked as *const c_void);
+    let address = match (scope.is_null(), linked) {
+        (false, _) => found(scope),
+        (true, 0) => found(libc::RTLD_DEFAULT),
+        (true, linked) => linked as *const c_void,
+    };
+    if !address.is_null() {
+        return Some(address);
     }
-    let own = if scope.is_null() { std::ptr::null() } else { found(scope) };
-    let address = if own.is_null() { found(libc::RTLD_DEFAULT) } else { own };
-    (!address.is_null()).then_some(address)
+    apart(scope, name)
+}
+
+/// The function in an object that finds the same `ggml_init` as the scope (null: the global one) does.
+fn apart(scope: *mut c_void, name: &CStr) -> Option<*const c_void> {
+    // SAFETY: a C string, and a handle that is open.
+    let of = |handle, name: &CStr| unsafe { libc::dlsym(handle, name.as_ptr()).cast_const() };
+    let core = of(if scope.is_null() { libc::RTLD_DEFAULT } else { scope }, c"ggml_init");
+    if core.is_null() {
+        return None;
+    }
+    let of_host = |file: &CString| {
+        let handle = handle_of(file);
+        let address = if handle.is_null() { std::ptr::null() } else { of(handle, name) };
+        let found = !address.is_null() && of(handle, c"ggml_init") == core;
+        if !found && !handle.is_null() {
+            // SAFETY: opened above, used no more.
+            unsafe { libc::dlclose(handle) };
+        }
+        found.then_some(address)
+    };
+    files().iter().find_map(of_host)
+}
+
+/// A handle of an object that is loaded, or null. Until it is closed the object stays.
+pub(crate) fn handle_of(file: &CStr) -> *mut c_void {
+    if file.is_empty() {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: a C string; nothing is loaded by this.
+    unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) }
+}
+
+/// The files of all objects that are loaded.
+pub(crate) fn files() -> Vec<CString> {
+    unsafe extern "C" fn add(info: *mut libc::dl_phdr_info, _: usize, files: *mut c_void) -> c_int {
+        // SAFETY: what the loader and the caller below pass.
+        unsafe {
+            if !(*info).dlpi_name.is_null() {
+                (*files.cast::<Vec<CString>>()).push(CStr::from_ptr((*info).dlpi_name).to_owned());
+            }
+        }
+        0
+    }
+    let mut files: Vec<CString> = Vec::new();
+    // SAFETY: the list outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut files).cast()) };
+    files
 }
 
 /// Declares functions that a host may lack.
@@ -203,15 +257,19 @@ later_types! {
     399 "q8_k_r8",
 }
 
-/// The highest number that is known to be in the host's table of types, whose end no function tells. ggml looks up
+/// The highest number that is known to be in a host's table of types, whose end no function tells. ggml looks up
 /// names and sizes of other numbers too, or ends the process, depending on version and build. A new type is
 /// appended, and its decoder exported; so the table reaches to the last type whose decoder is there.
-pub(super) fn last_type() -> i32 {
+pub(super) fn last_type(flavour: Flavour) -> i32 {
+    let scope = scope(flavour);
     let is_there = |(index, (_, decoder)): &(usize, &(i32, &str))| {
         let name = CStr::from_bytes_with_nul(decoder.as_bytes()).expect("ends with NUL");
         // SAFETY: the table has a word per name; volatile as above.
         let linked = unsafe { (&raw const ggml_amx_later_types).cast::<usize>().add(*index).read_volatile() };
-        find(linked, name).is_some()
+        // In a scope of its own: others may have more types.
+        // SAFETY: a C string, and a handle that is never closed.
+        let in_scope = || unsafe { !libc::dlsym(scope, name.as_ptr()).is_null() };
+        if scope.is_null() { find(scope, linked, name).is_some() } else { in_scope() }
     };
     let found = LATER.iter().enumerate().filter(is_there).map(|(_, (number, _))| *number);
     if cfg!(mutant = "types-without-end") { i32::MAX } else { found.max().unwrap_or(LAST_OLD_TYPE) }
@@ -222,8 +280,11 @@ fn dequantise(name: &'static CStr) -> Option<Dequantise> {
     let index = OPTIONAL.iter().position(|n| n.as_bytes() == name.to_bytes())?;
     // SAFETY: the table has a word per name; volatile as above.
     let linked = unsafe { (&raw const ggml_amx_optional_symbols).cast::<usize>().add(index).read_volatile() };
+    // All versions of either flavour have the same.
+    let scopes = [Flavour::Llama, Flavour::Ik].map(scope);
+    let found = scopes.into_iter().find_map(|scope| find(scope, linked, name));
     // SAFETY: the address is that of ggml's function of this name; all of them have this type.
-    find(linked, name).map(|address| unsafe { std::mem::transmute::<*const c_void, Dequantise>(address) })
+    found.map(|address| unsafe { std::mem::transmute::<*const c_void, Dequantise>(address) })
 }
 
 /// Makes sure that products with `ty` can be computed: reads its codebook off ggml's decoder, if it has one
@@ -258,6 +319,6 @@ mod tests {
 
     #[test]
     fn without_later_decoders_only_old_types_are_asked_for() {
-        assert_eq!(last_type(), LAST_OLD_TYPE);
+        assert_eq!(last_type(Flavour::Llama), LAST_OLD_TYPE);
     }
 }

@@ -9,7 +9,8 @@ use super::exact_rows::ExactRows;
 use super::measured::Known;
 use super::routing::{self, Expert, Piece, Place, Routing};
 use super::{
-    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, Wish, looks, split,
+    ALIGN, Extra, Gate, Input, Operand, Output, Product, STREAM_BYTES, Settings, Thread, Weights, Wish, looks, product,
+    split,
 };
 use crate::cpu::Isa;
 use crate::debug;
@@ -215,7 +216,7 @@ impl ExpertMul {
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
         let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
         let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, self.weights.stored.planes(), chunks)?;
-        let gemm = gemm::scratch_bytes(1) + self.weights.stored.pack_bytes(k);
+        let gemm = gemm::scratch_bytes(1) + product::pack_bytes(&self.weights, self.gate.as_ref());
         let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), choices)?;
         let per_thread = scratch.checked_add(extra.bytes()?)?;

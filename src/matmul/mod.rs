@@ -252,7 +252,8 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = gemm::scratch_bytes(m.div_ceil(CHUNK)).checked_add(self.weights.stored.pack_bytes(k))?;
+        let gemm = gemm::scratch_bytes(m.div_ceil(CHUNK))
+            .checked_add(product::pack_bytes(&self.weights, self.gate.as_ref()))?;
         let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).checked_next_multiple_of(ALIGN)?;
         let extra = Extra::new(&self.weights, self.gate.as_ref(), m)?;
         let act = Layout::new(m, k, group)?;

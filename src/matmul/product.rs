@@ -16,6 +16,12 @@ use crate::panel::rows::Rows;
 use crate::panel::tiles::{Precision, Tiles};
 use crate::with_format;
 
+/// Scratch that the tile GEMM needs besides its own to make panels: a matrix and its gate may be stored in different ways.
+pub(super) fn pack_bytes(weights: &Weights, gate: Option<&Gate>) -> usize {
+    let of = |weights: &Weights| weights.stored.pack_bytes(weights.ne[0]);
+    of(weights).max(gate.map_or(0, |gate| of(&gate.weights)))
+}
+
 /// What a thread needs besides the kernels' scratch.
 #[derive(Clone, Copy)]
 pub(super) struct Extra {

@@ -108,7 +108,8 @@ impl Kind {
         }
     }
 
-    fn flags(self, compiler: &Compiler, library: &Path) -> Vec<String> {
+    /// Options for CMake.
+    pub fn flags(self, compiler: &Compiler, library: &Path) -> Vec<String> {
         let mut flags: Vec<String> = vec![
             "-DCMAKE_BUILD_TYPE=Release".into(),
             format!("-DCMAKE_C_COMPILER={}", compiler.cc),

@@ -229,6 +229,67 @@ pub fn harmless() -> Result<()> {
     Ok(())
 }
 
+/// Several hosts in one process, each with a part of the program that calls this library's functions: llama.cpp and
+/// ik_llama.cpp are both served, each by its own structs; a second ik_llama.cpp is not.
+pub fn two_hosts() -> Result<bool> {
+    let ik = host::ensure(Kind::Ik)?;
+    host::our_archive()?;
+    let cache = Cache::open()?;
+    let Some(llama) = fetch::older_ggml(&cache)? else { return Ok(false) };
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
+    let (ours, dir) = (target.join("release"), target.join("two_hosts"));
+    cache::remove(&dir)?;
+    io("create", &dir, fs::create_dir_all(&dir))?;
+    // Two libraries of one name would be one to the loader.
+    for name in ["ggml_first", "ggml_second"] {
+        let mut link = Command::new(&ik.compiler.cxx);
+        link.arg("-shared").arg(format!("-Wl,-soname,lib{name}.so")).arg("-o").arg(dir.join(format!("lib{name}.so")));
+        link.args(objects(&ik.build.join("ggml/src/CMakeFiles"))?).args(["-fopenmp", "-lpthread", "-ldl", "-lm"]);
+        util::capture(&mut link, &cache::log("two-hosts-link")?)?;
+    }
+    let tools = util::repo().join("c_tests/tools");
+    let compile = |arguments: &[&str], to: &Path| {
+        let mut gcc = Command::new(&ik.compiler.cc);
+        gcc.args(["-O1", "-Wall", "-Wextra", "-Werror"]).arg(format!("-I{}", util::repo().join("include").display()));
+        gcc.args(arguments).arg("-o").arg(to);
+        util::capture(&mut gcc, &cache::log("two-hosts")?).map(|_| ())
+    };
+    let part = |name: &str, headers: &Path, libraries: &Path, names: &[&str]| {
+        let to = dir.join(format!("lib{name}.so"));
+        let find = |dir: &Path| [format!("-L{}", dir.display()), format!("-Wl,-rpath,{}", dir.display())];
+        let (shim, headers) = (tools.join("two_hosts_shim.c").display().to_string(), headers.display().to_string());
+        let mut arguments = vec!["-shared", "-fPIC", "-Wl,--no-as-needed", "-isystem", &headers, &shim];
+        let (theirs, ours) = (find(libraries), find(&ours));
+        arguments.extend(theirs.iter().chain(&ours).map(String::as_str));
+        arguments.extend(names.iter().copied().chain(["-l:libggml_amx.so"]));
+        compile(&arguments, &to).map(|()| to)
+    };
+    let of_ik = ik.source.join("ggml/include");
+    let parts = [
+        part("llama", &llama.join("include"), &llama.join("lib64"), &["-lggml", "-lggml-cpu", "-lggml-base"])?,
+        part("ik", &of_ik, &dir, &["-lggml_first"])?,
+        part("second", &of_ik, &dir, &["-lggml_second"])?,
+    ];
+    let program = dir.join("two_hosts");
+    compile(&[&tools.join("two_hosts.c").display().to_string(), "-ldl"], &program)?;
+    let mut run = Command::new(&program);
+    run.args(&parts);
+    program::clean(&mut run);
+    run.env("GGML_AMX_ISA", Plan::new().settings().isa.unwrap_or("amx"));
+    let output = util::capture(&mut run, &cache::log("two-hosts")?)?;
+    let bytes = "13824 bytes, ";
+    let turn = [format!("{bytes}packed"), "0".into(), format!("{bytes}as they are"), "0".into(), "1".into()];
+    let expected = [turn.clone(), turn].concat();
+    if output.stdout.lines().ne(expected.iter().map(String::as_str)) {
+        return Err(format!(
+            "hosts in one process said {:?} instead of {expected:?}; {}",
+            output.stdout, output.stderr
+        ));
+    }
+    println!("  in one process: ggml 0.20 served, ik_llama.cpp served, a second ik_llama.cpp left alone");
+    Ok(true)
+}
+
 /// Object files below a directory.
 fn objects(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|neighbours|bench|hosts|c-tests|cmake-tests|mutants|race|header`.
+//! Developer commands: `cargo xtask demo|test|verify|fork|neighbours|bench|hosts|c-tests|cmake-tests|mutants|race|header`.
 
 mod bench;
 mod c_tests;
@@ -9,6 +9,7 @@ mod compiler;
 mod cpu;
 mod demo;
 mod fetch;
+mod fork;
 mod gguf;
 mod header;
 mod host;
@@ -44,6 +45,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask bench    products beside other hosts' and the machine's limits; whole models
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
+  cargo xtask fork     a fork of ik_llama.cpp that asks this library by function
   cargo xtask neighbours  whether answers depend on who else asks
   cargo xtask mutants  planted defects, each of which a test must find
   cargo xtask cmake-tests  only the CMake modules, on small trees
@@ -102,6 +104,14 @@ A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are al
   --full    also what takes too long for CI: a million rows against the promised bound, and planted
             defects, each of which a test must find";
 
+const FORK_HELP: &str = "cargo xtask fork [--verify]
+
+Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor and asks this library by function
+who computes a node; builds it with the installed package, and with the module besides; lets a dense model and a mixture of
+experts answer in it. Before that, llama.cpp and ik_llama.cpp in one process.
+
+  --verify  also mean KL divergence and perplexity, against ik_llama.cpp as it is";
+
 const C_TESTS_HELP: &str = "cargo xtask c-tests [--quick]
 
   --quick   no real hosts";
@@ -119,6 +129,7 @@ fn main() -> ExitCode {
         "race" => race::HELP,
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
+        "fork" => FORK_HELP,
         "mutants" => mutants::HELP,
         "neighbours" => neighbours::HELP,
         "--help" | "-h" | "help" => HELP,
@@ -141,6 +152,7 @@ fn main() -> ExitCode {
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick, false))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
+        "fork" => only(rest, "--verify").map(by_function),
         "mutants" => Ok(mutants::run(rest)),
         "neighbours" => neighbours::Options::parse(rest).map(|options| neighbours::run(&options)),
         _ => quick(rest).map(|_| header::run()),
@@ -167,8 +179,22 @@ fn test_options(args: &[String]) -> Result<test::Options> {
     }
 }
 
+/// The functions of the drop-in surface in ik_llama.cpp.
+fn by_function(verify: bool) -> Result<()> {
+    if !ik::two_hosts()? {
+        println!("  SKIPPED two hosts in one process: the package index does not serve ggml 0.20");
+    }
+    fork::run()?;
+    if verify { fork::judge() } else { Ok(()) }
+}
+
 fn quick(args: &[String]) -> Result<bool> {
-    match args.iter().find(|a| *a != "--quick") {
+    only(args, "--quick")
+}
+
+/// Whether the one argument that there may be is there.
+fn only(args: &[String], known: &str) -> Result<bool> {
+    match args.iter().find(|a| *a != known) {
         Some(other) => Err(format!("unknown argument `{other}`")),
         None => Ok(!args.is_empty()),
     }

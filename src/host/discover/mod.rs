@@ -13,7 +13,7 @@ use super::abi::GgmlInitParams;
 use super::layout::HostLayout;
 use super::symbols::Symbols;
 use super::tensor::RawTensor;
-use super::{HostTypes, Ops};
+use super::{Flavour, HostTypes, Ops};
 use crate::debug;
 pub(super) use tensors::Trial;
 pub(super) use types::{readable, types};
@@ -31,15 +31,16 @@ pub struct Found {
     pub types: HostTypes,
 }
 
-/// Looks at the host behind `symbols`. `more` is asked in the same context for what only this flavour has.
+/// Looks at the host behind `symbols`, of this flavour. `more` is asked in the same context for what only this flavour has.
 ///
 /// Nothing here walks the host's list of extra buffer types: in a host whose own AMX code was replaced the first call comes
 /// out of the initialiser of that list.
 pub fn discover<T>(
     symbols: &Symbols,
+    flavour: Flavour,
     more: impl FnOnce(&HostLayout, *mut c_void) -> Result<T, String>,
 ) -> Result<(Found, T), String> {
-    let types = types(symbols)?;
+    let types = types(symbols, flavour)?;
     // SAFETY: the host's functions; the context is alive, and the probes stay inside its tensors.
     unsafe {
         in_context(symbols, |context| {

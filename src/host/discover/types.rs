@@ -2,9 +2,9 @@
 
 use std::ffi::CStr;
 
-use super::super::HostTypes;
 use super::super::abi::{TYPE_F32, TYPE_I32};
 use super::super::symbols::{self, Symbols};
+use super::super::{Flavour, HostTypes};
 use super::ensure;
 use crate::debug;
 use crate::format::WeightType;
@@ -25,8 +25,8 @@ fn host_type(symbols: &Symbols, number: i32) -> (String, i64, usize) {
 
 /// The numbers of our weight types name the same types in the host. Those that came later than the others
 /// may be missing, or be something else in a fork: then they are left alone.
-pub fn types(symbols: &Symbols) -> Result<HostTypes, String> {
-    let last = symbols::last_type();
+pub fn types(symbols: &Symbols, flavour: Flavour) -> Result<HostTypes, String> {
+    let last = symbols::last_type(flavour);
     debug!("the host has types up to number {last} at least");
     let host_type = |number| if number <= last { host_type(symbols, number) } else { (String::new(), 0, 0) };
     let mut known = HostTypes::default();

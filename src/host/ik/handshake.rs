@@ -1,17 +1,19 @@
-//! The proof that this host multiplies through us: before anything is packed it computes a small graph, and every function
-//! that must be in front of the host's has to be called. A host whose calls go past us (linked with
-//! `-Bsymbolic-functions`, say) would read packed bytes as plain ones; weights in place do it no harm.
+//! The proof that this host multiplies through us: before anything is packed it computes a small graph. Either every
+//! function that must be in front of the host's has to be called; or the host has to ask for every product who computes it
+//! ([`surface`](super::surface)). A host whose calls go past us (linked with `-Bsymbolic-functions`, say), or that computes
+//! a product together with the one before it without asking, would read packed bytes as plain ones; weights in place
+//! do it no harm.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
 
 use libc::c_void;
 
-use super::IkHost;
 use super::abi::RawBackend;
+use super::{Flavour, IkHost, Tensor, place};
 use crate::diag::log;
 use crate::format::WeightType;
-use crate::host::abi::{TYPE_F32, TYPE_I32};
+use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
 use crate::host::discover::in_context;
 use crate::host::symbols::host_symbols;
 use crate::host::tensor::RawTensor;
@@ -46,14 +48,54 @@ const STEPS: [(Step, &str); 4] = [
     (Step::Gated, "iqk_moe_fused_up_gate"),
 ];
 
+/// What the nodes of the graph are, in their order: what a host that asks by function has to ask about.
+const NODES: [&str; 5] = [
+    "MUL_MAT",
+    "MUL_MAT that follows another one of the same activations (its weights lie in a buffer of the type AMX)",
+    "MUL_MAT_ID",
+    "FUSED_UP_GATE",
+    "MOE_FUSED_UP_GATE",
+];
+
+/// What is seen of a graph.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Bits of [`Step`].
+    steps: u32,
+    /// Its nodes.
+    nodes: [*const RawTensor; NODES.len()],
+    /// Bits of those that the host asked about.
+    asked: u32,
+    /// Whether it did so with parameters as they are known.
+    params_known: bool,
+}
+
+impl Seen {
+    const NONE: Self = Self { steps: 0, nodes: [std::ptr::null(); NODES.len()], asked: 0, params_known: true };
+}
+
 thread_local! {
     /// What this thread's graph came by; the graph is computed by one thread.
-    static SEEN: Cell<u32> = const { Cell::new(0) };
+    static SEEN: Cell<Seen> = const { Cell::new(Seen::NONE) };
 }
 
 /// Notes that one of our functions was called.
 pub fn note(step: Step) {
-    SEEN.set(SEEN.get() | step as u32);
+    let seen = SEEN.get();
+    SEEN.set(Seen { steps: seen.steps | step as u32, ..seen });
+}
+
+/// Notes that the host asked about a node.
+pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
+    let seen = SEEN.get();
+    if let Some(number) = seen.nodes.iter().position(|at| std::ptr::eq(*at, node.address())) {
+        // The graph has one thread, and needs a work buffer.
+        let known = (params.ith, params.nth) == (0, 1)
+            && (1..1 << 30).contains(&params.wsize)
+            && !params.wdata.is_null()
+            && !params.threadpool.is_null();
+        SEEN.set(Seen { asked: seen.asked | 1 << number, params_known: seen.params_known && known, ..seen });
+    }
 }
 
 /// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
@@ -70,7 +112,7 @@ pub fn is_done(host: &'static IkHost) -> bool {
 }
 
 fn shake(host: &'static IkHost) -> Result<(), String> {
-    let computing = Computing::find()?;
+    let computing = Computing::find(Flavour::Ik)?;
     // SAFETY: the host's functions; the context is alive while the graph is computed.
     unsafe { in_context(&host.symbols, |context| compute(host, &computing, context)) }
 }
@@ -104,11 +146,18 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
             |ty, ne: [i64; 4]| with_data((symbols.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]));
         let q4_0 = WeightType::Q4_0 as i32;
         let (up, gate) = (new(q4_0, [side, side, 1, 1]), new(q4_0, [side, side, 1, 1]));
+        // A host may tell by the buffer whose products it must ask about.
+        let ours = new(q4_0, [side, side, 1, 1]);
+        let lies_in = place::alloc_buffer(place::buffer_type(), ROOM);
+        if let Some(ours) = host.tensor(ours) {
+            ours.set_buffer(lies_in);
+        }
         let (x, token) = (new(TYPE_F32, [side, ROWS as i64, 1, 1]), new(TYPE_F32, [side, 1, 1, 1]));
         let choices = new(TYPE_I32, [1, 1, 1, 1]);
         let silu = host.ik_ops.activations[0].0;
         let nodes = [
             (symbols.ggml_mul_mat)(context, up, x),
+            (symbols.ggml_mul_mat)(context, ours, x),
             (symbols.ggml_mul_mat_id)(context, up, token, choices),
             (host.ik.ggml_fused_up_gate)(context, up, gate, token, silu),
             (host.ik.ggml_moe_up_gate)(context, up, gate, token, choices, silu),
@@ -122,15 +171,55 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
             return Err("the host gave no CPU backend".to_string());
         }
         (computing.ggml_backend_cpu_set_n_threads)(backend, 1);
-        let before = SEEN.replace(0);
+        let before = SEEN.replace(Seen { nodes: nodes.map(<*mut RawTensor>::cast_const), ..Seen::NONE });
         let status = (computing.ggml_backend_graph_compute)(backend, graph);
         let seen = SEEN.replace(before);
         (computing.ggml_backend_free)(backend);
+        if !lies_in.is_null() {
+            (symbols.ggml_backend_buffer_free)(lies_in);
+        }
         if status != 0 {
             return Err(format!("the host computed a small graph with status {status}"));
         }
-        let past = STEPS.iter().filter(|(step, _)| seen & *step as u32 == 0).map(|(_, name)| *name);
+        seen.verdict()
+    }
+}
+
+impl Seen {
+    /// Whether one of both ways is whole.
+    fn verdict(&self) -> Result<(), String> {
+        let past = STEPS.iter().filter(|(step, _)| self.steps & *step as u32 == 0).map(|(_, name)| *name);
         let past: Vec<&str> = past.collect();
-        if past.is_empty() { Ok(()) } else { Err(format!("this host calls {} past this library", past.join(", "))) }
+        let unasked = NODES.iter().enumerate().filter(|(i, _)| self.asked & 1 << i == 0).map(|(_, name)| *name);
+        let unasked: Vec<&str> = unasked.collect();
+        match (past.is_empty(), unasked.is_empty()) {
+            (true, _) => Ok(()),
+            (_, true) if self.params_known => Ok(()),
+            (_, true) => {
+                Err("the parameters of ggml_backend_amx_compute_forward are not as they are known".to_string())
+            }
+            _ if self.asked == 0 => Err(format!("this host calls {} past this library", past.join(", "))),
+            _ => Err(format!(
+                "this host computes {} without asking ggml_backend_amx_compute_forward",
+                unasked.join(", ")
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_whole_way_is_enough_and_what_is_missing_is_named() {
+        let seen = |steps, asked| Seen { steps, asked, ..Seen::NONE };
+        assert_eq!(seen(15, 0).verdict(), Ok(()));
+        assert_eq!(seen(0, 31).verdict(), Ok(()));
+        assert_eq!(seen(15, 3).verdict(), Ok(()));
+        assert!(seen(13, 0).verdict().unwrap_err().contains("calls iqk_mul_mat_4d past"));
+        assert!(seen(1, 29).verdict().unwrap_err().contains("computes MUL_MAT that follows another"));
+        let other = Seen { params_known: false, ..seen(0, 31) };
+        assert!(other.verdict().unwrap_err().contains("parameters"));
     }
 }

@@ -11,6 +11,7 @@
 //! - [`openmp`]: whether the host's threads are OpenMP's
 //! - [`place`]: packed weights, in a buffer type of their own or put there tensor by tensor as a model is loaded
 //! - [`table`]: where they are
+//! - [`surface`]: the other way: forks that ask by function who computes a node
 //! - [`handshake`]: the proof that the host multiplies through us, before anything is packed
 
 #[allow(missing_docs)] // fields are documented where ggml declares them
@@ -23,6 +24,7 @@ mod openmp;
 pub mod place;
 mod product;
 pub mod seam;
+pub mod surface;
 mod table;
 mod team;
 #[cfg(test)]
@@ -38,7 +40,7 @@ use libc::{c_char, c_void};
 use super::discover::{self, Found};
 use super::layout::HostLayout;
 use super::symbols::host_symbols;
-use super::{Buffer, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor};
+use super::{Buffer, Flavour, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor};
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -167,12 +169,12 @@ impl IkHost {
         if env().mode == Mode::Off {
             return Err("GGML_AMX_MODE=off".to_string());
         }
-        let (symbols, ik) = (Symbols::find()?, IkSymbols::find()?);
+        let (symbols, ik) = (Symbols::find(Flavour::Ik)?, IkSymbols::find(Flavour::Ik)?);
         if let Some(reason) = cpu::refusal() {
             return Err(reason);
         }
         let (Found { layout, ops, types }, (ik_ops, supports_buft)) =
-            discover::discover(&symbols, |layout, context| {
+            discover::discover(&symbols, Flavour::Ik, |layout, context| {
                 let (buffer, missing) = (&layout.buffer, |what: &str| discover::unknown(format!("{what} is missing")));
                 buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
                 buffer.get_name.ok_or_else(|| missing("the name of a buffer"))?;

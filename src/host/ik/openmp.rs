@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use libc::c_int;
 
-use crate::host::symbols::{find, weak_table};
+use crate::host::Flavour;
+use crate::host::symbols::{find, scope, weak_table};
 
 weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel",);
 
@@ -17,7 +18,7 @@ pub fn is_inside() -> bool {
         // SAFETY: the table has a word, filled by the linker; volatile, because it may be null.
         let linked = unsafe { (&raw const ggml_amx_openmp_symbols).cast::<usize>().read_volatile() };
         // SAFETY: OpenMP's function of this name has this type.
-        find(linked, NAME).map(|address| unsafe {
+        find(scope(Flavour::Ik), linked, NAME).map(|address| unsafe {
             std::mem::transmute::<*const libc::c_void, unsafe extern "C" fn() -> c_int>(address)
         })
     });

@@ -80,6 +80,18 @@ pub fn packed(tensor: Tensor) -> Option<(Shape, *const u8, usize)> {
     Some((shape, root as *const u8, (tensor.data() as usize).wrapping_sub(root)))
 }
 
+/// Whether `tensor` lies in a buffer of ours, or may come to lie there.
+pub fn is_ours(host: &'static IkHost, tensor: Tensor) -> bool {
+    // SAFETY: a non-null buffer of a live tensor is alive.
+    unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.buft() == buffer_type())
+}
+
+/// Whether a loader asks about a tensor, which has no data yet: its buffer, one of ours, has no size.
+pub fn is_probe(host: &'static IkHost, tensor: Tensor) -> bool {
+    // SAFETY: as above.
+    is_ours(host, tensor) && unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.size() == 0)
+}
+
 /// The same for any address inside a packed tensor.
 pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
     let (base, shape) = PACKED.around(address as usize)?;
@@ -88,7 +100,7 @@ pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
 
 /// The shape of a tensor that is packed in our buffers: a matrix that graphs only multiply with, of a packed type, whole
 /// and contiguous, as large packed as plain.
-fn packable(host: &'static IkHost, tensor: Tensor) -> Option<Shape> {
+pub fn packable(host: &'static IkHost, tensor: Tensor) -> Option<Shape> {
     let (ty, ne) = (host.weight_type(tensor.ty())?, tensor.ne());
     let shape = Shape::new(ty, ne[0], ne[1], ne[2].checked_mul(ne[3])?).ok()?;
     let contiguous = [ty.info().bytes, shape.row_bytes, shape.slice_plain];
@@ -178,7 +190,7 @@ fn interface(host: &IkHost) -> Interface {
     made
 }
 
-unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
+pub(super) unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
     match Region::new(size) {
         // SAFETY: the context is what the interface's functions expect.
         Ok(region) => unsafe {

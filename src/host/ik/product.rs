@@ -50,10 +50,15 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
     let fused = is_fused(host, node);
     let with_ids = has_ids(host, node);
     let w = node.source(0).ok_or("a product without weights")?;
-    let Some(first) = weights(host, w) else { return Ok(None) };
+    let Some(first) = weights(host, w) else {
+        let gate = node.source(1).filter(|w| fused && place::packed(*w).is_some());
+        return gate.map_or(Ok(None), |gate| Err(format!("{} is packed, {} cannot be read", gate.name(), w.name())));
+    };
     let at = if fused { 2 } else { 1 };
     let x = node.source(at).ok_or("a product without activations")?;
-    let packed = matches!(first.stored, Stored::Packed(_));
+    let is_packed = |w: &Weights| matches!(w.stored, Stored::Packed(_));
+    let gate_is_packed = fused && node.source(1).is_some_and(|w| place::packed(w).is_some());
+    let packed = is_packed(&first) || gate_is_packed;
     let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
     let (Some(x_ne), Some(result)) = (usizes(x.ne()), usizes(node.ne())) else {
         return refuse("a dimension is negative".to_string());
@@ -106,6 +111,10 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
     if let Some((shape, base, offset)) = place::packed(w) {
         return Some(Weights { stored: Stored::Packed(shape), base, offset, ne, nb });
     }
+    if place::is_probe(host, w) {
+        let shape = place::packable(host, w)?;
+        return Some(Weights { stored: Stored::Packed(shape), base: std::ptr::null(), offset: 0, ne, nb });
+    }
     let root = w.root();
     // SAFETY: a non-null buffer of a live tensor is alive.
     let holder = unsafe { host.buffer(root.holder()) };
@@ -147,7 +156,7 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
     let second = node.source(1);
     let (up, gate) = match second {
         Some(w) => {
-            let gate = weights(host, w).ok_or_else(|| format!("{}: gate and up are not stored alike", name()))?;
+            let gate = weights(host, w).ok_or_else(|| format!("{}: {} cannot be read", name(), w.name()))?;
             (first, gate)
         }
         None => {
@@ -163,9 +172,6 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
             (up, half)
         }
     };
-    if matches!(up.stored, Stored::Packed(_)) != matches!(gate.stored, Stored::Packed(_)) {
-        return Err(format!("{}: of gate and up one is packed and one is not", name()));
-    }
     let bias = |i: usize| node.source(i).filter(|_| node.op() == host.ik_ops.moe_fused_up_gate);
     let biases = match (bias(4), bias(5)) {
         (None, _) => Biases::NONE,

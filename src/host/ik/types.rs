@@ -5,7 +5,7 @@ use std::ffi::CStr;
 
 use libc::c_char;
 
-use super::{IkSymbols, Symbols};
+use super::{Flavour, IkSymbols, Symbols};
 use crate::cpu::Avx512;
 use crate::debug;
 use crate::format::{Format, LANES, WeightType, interleaved};
@@ -153,7 +153,7 @@ pub fn cached(symbols: &Symbols, ik: &IkSymbols) -> Vec<&'static DecodedType> {
 
 /// The types that the host has under these numbers and names. Made once, never freed.
 fn found(symbols: &Symbols, ik: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
-    let last = last_type();
+    let last = last_type(Flavour::Ik);
     let type_of = |&(number, name, together): &(i32, &'static CStr, usize)| {
         if number > last {
             return None;

@@ -74,6 +74,8 @@ fn a_gate_gives_what_its_two_products_would() {
         let gated = |weights| Some(Gate { weights, activation: Activation::Silu, limit: 0.0, biases: Biases::NONE });
         assert!(same_bits(&best(&op(packed(&up_packed), gated(packed(&gate_packed)))), &expected), "m {m}");
         assert!(same_bits(&best(&op(plain(&up), gated(plain(&gate)))), &expected), "m {m}, in place");
+        assert!(same_bits(&best(&op(packed(&up_packed), gated(plain(&gate)))), &expected), "m {m}, only up is packed");
+        assert!(same_bits(&best(&op(plain(&up), gated(packed(&gate_packed)))), &expected), "m {m}, only the gate is");
     }
 }
 

@@ -157,6 +157,24 @@ pub fn with_experts<T>(host: &Host, name: &str, run: impl FnOnce(&Path) -> Resul
     done
 }
 
+/// The dense model in types that are mixed within each layer: keys and gates in F32, the output of attention in Q6_0.
+pub fn mixed(host: &Host) -> Result<PathBuf> {
+    let cache = Cache::open()?;
+    Models { cache: &cache, host }.mixed()
+}
+
+/// A fork of ik_llama.cpp against ik_llama.cpp as it is: a dense model and a mixture of experts.
+pub fn in_fork(fork: &Host, settings: Settings<'_>) -> Result<()> {
+    let cache = Cache::open()?;
+    let bench = Bench::new(&cache, fork, MIN_CHUNKS)?;
+    let modes = [Mode { name: ", asked by function", settings }];
+    let (mut rows, mut twins) = (dense(&bench, "Q4_0", &modes)?, Vec::new());
+    rows.extend(upcycled(&bench, "Q4_0", &modes, &mut twins)?);
+    println!("\n{}", score::show(&rows));
+    let failures: Vec<String> = rows.iter().flat_map(score::judge).collect();
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
 /// The dense model in one weight type, and the same weights in F32 at `to`.
 pub fn in_f32(cache: &Cache, host: &Host, name: &str, to: &Path) -> Result<PathBuf> {
     let models = Models { cache, host };

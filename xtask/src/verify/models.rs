@@ -98,6 +98,16 @@ impl Models<'_> {
         self.quantise(from, to, &["--allow-requantize"], "F32")
     }
 
+    /// Types that are mixed within each layer: keys and gates in F32, outputs of attention in Q6_0, the others in Q4_1. By
+    /// the quantiser of ik_llama.cpp.
+    pub fn mixed(&self) -> Result<PathBuf> {
+        let q4_1 = fetch::model(self.cache)?;
+        self.cache.once(&format!("models/{NAME}-mixed-ik.gguf"), |to| {
+            let types = "attn_k=f32,ffn_gate=f32,attn_output=q6_0,.=q4_1";
+            self.quantise(&q4_1, to, &["--allow-requantize", "--custom-q", types], "Q4_1")
+        })
+    }
+
     fn in_wide(&self, narrow: &Path, to: &Path, name: &str) -> Result<()> {
         let [f32, wide] = ["f32", "wide"].map(|end| to.with_extension(end));
         self.in_f32(narrow, &f32)?;
