@@ -32,6 +32,7 @@ pub fn run() -> Result<()> {
     bench.built_libraries_stay_where_they_are_mapped_and_cargo_is_asked_for_the_right_target()?;
     bench.stale_locks_are_refused()?;
     bench.trees_that_cannot_be_served_are_left_as_they_are()?;
+    bench.kernels_of_another_type_end_the_configure()?;
     bench.older_versions_of_cmake_have_a_way_in()?;
     bench.link_time_optimisation_is_found()
 }
@@ -152,33 +153,59 @@ impl Bench {
         }
     }
 
-    /// A llama.cpp without the sources that are swapped: a warning that says which, and the build goes on; an error for those
-    /// who ask for one.
+    /// A llama.cpp without the sources that are swapped, or whose classes are others: a warning that says which, and the build
+    /// goes on; an error for those who ask for one.
     fn trees_that_cannot_be_served_are_left_as_they_are(&self) -> Result<()> {
-        let (build, module) = (self.dir.join("llama-unknown"), util::repo().join("cmake/llama-host.cmake"));
-        let mut configure = self.configure("llama", &build, &module, &[RELEASE, "-DUNKNOWN=ON"]);
-        let said = util::capture(&mut configure, &cache::log("cmake-tests-unknown")?)?.stderr;
-        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-        for part in ["has no source ggml-cpu/amx/mmq.cpp", "left as it is", "GGML_AMX_REQUIRED"] {
-            if !said.contains(part) {
-                return Err(format!("an unknown tree: no `{part}` in {said}"));
+        let module = util::repo().join("cmake/llama-host.cmake");
+        let cases = [
+            ("sources", "-DUNKNOWN=ON", "has no source ggml-cpu/amx/mmq.cpp"),
+            ("classes", "-DCMAKE_CXX_FLAGS=-DOTHER_ORDER", "unknown type of extra_buffer_type"),
+        ];
+        for (name, option, why) in cases {
+            let build = self.dir.join(format!("llama-unknown-{name}"));
+            let mut configure = self.configure("llama", &build, &module, &[RELEASE, option]);
+            let said = util::capture(&mut configure, &cache::log("cmake-tests-unknown")?)?.stderr;
+            let said = unwrapped(&said);
+            for part in [why, "left as it is", "GGML_AMX_REQUIRED"] {
+                if !said.contains(part) {
+                    return Err(format!("an unknown tree: no `{part}` in {said}"));
+                }
             }
-        }
-        let mut rules = self.build(&build);
-        rules.args(["--", "-t", "commands", "ggml-cpu"]);
-        let rules = util::capture(&mut rules, &cache::log("cmake-tests-unknown")?)?.stdout;
-        if !rules.contains("ggml-cpu/amx/amx.cpp") || rules.contains("ggml_amx") {
-            return Err("an unknown tree was changed".into());
-        }
-        let options = [RELEASE, "-DUNKNOWN=ON", "-DGGML_AMX_REQUIRED=ON"];
-        let mut required = self.configure("llama", &self.dir.join("llama-required"), &module, &options);
-        match util::capture(&mut required, &cache::log("cmake-tests-required")?) {
-            Err(why) if why.contains("mmq.cpp") => {}
-            Err(why) => return Err(format!("GGML_AMX_REQUIRED: {why}")),
-            Ok(_) => return Err("GGML_AMX_REQUIRED: an unknown tree was no error".into()),
+            let mut rules = self.build(&build);
+            rules.args(["--", "-t", "commands", "ggml-cpu"]);
+            let rules = util::capture(&mut rules, &cache::log("cmake-tests-unknown")?)?.stdout;
+            if !rules.contains("ggml-cpu/amx/amx.cpp") || rules.contains("ggml_amx") {
+                return Err("an unknown tree was changed".into());
+            }
+            let options = [RELEASE, option, "-DGGML_AMX_REQUIRED=ON"];
+            let build = self.dir.join(format!("llama-required-{name}"));
+            let mut required = self.configure("llama", &build, &module, &options);
+            match util::capture(&mut required, &cache::log("cmake-tests-required")?) {
+                Err(said) if unwrapped(&said).contains(why) => {}
+                Err(said) => return Err(format!("GGML_AMX_REQUIRED: {said}")),
+                Ok(_) => return Err("GGML_AMX_REQUIRED: an unknown tree was no error".into()),
+            }
         }
         println!("  a tree that is not known is left as it is, or ends the configure if asked to");
         Ok(())
+    }
+
+    /// An ik_llama.cpp whose kernels take something else.
+    fn kernels_of_another_type_end_the_configure(&self) -> Result<()> {
+        let library = self.dir.join("libggml_amx.a");
+        write(&library, "!<arch>\n")?;
+        let library = format!("-DGGML_AMX_LIBRARY={}", library.display());
+        let options = [RELEASE, "-DCMAKE_CXX_FLAGS=-DOTHER_KERNEL", &library];
+        let module = util::repo().join("cmake/llama-host.cmake");
+        let mut configure = self.configure("ik", &self.dir.join("ik-unknown"), &module, &options);
+        match util::capture(&mut configure, &cache::log("cmake-tests-ik")?) {
+            Err(why) if unwrapped(&why).contains("unknown type of iqk_mul_mat_4d") => {
+                println!("  kernels of another type end the configure");
+                Ok(())
+            }
+            Err(why) => Err(format!("a kernel of another type: {why}")),
+            Ok(_) => Err("a kernel of another type was taken".into()),
+        }
     }
 
     /// They do not know CMAKE_PROJECT_TOP_LEVEL_INCLUDES.
@@ -228,6 +255,11 @@ impl Bench {
     }
 }
 
+/// What CMake says, in one line.
+fn unwrapped(said: &str) -> String {
+    said.replace('|', " ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The files of one directory, without those in directories below.
 fn copy_files(from: &Path, to: &Path) -> Result<()> {
     io("create", to, fs::create_dir_all(to))?;
@@ -242,4 +274,17 @@ fn write(path: &Path, text: &str) -> Result<()> {
         io("create", dir, fs::create_dir_all(dir))?;
     }
     io("write", path, fs::write(path, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_of_every_function_whose_calls_are_taken_is_checked() {
+        let text = fs::read_to_string(util::repo().join("cmake/ik-signatures.cpp")).unwrap();
+        for name in symbols::wrapped().unwrap() {
+            assert_eq!(text.matches(&format!("KNOWN({name},")).count(), 1, "{name}");
+        }
+    }
 }

@@ -30,9 +30,10 @@ use crate::{
 };
 
 /// The module that swaps our library in, and what it includes (the rest of cmake/ is for installing).
-const MODULE: [&str; 4] = ["llama-host.cmake", "object.cmake", "cargo.cmake", "amx-macros.h"];
+const MODULE: [&str; 6] =
+    ["llama-host.cmake", "object.cmake", "cargo.cmake", "amx-macros.h", "signatures.cmake", "llama-signatures.cpp"];
 /// What of it is for ik_llama.cpp only.
-const IK_MODULE: [&str; 2] = ["ik-host.cmake", "ik-wrapped.txt"];
+const IK_MODULE: [&str; 3] = ["ik-host.cmake", "ik-wrapped.txt", "ik-signatures.cpp"];
 
 /// One way to build the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,53 @@
+// What this library takes the place of in ggml-cpu, and the two C++ classes that it makes objects of by hand, with the types
+// that src/host/cxx.rs knows: compiled against the host's headers when a build is configured.
+#include "amx-macros.h"
+
+#include "ggml-cpu/amx/amx.h"
+#include "ggml-cpu/traits.h"
+
+#include <cstddef>
+#include <type_traits>
+
+#define KNOWN(name, what, ...) static_assert(std::is_same<what, __VA_ARGS__>::value, "unknown type of " name)
+
+KNOWN("ggml_backend_amx_buffer_type", decltype(ggml_backend_amx_buffer_type), ggml_backend_buffer_type_t());
+
+typedef ggml::cpu::extra_buffer_type extra;
+typedef ggml::cpu::tensor_traits traits;
+KNOWN("extra_buffer_type::supports_op", decltype(&extra::supports_op),
+      bool (extra::*)(ggml_backend_dev_t, const struct ggml_tensor *));
+KNOWN("extra_buffer_type::get_tensor_traits", decltype(&extra::get_tensor_traits),
+      traits * (extra::*) (const struct ggml_tensor *) );
+KNOWN("tensor_traits::work_size", decltype(&traits::work_size),
+      bool (traits::*)(int, const struct ggml_tensor *, std::size_t &));
+KNOWN("tensor_traits::compute_forward", decltype(&traits::compute_forward),
+      bool (traits::*)(struct ggml_compute_params *, struct ggml_tensor *));
+
+// There is nothing else that a subclass has to have.
+struct own_traits : traits {
+    bool work_size(int, const struct ggml_tensor *, std::size_t &) override { return false; }
+    bool compute_forward(struct ggml_compute_params *, struct ggml_tensor *) override { return false; }
+};
+struct own_extra : extra {
+    bool supports_op(ggml_backend_dev_t, const struct ggml_tensor *) override { return false; }
+    traits * get_tensor_traits(const struct ggml_tensor *) override { return nullptr; }
+};
+static_assert(!std::is_abstract<own_traits>::value, "unknown type of tensor_traits");
+static_assert(!std::is_abstract<own_extra>::value, "unknown type of extra_buffer_type");
+static_assert(sizeof(own_traits) == sizeof(void *), "unknown type of tensor_traits: it has members");
+static_assert(sizeof(own_extra) == sizeof(void *), "unknown type of extra_buffer_type: it has members");
+
+struct params_in_order {
+    int ith, nth;
+    std::size_t wsize;
+    void * wdata;
+    struct ggml_threadpool * threadpool;
+};
+#define SAME_PLACE(field)                                                                                              \
+    static_assert(offsetof(ggml_compute_params, field) == offsetof(params_in_order, field),                            \
+                  "unknown type of ggml_compute_params: " #field)
+SAME_PLACE(ith);
+SAME_PLACE(nth);
+SAME_PLACE(wsize);
+SAME_PLACE(wdata);
+SAME_PLACE(threadpool);
