@@ -3,17 +3,22 @@
 //! Packing runs on a thread pool of this library with a bounded number of threads, because loaders
 //! hand tensors over on a single thread. Small ranges stay on the calling thread.
 
+pub mod held;
+
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::cpu::limits;
 use crate::diag::env::env;
 use crate::format::LANES;
 use crate::panel::weights::Shape;
 
 /// Below this many bytes a range is not worth waking other threads.
 const PARALLEL_BYTES: usize = 1 << 20;
+/// Addresses that a thread may take at most: its stack, and memory that it allocates from.
+const THREAD_ADDRESSES: u64 = 136 << 20;
 /// Packing is bound by memory bandwidth: more threads than this bring nothing.
 const MAX_THREADS: usize = 32;
 
@@ -35,14 +40,16 @@ impl Shared {
 /// The threads that pack, and the process that they are threads of. Never freed.
 struct Pool {
     process: u32,
-    /// `None` if there is to be one thread only, or none could be started.
+    /// `None` if there is to be one thread only, or no other could be started.
     threads: Option<ThreadPool>,
 }
 
 impl Pool {
     fn new(process: u32) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = env().threads.unwrap_or(cores.min(MAX_THREADS));
+        // Few addresses are rather for the host.
+        let affordable = limits::addresses().map_or(MAX_THREADS, |bytes| (bytes / 8 / THREAD_ADDRESSES) as usize);
+        let wanted = env().threads.unwrap_or(cores.min(MAX_THREADS)).min(affordable);
         let builder = || ThreadPoolBuilder::new().thread_name(|i| format!("ggml-amx-pack-{i}"));
         // All of them or none: with little memory left, fewer may do.
         let tries = std::iter::successors(Some(wanted), |n| Some(n / 2)).take_while(|n| *n > 1);

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use super::limits;
+
 /// Most CPUs that are told apart.
 const CPUS: usize = 1024;
 
@@ -59,31 +61,19 @@ fn quota() -> usize {
 /// The least quota of the groups in /proc/self/cgroup and of those above them; `read` gives the text of a file.
 fn quota_of(groups: &str, read: impl Fn(&Path) -> Option<String>) -> usize {
     let mut least = usize::MAX;
-    for line in groups.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let roots: &[&str] = match controllers {
-            "" => &["/sys/fs/cgroup"],
-            _ if controllers.split(',').any(|c| c == "cpu") => &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"],
-            _ => continue,
+    limits::each_group(groups, "cpu", &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"], |group, is_second| {
+        let number = |name: &str| read(&group.join(name))?.trim().parse::<f64>().ok();
+        let limits = match is_second {
+            true => read(&group.join("cpu.max")).and_then(|text| {
+                let (quota, period) = text.trim().split_once(' ')?;
+                Some((quota.parse().ok()?, period.parse().ok()?))
+            }),
+            false => number("cpu.cfs_quota_us").zip(number("cpu.cfs_period_us")),
         };
-        for root in roots {
-            let own = Path::new(root).join(path.trim_start_matches('/'));
-            for group in own.ancestors().take_while(|group| group.starts_with(root)) {
-                let number = |name: &str| read(&group.join(name))?.trim().parse::<f64>().ok();
-                let limits = match controllers {
-                    "" => read(&group.join("cpu.max")).and_then(|text| {
-                        let (quota, period) = text.trim().split_once(' ')?;
-                        Some((quota.parse().ok()?, period.parse().ok()?))
-                    }),
-                    _ => number("cpu.cfs_quota_us").zip(number("cpu.cfs_period_us")),
-                };
-                if let Some((quota, period)) = limits.filter(|(quota, period)| *quota > 0.0 && *period > 0.0) {
-                    least = least.min((quota / period).ceil() as usize);
-                }
-            }
+        if let Some((quota, period)) = limits.filter(|(quota, period)| *quota > 0.0 && *period > 0.0) {
+            least = least.min((quota / period).ceil() as usize);
         }
-    }
+    });
     least.max(1)
 }
 

@@ -1,16 +1,55 @@
-//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them.
+//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them; or memory of a host that has
+//! its own kind (high-bandwidth memory, by libmemkind).
 
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
+use libc::{c_int, c_void};
 use memmap2::{Advice, MmapMut};
 
 /// Size of a huge page on x86-64.
 const HUGE: usize = 2 << 20;
 
+/// Functions like `hbw_posix_memalign` and `hbw_free`.
+#[derive(Clone, Copy)]
+pub struct Foreign {
+    /// Writes an aligned address; 0, or the number of an error.
+    pub allocate: unsafe extern "C" fn(*mut *mut c_void, usize, usize) -> c_int,
+    /// Frees it.
+    pub free: unsafe extern "C" fn(*mut c_void),
+}
+
+/// Where weights lie, if not in mappings.
+static FOREIGN: OnceLock<Foreign> = OnceLock::new();
+
+/// From now on weights lie in memory by these functions.
+pub fn set_foreign(functions: Foreign) {
+    let _ = FOREIGN.set(functions);
+}
+
+/// Where a region is.
+enum Source {
+    Mapped { map: MmapMut, offset: usize },
+    Foreign { at: NonNull<u8>, free: unsafe extern "C" fn(*mut c_void) },
+}
+
+// SAFETY: memory that belongs to nobody else; who frees it does not matter.
+unsafe impl Send for Source {}
+// SAFETY: as above.
+unsafe impl Sync for Source {}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Self::Foreign { at, free } = self {
+            // SAFETY: allocated by the other function, freed once.
+            unsafe { free(at.as_ptr().cast()) };
+        }
+    }
+}
+
 /// A zeroed, 64-byte-aligned (2 MiB-aligned when large) region that belongs to us alone.
 pub struct Region {
-    map: MmapMut,
-    offset: usize,
+    source: Source,
     len: usize,
 }
 
@@ -27,13 +66,30 @@ impl Region {
             let _ = map.advise(Advice::HugePage);
         }
         let offset = if slack > 0 { map.as_ptr().align_offset(HUGE) } else { 0 };
-        Ok(Self { map, offset, len })
+        Ok(Self { source: Source::Mapped { map, offset }, len })
+    }
+
+    /// The same for weights: where the host has them.
+    pub fn of_weights(len: usize) -> std::io::Result<Self> {
+        let Some(Foreign { allocate, free }) = FOREIGN.get().copied() else { return Self::new(len) };
+        let (len, mut at) = (len.max(1), std::ptr::null_mut());
+        let align = if len >= HUGE { HUGE } else { 64 };
+        // SAFETY: the functions are those of their names.
+        let error = unsafe { allocate(&mut at, align, len) };
+        let at = NonNull::new(at.cast::<u8>()).filter(|_| error == 0);
+        let at = at.ok_or_else(|| std::io::Error::from_raw_os_error(if error == 0 { libc::ENOMEM } else { error }))?;
+        // SAFETY: so many bytes were allocated.
+        unsafe { at.write_bytes(0, len) };
+        Ok(Self { source: Source::Foreign { at, free }, len })
     }
 
     /// First byte.
     pub fn base(&self) -> NonNull<u8> {
-        // SAFETY: offset + len lie inside the mapping by construction, and mappings are not at 0.
-        unsafe { NonNull::new_unchecked(self.map.as_ptr().add(self.offset).cast_mut()) }
+        match &self.source {
+            // SAFETY: offset + len lie inside the mapping by construction, and mappings are not at 0.
+            Source::Mapped { map, offset } => unsafe { NonNull::new_unchecked(map.as_ptr().add(*offset).cast_mut()) },
+            Source::Foreign { at, .. } => *at,
+        }
     }
 
     /// Tells the kernel that what lies from byte `from` on may be forgotten when memory is short.
@@ -41,7 +97,7 @@ impl Region {
         const PAGE: usize = 4096;
         let from = from.next_multiple_of(PAGE).min(self.len);
         let bytes = (self.len - from) / PAGE * PAGE;
-        if bytes > 0 {
+        if bytes > 0 && matches!(self.source, Source::Mapped { .. }) {
             // SAFETY: the pages are ours alone; whatever they hold afterwards. A wish: the answer does not matter.
             unsafe { libc::madvise(self.base().as_ptr().add(from).cast(), bytes, libc::MADV_FREE) };
         }

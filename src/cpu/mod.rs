@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cores;
 #[cfg(amx_emulator)]
 mod emulator;
+pub mod limits;
 pub mod memory;
 pub mod rendezvous;
 pub mod sync;

@@ -9,8 +9,9 @@ use libc::c_void;
 use super::abi::{STATUS_ALLOC_FAILED, STATUS_SUCCESS};
 use super::objects::{BufferTypeFunctions, Interface, RawBuffer, RawBufferType};
 use super::tensor::{RawTensor, Tensor};
-use super::{Host, cxx, op};
+use super::{Host, budget, cxx, op};
 use crate::buffer::Place;
+use crate::buffer::held::{self, Held};
 use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -101,11 +102,12 @@ unsafe extern "C" fn get_alloc_size(_: *mut RawBufferType, tensor: *const RawTen
 }
 
 unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
-    match Region::new(size) {
+    if size > 0 {
+        budget::allocate(size);
+    }
+    match Held::new(size) {
         // SAFETY: the context is what the interface's functions expect.
-        Ok(region) => unsafe {
-            host().buffer_init(buft, interface(host()), Box::into_raw(Box::new(region)).cast(), size)
-        },
+        Ok(held) => unsafe { host().buffer_init(buft, interface(host()), Box::into_raw(Box::new(held)).cast(), size) },
         Err(reason) => {
             error!("cannot allocate a buffer of {size} bytes: {reason}");
             std::ptr::null_mut()
@@ -133,7 +135,7 @@ fn interface(host: &Host) -> Interface {
 ///
 /// # Safety
 /// `buffer` must be one of ours.
-unsafe fn context(buffer: *mut RawBuffer) -> *mut Region {
+unsafe fn context(buffer: *mut RawBuffer) -> *mut Held {
     // SAFETY: promised by the caller.
     unsafe { host().buffer(buffer) }.map_or(std::ptr::null_mut(), |b| b.context().cast())
 }
@@ -141,8 +143,8 @@ unsafe fn context(buffer: *mut RawBuffer) -> *mut Region {
 /// # Safety
 /// `buffer` must be one of ours.
 unsafe fn region<'a>(buffer: *mut RawBuffer) -> &'a Region {
-    // SAFETY: `alloc_buffer` put a region there, and it lives until `free_buffer`.
-    unsafe { &*context(buffer) }
+    // SAFETY: `alloc_buffer` put it there, and it lives until `free_buffer`.
+    unsafe { (*context(buffer)).region() }
 }
 
 /// A tensor that the host gave.
@@ -156,8 +158,8 @@ unsafe fn live(tensor: *const RawTensor) -> Tensor {
 
 unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
     // SAFETY: made by `alloc_buffer`, freed once.
-    let region = unsafe { Box::from_raw(context(buffer)) };
-    measured::forget(&bytes_of(&region));
+    let held = unsafe { Box::from_raw(context(buffer)) };
+    measured::forget(&bytes_of(held.region()));
 }
 
 /// Addresses of a region's bytes.
@@ -255,6 +257,7 @@ unsafe extern "C" fn set_tensor(
     }
     // SAFETY: as above; `data` holds `size` bytes.
     unsafe {
+        held::note_written(live(tensor).root().data() as usize, size);
         place("set_tensor", tensor, data, offset, size).write(data.cast(), size);
         forget(live(tensor));
     }

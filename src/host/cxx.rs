@@ -9,6 +9,7 @@ use super::abi::GgmlComputeParams;
 use super::buffer_type::host;
 use super::tensor::{RawTensor, Tensor};
 use super::{Host, op};
+use crate::buffer::held;
 use crate::cpu;
 use crate::matmul::{Op, Settings, Thread};
 
@@ -87,6 +88,7 @@ unsafe extern "C" fn supports_op(_: *mut c_void, _device: *mut c_void, op: *cons
 /// The host asks for every node, whatever buffers its tensors live in; null means "compute it
 /// yourself", which must never happen to a node that reads packed bytes.
 unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const RawTensor) -> *mut c_void {
+    held::lock_as_the_host_does();
     let host = host();
     // SAFETY: the host passes a live node.
     let node = unsafe { node(host, op) };
@@ -123,6 +125,7 @@ unsafe extern "C" fn compute_forward_method(
 
 /// Work buffer for `op` on `n_threads` threads, `None` if it is not ours.
 pub fn work_size(host: &'static Host, n_threads: i32, op: Tensor) -> Option<usize> {
+    held::lock_as_the_host_does();
     op::product(host, op).ok()?.work_size(usize::try_from(n_threads).ok()?.max(1))
 }
 

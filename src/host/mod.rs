@@ -3,6 +3,7 @@
 
 #[allow(missing_docs)] // fields are documented where ggml declares them
 pub mod abi;
+pub mod budget;
 pub mod buffer_type;
 pub mod cxx;
 mod discover;
@@ -16,9 +17,10 @@ mod tensor;
 use std::ffi::{CStr, CString};
 use std::sync::OnceLock;
 
-use crate::debug;
+use crate::cpu::memory;
 use crate::diag::log;
 use crate::format::WeightType;
+use crate::{debug, info};
 use discover::Found;
 use layout::HostLayout;
 pub use objects::{Buffer, Interface, RawBuffer, RawBufferType};
@@ -74,6 +76,14 @@ host_symbols! {
     ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
 }
 
+/// Weights lie where the replaced code would have had them.
+fn use_hbm(flavour: Flavour) {
+    if let Some(functions) = symbols::hbm(flavour) {
+        info!("weights lie in high-bandwidth memory, by hbw_posix_memalign: the host was built with GGML_CPU_HBM");
+        memory::set_foreign(functions);
+    }
+}
+
 /// A ggml whose layout was found out.
 pub struct Host {
     symbols: Symbols,
@@ -116,6 +126,7 @@ impl Host {
             let reg = (llama.ggml_backend_cpu_reg)();
             if reg.is_null() { std::ptr::null_mut() } else { (llama.ggml_backend_reg_dev_get)(reg, 0) }
         };
+        use_hbm(Flavour::Llama);
         debug!("MUL_MAT is operation {}", ops.mul_mat);
         Ok(Host { symbols, llama, layout, ops, types, device })
     }

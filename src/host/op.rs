@@ -7,9 +7,9 @@
 
 use super::Host;
 use super::abi::{TYPE_F32, TYPE_I32};
-use super::buffer_type;
 use super::objects::RawBuffer;
 use super::tensor::Tensor;
+use super::{budget, buffer_type};
 use crate::cpu::{self, Isa};
 use crate::format::ACT_BLOCK;
 use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Stored, Weights, Wish};
@@ -203,6 +203,19 @@ fn choices(host: &'static Host, ids: Tensor) -> Result<Choices, String> {
     Ok(Choices { data: ids.data().cast(), used, tokens, nb: [ids.nb()[0], ids.nb()[1]], skip_others: false })
 }
 
+/// Whether there is memory for weights about which the loader asks. A graph that is only measured has weights without memory
+/// too: those were accepted.
+fn has_memory(host: &'static Host, op: Tensor, w: Tensor) -> bool {
+    if op.source(1).is_some_and(|x| x.op() != host.ops.no_data[0]) {
+        return true;
+    }
+    // SAFETY: a live tensor of the host's.
+    let plain = unsafe { host.nbytes(w.address()) };
+    let bytes = shape_if_packable(host, w.root()).map_or(plain, |shape| shape.packed_size());
+    let weights = budget::Tensor { name: w.name(), ty: w.ty(), ne: w.ne() };
+    budget::accept(weights, op.op(), bytes)
+}
+
 /// Whether the CPU device can run `op`, one of whose sources lies in our buffers.
 ///
 /// Products on packed weights: yes, and many rows on plain ones that the tile unit can have. Operations that only see plainly stored tensors: the host's own
@@ -210,12 +223,13 @@ fn choices(host: &'static Host, ids: Tensor) -> Result<Choices, String> {
 /// its own buffers. Everything else would read packed bytes as plain ones: no.
 pub fn supports(host: &'static Host, op: Tensor) -> bool {
     if host.ops.no_data.contains(&op.op()) || product(host, op).is_ok() {
-        return true;
+        return op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
     }
     // Few rows on plain weights go to the host's kernels, also while memory is only measured and their buffer
     // has no size, as when the loader probes.
     if has_plain_weights(host, op) {
-        return [1, 2].into_iter().filter_map(|i| op.source(i)).all(|t| is_readable(host, t));
+        let readable = [1, 2].into_iter().filter_map(|i| op.source(i)).all(|t| is_readable(host, t));
+        return readable && op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
     }
     op.sources_from(0).all(|t| !is_ours(host, t.holder()) || is_readable(host, t) && !is_probe(host, t))
 }

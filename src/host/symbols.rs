@@ -17,6 +17,7 @@ use super::Flavour;
 use super::abi::GgmlInitParams;
 use super::objects::{Interface, RawBuffer, RawBufferType};
 use super::tensor::RawTensor;
+use crate::cpu::memory::Foreign;
 use crate::format::{Dequantise, WeightType};
 
 /// Declares the functions of a host once: struct field, entry in a weak table of this name, lookup. Those behind a question
@@ -226,6 +227,35 @@ optional_symbols! {
     "dequantize_row_iq3_s",
     "dequantize_row_iq1_s",
     "dequantize_row_iq1_m",
+}
+
+weak_table!(
+    ggml_amx_hbm_symbols;
+    "hbw_posix_memalign",
+    "hbw_free",
+    "_Z32ggml_backend_cpu_hbm_buffer_typev",
+    "ggml_backend_cpu_hbm_buffer_type",
+);
+
+/// What a host that was built for it (`GGML_CPU_HBM`) takes high-bandwidth memory by.
+pub(super) fn hbm(flavour: Flavour) -> Option<Foreign> {
+    let scope = scope(flavour);
+    let function = |index: usize, name| {
+        // SAFETY: the table has a word per name; volatile as above.
+        let linked = unsafe { (&raw const ggml_amx_hbm_symbols).cast::<usize>().add(index).read_volatile() };
+        find(scope, linked, name)
+    };
+    // Only then; any library of the process may use libmemkind.
+    let of_host = function(2, c"_Z32ggml_backend_cpu_hbm_buffer_typev");
+    of_host.or_else(|| function(3, c"ggml_backend_cpu_hbm_buffer_type"))?;
+    let (allocate, free) = (function(0, c"hbw_posix_memalign")?, function(1, c"hbw_free")?);
+    type Allocate = unsafe extern "C" fn(*mut *mut c_void, usize, usize) -> c_int;
+    type Free = unsafe extern "C" fn(*mut c_void);
+    // SAFETY: libmemkind's functions of these names have these types.
+    unsafe {
+        let allocate = std::mem::transmute::<*const c_void, Allocate>(allocate);
+        Some(Foreign { allocate, free: std::mem::transmute::<*const c_void, Free>(free) })
+    }
 }
 
 /// The last number that every ggml since 2024 has in its table of types.

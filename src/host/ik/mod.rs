@@ -40,7 +40,7 @@ use libc::{c_char, c_void};
 use super::discover::{self, Found};
 use super::layout::HostLayout;
 use super::symbols::host_symbols;
-use super::{Buffer, Flavour, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor};
+use super::{Buffer, Flavour, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor, use_hbm};
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -182,6 +182,7 @@ impl IkHost {
                 let ops = unsafe { found::ops(&symbols, &ik, &layout.tensor, context)? };
                 Ok((ops, found::supports_buft(&ik)?))
             })?;
+        use_hbm(Flavour::Ik);
         let decoded = types::decoded(&symbols, &ik);
         let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols, &ik));
         Ok(Self { symbols, ik, layout, supports_buft, ops, ik_ops, types, interleaved, decoded, cached })

@@ -7,7 +7,7 @@
 
 use std::ffi::c_char;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
 use libc::c_void;
@@ -16,9 +16,12 @@ use super::sync::Mutex;
 use super::table::Table;
 use super::{Buffer, IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, handshake};
 use crate::buffer::Place;
+use crate::buffer::held::{self, Held};
+use crate::cpu::limits;
 use crate::cpu::memory::Region;
 use crate::format::LANES;
 use crate::host::abi::USAGE_WEIGHTS;
+use crate::host::budget;
 use crate::host::objects::{BufferTypeFunctions, Interface};
 use crate::matmul::measured;
 use crate::panel::weights::Shape;
@@ -80,6 +83,12 @@ pub fn packed(tensor: Tensor) -> Option<(Shape, *const u8, usize)> {
     Some((shape, root as *const u8, (tensor.data() as usize).wrapping_sub(root)))
 }
 
+/// The same for any address inside a packed tensor.
+pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
+    let (base, shape) = PACKED.around(address as usize)?;
+    Some((shape, base as *const u8, address as usize - base))
+}
+
 /// Whether `tensor` lies in a buffer of ours, or may come to lie there.
 pub fn is_ours(host: &'static IkHost, tensor: Tensor) -> bool {
     // SAFETY: a non-null buffer of a live tensor is alive.
@@ -92,10 +101,11 @@ pub fn is_probe(host: &'static IkHost, tensor: Tensor) -> bool {
     is_ours(host, tensor) && unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.size() == 0)
 }
 
-/// The same for any address inside a packed tensor.
-pub fn packed_around(address: *const u8) -> Option<(Shape, *const u8, usize)> {
-    let (base, shape) = PACKED.around(address as usize)?;
-    Some((shape, base as *const u8, address as usize - base))
+/// Whether there is memory for weights about which a loader asks with an operation.
+pub fn has_memory(host: &'static IkHost, w: Tensor, op: Tensor) -> bool {
+    // SAFETY: a live tensor of the host's.
+    let bytes = unsafe { (host.symbols.ggml_nbytes)(w.address()) };
+    budget::accept(budget::Tensor { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
 }
 
 /// The shape of a tensor that is packed in our buffers: a matrix that graphs only multiply with, of a packed type, whole
@@ -190,17 +200,21 @@ fn interface(host: &IkHost) -> Interface {
     made
 }
 
-pub(super) unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
-    match Region::new(size) {
+pub(super) unsafe extern "C" fn alloc_buffer(_: *mut RawBufferType, size: usize) -> *mut RawBuffer {
+    if size > 0 {
+        budget::allocate(size);
+    }
+    made(size, Held::new(size))
+}
+
+/// A buffer of so many bytes; null if there is no memory for it.
+fn made(size: usize, held: std::io::Result<Held>) -> *mut RawBuffer {
+    match held {
         // SAFETY: the context is what the interface's functions expect.
-        Ok(region) => unsafe {
-            PACKED.add_region(range_of(&region));
-            (host().symbols.ggml_backend_buffer_init)(
-                buft,
-                interface(host()),
-                Box::into_raw(Box::new(region)).cast(),
-                size,
-            )
+        Ok(held) => unsafe {
+            PACKED.add_region(range_of(held.region()));
+            let context = Box::into_raw(Box::new(held)).cast();
+            (host().symbols.ggml_backend_buffer_init)(buffer_type(), interface(host()), context, size)
         },
         Err(reason) => {
             error!("cannot allocate a buffer of {size} bytes: {reason}");
@@ -212,15 +226,15 @@ pub(super) unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usi
 /// # Safety
 /// `buffer` must be one of ours.
 unsafe fn region<'a>(buffer: *mut RawBuffer) -> &'a Region {
-    // SAFETY: `alloc_buffer` put a region there, and it lives until `free_buffer`.
-    unsafe { &*context(buffer) }
+    // SAFETY: `alloc_buffer` put it there, and it lives until `free_buffer`.
+    unsafe { (*context(buffer)).region() }
 }
 
 /// What `alloc_buffer` made.
 ///
 /// # Safety
 /// `buffer` must be one of ours.
-unsafe fn context(buffer: *mut RawBuffer) -> *mut Region {
+unsafe fn context(buffer: *mut RawBuffer) -> *mut Held {
     // SAFETY: promised by the caller.
     unsafe { host().buffer(buffer) }.map_or(std::ptr::null_mut(), |b| b.context().cast())
 }
@@ -236,9 +250,9 @@ unsafe fn live(tensor: *const RawTensor) -> Tensor {
 
 unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
     // SAFETY: made by `alloc_buffer`, freed once.
-    let region = unsafe { Box::from_raw(context(buffer)) };
-    measured::forget(&range_of(&region));
-    PACKED.remove_region(range_of(&region));
+    let held = unsafe { Box::from_raw(context(buffer)) };
+    measured::forget(&range_of(held.region()));
+    PACKED.remove_region(range_of(held.region()));
 }
 
 /// The addresses of a region.
@@ -318,7 +332,10 @@ unsafe extern "C" fn set_tensor(
         return;
     }
     // SAFETY: as above; `data` holds `size` bytes.
-    unsafe { to_write("set_tensor", tensor, offset, size).write(data.cast(), size) }
+    unsafe {
+        held::note_written(live(tensor).root().data() as usize, size);
+        to_write("set_tensor", tensor, offset, size).write(data.cast(), size);
+    }
 }
 
 unsafe extern "C" fn get_tensor(
@@ -413,6 +430,13 @@ pub unsafe fn pack_mapped(
     let wanted = b.is_some_and(|b| of_cpu(&b) && b.usage() == Some(USAGE_WEIGHTS)) && t.data().is_null();
     let Some(shape) = packable(host, t).filter(|_| wanted) else { return false };
     let bytes = shape.plain_size().next_multiple_of(ALIGNMENT);
+    if !budget::has_room(bytes) {
+        static SAID: AtomicBool = AtomicBool::new(false);
+        if !SAID.swap(true, Ordering::Relaxed) {
+            info!("from {} on some weights stay where the host has them: {}", t.name(), budget::shown());
+        }
+        return false;
+    }
     let Some((ours, at)) = room_beside(buffer, bytes) else { return false };
     // SAFETY: the room is inside our buffer; the file has the tensor's bytes at `address`.
     unsafe {
@@ -441,7 +465,9 @@ fn room_beside(buffer: *mut RawBuffer, bytes: usize) -> Option<(*mut RawBuffer, 
     unsafe {
         // Room for all there is in the file, with every tensor on a line of its own; only what is used takes memory.
         let size = host().buffer(buffer)?.size();
-        let ours = alloc_buffer(buffer_type(), size + size / 16 + (1 << 20));
+        let size = size + size / 16 + (1 << 20);
+        let may_map = limits::addresses().is_none() || budget::has_room(size);
+        let ours = if may_map { made(size, Held::lazily(size)) } else { std::ptr::null_mut() };
         if !ours.is_null() {
             for_weights(ours);
         }

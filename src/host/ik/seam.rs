@@ -8,6 +8,7 @@ use super::graph::{self, Beginning, Call, Kernel, Node};
 use super::handshake::{self, Step};
 use super::team::{Member, Place};
 use super::{IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, place, product};
+use crate::buffer::held;
 use crate::cpu;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -284,6 +285,7 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
     // SAFETY: nodes of a graph are live tensors.
     let nodes = || nodes.iter().filter_map(|node| unsafe { host.tensor(*node) });
     place::report();
+    held::lock_as_the_host_does();
     // Some lines are said while nothing else can begin.
     let hold = log::hold();
     let run = graph::begin(usize::try_from(threads).unwrap_or(1).max(1), |beginning, list| {

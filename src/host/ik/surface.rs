@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use super::handshake;
 use super::sync::RwLock;
 use super::{IkHost, RawBufferType, Tensor, place, product};
+use crate::buffer::held;
 use crate::cpu::{self, cores, rendezvous::Rendezvous};
 use crate::host::abi::GgmlComputeParams;
 use crate::matmul::{Op, Settings, Thread};
@@ -35,7 +36,7 @@ pub fn supports(host: &'static IkHost, op: Tensor) -> bool {
         return true;
     }
     if product::is_product(host, op) && matches!(product::product(host, op), Ok(Some(_))) {
-        return true;
+        return op.sources_from(0).all(|w| !place::is_probe(host, w) || place::has_memory(host, w, op));
     }
     // The host reads what is stored as it is; what is packed, or would be for a product only, it must not.
     op.sources_from(0).all(|t| !place::is_ours(host, t) || place::packed(t).is_none() && !place::is_probe(host, t))
@@ -43,6 +44,7 @@ pub fn supports(host: &'static IkHost, op: Tensor) -> bool {
 
 /// Bytes of work buffer that `op` needs on `threads` threads; `None` if the host computes it.
 pub fn work_size(host: &'static IkHost, threads: i32, op: Tensor) -> Option<usize> {
+    held::lock_as_the_host_does();
     ours(host, op)?.work_size(usize::try_from(threads).ok()?.max(1))
 }
 

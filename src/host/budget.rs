@@ -1,0 +1,257 @@
+//! Which weights may be packed: as many as there is memory for. That is decided when a loader asks about a tensor, before it
+//! allocates anything; what is refused stays where the host would have it without this library.
+//!
+//! Asking is not allocating. A loader may ask about a tensor twice (a tied output), go through a model without loading it, or
+//! load it again. So what was accepted is kept by name until it is allocated, or until another pass begins: when the
+//! question that began the last one comes again, when something was allocated since, or after a while.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::buffer::held;
+use crate::cpu::limits::{self, Free};
+use crate::info;
+
+/// After so long without a question a pass is over.
+const OVER_AFTER: Duration = Duration::from_secs(60);
+
+/// A question: the tensor's name, type and shape.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// ggml's number of its type.
+    pub ty: i32,
+    /// Elements per dimension.
+    pub ne: [i64; 4],
+}
+
+/// What one thread that loads models asked. All of it is bytes that are accepted and not allocated.
+struct Pass {
+    /// The first question, and the operation.
+    first: Option<(Tensor, i32)>,
+    answers: HashMap<Tensor, Option<u64>>,
+    /// Those of the pass before, if nothing was allocated after it: it was one that only looks.
+    before: HashMap<Tensor, Option<u64>>,
+    bytes: u64,
+    allocated: bool,
+    last: Option<Instant>,
+}
+
+/// Accepted and not allocated, by all threads.
+static ACCEPTED: AtomicU64 = AtomicU64::new(0);
+
+impl Pass {
+    fn new() -> Self {
+        Self { first: None, answers: HashMap::new(), before: HashMap::new(), bytes: 0, allocated: false, last: None }
+    }
+
+    /// Bytes that are accepted no more, or allocated.
+    fn take(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        ACCEPTED.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn begin(&mut self) {
+        self.take(self.bytes);
+        let old = std::mem::take(&mut self.answers);
+        self.before = if self.allocated { HashMap::new() } else { old };
+        (self.first, self.allocated) = (None, false);
+    }
+
+    /// Whether `tensor`, of so many bytes, may be packed, for which somebody asks with an operation at this moment.
+    fn ask(&mut self, tensor: Tensor, op: i32, bytes: u64, now: Instant, free: impl FnOnce() -> Free) -> bool {
+        let again = self.first.as_ref().is_some_and(|(first, of)| *of == op && *first == tensor);
+        let late = self.last.is_some_and(|last| now.duration_since(last) > OVER_AFTER);
+        if again || late || self.allocated {
+            self.begin();
+        }
+        if late {
+            self.before.clear();
+        }
+        self.last = Some(now);
+        if self.first.is_none() {
+            self.first = Some((tensor.clone(), op));
+        }
+        if let Some(answer) = self.answers.get(&tensor) {
+            return answer.is_some();
+        }
+        let answer = match self.before.get(&tensor) {
+            Some(answer) => *answer,
+            None => {
+                let free = free();
+                let fits = bytes <= free.bytes;
+                if !fits && self.answers.values().all(Option::is_some) {
+                    info!(
+                        "from {} on some weights stay with the host, {:.2} MiB were accepted: {}",
+                        tensor.name,
+                        mebibytes(self.bytes),
+                        leaves(free)
+                    );
+                }
+                fits.then_some(bytes)
+            }
+        };
+        if let Some(bytes) = answer {
+            self.bytes += bytes;
+            ACCEPTED.fetch_add(bytes, Ordering::AcqRel);
+        }
+        self.answers.insert(tensor, answer);
+        answer.is_some()
+    }
+
+    fn allocate(&mut self, bytes: u64) {
+        self.take(bytes);
+        self.allocated = true;
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.take(self.bytes);
+    }
+}
+
+thread_local! {
+    static PASS: RefCell<Pass> = RefCell::new(Pass::new());
+}
+
+/// What there is for weights besides what was promised already.
+fn free() -> Free {
+    let free = limits::free();
+    let promised = held::unwritten() + ACCEPTED.load(Ordering::Acquire);
+    Free { bytes: free.bytes.saturating_sub(promised), ..free }
+}
+
+/// Whether a tensor of so many bytes may be packed, about which a loader asks with an operation of this number.
+pub fn accept(tensor: Tensor, op: i32, bytes: usize) -> bool {
+    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, Instant::now(), free))
+}
+
+/// Notes that a buffer of so many bytes is being allocated.
+pub fn allocate(bytes: usize) {
+    // Somebody may free and allocate as the thread ends.
+    let _ = PASS.try_with(|pass| pass.borrow_mut().allocate(bytes as u64));
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn leaves(free: Free) -> String {
+    format!("{} leaves {:.2} MiB for more", free.limit, mebibytes(free.bytes))
+}
+
+/// What there is now, for a message.
+pub fn shown() -> String {
+    leaves(free())
+}
+
+/// Whether so many bytes can be had now, for weights nobody asked about before.
+pub fn has_room(bytes: usize) -> bool {
+    bytes as u64 <= free().bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::limits::Limit;
+
+    const MUL_MAT: i32 = 29;
+    const GET_ROWS: i32 = 40;
+
+    fn tensor(name: &str) -> Tensor {
+        Tensor { name: name.into(), ty: 2, ne: [64, 64, 1, 1] }
+    }
+
+    /// Asks about tensors of 10 bytes; what is free besides what this pass has.
+    struct Loader {
+        pass: Pass,
+        now: Instant,
+        free: u64,
+    }
+
+    impl Loader {
+        fn new(free: u64) -> Self {
+            Self { pass: Pass::new(), now: Instant::now(), free }
+        }
+
+        fn ask(&mut self, name: &str, op: i32) -> bool {
+            let free = Free { bytes: self.free.saturating_sub(self.pass.bytes), limit: Limit::Machine };
+            self.pass.ask(tensor(name), op, 10, self.now, || free)
+        }
+
+        fn model(&mut self) -> Vec<bool> {
+            [("a", MUL_MAT), ("b", MUL_MAT), ("c", MUL_MAT), ("c", GET_ROWS)]
+                .map(|(name, op)| self.ask(name, op))
+                .into()
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_stays_with_the_host_and_counts_once() {
+        let mut loader = Loader::new(25);
+        assert_eq!(loader.model(), [true, true, false, false]);
+        assert_eq!(loader.pass.bytes, 20);
+        let mut loader = Loader::new(30);
+        assert_eq!(loader.model(), [true; 4]);
+        assert_eq!(loader.pass.bytes, 30);
+    }
+
+    #[test]
+    fn passes_that_only_look_change_nothing() {
+        let mut loader = Loader::new(25);
+        for _ in 0..3 {
+            assert_eq!(loader.model(), [true, true, false, false]);
+        }
+        assert_eq!(loader.pass.bytes, 20);
+        // The same answers, though others have taken memory meanwhile: the graph was planned by them.
+        loader.free = 0;
+        assert_eq!(loader.model(), [true, true, false, false]);
+        loader.now += 2 * OVER_AFTER;
+        assert_eq!(loader.model(), [false; 4]);
+        assert_eq!(loader.pass.bytes, 0);
+    }
+
+    #[test]
+    fn what_is_allocated_is_accepted_no_more_and_the_next_load_asks_anew() {
+        let mut loader = Loader::new(25);
+        loader.model();
+        loader.pass.allocate(20);
+        assert_eq!(loader.pass.bytes, 0);
+        // What is held is no longer free.
+        loader.free = 5;
+        assert_eq!(loader.model(), [false; 4]);
+        // It was unloaded.
+        loader.free = 25;
+        loader.now += 2 * OVER_AFTER;
+        assert_eq!(loader.model(), [true, true, false, false]);
+    }
+
+    #[test]
+    fn other_models_begin_with_other_questions_or_the_same() {
+        let mut loader = Loader::new(40);
+        loader.model();
+        assert!(loader.ask("d", MUL_MAT) && !loader.ask("e", MUL_MAT));
+        // The first question again: everything is asked anew, with what was answered before.
+        assert_eq!(loader.model(), [true; 4]);
+        assert_eq!(loader.pass.bytes, 30);
+    }
+
+    #[test]
+    fn what_one_thread_accepted_is_not_free_for_another() {
+        let name = |i: usize| Tensor { name: format!("budget {i}"), ..tensor("") };
+        let before = ACCEPTED.load(Ordering::Acquire);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(accept(name(1), MUL_MAT, 1000));
+                assert!(ACCEPTED.load(Ordering::Acquire) >= before + 1000);
+            });
+        });
+        assert!(!accept(name(2), MUL_MAT, usize::MAX / 2));
+        assert!(has_room(1) && !has_room(usize::MAX / 2));
+    }
+}
