@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|fork|neighbours|bench|hosts|c-tests|cmake-tests|mutants|race|header`.
+//! Developer commands: `cargo xtask demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|mutants|race|header`.
 
 mod bench;
 mod c_tests;
@@ -15,6 +15,7 @@ mod header;
 mod host;
 mod ik;
 mod json;
+mod memory;
 mod mutants;
 mod neighbours;
 mod preload;
@@ -46,6 +47,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
   cargo xtask fork     a fork of ik_llama.cpp that asks this library by function
+  cargo xtask memory   hosts where memory is short
   cargo xtask neighbours  whether answers depend on who else asks
   cargo xtask mutants  planted defects, each of which a test must find
   cargo xtask cmake-tests  only the CMake modules, on small trees
@@ -130,6 +132,7 @@ fn main() -> ExitCode {
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
         "fork" => FORK_HELP,
+        "memory" => "cargo xtask memory",
         "mutants" => mutants::HELP,
         "neighbours" => neighbours::HELP,
         "--help" | "-h" | "help" => HELP,
@@ -153,6 +156,7 @@ fn main() -> ExitCode {
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
         "fork" => only(rest, "--verify").map(by_function),
+        "memory" => quick(rest).map(|_| memory::run(|what, why| println!("  SKIPPED {what}: {why}"))),
         "mutants" => Ok(mutants::run(rest)),
         "neighbours" => neighbours::Options::parse(rest).map(|options| neighbours::run(&options)),
         _ => quick(rest).map(|_| header::run()),
