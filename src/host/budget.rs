@@ -32,9 +32,7 @@ pub struct Tensor {
 struct Pass {
     /// The first question, and the operation.
     first: Option<(Tensor, i32)>,
-    answers: HashMap<Tensor, Option<u64>>,
-    /// Those of the pass before, if nothing was allocated after it: it was one that only looks.
-    before: HashMap<Tensor, Option<u64>>,
+    answers: HashMap<Tensor, bool>,
     bytes: u64,
     allocated: bool,
     last: Option<Instant>,
@@ -45,7 +43,7 @@ static ACCEPTED: AtomicU64 = AtomicU64::new(0);
 
 impl Pass {
     fn new() -> Self {
-        Self { first: None, answers: HashMap::new(), before: HashMap::new(), bytes: 0, allocated: false, last: None }
+        Self { first: None, answers: HashMap::new(), bytes: 0, allocated: false, last: None }
     }
 
     /// Bytes that are accepted no more, or allocated.
@@ -57,50 +55,40 @@ impl Pass {
 
     fn begin(&mut self) {
         self.take(self.bytes);
-        let old = std::mem::take(&mut self.answers);
-        self.before = if self.allocated { HashMap::new() } else { old };
+        self.answers.clear();
         (self.first, self.allocated) = (None, false);
     }
 
-    /// Whether `tensor`, of so many bytes, may be packed, for which somebody asks with an operation at this moment.
-    fn ask(&mut self, tensor: Tensor, op: i32, bytes: u64, now: Instant, free: impl FnOnce() -> Free) -> bool {
+    /// Whether `tensor`, of so many bytes, may be packed, for which somebody asks with an operation at this moment. `free` is
+    /// told what this pass has accepted.
+    fn ask(&mut self, tensor: Tensor, op: i32, bytes: u64, now: Instant, free: impl FnOnce(u64) -> Free) -> bool {
         let again = self.first.as_ref().is_some_and(|(first, of)| *of == op && *first == tensor);
         let late = self.last.is_some_and(|last| now.duration_since(last) > OVER_AFTER);
         if again || late || self.allocated {
             self.begin();
-        }
-        if late {
-            self.before.clear();
         }
         self.last = Some(now);
         if self.first.is_none() {
             self.first = Some((tensor.clone(), op));
         }
         if let Some(answer) = self.answers.get(&tensor) {
-            return answer.is_some();
+            return *answer;
         }
-        let answer = match self.before.get(&tensor) {
-            Some(answer) => *answer,
-            None => {
-                let free = free();
-                let fits = bytes <= free.bytes;
-                if !fits && self.answers.values().all(Option::is_some) {
-                    info!(
-                        "from {} on some weights stay with the host, {:.2} MiB were accepted: {}",
-                        tensor.name,
-                        mebibytes(self.bytes),
-                        leaves(free)
-                    );
-                }
-                fits.then_some(bytes)
-            }
-        };
-        if let Some(bytes) = answer {
+        let free = free(self.bytes);
+        let fits = bytes <= free.bytes;
+        if fits {
             self.bytes += bytes;
             ACCEPTED.fetch_add(bytes, Ordering::AcqRel);
+        } else if self.answers.values().all(|answer| *answer) {
+            info!(
+                "from {} on some weights stay with the host, {:.2} MiB were accepted: {}",
+                tensor.name,
+                mebibytes(self.bytes),
+                leaves(free)
+            );
         }
-        self.answers.insert(tensor, answer);
-        answer.is_some()
+        self.answers.insert(tensor, fits);
+        fits
     }
 
     fn allocate(&mut self, bytes: u64) {
@@ -128,7 +116,7 @@ fn free() -> Free {
 
 /// Whether a tensor of so many bytes may be packed, about which a loader asks with an operation of this number.
 pub fn accept(tensor: Tensor, op: i32, bytes: usize) -> bool {
-    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, Instant::now(), free))
+    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, Instant::now(), |_| free()))
 }
 
 /// Notes that a buffer of so many bytes is being allocated.
@@ -180,8 +168,8 @@ mod tests {
         }
 
         fn ask(&mut self, name: &str, op: i32) -> bool {
-            let free = Free { bytes: self.free.saturating_sub(self.pass.bytes), limit: Limit::Machine };
-            self.pass.ask(tensor(name), op, 10, self.now, || free)
+            let free = |accepted| Free { bytes: self.free.saturating_sub(accepted), limit: Limit::Machine };
+            self.pass.ask(tensor(name), op, 10, self.now, free)
         }
 
         fn model(&mut self) -> Vec<bool> {
@@ -208,12 +196,13 @@ mod tests {
             assert_eq!(loader.model(), [true, true, false, false]);
         }
         assert_eq!(loader.pass.bytes, 20);
-        // The same answers, though others have taken memory meanwhile: the graph was planned by them.
-        loader.free = 0;
-        assert_eq!(loader.model(), [true, true, false, false]);
+        // Others have taken memory meanwhile.
+        loader.free = 15;
+        assert_eq!(loader.model(), [true, false, false, false]);
+        // So many other questions that the first one did not come again.
         loader.now += 2 * OVER_AFTER;
-        assert_eq!(loader.model(), [false; 4]);
-        assert_eq!(loader.pass.bytes, 0);
+        assert!(loader.ask("d", MUL_MAT) && !loader.ask("e", MUL_MAT));
+        assert_eq!(loader.pass.bytes, 10);
     }
 
     #[test]
@@ -236,7 +225,7 @@ mod tests {
         let mut loader = Loader::new(40);
         loader.model();
         assert!(loader.ask("d", MUL_MAT) && !loader.ask("e", MUL_MAT));
-        // The first question again: everything is asked anew, with what was answered before.
+        // The first question again: everything is asked anew.
         assert_eq!(loader.model(), [true; 4]);
         assert_eq!(loader.pass.bytes, 30);
     }
