@@ -45,6 +45,27 @@ pub const LATER: Package = Package {
     pip_args: &[],
 };
 
+/// Source of an earlier llama.cpp, with ggml 0.9.8.
+pub const EARLIER: Package = Package {
+    requirement: "llama-cpp-python==0.3.17",
+    file: "llama_cpp_python-0.3.17.tar.gz",
+    sha256: "39c31948d234ff351bf638f1e468d893dd29282dd4d47716a39c6a0a1e63b123",
+    member: "vendor/llama.cpp",
+    pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
+};
+
+/// llama.cpp with ggml 0.25.1 and backends for each CPU generation, built by others, as shipped inside a Node package.
+pub const NODE: Package = Package {
+    requirement: "@node-llama-cpp/linux-x64==3.22.1",
+    file: "linux-x64-3.22.1.tgz",
+    sha256: "0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0",
+    member: "bins/linux-x64",
+    pip_args: &[],
+};
+
+/// What a distribution ships this week: its packages, with the system libraries that they were built for.
+const SID: [&str; 7] = ["libggml0", "libllama0", "libc6", "libgcc-s1", "libgomp1", "libstdc++6", "libssl3t64"];
+
 /// An older ggml, 0.20.2, built by others; any Python may download it.
 const OLDER: Package = Package {
     requirement: "libggml-python==0.20.2.post1",
@@ -92,10 +113,35 @@ impl Package {
         self.file.trim_end_matches(".tar.gz").trim_end_matches(".crate")
     }
 
-    /// Where a package of the Rust index is; none if it is one of the Python index.
-    fn crate_url(&self) -> Option<String> {
+    /// Where a package of the Rust or the Node index is; none if it is one of the Python index.
+    fn url(&self) -> Option<String> {
         let (name, _) = self.requirement.split_once("==")?;
-        self.file.ends_with(".crate").then(|| format!("https://static.crates.io/crates/{name}/{}", self.file))
+        match self.file.rsplit_once('.')?.1 {
+            "crate" => Some(format!("https://static.crates.io/crates/{name}/{}", self.file)),
+            "tgz" => Some(format!("https://registry.npmjs.org/{name}/-/{}", self.file)),
+            _ => None,
+        }
+    }
+
+    /// Its newest version in its index.
+    pub fn newest(&self) -> Result<String> {
+        let (name, _) = self.requirement.split_once("==").ok_or("a requirement without a version")?;
+        let (url, path) = match self.file.rsplit_once('.').map(|(_, end)| end) {
+            Some("crate") => (format!("https://crates.io/api/v1/crates/{name}"), "d['crate']['max_version']"),
+            Some("tgz") => (format!("https://registry.npmjs.org/{name}"), "d['dist-tags']['latest']"),
+            _ => (format!("https://pypi.org/pypi/{name}/json"), "d['info']['version']"),
+        };
+        let script = format!(
+            "import sys, json, urllib.request as u\nd = json.load(u.urlopen(u.Request(sys.argv[1], \
+             headers={{'User-Agent': 'ggml-amx xtask'}}), timeout=60))\nprint({path})"
+        );
+        util::first_line(Command::new("python3").args(["-c", &script, &url]))
+            .ok_or(format!("{url} does not tell the newest version of {name}"))
+    }
+
+    /// The pinned version.
+    pub fn version(&self) -> &'static str {
+        self.requirement.rsplit("==").next().unwrap_or_default()
     }
 }
 
@@ -146,6 +192,97 @@ pub fn source(cache: &Cache) -> Result<PathBuf> {
 /// Root of the unpacked tree of the later llama.cpp.
 pub fn later_source(cache: &Cache) -> Result<PathBuf> {
     tree(cache, &LATER)
+}
+
+/// Root of the unpacked tree of the earlier llama.cpp.
+pub fn earlier_source(cache: &Cache) -> Result<PathBuf> {
+    tree(cache, &EARLIER)
+}
+
+/// Another version of a package of sources, whose hash nobody knows: its tree.
+pub fn other_version(cache: &Cache, package: &Package, version: &str) -> Result<PathBuf> {
+    let (name, _) = package.requirement.split_once("==").ok_or("a requirement without a version")?;
+    let tools = tools(cache)?;
+    cache.once(&format!("src/newest-{name}-{version}"), |to| {
+        let dir = to.with_extension("dir");
+        cache::remove(&dir)?;
+        io("create", &dir, fs::create_dir_all(&dir))?;
+        let file = package.file.replace(package.version(), version);
+        let log = cache::log("download-newest")?;
+        if let Some(url) = package.url() {
+            let url = url.replace(package.version(), version);
+            let script = "import sys, urllib.request; urllib.request.urlretrieve(sys.argv[1], sys.argv[2])";
+            util::capture(Command::new("python3").args(["-c", script, &url]).arg(dir.join(&file)), &log)?;
+        } else {
+            let mut pip = pip(&tools, "download");
+            pip.arg("--no-deps").args(package.pip_args).arg("-d").arg(&dir).arg(format!("{name}=={version}"));
+            util::capture(&mut pip, &log)?;
+        }
+        io("create", to, fs::create_dir_all(to))?;
+        let mut tar = Command::new("tar");
+        let parts = 1 + package.member.split('/').count();
+        tar.args(["-xzm", "--no-same-owner", &format!("--strip-components={parts}"), "-f"]).arg(dir.join(&file));
+        tar.arg("-C").arg(to).args(["--wildcards", &format!("*/{}", package.member)]);
+        util::capture(&mut tar, &log)?;
+        cache::remove(&dir)
+    })
+}
+
+/// The directory of the Node package's libraries.
+pub fn node(cache: &Cache) -> Result<PathBuf> {
+    let whole = cache.path("src/node-llama-cpp");
+    if whole.exists() {
+        return Ok(whole);
+    }
+    let archive = download(cache, &NODE)?;
+    cache.once("src/node-llama-cpp", |to| {
+        io("create", to, fs::create_dir_all(to))?;
+        check_sha256(&archive, NODE.sha256)?;
+        let mut tar = Command::new("tar");
+        tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(&archive).arg("-C").arg(to);
+        tar.arg(format!("package/{}", NODE.member));
+        util::capture(&mut tar, &cache::log("unpack-node")?).map(|_| ())
+    })
+}
+
+/// What Debian's unstable distribution ships now, unpacked below a folder of its own: its version, and the directory of its
+/// libraries.
+pub fn sid(cache: &Cache) -> Result<(String, PathBuf)> {
+    let root = cache.path("src/debian-sid");
+    cache::remove(&root)?;
+    for dir in ["lists/partial", "cache/archives/partial", "debs", "root"] {
+        io("create", &root, fs::create_dir_all(root.join(dir)))?;
+    }
+    let file = |name: &str, text: String| io("write", &root, fs::write(root.join(name), text));
+    file("sources.list", "deb [trusted=yes] http://deb.debian.org/debian sid main\n".into())?;
+    file("status", String::new())?;
+    let at = root.display();
+    file(
+        "apt.conf",
+        format!(
+            "Dir::Etc::sourcelist \"{at}/sources.list\"; Dir::Etc::sourceparts \"/dev/null\"; Dir::State::lists \"{at}/lists\"; \
+             Dir::Cache \"{at}/cache\"; Dir::State::status \"{at}/status\"; APT::Architecture \"amd64\"; \
+             Acquire::Languages \"none\"; APT::Sandbox::User \"root\";\n"
+        ),
+    )?;
+    let apt = |arguments: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.env("APT_CONFIG", root.join("apt.conf")).current_dir(root.join("debs")).args(arguments);
+        util::capture(&mut apt, &cache::log("debian-sid")?).map(|_| ())
+    };
+    apt(&["update"])?;
+    apt(&[&["download"][..], &SID].concat())?;
+    let mut version = String::new();
+    for entry in io("read", &root, fs::read_dir(root.join("debs")))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(found) = name.strip_prefix("libggml0_").and_then(|rest| rest.split('_').next()) {
+            version = found.into();
+        }
+        let mut dpkg = Command::new("dpkg");
+        dpkg.arg("-x").arg(entry.path()).arg(root.join("root"));
+        util::capture(&mut dpkg, &cache::log("debian-sid")?)?;
+    }
+    Ok((version, root.join("root/usr/lib/x86_64-linux-gnu")))
 }
 
 /// Root of the unpacked ik_llama.cpp tree. Its package lacks one script, which says in programs what they were
@@ -274,7 +411,7 @@ fn download(cache: &Cache, package: &Package) -> Result<PathBuf> {
     println!("  downloading {}", package.requirement);
     cache.once(&name, |to| {
         let log = cache::log(&format!("download-{}", package.file))?;
-        if let Some(url) = package.crate_url() {
+        if let Some(url) = package.url() {
             let script = "import sys, urllib.request; urllib.request.urlretrieve(sys.argv[1], sys.argv[2])";
             let mut get = Command::new("python3");
             util::capture(get.args(["-c", script, &url]).arg(to), &log)?;

@@ -2,40 +2,21 @@
 //! computes a node: the pinned tree, with a few lines of ours put in. It links the installed package, with and without the
 //! module that takes calls of kernels besides.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use crate::{
     cache::{self, Cache},
     chat,
     compiler::{self, Compiler},
+    copies::{Copy, Edit, behind, instead},
     cpu, fetch,
     gguf::Reader,
     host::{self, Host, Kind},
     products::{self, Products},
     program::{self, Settings, Way},
-    util::{self, Result, io},
+    util::{self, Result},
     verify,
 };
-
-/// Text that is put into a file of the tree, behind (or, if it says so, in the place of) a piece that is there once.
-struct Edit {
-    file: &'static str,
-    at: &'static str,
-    replace: bool,
-    text: &'static str,
-}
-
-const fn behind(file: &'static str, at: &'static str, text: &'static str) -> Edit {
-    Edit { file, at, replace: false, text }
-}
-
-const fn instead(file: &'static str, at: &'static str, text: &'static str) -> Edit {
-    Edit { file, at, replace: true, text }
-}
 
 const GGML: &str = "ggml/src/ggml.c";
 const BACKEND: &str = "ggml/src/ggml-backend.cpp";
@@ -179,44 +160,8 @@ target_include_directories(ggml PUBLIC $<BUILD_INTERFACE:$<TARGET_PROPERTY:ggml-
     ),
 ];
 
-/// Takes the object file of a source that is as in the pinned tree from that tree's build: `sh LAUNCHER pinned-tree fork
-/// pinned-build compiler ...`.
-const LAUNCHER: &str = r#"pinned=$1 fork=$2 build=$3
-shift 3
-for last; do
-    [ "$before" = -o ] && object=$last
-    [ "$before" = -MF ] && list=$last
-    before=$last
-done
-source=${last#"$fork"/}
-if [ "$source" != "$last" ] && cmp -s "$pinned/$source" "$last" && [ -n "$object" ] && [ -f "$build/$object" ]; then
-    [ -n "$list" ] && echo "$object: $last" > "$list"
-    exec cp "$build/$object" "$object"
-fi
-exec "$@"
-"#;
-
-/// Links of the pinned tree, with files of its own where something was put in.
-fn tree(pinned: &Path, to: &Path) -> Result<()> {
-    let mut links = Command::new("cp");
-    links.arg("-as").arg(pinned).arg(to);
-    util::capture(&mut links, &cache::log("fork-links")?)?;
-    for edit in &EDITS {
-        let path = to.join(edit.file);
-        let text = io("read", &path, fs::read_to_string(&path))?;
-        let count = text.matches(edit.at).count();
-        if count != 1 {
-            return Err(format!("{}: {count} places like this one: {}", edit.file, edit.at));
-        }
-        let new = if edit.replace { edit.text.to_string() } else { format!("{}{}", edit.at, edit.text) };
-        cache::remove(&path)?;
-        io("write", &path, fs::write(&path, text.replacen(edit.at, &new, 1)))?;
-    }
-    Ok(())
-}
-
 /// The package as `cmake --install` puts it below a prefix.
-fn package(cache: &Cache, tools: &Path, compiler: &Compiler) -> Result<PathBuf> {
+pub fn package(cache: &Cache, tools: &Path, compiler: &Compiler) -> Result<PathBuf> {
     let key = format!("{:08x}", cache::fnv(util::repo().to_string_lossy().bytes()) >> 32);
     let (build, prefix) = (cache.path(format!("builds/package-{key}")), cache.path(format!("builds/prefix-{key}")));
     let mut configure = host::cmake(tools);
@@ -238,36 +183,19 @@ pub fn ensure(with_module: bool) -> Result<Host> {
     let cache = Cache::open()?;
     let (tools, compiler) = (fetch::tools(&cache)?, compiler::system()?);
     let name = if with_module { "fork-module" } else { "fork" };
-    let edits = EDITS.iter().flat_map(|edit| [edit.file, edit.at, edit.text]).collect::<Vec<_>>().join("\n");
-    let key = |text: &str| format!("{:08x}", cache::fnv(format!("{}{text}", util::repo().display()).bytes()) >> 32);
-    let source = cache.once(&format!("builds/fork-source-{}", key(&edits)), |to| tree(&pinned.source, to))?;
-    let build = cache.path(format!("builds/{name}-{}", key(&edits)));
     let prefix = package(&cache, &tools, &compiler)?;
-    let launcher = cache.path("builds/fork-launcher.sh");
-    io("write", &launcher, fs::write(&launcher, LAUNCHER))?;
-    let launch = ["sh".into(), launcher, pinned.source.clone(), source.clone(), pinned.build.clone()];
-    let launch = launch.map(|part: PathBuf| part.display().to_string()).join(";");
-    let mut configure = host::cmake(&tools);
-    configure
-        .arg("-S")
-        .arg(&source)
-        .arg("-B")
-        .arg(&build)
-        .arg("-GNinja")
-        .args(Kind::Ik.flags(&compiler, Path::new("")));
+    let copy = Copy::new(&cache, name, &pinned, &EDITS, None)?;
+    let mut configure = copy.configure(&tools, &compiler);
     configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
-    for language in ["C", "CXX"] {
-        configure.arg(format!("-DCMAKE_{language}_COMPILER_LAUNCHER={launch}"));
-    }
     if with_module {
         let module = prefix.join("lib/cmake/ggml-amx/llama-host.cmake");
         configure.arg(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display()));
     }
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-{name}"))?)?;
     let mut make = host::cmake(&tools);
-    make.arg("--build").arg(&build).args(["--target", "llama-cli", "llama-perplexity", "llama-quantize"]);
+    make.arg("--build").arg(&copy.build).args(["--target", "llama-cli", "llama-perplexity", "llama-quantize"]);
     util::run_logged(&mut make, &format!("building {name}"), &cache::log(&format!("build-{name}"))?)?;
-    Ok(Host { kind: Kind::Ik, source, build, compiler })
+    Ok(Host { kind: Kind::Ik, source: copy.source, build: copy.build, compiler })
 }
 
 /// One run of the chat program.
@@ -431,23 +359,5 @@ mod tests {
     fn what_buffers_hold_is_read() {
         let log = "x\nllm_load_tensors: fork: AMX holds 7 tensors of 128 bytes\nfork: CPU_Mapped holds 1 tensors of 9 bytes\n";
         assert_eq!(buffers(log), [("AMX".to_string(), 128), ("CPU_Mapped".to_string(), 9)]);
-    }
-
-    #[test]
-    fn only_a_place_that_is_there_once_is_edited() {
-        let dir = std::env::temp_dir().join(format!("xtask-fork-{}", std::process::id()));
-        let (pinned, to) = (dir.join("pinned"), dir.join("fork"));
-        for edit in &EDITS {
-            let path = pinned.join(edit.file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            let old = fs::read_to_string(&path).unwrap_or_default();
-            fs::write(&path, format!("{old}{}\n", edit.at)).unwrap();
-        }
-        tree(&pinned, &to).unwrap();
-        assert!(fs::read_to_string(to.join(GGML)).unwrap().contains("ggml_backend_amx_work_size(n_threads"));
-        assert!(!fs::read_to_string(pinned.join(GGML)).unwrap().contains("amx"));
-        fs::write(pinned.join(BACKEND), "").unwrap();
-        assert!(tree(&pinned, &to).unwrap_err().contains("0 places"));
-        fs::remove_dir_all(&dir).unwrap();
     }
 }

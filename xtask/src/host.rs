@@ -49,6 +49,8 @@ pub enum Kind {
     Dl,
     /// A later version (ggml 0.26): shared libraries, this library in the place of its AMX code; no programs.
     Later,
+    /// An earlier version (ggml 0.9): the same.
+    Earlier,
     /// Shared libraries and programs of ik_llama.cpp as it is: to compare with, and to preload this library into.
     Ik,
     /// The same with this library linked in.
@@ -77,6 +79,7 @@ impl Kind {
             Self::Static => "static",
             Self::Dl => "dl",
             Self::Later => "later",
+            Self::Earlier => "earlier",
             Self::Ik => "ik",
             Self::IkOurs => "ik-amx",
         }
@@ -96,6 +99,7 @@ impl Kind {
         match self {
             Self::Ik | Self::IkOurs => &fetch::IK,
             Self::Later => &fetch::LATER,
+            Self::Earlier => &fetch::EARLIER,
             Self::Llama | Self::CppAmx | Self::Static | Self::Dl => &fetch::HOST,
         }
     }
@@ -104,7 +108,7 @@ impl Kind {
         match self {
             Self::Llama => &["llama-completion", "llama-perplexity", "llama-quantize", "llama-bench"],
             Self::CppAmx => &["ggml-cpu"],
-            Self::Static | Self::Dl | Self::Later => &["ggml"],
+            Self::Static | Self::Dl | Self::Later | Self::Earlier => &["ggml"],
             Self::Ik | Self::IkOurs => &["llama-cli", "llama-perplexity", "llama-quantize", "llama-bench"],
         }
     }
@@ -130,8 +134,8 @@ impl Kind {
         if self == Self::CppAmx {
             flags.push("-DGGML_OPENMP=OFF".into());
         }
-        if self == Self::Later {
-            // The package has none of these.
+        if matches!(self, Self::Later | Self::Earlier) {
+            // One of the packages has none of these.
             flags.extend(["TOOLS", "COMMON", "APP"].map(|what| format!("-DLLAMA_BUILD_{what}=OFF")));
         }
         if self.is_ours() {
@@ -168,7 +172,7 @@ impl Host {
         vec![match self.kind {
             Kind::Static => self.build.join("ggml/src"),
             Kind::CppAmx => self.build.join("only-ggml-cpu"),
-            Kind::Llama | Kind::Dl | Kind::Later => self.bin_dir(),
+            Kind::Llama | Kind::Dl | Kind::Later | Kind::Earlier => self.bin_dir(),
             Kind::Ik | Kind::IkOurs => self.build.join("ggml/src"),
         }]
     }
@@ -182,7 +186,9 @@ impl Host {
     pub fn cpu_library(&self) -> PathBuf {
         match self.kind {
             Kind::Static => self.lib_dirs()[0].join("libggml-cpu.a"),
-            Kind::Llama | Kind::CppAmx | Kind::Dl | Kind::Later => self.bin_dir().join("libggml-cpu.so"),
+            Kind::Llama | Kind::CppAmx | Kind::Dl | Kind::Later | Kind::Earlier => {
+                self.bin_dir().join("libggml-cpu.so")
+            }
             Kind::Ik | Kind::IkOurs => self.lib_dirs()[0].join("libggml.so"),
         }
     }
@@ -207,7 +213,7 @@ impl Host {
                 &["-lggml", "-lggml-cpu", "-lggml-base", "-fopenmp", "-lpthread", "-ldl", "-lm", "-lutil", "-lrt"]
             }
             Kind::Dl => &["-lggml", "-lggml-base", "-lpthread", "-ldl", "-lm"],
-            Kind::Llama | Kind::CppAmx | Kind::Later => {
+            Kind::Llama | Kind::CppAmx | Kind::Later | Kind::Earlier => {
                 &["-lggml", "-lggml-cpu", "-lggml-base", "-lpthread", "-ldl", "-lm"]
             }
             Kind::Ik | Kind::IkOurs => &["-lggml", "-lpthread", "-lm"],
@@ -263,10 +269,11 @@ fn ensure_with(kind: Kind, compiler: Compiler, alike: Option<&Path>) -> Result<H
     let source = match kind {
         Kind::Ik | Kind::IkOurs => fetch::ik_source(&cache)?,
         Kind::Later => fetch::later_source(&cache)?,
+        Kind::Earlier => fetch::earlier_source(&cache)?,
         Kind::Llama | Kind::CppAmx | Kind::Static | Kind::Dl => fetch::source(&cache)?,
     };
     let library = match kind {
-        Kind::Static | Kind::Dl | Kind::Later | Kind::IkOurs => our_archive()?,
+        Kind::Static | Kind::Dl | Kind::Later | Kind::Earlier | Kind::IkOurs => our_archive()?,
         Kind::Llama | Kind::CppAmx | Kind::Ik => PathBuf::new(),
     };
     let flags = kind.flags(&compiler, &library);
@@ -293,6 +300,30 @@ fn ensure_with(kind: Kind, compiler: Compiler, alike: Option<&Path>) -> Result<H
         symbols::check_no_delete(&host.cpu_library())?;
     }
     println!("  host {}: ready ({})", kind.name(), util::seconds(start.elapsed()));
+    Ok(host)
+}
+
+/// Builds other targets of a host too.
+pub fn also(host: &Host, targets: &[&str]) -> Result<()> {
+    let tools = fetch::tools(&Cache::open()?)?;
+    let mut ninja = cmake(&tools);
+    ninja.arg("--build").arg(&host.build).arg("--target").args(targets);
+    let name = host.kind.name();
+    util::run_logged(&mut ninja, &format!("building more of {name}"), &cache::log(&format!("build-more-{name}"))?)
+}
+
+/// A tree of another version, with this library in the place of its AMX code (of ik_llama.cpp: beside it), built as `kind` is.
+pub fn of_tree(kind: Kind, source: PathBuf, name: &str) -> Result<Host> {
+    let library = our_archive()?;
+    let cache = Cache::open()?;
+    let (tools, compiler) = (fetch::tools(&cache)?, compiler::system()?);
+    let flags = kind.flags(&compiler, &library);
+    let build = cache.path(format!("builds/{name}-{}", key(kind, &compiler, &flags)?));
+    let host = Host { kind, source, build, compiler };
+    configure(&host, &tools, &flags, None)?;
+    let mut ninja = cmake(&tools);
+    ninja.arg("--build").arg(&host.build).args(["--target", "ggml"]);
+    util::run_logged(&mut ninja, &format!("building {name}"), &cache::log(&format!("build-{name}"))?)?;
     Ok(host)
 }
 

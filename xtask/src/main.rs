@@ -6,6 +6,7 @@ mod cache;
 mod chat;
 mod cmake_tests;
 mod compiler;
+mod copies;
 mod cpu;
 mod demo;
 mod fetch;
@@ -15,6 +16,7 @@ mod header;
 mod host;
 mod ik;
 mod json;
+mod matrix;
 mod memory;
 mod mutants;
 mod neighbours;
@@ -58,6 +60,7 @@ const HELP: &str = "Developer commands of ggml-amx
 else $XDG_CACHE_HOME/ggml-amx, else ~/.cache/ggml-amx.";
 
 const HOSTS_HELP: &str = "cargo xtask hosts [KIND ...]
+cargo xtask hosts --check [--quick] [--newest] [NAME ...]
 
 Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Without KIND: all of them.
 
@@ -66,8 +69,14 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   static   static libraries, no AMX compiler flags, this library linked in
   dl       DL backends, no AMX compiler flags, this library linked in
   later    a later version (ggml 0.26): shared libraries, this library in the place of its AMX code
+  earlier  an earlier version (ggml 0.9), the same
   ik       ik_llama.cpp as it is, to compare with
   ik-amx   the same with this library linked in
+
+--check looks at every host that is served: are its structs found, do bytes come back from buffers, are products right, and a
+real model's logits; and writes the table into README.md. NAME: only these rows of it. --quick: those that CI has time
+for. --newest: besides, newer versions that the packages' indexes have. Some are built first, some downloaded: Debian's
+unstable distribution in the version of today, into a folder of its own.
 
 Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, or gcc 13 or newer.";
 
@@ -148,6 +157,7 @@ fn main() -> ExitCode {
             Ok(options) => return test::run(&options),
             Err(e) => return usage(&e, help),
         },
+        "hosts" if rest.iter().any(|a| a == "--check") => Ok(check_hosts(rest)),
         "hosts" => kinds(rest).map(|kinds| hosts(&kinds)),
         "demo" => demo_options(rest).map(|(quick, is_ik)| if is_ik { ik::demo(quick) } else { demo::run(quick) }),
         "verify" => verify_options(rest).map(|options| verify(&options)),
@@ -216,9 +226,16 @@ fn demo_options(args: &[String]) -> Result<(bool, bool)> {
 }
 
 fn kinds(args: &[String]) -> Result<Vec<Kind>> {
-    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::Later, Kind::CppAmx, Kind::Ik, Kind::IkOurs];
+    let all = [Kind::Llama, Kind::Static, Kind::Dl, Kind::Later, Kind::Earlier, Kind::CppAmx, Kind::Ik, Kind::IkOurs];
     let named = |a: &String| all.into_iter().find(|k| k.name() == a).ok_or(format!("no host `{a}`"));
     if args.is_empty() { Ok(all.into()) } else { args.iter().map(named).collect() }
+}
+
+fn check_hosts(args: &[String]) -> Result<()> {
+    let has = |flag: &str| args.iter().any(|a| a == flag);
+    let names: Vec<String> =
+        args.iter().filter(|a| !["--check", "--quick", "--newest"].contains(&a.as_str())).cloned().collect();
+    matrix::run(&names, has("--quick"), has("--newest"))
 }
 
 fn hosts(kinds: &[Kind]) -> Result<()> {

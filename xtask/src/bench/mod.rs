@@ -5,7 +5,7 @@ mod drive;
 mod experts;
 mod options;
 mod products;
-mod report;
+pub mod report;
 mod run;
 mod slices;
 mod types;
