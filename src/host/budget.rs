@@ -5,7 +5,7 @@
 //! load it again. So what was accepted is kept by name until it is allocated, or until another pass begins: when the
 //! question that began the last one comes again, when something was allocated since, or after a while.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -105,22 +105,44 @@ impl Drop for Pass {
 
 thread_local! {
     static PASS: RefCell<Pass> = RefCell::new(Pass::new());
+    /// What the system said last, and when.
+    static SAID: Cell<Option<(Instant, Free)>> = const { Cell::new(None) };
 }
 
-/// What there is for weights besides what was promised already.
-fn free() -> Free {
-    let free = limits::free();
+/// So long one answer of the system is good for the questions of a loader, which come all at once: groups with many pages
+/// take milliseconds to answer.
+const GOOD_FOR: Duration = Duration::from_millis(20);
+
+/// What there is for weights besides what was promised already, as it was a moment ago.
+fn recently_free(now: Instant) -> Free {
+    let recent = SAID.get().filter(|(when, _)| now.duration_since(*when) < GOOD_FOR).map(|(_, free)| free);
+    let free = recent.unwrap_or_else(|| {
+        let free = limits::free();
+        SAID.set(Some((now, free)));
+        free
+    });
+    besides_promised(free)
+}
+
+fn besides_promised(free: Free) -> Free {
     let promised = held::unwritten() + ACCEPTED.load(Ordering::Acquire);
     Free { bytes: free.bytes.saturating_sub(promised), ..free }
 }
 
+/// What there is for weights now.
+fn free() -> Free {
+    besides_promised(limits::free())
+}
+
 /// Whether a tensor of so many bytes may be packed, about which a loader asks with an operation of this number.
 pub fn accept(tensor: Tensor, op: i32, bytes: usize) -> bool {
-    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, Instant::now(), |_| free()))
+    let now = Instant::now();
+    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, now, |_| recently_free(now)))
 }
 
 /// Notes that a buffer of so many bytes is being allocated.
 pub fn allocate(bytes: usize) {
+    SAID.set(None);
     // Somebody may free and allocate as the thread ends.
     let _ = PASS.try_with(|pass| pass.borrow_mut().allocate(bytes as u64));
 }

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     c_tests, cache, cmake_tests, cpu, demo, fork,
     host::{self, Kind},
-    ik, memory, mutants,
+    ik, matrix, memory, mutants,
     products::Products,
     race, skips,
     util::{self, Result},
@@ -92,7 +92,7 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     Step {
         name: "format",
         when: When::Always,
@@ -116,6 +116,7 @@ const STEPS: [Step; 16] = [
     Step { name: "demo", when: When::WithHosts, run: |_| demo::run(true) },
     Step { name: "verify", when: When::WithHosts, run: |o| verify_step(o, &verify::Options::default()) },
     Step { name: "ik_llama.cpp", when: When::WithHosts, run: ik_step },
+    Step { name: "every host", when: When::WithHosts, run: |_| matrix::run(&[], true, false) },
     Step { name: "little memory", when: When::WithHosts, run: |o| memory::run(|what, why| o.skip(what, why)) },
     Step { name: "bound of many rows", when: When::Full, run: many_rows },
     Step { name: "mutants", when: When::Full, run: mutants::step },
