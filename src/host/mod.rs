@@ -15,6 +15,7 @@ pub(crate) mod symbols;
 mod tensor;
 
 use std::ffi::{CStr, CString};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use crate::cpu::memory;
@@ -76,6 +77,13 @@ host_symbols! {
     ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
 }
 
+/// What `look` finds out about a host; a panic in it is an error like any other: nothing is changed before it is done, and
+/// the host goes on without this library.
+fn caught<T>(look: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let done = catch_unwind(AssertUnwindSafe(look));
+    done.unwrap_or_else(|_| Err("a bug in ggml-amx: a panic while the host was looked at, see standard error".into()))
+}
+
 /// Weights lie where the replaced code would have had them.
 fn use_hbm(flavour: Flavour) {
     if let Some(functions) = symbols::hbm(flavour) {
@@ -108,7 +116,7 @@ impl Host {
         static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
         let host = HOST.get().unwrap_or_else(|| {
             let _until_it_is_there = log::hold();
-            HOST.get_or_init(Self::find)
+            HOST.get_or_init(|| caught(Self::find))
         });
         host.as_ref().map_err(String::as_str)
     }
@@ -212,5 +220,17 @@ impl Host {
         // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
         unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };
         std::process::abort()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_while_a_host_is_looked_at_is_an_error() {
+        assert_eq!(caught(|| Ok(1)), Ok(1));
+        assert_eq!(caught::<i32>(|| Err("why".into())), Err("why".to_string()));
+        assert!(caught::<i32>(|| panic!("planted")).unwrap_err().contains("a bug in ggml-amx"));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use libc::c_void;
 
 use super::abi::RawBackend;
-use super::{Flavour, IkHost, Tensor, place};
+use super::{Flavour, IkHost, Tensor, caught, place};
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
@@ -102,7 +102,7 @@ pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
 pub fn is_done(host: &'static IkHost) -> bool {
     static DONE: OnceLock<bool> = OnceLock::new();
     let _until_it_is_there = log::hold();
-    *DONE.get_or_init(|| match shake(host) {
+    *DONE.get_or_init(|| match caught(|| shake(host)) {
         Ok(()) => true,
         Err(why) => {
             info!("nothing is packed: {why}");

@@ -40,7 +40,7 @@ use libc::{c_char, c_void};
 use super::discover::{self, Found};
 use super::layout::HostLayout;
 use super::symbols::host_symbols;
-use super::{Buffer, Flavour, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor, use_hbm};
+use super::{Buffer, Flavour, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor, caught, use_hbm};
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -147,7 +147,7 @@ impl IkHost {
         }
         let _finding = Finding::begin();
         let _until_it_is_there = log::hold();
-        HOST.get_or_init(|| match Self::find() {
+        HOST.get_or_init(|| match caught(Self::find) {
             Ok(host) => {
                 let mode = if env().mode == Mode::Packed { "packed" } else { "in place" };
                 info!(
