@@ -5,16 +5,19 @@
 pub mod abi;
 pub mod budget;
 pub mod buffer_type;
+mod callbacks;
+mod core;
 pub mod cxx;
 mod discover;
 pub mod ik;
 mod layout;
 mod objects;
 pub mod op;
+mod operands;
 pub(crate) mod symbols;
 mod tensor;
 
-use std::ffi::{CStr, CString};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
@@ -22,8 +25,8 @@ use crate::cpu::memory;
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::{debug, info};
+pub use core::Core;
 use discover::Found;
-use layout::HostLayout;
 pub use objects::{Buffer, Interface, RawBuffer, RawBufferType};
 use symbols::host_symbols;
 pub use symbols::{Symbols, make_readable};
@@ -92,15 +95,10 @@ fn use_hbm(flavour: Flavour) {
     }
 }
 
-/// A ggml whose layout was found out.
+/// A llama.cpp's ggml.
 pub struct Host {
-    symbols: Symbols,
+    core: Core,
     llama: LlamaSymbols,
-    layout: HostLayout,
-    /// Its operation numbers.
-    pub ops: Ops,
-    /// Its weight types.
-    types: HostTypes,
     /// Its CPU device, to hang the buffer type on; may be null.
     pub device: *mut libc::c_void,
 }
@@ -109,6 +107,14 @@ pub struct Host {
 unsafe impl Send for Host {}
 // SAFETY: as above; nothing in it changes.
 unsafe impl Sync for Host {}
+
+impl Deref for Host {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
 
 impl Host {
     /// The ggml in this process, looked for and proved once. The error is one line for the log.
@@ -136,56 +142,7 @@ impl Host {
         };
         use_hbm(Flavour::Llama);
         debug!("MUL_MAT is operation {}", ops.mul_mat);
-        Ok(Host { symbols, llama, layout, ops, types, device })
-    }
-
-    /// The tensor at an address; `None` if that is null.
-    ///
-    /// # Safety
-    /// One of the host's tensors must be there for as long as what is returned is used.
-    #[inline]
-    pub unsafe fn tensor(&'static self, at: *const RawTensor) -> Option<Tensor> {
-        // SAFETY: passed on.
-        unsafe { Tensor::new(at, &self.layout.tensor) }
-    }
-
-    /// The buffer at an address; `None` if that is null.
-    ///
-    /// # Safety
-    /// One of the host's buffers must be there for as long as what is returned is used.
-    #[inline]
-    pub unsafe fn buffer(&'static self, at: *mut RawBuffer) -> Option<Buffer> {
-        // SAFETY: passed on.
-        unsafe { Buffer::new(at, &self.layout.buffer) }
-    }
-
-    /// Whether a buffer type is memory that the host's own code reads.
-    ///
-    /// # Safety
-    /// It must be a live buffer type of the host's.
-    pub unsafe fn is_host(&self, buft: *mut RawBufferType) -> bool {
-        // SAFETY: promised by the caller.
-        unsafe { (self.symbols.ggml_backend_buft_is_host)(buft) }
-    }
-
-    /// The packed type with ggml's number `number`, if this host has it.
-    pub fn weight_type(&self, number: i32) -> Option<WeightType> {
-        WeightType::from_ggml(number).filter(|ty| self.types.has(*ty))
-    }
-
-    /// `ggml_backend_buffer_init`: a host buffer object around our interface and context.
-    ///
-    /// # Safety
-    /// `buft` must outlive the buffer; `context` must be what the interface's functions expect.
-    pub unsafe fn buffer_init(
-        &self,
-        buft: *mut RawBufferType,
-        interface: Interface,
-        context: *mut libc::c_void,
-        size: usize,
-    ) -> *mut RawBuffer {
-        // SAFETY: passed on; the interface has at least as many members as the host's.
-        unsafe { (self.symbols.ggml_backend_buffer_init)(buft, interface, context, size) }
+        Ok(Host { core: Core { symbols, layout, ops, types }, llama, device })
     }
 
     /// Waits for all threads of the operation.
@@ -196,30 +153,6 @@ impl Host {
     pub unsafe fn barrier(&self, threadpool: *mut libc::c_void) {
         // SAFETY: passed on.
         unsafe { (self.llama.ggml_barrier)(threadpool) }
-    }
-
-    /// Bytes of a tensor's plain data, from its first to its last.
-    ///
-    /// # Safety
-    /// `tensor` must be a valid tensor.
-    pub unsafe fn nbytes(&self, tensor: *const RawTensor) -> usize {
-        // SAFETY: passed on.
-        unsafe { (self.symbols.ggml_nbytes)(tensor) }
-    }
-
-    /// The host's name of an operation number that came from a real node.
-    pub fn op_name(&self, op: i32) -> String {
-        // SAFETY: the number came from the host, so it is in the host's table of static strings.
-        unsafe { CStr::from_ptr((self.symbols.ggml_op_name)(op)).to_string_lossy().into_owned() }
-    }
-
-    /// Says `message` through the host's log and ends the process the way ggml does.
-    pub fn abort(&self, message: &str) -> ! {
-        log::last_words(message);
-        let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
-        // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
-        unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };
-        std::process::abort()
     }
 }
 

@@ -6,13 +6,13 @@
 //! at run time; nothing else is ever packed differently.
 
 use super::Host;
-use super::abi::{TYPE_F32, TYPE_I32};
 use super::objects::RawBuffer;
+use super::operands::{self, usizes};
 use super::tensor::Tensor;
 use super::{budget, buffer_type};
 use crate::cpu::{self, Isa};
 use crate::format::ACT_BLOCK;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Stored, Weights, Wish};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Stored, Weights, Wish};
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
@@ -60,14 +60,6 @@ fn is_probe(host: &'static Host, tensor: Tensor) -> bool {
     unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.size() == 0)
 }
 
-fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
-    let mut out = [0; N];
-    for (o, v) in out.iter_mut().zip(v) {
-        *o = usize::try_from(v).ok()?;
-    }
-    Some(out)
-}
-
 /// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can have it.
 fn plain_type(host: &'static Host, tensor: Tensor) -> Option<&'static PlainType> {
     let ours = cpu::isa() == Isa::Amx && is_ours(host, tensor.holder()) && packed_shape(host, tensor).is_none();
@@ -100,39 +92,25 @@ pub fn product(host: &'static Host, op: Tensor) -> Result<Op, String> {
     };
     let weights = weights(host, w)?;
     let input = activations(host, x)?;
-    let results = usizes(op.ne()).ok_or("a dimension of the result is negative")?;
-    if op.ty() != TYPE_F32 || op.nb()[0] != 4 {
-        return Err(format!(
-            "the result must be contiguous rows of f32, it has type {} in steps of {}",
-            op.ty(),
-            op.nb()[0]
-        ));
-    }
-    let output = Output { data: op.data().cast(), nb: [op.nb()[1], op.nb()[2], op.nb()[3]] };
+    let output = operands::result(op)?;
     let few = |rows: usize, experts: usize| match weights.stored {
         Stored::Plain(ty) if rows < experts.saturating_mul(ty.rows) => {
             Err(format!("{rows} rows of activations are too few for {} weights that are stored plain", ty.name))
         }
         _ => Ok(()),
     };
-    let (product, expected) = match ids {
+    let product = match ids {
         None => {
             few(input.ne[1], 1)?;
-            let product = MatMul { weights, gate: None, input, output };
-            product.check()?;
-            (Op::Dense(product), [weights.ne[1], input.ne[1], input.ne[2], input.ne[3]])
+            Op::Dense(MatMul { weights, gate: None, input, output })
         }
         Some(ids) => {
             let choices = choices(host, ids)?;
             few(choices.used.saturating_mul(choices.tokens), weights.ne[2])?;
-            let product = ExpertMul { weights, gate: None, input, choices, output };
-            product.check()?;
-            (Op::Experts(product), [weights.ne[1], choices.used, choices.tokens, 1])
+            Op::Experts(ExpertMul { weights, gate: None, input, choices, output })
         }
     };
-    if results != expected {
-        return Err(format!("the result has the shape {results:?}, not {expected:?}"));
-    }
+    operands::check(&product, op)?;
     if !weights.is_inside() {
         return Err(format!("the view {} leaves its tensor", w.name()));
     }
@@ -184,23 +162,18 @@ fn weights(host: &'static Host, w: Tensor) -> Result<Weights, String> {
 
 /// src1.
 fn activations(host: &'static Host, x: Tensor) -> Result<Input, String> {
-    if x.ty() != TYPE_F32 {
-        return Err(format!("the activations {} must be f32, they have type {}", x.name(), x.ty()));
-    }
     if packed_shape(host, x).is_some() {
         return Err(format!("the activations {} are packed weights", x.name()));
     }
-    let ne = usizes(x.ne()).ok_or("a dimension of the activations is negative")?;
-    Ok(Input { data: x.data().cast(), ne, nb: x.nb() })
+    operands::activations(x)
 }
 
 /// src2 of MUL_MAT_ID.
 fn choices(host: &'static Host, ids: Tensor) -> Result<Choices, String> {
-    let [used, tokens, batches @ ..] = usizes(ids.ne()).ok_or("a dimension of the ids is negative")?;
-    if ids.ty() != TYPE_I32 || batches != [1, 1] || packed_shape(host, ids).is_some() {
-        return Err(format!("the ids {} must be a matrix of i32, they have type {}", ids.name(), ids.ty()));
+    if packed_shape(host, ids).is_some() {
+        return Err(format!("the ids {} are packed weights", ids.name()));
     }
-    Ok(Choices { data: ids.data().cast(), used, tokens, nb: [ids.nb()[0], ids.nb()[1]], skip_others: false })
+    operands::choices(ids, false)
 }
 
 /// Whether there is memory for weights about which the loader asks. A graph that is only measured has weights without memory

@@ -148,7 +148,7 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
         let (up, gate) = (new(q4_0, [side, side, 1, 1]), new(q4_0, [side, side, 1, 1]));
         // A host may tell by the buffer whose products it must ask about.
         let ours = new(q4_0, [side, side, 1, 1]);
-        let lies_in = place::alloc_buffer(place::buffer_type(), ROOM);
+        let lies_in = place::buffer_of(ROOM);
         if let Some(ours) = host.tensor(ours) {
             ours.set_buffer(lies_in);
         }

@@ -32,15 +32,14 @@ mod tests;
 mod types;
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
+use std::ops::Deref;
 use std::sync::OnceLock;
 
 use libc::{c_char, c_void};
 
 use super::discover::{self, Found};
-use super::layout::HostLayout;
 use super::symbols::host_symbols;
-use super::{Buffer, Flavour, HostTypes, Ops, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor, caught, use_hbm};
+use super::{Buffer, Core, Flavour, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor, caught, use_hbm};
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -111,16 +110,12 @@ impl Drop for Finding {
 
 /// An ik_llama.cpp whose layout was found out.
 pub struct IkHost {
-    symbols: Symbols,
+    core: Core,
     ik: IkSymbols,
-    layout: HostLayout,
     /// Word of a backend that has its `supports_buft`.
     supports_buft: usize,
-    /// Operation numbers that both flavours have.
-    pub ops: Ops,
-    /// The others.
+    /// Operation numbers that only it has.
     pub ik_ops: IkOps,
-    types: HostTypes,
     /// Types that are interleaved forms of packed ones.
     interleaved: Vec<(i32, WeightType)>,
     /// Types that are decoded by the host.
@@ -133,6 +128,14 @@ pub struct IkHost {
 unsafe impl Send for IkHost {}
 // SAFETY: as above.
 unsafe impl Sync for IkHost {}
+
+impl Deref for IkHost {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
 
 impl IkHost {
     /// The host of this process, looked for and proved once, or why it is not served.
@@ -185,30 +188,8 @@ impl IkHost {
         use_hbm(Flavour::Ik);
         let decoded = types::decoded(&symbols, &ik);
         let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols, &ik));
-        Ok(Self { symbols, ik, layout, supports_buft, ops, ik_ops, types, interleaved, decoded, cached })
-    }
-
-    /// The tensor at an address; `None` if that is null.
-    ///
-    /// # Safety
-    /// One of the host's tensors must be there for as long as what is returned is used.
-    unsafe fn tensor(&'static self, at: *const RawTensor) -> Option<Tensor> {
-        // SAFETY: passed on.
-        unsafe { Tensor::new(at, &self.layout.tensor) }
-    }
-
-    /// The buffer at an address; `None` if that is null.
-    ///
-    /// # Safety
-    /// One of the host's buffers must be there for as long as what is returned is used.
-    unsafe fn buffer(&'static self, at: *mut RawBuffer) -> Option<Buffer> {
-        // SAFETY: passed on.
-        unsafe { Buffer::new(at, &self.layout.buffer) }
-    }
-
-    /// The packed type with ggml's number `number`, if this host has it.
-    fn weight_type(&self, number: i32) -> Option<WeightType> {
-        WeightType::from_ggml(number).filter(|ty| self.types.has(*ty))
+        let core = Core { symbols, layout, ops, types };
+        Ok(Self { core, ik, supports_buft, ik_ops, interleaved, decoded, cached })
     }
 
     /// The type that the one with ggml's number `number` is the interleaved form of, if it is one that is read here.
@@ -219,20 +200,5 @@ impl IkHost {
     /// The type with ggml's number `number` that the host decodes, if it is one.
     fn decoded_type(&self, number: i32) -> Option<&'static DecodedType> {
         self.decoded.iter().find(|ty| ty.number == number).copied()
-    }
-
-    /// Says `message` and ends the process the way ggml does.
-    fn abort(&self, message: &str) -> ! {
-        log::last_words(message);
-        let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
-        // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
-        unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };
-        std::process::abort()
-    }
-
-    /// The host's name of an operation number that came from a real node.
-    fn op_name(&self, op: i32) -> String {
-        // SAFETY: the number came from the host, so it is in its table of static strings.
-        unsafe { CStr::from_ptr((self.symbols.ggml_op_name)(op)).to_string_lossy().into_owned() }
     }
 }

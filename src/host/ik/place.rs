@@ -5,7 +5,6 @@
 //! Many callers compute addresses of rows and experts by plain strides. So nothing is packed whose packed form is
 //! larger than the plain one, and what is packed is written down by address.
 
-use std::ffi::c_char;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{LazyLock, OnceLock};
@@ -15,20 +14,17 @@ use libc::c_void;
 use super::sync::Mutex;
 use super::table::Table;
 use super::{Buffer, IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, handshake};
-use crate::buffer::Place;
-use crate::buffer::held::{self, Held};
+use crate::buffer::held::Held;
 use crate::cpu::limits;
 use crate::cpu::memory::Region;
 use crate::format::LANES;
 use crate::host::abi::USAGE_WEIGHTS;
-use crate::host::budget;
-use crate::host::objects::{BufferTypeFunctions, Interface};
+pub(super) use crate::host::callbacks::range_of;
+use crate::host::callbacks::{ALIGNMENT, Callbacks, Side, region};
+use crate::host::{Core, budget};
 use crate::matmul::measured;
 use crate::panel::weights::Shape;
 use crate::{debug, error, info, warn};
-
-/// Alignment of tensors: a cache line.
-const ALIGNMENT: usize = 64;
 
 /// Matrices of a layer that graphs only multiply with; all are named `blk.<layer>.<role>.weight`.
 const ROLES: [&str; 21] = [
@@ -104,7 +100,7 @@ pub fn is_probe(host: &'static IkHost, tensor: Tensor) -> bool {
 /// Whether there is memory for weights about which a loader asks with an operation.
 pub fn has_memory(host: &'static IkHost, w: Tensor, op: Tensor) -> bool {
     // SAFETY: a live tensor of the host's.
-    let bytes = unsafe { (host.symbols.ggml_nbytes)(w.address()) };
+    let bytes = unsafe { host.nbytes(w.address()) };
     budget::accept(budget::Tensor { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
 }
 
@@ -151,13 +147,7 @@ unsafe impl Sync for Registered {}
 pub fn buffer_type() -> *mut RawBufferType {
     static TYPE: OnceLock<Registered> = OnceLock::new();
     TYPE.get_or_init(|| {
-        let functions = BufferTypeFunctions {
-            get_name: type_name as *const c_void,
-            alloc_buffer: alloc_buffer as _,
-            get_alignment: get_alignment as _,
-            get_alloc_size: std::ptr::null(),
-            is_host: is_host as _,
-        };
+        let functions = Callbacks::<Ik>::of_type(std::ptr::null());
         let none = std::ptr::null_mut();
         Registered(functions.make(&host().layout.buffer_type, none, none))
     })
@@ -169,42 +159,33 @@ fn host() -> &'static IkHost {
     IkHost::get().expect("a buffer without a host")
 }
 
-unsafe extern "C" fn type_name(_: *mut RawBufferType) -> *const c_char {
-    c"AMX".as_ptr()
-}
+/// ik_llama.cpp, as our buffers see it.
+struct Ik;
 
-unsafe extern "C" fn buffer_name(_: *mut RawBuffer) -> *const c_char {
-    c"AMX".as_ptr()
-}
-
-unsafe extern "C" fn get_alignment(_: *mut RawBufferType) -> usize {
-    ALIGNMENT
-}
-
-/// Packed bytes are not what the host's code expects at `tensor->data`.
-unsafe extern "C" fn is_host(_: *mut RawBufferType) -> bool {
-    false
-}
-
-/// The functions of our buffers, where this version of the host has them.
-fn interface(host: &IkHost) -> Interface {
-    let (mut made, at) = (Interface::NONE, &host.layout.buffer);
-    made.set(at.get_name, buffer_name as *const c_void);
-    made.set(at.free_buffer, free_buffer as _);
-    made.set(at.get_base, get_base as _);
-    made.set(at.init_tensor, init_tensor as _);
-    made.set(at.memset_tensor, memset_tensor as _);
-    made.set(at.set_tensor, set_tensor as _);
-    made.set(at.get_tensor, get_tensor as _);
-    made.set(at.clear, clear as _);
-    made
-}
-
-pub(super) unsafe extern "C" fn alloc_buffer(_: *mut RawBufferType, size: usize) -> *mut RawBuffer {
-    if size > 0 {
-        budget::allocate(size);
+impl Side for Ik {
+    fn core() -> &'static Core {
+        host()
     }
-    made(size, Held::new(size))
+
+    fn packed(tensor: Tensor) -> Option<(Shape, *mut u8, usize)> {
+        packed(tensor).map(|(shape, base, begin)| (shape, base.cast_mut(), begin))
+    }
+
+    fn alloc(_: *mut RawBufferType, size: usize) -> *mut RawBuffer {
+        if size > 0 {
+            budget::allocate(size);
+        }
+        made(size, Held::new(size))
+    }
+
+    fn freed(region: &Region) {
+        PACKED.remove_region(range_of(region));
+    }
+}
+
+/// A buffer of ours of so many bytes, for a moment.
+pub(super) fn buffer_of(size: usize) -> *mut RawBuffer {
+    made(size, Held::lazily(size))
 }
 
 /// A buffer of so many bytes; null if there is no memory for it.
@@ -214,7 +195,8 @@ fn made(size: usize, held: std::io::Result<Held>) -> *mut RawBuffer {
         Ok(held) => unsafe {
             PACKED.add_region(range_of(held.region()));
             let context = Box::into_raw(Box::new(held)).cast();
-            (host().symbols.ggml_backend_buffer_init)(buffer_type(), interface(host()), context, size)
+            let interface = Callbacks::<Ik>::of_buffer(init_tensor as *const c_void);
+            host().buffer_init(buffer_type(), interface, context, size)
         },
         Err(reason) => {
             error!("cannot allocate a buffer of {size} bytes: {reason}");
@@ -223,53 +205,10 @@ fn made(size: usize, held: std::io::Result<Held>) -> *mut RawBuffer {
     }
 }
 
-/// # Safety
-/// `buffer` must be one of ours.
-unsafe fn region<'a>(buffer: *mut RawBuffer) -> &'a Region {
-    // SAFETY: `alloc_buffer` put it there, and it lives until `free_buffer`.
-    unsafe { (*context(buffer)).region() }
-}
-
-/// What `alloc_buffer` made.
-///
-/// # Safety
-/// `buffer` must be one of ours.
-unsafe fn context(buffer: *mut RawBuffer) -> *mut Held {
-    // SAFETY: promised by the caller.
-    unsafe { host().buffer(buffer) }.map_or(std::ptr::null_mut(), |b| b.context().cast())
-}
-
-/// A tensor that the host gave.
-///
-/// # Safety
-/// It must be a live tensor.
-unsafe fn live(tensor: *const RawTensor) -> Tensor {
-    // SAFETY: promised by the caller.
-    unsafe { host().tensor(tensor) }.unwrap_or_else(|| host().abort("the host gives a tensor that is NULL"))
-}
-
-unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
-    // SAFETY: made by `alloc_buffer`, freed once.
-    let held = unsafe { Box::from_raw(context(buffer)) };
-    measured::forget(&range_of(held.region()));
-    PACKED.remove_region(range_of(held.region()));
-}
-
-/// The addresses of a region.
-pub(super) fn range_of(region: &Region) -> Range<usize> {
-    let first = region.base().as_ptr() as usize;
-    first..first + region.len()
-}
-
-unsafe extern "C" fn get_base(buffer: *mut RawBuffer) -> *mut c_void {
-    // SAFETY: one of our buffers.
-    unsafe { region(buffer).base().as_ptr().cast() }
-}
-
 /// Decides how a tensor is stored.
 unsafe extern "C" fn init_tensor(_: *mut RawBuffer, tensor: *mut RawTensor) {
     // SAFETY: the host passes a live tensor in a buffer of ours.
-    let (t, bytes) = unsafe { (live(tensor), (host().symbols.ggml_nbytes)(tensor)) };
+    let (t, bytes) = unsafe { (host().live(tensor), host().nbytes(tensor)) };
     if t.view_src().is_some() {
         return;
     }
@@ -282,82 +221,6 @@ unsafe extern "C" fn init_tensor(_: *mut RawBuffer, tensor: *mut RawTensor) {
             debug!("{}: packed", t.name());
         }
         None => debug!("{}: stored as it is", t.name()),
-    }
-}
-
-/// Finds a range of a tensor that is about to be written: what is known of its bytes is forgotten.
-///
-/// # Safety
-/// As for [`place`].
-unsafe fn to_write(what: &str, tensor: *const RawTensor, offset: usize, size: usize) -> Place {
-    // SAFETY: promised by the caller.
-    let root = unsafe { live(tensor) }.root().data() as usize;
-    measured::forget(&(root..root + 1));
-    // SAFETY: promised by the caller.
-    unsafe { place(what, tensor, offset, size) }
-}
-
-/// Finds a range of a tensor. Ends the process, as ggml does, if it leaves the tensor.
-///
-/// # Safety
-/// `tensor` must be a live tensor with data in one of our buffers.
-unsafe fn place(what: &str, tensor: *const RawTensor, offset: usize, size: usize) -> Place {
-    // SAFETY: promised by the caller.
-    let (t, nbytes) = unsafe { (live(tensor), (host().symbols.ggml_nbytes)(tensor)) };
-    if offset.checked_add(size).is_none_or(|end| end > nbytes) {
-        host().abort(&format!("{what}: {size} bytes at offset {offset} leave tensor {} of {nbytes} bytes", t.name()));
-    }
-    match packed(t) {
-        Some((shape, base, at)) if shape.contains(at + offset, size) => {
-            Place::Packed(shape, base.cast_mut(), at + offset)
-        }
-        Some(_) => host().abort(&format!("{what}: the view {} leaves its tensor", t.name())),
-        None => Place::Plain(t.data().cast::<u8>().wrapping_add(offset)),
-    }
-}
-
-unsafe extern "C" fn memset_tensor(_: *mut RawBuffer, tensor: *mut RawTensor, value: u8, offset: usize, size: usize) {
-    // SAFETY: the host passes a live tensor of ours; the range was checked.
-    unsafe { to_write("memset_tensor", tensor, offset, size).fill(size, value) }
-}
-
-unsafe extern "C" fn set_tensor(
-    _: *mut RawBuffer,
-    tensor: *mut RawTensor,
-    data: *const c_void,
-    offset: usize,
-    size: usize,
-) {
-    if size == 0 {
-        return;
-    }
-    // SAFETY: as above; `data` holds `size` bytes.
-    unsafe {
-        held::note_written(live(tensor).root().data() as usize, size);
-        to_write("set_tensor", tensor, offset, size).write(data.cast(), size);
-    }
-}
-
-unsafe extern "C" fn get_tensor(
-    _: *mut RawBuffer,
-    tensor: *const RawTensor,
-    data: *mut c_void,
-    offset: usize,
-    size: usize,
-) {
-    if size == 0 {
-        return;
-    }
-    // SAFETY: as above, with `data` written.
-    unsafe { place("get_tensor", tensor, offset, size).read(data.cast(), size) }
-}
-
-unsafe extern "C" fn clear(buffer: *mut RawBuffer, value: u8) {
-    // SAFETY: one of our buffers. A permutation of equal bytes.
-    unsafe {
-        let region = region(buffer);
-        measured::forget(&range_of(region));
-        std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
     }
 }
 
@@ -424,7 +287,7 @@ pub unsafe fn pack_mapped(
     real: TensorAlloc,
 ) -> bool {
     // SAFETY: promised by the caller.
-    let (b, t) = unsafe { (host.buffer(buffer), live(tensor)) };
+    let (b, t) = unsafe { (host.buffer(buffer), host.live(tensor)) };
     // SAFETY: the host's function without arguments.
     let of_cpu = |b: &Buffer| b.buft() == unsafe { (host.ik.ggml_backend_cpu_buffer_type)() };
     let wanted = b.is_some_and(|b| of_cpu(&b) && b.usage() == Some(USAGE_WEIGHTS)) && t.data().is_null();
@@ -440,8 +303,8 @@ pub unsafe fn pack_mapped(
     let Some((ours, at)) = room_beside(buffer, bytes) else { return false };
     // SAFETY: the room is inside our buffer; the file has the tensor's bytes at `address`.
     unsafe {
-        real(ours, tensor, get_base(ours).byte_add(at));
-        set_tensor(ours, tensor, address, 0, shape.plain_size());
+        real(ours, tensor, region::<Ik>(ours).base().as_ptr().add(at).cast());
+        Callbacks::<Ik>::set_tensor(ours, tensor, address, 0, shape.plain_size());
         release(address, shape.plain_size());
     }
     true
@@ -515,7 +378,7 @@ pub unsafe fn pack_unmapped(
     real: impl Fn() -> *mut RawBuffer,
 ) -> *mut RawBuffer {
     // SAFETY: promised by the caller.
-    let tensor = |t: &*mut RawTensor| unsafe { live(*t) };
+    let tensor = |t: &*mut RawTensor| unsafe { host.live(*t) };
     let has_none = |t: &*mut RawTensor| tensor(t).data().is_null() && tensor(t).view_src().is_none();
     let wanted = |t: &*mut RawTensor| has_none(t).then(|| packable(host, tensor(t))).flatten();
     let sized: Vec<(*mut RawTensor, usize)> =
@@ -525,25 +388,25 @@ pub unsafe fn pack_unmapped(
     }
     // SAFETY: our buffer type; every tensor has its own room.
     unsafe {
-        let ours = alloc_buffer(buffer_type(), sized.iter().map(|(_, bytes)| bytes).sum());
+        let ours = Ik::alloc(buffer_type(), sized.iter().map(|(_, bytes)| bytes).sum());
         if ours.is_null() {
             return real();
         }
         for_weights(ours);
         let mut at = 0;
         for (tensor, bytes) in &sized {
-            alloc(ours, *tensor, get_base(ours).byte_add(at));
+            alloc(ours, *tensor, region::<Ik>(ours).base().as_ptr().add(at).cast());
             at += bytes;
         }
         let of = real();
         if of.is_null() {
-            let failed = tensors.iter().any(|t| has_none(t) && (host.symbols.ggml_nbytes)(*t) > 0);
+            let failed = tensors.iter().any(|t| has_none(t) && host.nbytes(*t) > 0);
             if !failed {
                 return ours;
             }
             // There may be memory for everything without ours.
             for (tensor, _) in sized {
-                let tensor = live(tensor);
+                let tensor = host.live(tensor);
                 tensor.set_buffer(std::ptr::null_mut());
                 tensor.set_data(std::ptr::null_mut());
             }

@@ -4,8 +4,9 @@
 use super::{IkHost, Tensor, place};
 use crate::cpu::{self, Isa};
 use crate::format::{ACT_BLOCK, WeightType, interleaved};
-use crate::host::abi::{TYPE_F32, TYPE_I32, USAGE_WEIGHTS};
-use crate::matmul::{Biases, Choices, ExpertMul, Gate, Input, MatMul, Op, Output, Stored, Weights, Wish};
+use crate::host::abi::USAGE_WEIGHTS;
+use crate::host::operands::{self, usizes};
+use crate::matmul::{Biases, ExpertMul, Gate, MatMul, Op, Stored, Weights, Wish};
 use crate::panel::weights::Shape;
 
 /// Rows of activations (of experts: on average) from which on weights stored like this are multiplied here. Packing or
@@ -17,15 +18,6 @@ fn least_rows(stored: &Stored) -> usize {
         Stored::InPlace { shape, .. } if shape.ty == WeightType::Q2_K => 12,
         Stored::InPlace { .. } | Stored::Packed(_) | Stored::Plain(_) => 1,
     }
-}
-
-/// Some of the dimensions, or none if one is negative.
-fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
-    let mut out = [0; N];
-    for (o, v) in out.iter_mut().zip(v) {
-        *o = usize::try_from(v).ok()?;
-    }
-    Some(out)
 }
 
 /// Whether `node` is one of the operations that read weights through the seam.
@@ -60,14 +52,12 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
     let gate_is_packed = fused && node.source(1).is_some_and(|w| place::packed(w).is_some());
     let packed = is_packed(&first) || gate_is_packed;
     let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
-    let (Some(x_ne), Some(result)) = (usizes(x.ne()), usizes(node.ne())) else {
-        return refuse("a dimension is negative".to_string());
+    let named = |why: String| format!("{}: {why}", node.name());
+    let (input, output) = match (operands::activations(x), operands::result(node)) {
+        (Ok(input), Ok(output)) if first.ne[0].is_multiple_of(ACT_BLOCK) => (input, output),
+        (Err(why), _) | (_, Err(why)) => return refuse(named(why)),
+        _ => return refuse(named(format!("rows of {} weights are not whole blocks of {ACT_BLOCK}", first.ne[0]))),
     };
-    if x.ty() != TYPE_F32 || node.ty() != TYPE_F32 || node.nb()[0] != 4 || !first.ne[0].is_multiple_of(ACT_BLOCK) {
-        return refuse(format!("{}: activations and results must be rows of f32", node.name()));
-    }
-    let input = Input { data: x.data().cast(), ne: x_ne, nb: x.nb() };
-    let output = Output { data: node.data().cast(), nb: [node.nb()[1], node.nb()[2], node.nb()[3]] };
     let (weights, gate) = match fused {
         false => (first, None),
         true => match up_and_gate(host, node, first) {
@@ -75,32 +65,25 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
             Err(why) => return refuse(why),
         },
     };
-    let (op, rows, expected) = if with_ids {
+    let (op, rows) = if with_ids {
         let ids = node.source(at + 1).ok_or("a product of experts without ids")?;
-        let Some([used, tokens, batches @ ..]) = usizes(ids.ne()) else {
-            return refuse("a dimension of the ids is negative".to_string());
-        };
-        if ids.ty() != TYPE_I32 || batches != [1, 1] {
-            return refuse(format!("{}: the ids must be a matrix of i32", node.name()));
-        }
         // The host computes fewer experts for some tokens, and has cleared their results.
-        let choices =
-            Choices { data: ids.data().cast(), used, tokens, nb: [ids.nb()[0], ids.nb()[1]], skip_others: true };
-        let chosen = used.saturating_mul(tokens);
+        let choices = match operands::choices(ids, true) {
+            Ok(choices) => choices,
+            Err(why) => return refuse(named(why)),
+        };
+        let chosen = choices.used.saturating_mul(choices.tokens);
         let rows = chosen / weights.ne[2].clamp(1, chosen.max(1));
-        let expected = [weights.ne[1], used, tokens, 1];
-        (Op::Experts(ExpertMul { weights, gate, input, choices, output }), rows, expected)
+        (Op::Experts(ExpertMul { weights, gate, input, choices, output }), rows)
     } else {
-        let expected = [weights.ne[1], x_ne[1], x_ne[2], x_ne[3]];
-        (Op::Dense(MatMul { weights, gate, input, output }), x_ne[1], expected)
+        (Op::Dense(MatMul { weights, gate, input, output }), input.ne[1])
     };
     if !packed && (cpu::isa() != Isa::Amx || rows < least_rows(&weights.stored)) {
         return Ok(None);
     }
-    match op.check() {
-        _ if result != expected => refuse(format!("{}: the result is {result:?}, not {expected:?}", node.name())),
+    match operands::check(&op, node) {
         Ok(()) => Ok(Some(op)),
-        Err(why) => refuse(format!("{}: {why}", node.name())),
+        Err(why) => refuse(named(why)),
     }
 }
 

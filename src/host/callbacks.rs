@@ -1,0 +1,262 @@
+//! The callbacks of our buffer types and buffers, the same in both flavours but for which tensors are packed in them.
+
+use std::ffi::c_char;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use libc::c_void;
+
+use super::core::Core;
+use super::objects::{BufferTypeFunctions, Interface, RawBuffer, RawBufferType};
+use super::tensor::{RawTensor, Tensor};
+use crate::buffer::Place;
+use crate::buffer::held::{self, Held};
+use crate::cpu::memory::Region;
+use crate::diag::log;
+use crate::matmul::measured;
+use crate::panel::weights::Shape;
+
+/// Alignment of tensors: a cache line.
+pub const ALIGNMENT: usize = 64;
+
+/// A flavour of hosts, as its buffers see it.
+pub trait Side: 'static {
+    /// The host behind a callback: callbacks exist only after it was found.
+    fn core() -> &'static Core;
+
+    /// The shape and first byte of the packed tensor that `tensor` is (a view of), and the plain byte where it begins.
+    fn packed(tensor: Tensor) -> Option<(Shape, *mut u8, usize)>;
+
+    /// A buffer of this type; null if there is no memory for it.
+    fn alloc(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer;
+
+    /// Forgets what is known of a region, which goes.
+    fn freed(region: &Region);
+}
+
+/// The callbacks for one of them.
+pub struct Callbacks<S>(PhantomData<S>);
+
+/// The addresses of a region.
+pub fn range_of(region: &Region) -> Range<usize> {
+    let base = region.base().as_ptr() as usize;
+    base..base + region.len()
+}
+
+/// What [`Side::alloc`] put into a buffer as its context.
+///
+/// # Safety
+/// `buffer` must be one of ours.
+unsafe fn context<S: Side>(buffer: *mut RawBuffer) -> *mut Held {
+    // SAFETY: promised by the caller.
+    unsafe { S::core().buffer(buffer) }.map_or(std::ptr::null_mut(), |b| b.context().cast())
+}
+
+/// The memory of a buffer.
+///
+/// # Safety
+/// `buffer` must be one of ours.
+pub unsafe fn region<'a, S: Side>(buffer: *mut RawBuffer) -> &'a Region {
+    // SAFETY: `alloc` put it there, and it lives until `free_buffer`.
+    unsafe { (*context::<S>(buffer)).region() }
+}
+
+/// Forgets what was measured of a tensor whose bytes change, or of the one that it is a view of.
+fn forget<S: Side>(tensor: Tensor) {
+    let root = tensor.root();
+    let base = root.data() as usize;
+    // SAFETY: a live tensor of the host's.
+    let size = unsafe { S::core().nbytes(root.address()) };
+    measured::forget(&(base..base + size.max(1)));
+}
+
+/// Checks a range of a tensor against its size and finds its bytes. Ends the process, as ggml does,
+/// if the range leaves the tensor or there is nothing to copy from or to.
+///
+/// # Safety
+/// `tensor` must be a live tensor with data in one of our buffers.
+unsafe fn place<S: Side>(what: &str, t: Tensor, data: *const c_void, offset: usize, size: usize) -> Place {
+    // SAFETY: promised by the caller.
+    let (core, nbytes) = (S::core(), unsafe { S::core().nbytes(t.address()) });
+    if offset.checked_add(size).is_none_or(|end| end > nbytes) {
+        core.abort(&format!("{what}: {size} bytes at offset {offset} leave tensor {} of {nbytes} bytes", t.name()));
+    }
+    if t.data().is_null() {
+        core.abort(&format!("{what}: tensor {} has no data", t.name()));
+    }
+    if data.is_null() {
+        core.abort(&format!("{what}: data for tensor {} is NULL", t.name()));
+    }
+    match S::packed(t) {
+        Some((shape, base, begin)) => {
+            let at = begin + offset;
+            if !shape.contains(at, size) {
+                core.abort(&format!("{what}: the view {} leaves its tensor of {} bytes", t.name(), shape.plain_size()));
+            }
+            Place::Packed(shape, base, at)
+        }
+        None => Place::Plain(t.data().cast::<u8>().wrapping_add(offset)),
+    }
+}
+
+impl<S: Side> Callbacks<S> {
+    /// Of a buffer type; `get_alloc_size` where packed tensors may be larger than plain ones, else null.
+    pub fn of_type(get_alloc_size: *const c_void) -> BufferTypeFunctions {
+        BufferTypeFunctions {
+            get_name: Self::type_name as *const c_void,
+            alloc_buffer: Self::alloc_buffer as _,
+            get_alignment: Self::get_alignment as _,
+            get_alloc_size,
+            is_host: Self::is_host as _,
+        }
+    }
+
+    /// Of a buffer, where this version of the host has them.
+    pub fn of_buffer(init_tensor: *const c_void) -> Interface {
+        let (mut made, at) = (Interface::NONE, &S::core().layout.buffer);
+        made.set(at.get_name, Self::buffer_name as *const c_void);
+        made.set(at.free_buffer, Self::free_buffer as _);
+        made.set(at.get_base, Self::get_base as _);
+        made.set(at.init_tensor, init_tensor);
+        made.set(at.memset_tensor, Self::memset_tensor as _);
+        made.set(at.set_tensor, Self::set_tensor as _);
+        made.set(at.get_tensor, Self::get_tensor as _);
+        made.set(at.set_tensor_2d, Self::set_tensor_2d as _);
+        made.set(at.get_tensor_2d, Self::get_tensor_2d as _);
+        made.set(at.clear, Self::clear as _);
+        made
+    }
+
+    unsafe extern "C" fn type_name(_: *mut RawBufferType) -> *const c_char {
+        log::deliver();
+        c"AMX".as_ptr()
+    }
+
+    unsafe extern "C" fn buffer_name(_: *mut RawBuffer) -> *const c_char {
+        c"AMX".as_ptr()
+    }
+
+    unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
+        S::alloc(buft, size)
+    }
+
+    unsafe extern "C" fn get_alignment(_: *mut RawBufferType) -> usize {
+        ALIGNMENT
+    }
+
+    /// Packed bytes are not what the host's code expects at `tensor->data`.
+    unsafe extern "C" fn is_host(_: *mut RawBufferType) -> bool {
+        false
+    }
+
+    unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
+        // SAFETY: made by `alloc`, freed once.
+        let held = unsafe { Box::from_raw(context::<S>(buffer)) };
+        measured::forget(&range_of(held.region()));
+        S::freed(held.region());
+    }
+
+    unsafe extern "C" fn get_base(buffer: *mut RawBuffer) -> *mut c_void {
+        // SAFETY: one of our buffers.
+        unsafe { region::<S>(buffer).base().as_ptr().cast() }
+    }
+
+    unsafe extern "C" fn memset_tensor(
+        _: *mut RawBuffer,
+        tensor: *mut RawTensor,
+        value: u8,
+        offset: usize,
+        size: usize,
+    ) {
+        // SAFETY: the host passes a live tensor of ours; the range is checked.
+        unsafe {
+            let tensor = S::core().live(tensor);
+            place::<S>("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value);
+            forget::<S>(tensor);
+        }
+    }
+
+    /// Writes a range of a tensor.
+    ///
+    /// # Safety
+    /// It must be a live tensor of ours, `data` hold `size` bytes.
+    pub unsafe extern "C" fn set_tensor(
+        _: *mut RawBuffer,
+        tensor: *mut RawTensor,
+        data: *const c_void,
+        offset: usize,
+        size: usize,
+    ) {
+        if size == 0 {
+            return;
+        }
+        // SAFETY: promised by the caller; the range is checked.
+        unsafe {
+            let tensor = S::core().live(tensor);
+            held::note_written(tensor.root().data() as usize, size);
+            place::<S>("set_tensor", tensor, data, offset, size).write(data.cast(), size);
+            forget::<S>(tensor);
+        }
+    }
+
+    /// Reads a range of a tensor.
+    ///
+    /// # Safety
+    /// As for [`Callbacks::set_tensor`], with `data` written.
+    pub unsafe extern "C" fn get_tensor(
+        _: *mut RawBuffer,
+        tensor: *const RawTensor,
+        data: *mut c_void,
+        offset: usize,
+        size: usize,
+    ) {
+        if size == 0 {
+            return;
+        }
+        // SAFETY: promised by the caller; the range is checked.
+        unsafe { place::<S>("get_tensor", S::core().live(tensor), data, offset, size).read(data.cast(), size) }
+    }
+
+    unsafe extern "C" fn set_tensor_2d(
+        buffer: *mut RawBuffer,
+        tensor: *mut RawTensor,
+        data: *const c_void,
+        offset: usize,
+        size: usize,
+        copies: usize,
+        stride_tensor: usize,
+        stride_data: usize,
+    ) {
+        for i in 0..copies {
+            let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
+            // SAFETY: the host's ranges; each is checked against the tensor.
+            unsafe { Self::set_tensor(buffer, tensor, data, offset, size) };
+        }
+    }
+
+    unsafe extern "C" fn get_tensor_2d(
+        buffer: *mut RawBuffer,
+        tensor: *const RawTensor,
+        data: *mut c_void,
+        offset: usize,
+        size: usize,
+        copies: usize,
+        stride_tensor: usize,
+        stride_data: usize,
+    ) {
+        for i in 0..copies {
+            let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
+            // SAFETY: as in `set_tensor_2d`.
+            unsafe { Self::get_tensor(buffer, tensor, data, offset, size) };
+        }
+    }
+
+    unsafe extern "C" fn clear(buffer: *mut RawBuffer, value: u8) {
+        // SAFETY: one of our buffers; equal bytes stay equal under any permutation.
+        unsafe {
+            let region = region::<S>(buffer);
+            std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
+            measured::forget(&range_of(region));
+        }
+    }
+}
