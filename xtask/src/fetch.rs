@@ -126,14 +126,17 @@ impl Package {
     /// Its newest version in its index.
     pub fn newest(&self) -> Result<String> {
         let (name, _) = self.requirement.split_once("==").ok_or("a requirement without a version")?;
+        // The index of the Rust packages has a line per version.
         let (url, path) = match self.file.rsplit_once('.').map(|(_, end)| end) {
-            Some("crate") => (format!("https://crates.io/api/v1/crates/{name}"), "d['crate']['max_version']"),
-            Some("tgz") => (format!("https://registry.npmjs.org/{name}"), "d['dist-tags']['latest']"),
-            _ => (format!("https://pypi.org/pypi/{name}/json"), "d['info']['version']"),
+            Some("crate") => (
+                format!("https://index.crates.io/{}/{}/{name}", &name[..2], &name[2..4]),
+                "[l for l in map(json.loads, t.splitlines()) if not l['yanked']][-1]['vers']",
+            ),
+            Some("tgz") => (format!("https://registry.npmjs.org/{name}"), "json.loads(t)['dist-tags']['latest']"),
+            _ => (format!("https://pypi.org/pypi/{name}/json"), "json.loads(t)['info']['version']"),
         };
         let script = format!(
-            "import sys, json, urllib.request as u\nd = json.load(u.urlopen(u.Request(sys.argv[1], \
-             headers={{'User-Agent': 'ggml-amx xtask'}}), timeout=60))\nprint({path})"
+            "import sys, json, urllib.request as u\nt = u.urlopen(sys.argv[1], timeout=60).read().decode()\nprint({path})"
         );
         util::first_line(Command::new("python3").args(["-c", &script, &url]))
             .ok_or(format!("{url} does not tell the newest version of {name}"))

@@ -393,14 +393,21 @@ fn vendored(_: &Bench) -> Result<Made> {
 const MAKEFILE: &str = "\
 GGML := vendor/ggml
 SRC := $(wildcard $(GGML)/src/*.c $(GGML)/src/*.cpp $(GGML)/src/ggml-cpu/*.c $(GGML)/src/ggml-cpu/*.cpp) \\
-       $(wildcard $(GGML)/src/ggml-cpu/arch/x86/*.c $(GGML)/src/ggml-cpu/arch/x86/*.cpp)
+       $(wildcard $(GGML)/src/ggml-cpu/arch/x86/*.c $(GGML)/src/ggml-cpu/arch/x86/*.cpp $(GGML)/src/ggml-cpu/tiled/*.cpp)
 OBJ := $(patsubst $(GGML)/%,build/%.o,$(SRC))
-FLAGS := -O2 -fPIC -march=native -w -D_GNU_SOURCE -DGGML_USE_CPU -DGGML_VERSION='\"vendored\"' -DGGML_COMMIT='\"none\"' \\
-         -I$(GGML)/include -I$(GGML)/src -I$(GGML)/src/ggml-cpu
+FLAGS := -O2 -fPIC -march=native -w -D_GNU_SOURCE -DGGML_USE_CPU \\
+         -Ibuild -I$(GGML)/include -I$(GGML)/src -I$(GGML)/src/ggml-cpu
 AMX := $(shell pkg-config --variable=libdir ggml-amx)
 
 libproject.so: $(OBJ)
 \t$(CXX) -shared -o $@ $(OBJ) -L$(AMX) -l:libggml_amx.a -ldl -lpthread -lm -lutil -lrt
+
+# What ggml's own configure writes.
+build/ggml-version.h:
+\t@mkdir -p build
+\tprintf '#define GGML_VERSION \"vendored\"\\n#define GGML_COMMIT \"none\"\\n' > $@
+
+$(OBJ): build/ggml-version.h
 
 # It registers the buffer type only if the compiler has AMX flags, or thinks so.
 build/src/ggml-cpu/ggml-cpu.cpp.o: FLAGS += -include $(AMX)/cmake/ggml-amx/amx-macros.h
