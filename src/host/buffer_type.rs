@@ -9,7 +9,7 @@ use libc::c_void;
 use super::abi::{STATUS_ALLOC_FAILED, STATUS_SUCCESS};
 use super::objects::{BufferTypeFunctions, Interface, RawBuffer, RawBufferType};
 use super::tensor::{RawTensor, Tensor};
-use super::{Host, cxx, op};
+use super::{Host, cxx, op, proof};
 use crate::buffer::Place;
 use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
@@ -101,6 +101,10 @@ unsafe extern "C" fn get_alloc_size(_: *mut RawBufferType, tensor: *const RawTen
 }
 
 unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
+    // Nothing is packed before it is known how the host calls.
+    if !proof::prove(host(), buft) {
+        return std::ptr::null_mut();
+    }
     match Region::new(size) {
         // SAFETY: the context is what the interface's functions expect.
         Ok(region) => unsafe {

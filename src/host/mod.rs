@@ -10,6 +10,7 @@ pub mod ik;
 mod layout;
 mod objects;
 pub mod op;
+mod proof;
 pub(crate) mod symbols;
 mod tensor;
 
@@ -63,6 +64,11 @@ host_symbols! {
     ggml_barrier: unsafe extern "C" fn(*mut libc::c_void);
     ggml_backend_cpu_reg: unsafe extern "C" fn() -> *mut libc::c_void;
     ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
+    ? ggml_backend_dev_supports_op: unsafe extern "C" fn(*mut libc::c_void, *const RawTensor) -> bool;
+    ? ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut libc::c_void;
+    ? ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut libc::c_void, i32);
+    ? ggml_backend_graph_compute: unsafe extern "C" fn(*mut libc::c_void, *mut libc::c_void) -> i32;
+    ? ggml_backend_free: unsafe extern "C" fn(*mut libc::c_void);
 }
 
 /// A ggml whose layout was found out.
