@@ -204,3 +204,50 @@ fn run(host: &'static Host, buft: *mut RawBufferType) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_in_another_order_are_named() {
+        let graph = 0x7000_1230;
+        let (mut pool, work) = ([0usize; POOL_WORDS], [0usize; POOL_WORDS]);
+        pool[11] = graph;
+        let (pool, work) = (pool.as_ptr() as usize, work.as_ptr() as usize);
+        // SAFETY: pointers among the words are those of the arrays above.
+        let check = |words: [usize; 5]| unsafe { check_params(words.as_ptr(), graph) };
+        let threads = 1 << 32;
+        assert_eq!(check([threads, WORK + 64, work, pool, 0]), Ok(()));
+        assert_eq!(check([1, WORK + 64, work, pool, 0]), Err("ith or nth"));
+        assert_eq!(check([work, threads, WORK + 64, work, pool]), Err("ith or nth"));
+        assert_eq!(check([threads, work, WORK + 64, pool, 0]), Err("wsize"));
+        assert_eq!(check([threads, WORK + 64, 0, pool, 0]), Err("wdata"));
+        assert_eq!(check([threads, WORK + 64, pool, work, 0]), Err("threadpool"));
+    }
+
+    #[test]
+    fn calls_with_other_arguments_are_refused_and_named() {
+        const DEVICE: usize = 0x10_0000;
+        const NODE: usize = 0x20_0000;
+        let ask = |class, slot, args| {
+            TRIAL.set(Some(Trial { device: DEVICE, node: NODE, graph: 0, calls: Vec::new(), error: None }));
+            let answer = answer(class, slot, args);
+            (answer, TRIAL.take().and_then(|trial| trial.error).unwrap_or_default())
+        };
+        assert_eq!(ask(Class::BufferType, 0, [DEVICE, NODE, 0]), (Some(1), String::new()));
+        assert_eq!(ask(Class::BufferType, 1, [NODE, 0, 0]).1, "");
+        for (class, slot, args, name) in [
+            (Class::BufferType, 0, [NODE, 0, 0], "supports_op"),
+            (Class::BufferType, 1, [DEVICE, NODE, 0], "get_tensor_traits"),
+            (Class::BufferType, 2, [NODE, 0, 0], "virtual function 2"),
+            (Class::Traits, 0, [0x30_0000, NODE, 0], "work_size"),
+            (Class::Traits, 1, [1, NODE, 0x30_0000], "compute_forward"),
+            (Class::Traits, 3, [1, NODE, 0], "virtual function 3"),
+        ] {
+            let (answer, error) = ask(class, slot, args);
+            assert!(answer == Some(0) && error.contains(name), "{error}");
+        }
+        assert_eq!(answer(Class::BufferType, 0, [DEVICE, NODE, 0]), None);
+    }
+}
