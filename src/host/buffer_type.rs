@@ -8,7 +8,7 @@ use super::abi::{STATUS_ALLOC_FAILED, STATUS_SUCCESS};
 use super::callbacks::{Callbacks, Side, region};
 use super::objects::{Interface, RawBuffer, RawBufferType};
 use super::tensor::{RawTensor, Tensor};
-use super::{Core, Host, budget, cxx, op};
+use super::{Core, Host, budget, cxx, op, proof};
 use crate::buffer::held::Held;
 use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
@@ -76,6 +76,10 @@ impl Side for Llama {
     }
 
     fn alloc(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
+        // Nothing is packed before it is known how the host calls.
+        if !proof::prove(host(), buft) {
+            return std::ptr::null_mut();
+        }
         if size > 0 {
             budget::allocate(size);
         }

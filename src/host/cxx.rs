@@ -7,8 +7,9 @@ use libc::c_void;
 
 use super::abi::GgmlComputeParams;
 use super::buffer_type::host;
+use super::proof::{self, Class};
 use super::tensor::{RawTensor, Tensor};
-use super::{Host, op};
+use super::{Host, buffer_type, op};
 use crate::buffer::held;
 use crate::cpu;
 use crate::matmul::{Op, Settings, Thread};
@@ -27,12 +28,42 @@ struct Table<F> {
 struct BufferTypeFunctions {
     supports_op: unsafe extern "C" fn(*mut c_void, *mut c_void, *const RawTensor) -> bool,
     get_tensor_traits: unsafe extern "C" fn(*mut c_void, *const RawTensor) -> *mut c_void,
+    unknown: [Unknown; 6],
 }
 
 #[repr(C)]
 struct TraitsFunctions {
     work_size: unsafe extern "C" fn(*mut c_void, i32, *const RawTensor, *mut usize) -> bool,
     compute_forward: unsafe extern "C" fn(*mut c_void, *mut GgmlComputeParams, *mut RawTensor) -> bool,
+    unknown: [Unknown; 6],
+}
+
+/// A virtual function that no known version has. It declines whatever it may be.
+type Unknown = unsafe extern "C" fn(*mut c_void, usize, usize, usize) -> usize;
+
+unsafe extern "C" fn unknown<const TRAITS: bool, const SLOT: usize>(
+    _: *mut c_void,
+    a: usize,
+    b: usize,
+    c: usize,
+) -> usize {
+    let class = if TRAITS { Class::Traits } else { Class::BufferType };
+    proof::answer(class, SLOT, [a, b, c]).unwrap_or_else(|| {
+        // The line that says what is not known is due at the first call, whatever it is.
+        is_proved_now();
+        0
+    })
+}
+
+const fn all_unknown<const TRAITS: bool>() -> [Unknown; 6] {
+    [
+        unknown::<TRAITS, 2>,
+        unknown::<TRAITS, 3>,
+        unknown::<TRAITS, 4>,
+        unknown::<TRAITS, 5>,
+        unknown::<TRAITS, 6>,
+        unknown::<TRAITS, 7>,
+    ]
 }
 
 /// A C++ object without members.
@@ -46,13 +77,17 @@ static BUFFER_TYPE_TABLE: Table<BufferTypeFunctions> = Table {
     offset_to_top: 0,
     type_info: 0,
     destructors: [destroy, destroy],
-    functions: BufferTypeFunctions { supports_op, get_tensor_traits },
+    functions: BufferTypeFunctions { supports_op, get_tensor_traits, unknown: all_unknown::<false>() },
 };
 static TRAITS_TABLE: Table<TraitsFunctions> = Table {
     offset_to_top: 0,
     type_info: 0,
     destructors: [destroy, destroy],
-    functions: TraitsFunctions { work_size: work_size_method, compute_forward: compute_forward_method },
+    functions: TraitsFunctions {
+        work_size: work_size_method,
+        compute_forward: compute_forward_method,
+        unknown: all_unknown::<true>(),
+    },
 };
 static BUFFER_TYPE: Object = Object(&raw const BUFFER_TYPE_TABLE.destructors);
 static TRAITS: Object = Object(&raw const TRAITS_TABLE.destructors);
@@ -67,6 +102,11 @@ pub fn tensor_traits() -> *mut c_void {
     (&raw const TRAITS).cast_mut().cast()
 }
 
+/// Makes the proof, if that was not done: the host calls, so its list of buffer types is made.
+fn is_proved_now() -> bool {
+    proof::prove(host(), buffer_type::get())
+}
+
 /// Both objects are static: nothing to destroy.
 unsafe extern "C" fn destroy(_: *mut c_void) {}
 
@@ -79,8 +119,16 @@ unsafe fn node(host: &'static Host, op: *const RawTensor) -> Tensor {
     unsafe { host.tensor(op) }.unwrap_or_else(|| host.abort("the host asks about a node that is NULL"))
 }
 
-unsafe extern "C" fn supports_op(_: *mut c_void, _device: *mut c_void, op: *const RawTensor) -> bool {
+unsafe extern "C" fn supports_op(_: *mut c_void, device: *mut c_void, op: *const RawTensor) -> bool {
     let host = host();
+    if !proof::is_proved() {
+        if let Some(answer) = proof::answer(Class::BufferType, 0, [device as usize, op as usize, 0]) {
+            return answer != 0;
+        }
+        if !is_proved_now() {
+            return false;
+        }
+    }
     // SAFETY: the host passes a live node.
     op::supports(host, unsafe { node(host, op) })
 }
@@ -88,6 +136,15 @@ unsafe extern "C" fn supports_op(_: *mut c_void, _device: *mut c_void, op: *cons
 /// The host asks for every node, whatever buffers its tensors live in; null means "compute it
 /// yourself", which must never happen to a node that reads packed bytes.
 unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const RawTensor) -> *mut c_void {
+    if !proof::is_proved() {
+        if let Some(answer) = proof::answer(Class::BufferType, 1, [op as usize, 0, 0]) {
+            return answer as *mut c_void;
+        }
+        if !is_proved_now() {
+            // Nothing was packed.
+            return std::ptr::null_mut();
+        }
+    }
     held::lock_as_the_host_does();
     let host = host();
     // SAFETY: the host passes a live node.
@@ -108,6 +165,10 @@ unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const RawTensor) -> 
 }
 
 unsafe extern "C" fn work_size_method(_: *mut c_void, n_threads: i32, op: *const RawTensor, size: *mut usize) -> bool {
+    if !proof::is_proved() {
+        let args = [n_threads as usize, op as usize, size as usize];
+        return proof::answer(Class::Traits, 0, args).unwrap_or(0) != 0;
+    }
     let host = host();
     // SAFETY: the host passes a live node and a place for the size.
     unsafe { work_size(host, n_threads, node(host, op)).inspect(|bytes| *size = *bytes).is_some() }
@@ -118,6 +179,9 @@ unsafe extern "C" fn compute_forward_method(
     params: *mut GgmlComputeParams,
     op: *mut RawTensor,
 ) -> bool {
+    if !proof::is_proved() {
+        return proof::answer(Class::Traits, 1, [params as usize, op as usize, 0]).unwrap_or(0) != 0;
+    }
     let host = host();
     // SAFETY: the host passes live parameters and a live node.
     unsafe { compute_forward(host, &*params, node(host, op)) }

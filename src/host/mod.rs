@@ -14,6 +14,7 @@ mod layout;
 mod objects;
 pub mod op;
 mod operands;
+mod proof;
 pub(crate) mod symbols;
 mod tensor;
 
@@ -78,6 +79,11 @@ host_symbols! {
     ggml_barrier: unsafe extern "C" fn(*mut libc::c_void);
     ggml_backend_cpu_reg: unsafe extern "C" fn() -> *mut libc::c_void;
     ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
+    ? ggml_backend_dev_supports_op: unsafe extern "C" fn(*mut libc::c_void, *const RawTensor) -> bool;
+    ? ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut libc::c_void;
+    ? ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut libc::c_void, i32);
+    ? ggml_backend_graph_compute: unsafe extern "C" fn(*mut libc::c_void, *mut libc::c_void) -> i32;
+    ? ggml_backend_free: unsafe extern "C" fn(*mut libc::c_void);
 }
 
 /// What `look` finds out about a host; a panic in it is an error like any other: nothing is changed before it is done, and
