@@ -14,6 +14,13 @@
 #ifndef FAKE_TYPES
 #define FAKE_TYPES 43
 #endif
+#ifndef FAKE_DEVICE
+#define FAKE_DEVICE NULL /* the CPU device, and its registry */
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* ---- structs */
 
@@ -230,19 +237,19 @@ struct ggml_tensor * ggml_new_tensor_4d(void * context, int32_t type, int64_t a,
     if (in->used == 64 || t->block == 0) {
         abort();
     }
-    struct ggml_tensor * new = &in->tensors[in->used++];
+    struct ggml_tensor * made = &in->tensors[in->used++];
     const int64_t ne[4] = {a, b, c, d};
-    new->type = type;
-    memcpy(new->ne, ne, sizeof ne);
-    new->nb[0] = t->bytes, new->nb[1] = t->bytes * (size_t) (a / t->block);
-    new->nb[2] = new->nb[1] * (size_t) b, new->nb[3] = new->nb[2] * (size_t) c;
-    return new;
+    made->type = type;
+    memcpy(made->ne, ne, sizeof ne);
+    made->nb[0] = t->bytes, made->nb[1] = t->bytes * (size_t) (a / t->block);
+    made->nb[2] = made->nb[1] * (size_t) b, made->nb[3] = made->nb[2] * (size_t) c;
+    return made;
 }
 
 static struct ggml_tensor * fake_op(void * context, int op, struct ggml_tensor * a, struct ggml_tensor * b, struct ggml_tensor * c, int64_t n, int64_t m, int64_t l) {
-    struct ggml_tensor * new = ggml_new_tensor_4d(context, 0, n, m, l, 1);
-    new->op = op, new->src[0] = a, new->src[1] = b, new->src[2] = c;
-    return new;
+    struct ggml_tensor * made = ggml_new_tensor_4d(context, 0, n, m, l, 1);
+    made->op = op, made->src[0] = a, made->src[1] = b, made->src[2] = c;
+    return made;
 }
 
 #define FAKE_TENSOR struct ggml_tensor *
@@ -388,14 +395,16 @@ void ggml_barrier(void * pool) {
 
 FAKE_BUFFER ggml_backend_buffer_init(FAKE_BUFT buft, struct fake_buffer_interface interface, void * context, size_t size);
 FAKE_BUFFER ggml_backend_buffer_init(FAKE_BUFT buft, struct fake_buffer_interface interface, void * context, size_t size) {
-    FAKE_BUFFER new = (FAKE_BUFFER) calloc(1, sizeof *new);
-    new->interface = interface, new->buft = buft, new->context = context, new->size = size;
-    return new;
+    FAKE_BUFFER made = (FAKE_BUFFER) calloc(1, sizeof *made);
+    made->interface = interface, made->buft = buft, made->context = context, made->size = size;
+    return made;
 }
 
 void ggml_backend_buffer_free(FAKE_BUFFER b);
 void ggml_backend_buffer_free(FAKE_BUFFER b) {
-    b->interface.free_buffer(b);
+    if (b->interface.free_buffer) {
+        b->interface.free_buffer(b);
+    }
     free(b);
 }
 
@@ -482,16 +491,20 @@ void * ggml_backend_buft_get_device(FAKE_BUFT b) {
 
 void * ggml_backend_cpu_reg(void);
 void * ggml_backend_cpu_reg(void) {
-    return NULL;
+    return FAKE_DEVICE;
 }
 
 void * ggml_backend_reg_dev_get(void * reg, size_t index);
 void * ggml_backend_reg_dev_get(void * reg, size_t index) {
-    (void) reg, (void) index;
-    return NULL;
+    (void) index;
+    return reg;
 }
 
 /* What ggml-cpu.cpp calls: the C++ name of ggml_backend_amx_buffer_type(). */
 FAKE_BUFT fake_host_door(void) __asm__("_Z28ggml_backend_amx_buffer_typev");
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

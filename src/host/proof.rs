@@ -23,6 +23,15 @@ pub enum Class {
     Traits,
 }
 
+impl Class {
+    fn name(self) -> &'static str {
+        match self {
+            Self::BufferType => "extra_buffer_type",
+            Self::Traits => "tensor_traits",
+        }
+    }
+}
+
 /// What the trial node asks for as its work buffer.
 const WORK: usize = 0x12340;
 /// What the host may add to it.
@@ -96,7 +105,7 @@ pub fn answer(class: Class, slot: usize, args: [usize; 3]) -> Option<usize> {
                 1
             }
             (Class::Traits, 1) => refuse(trial, "tensor_traits::compute_forward with other arguments than are known"),
-            _ => refuse(trial, &format!("virtual function {slot} of {class:?}, which is not known")),
+            _ => refuse(trial, &format!("virtual function {slot} of {}, which is not known", class.name())),
         })
     })
 }
