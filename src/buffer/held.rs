@@ -86,17 +86,18 @@ pub fn lock_as_the_host_does() {
 #[cold]
 fn decide() {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if limits::status("VmLck", &status).unwrap_or(0) == 0 {
+    if limits::number("VmLck", &status).unwrap_or(0) == 0 {
         return;
     }
-    let (mut bytes, mut failed) = (0, None);
+    let (mut bytes, mut failed) = (0, None::<(usize, std::io::Error)>);
     for known in all().iter_mut().filter(|known| !known.locked) {
         // SAFETY: the region is alive: it is taken out of the list before it goes.
         if unsafe { libc::mlock(known.base as *const libc::c_void, known.bytes) } == 0 {
             known.locked = true;
             bytes += known.bytes;
         } else {
-            failed = Some((known.bytes, std::io::Error::last_os_error()));
+            let before = failed.map_or(0, |(bytes, _)| bytes);
+            failed = Some((before + known.bytes, std::io::Error::last_os_error()));
         }
     }
     let mebibytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);

@@ -11,6 +11,10 @@ const KEPT_SHARE: u64 = 10;
 /// At least so many bytes stay free.
 const KEPT: u64 = 64 << 20;
 
+/// What the host's threads may take of addresses and of memory of its own, which they are not started with yet: stacks, and
+/// memory that they allocate from.
+const THREADS: u64 = 160 << 20;
+
 /// What limits memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -20,6 +24,8 @@ pub enum Limit {
     Group,
     /// `RLIMIT_AS`: addresses that this process may map.
     Addresses,
+    /// `RLIMIT_DATA`: memory of its own that it may map.
+    Data,
 }
 
 impl fmt::Display for Limit {
@@ -28,6 +34,7 @@ impl fmt::Display for Limit {
             Self::Machine => "the machine's memory",
             Self::Group => "the control group's limit of memory",
             Self::Addresses => "RLIMIT_AS (ulimit -v)",
+            Self::Data => "RLIMIT_DATA (ulimit -d)",
         })
     }
 }
@@ -44,15 +51,18 @@ pub struct Free {
 /// What can be had at this moment; more than there is, if the system does not tell.
 pub fn free() -> Free {
     let read = |path: &Path| fs::read_to_string(path).ok();
-    let addresses = addresses().and_then(|limit| {
-        let mapped = status("VmSize", &read(Path::new("/proc/self/status"))?)? << 10;
-        // Files of weights that are open, which the host is going to map.
-        Some(kept(limit, limit.saturating_sub(mapped)).saturating_sub(open_models()))
-    });
+    let status = read(Path::new("/proc/self/status")).unwrap_or_default();
+    let below = |limit: Option<u64>, used: &str| {
+        let (limit, used) = (limit?, number(used, &status)? << 10);
+        Some(kept(limit, limit.saturating_sub(used)).saturating_sub(THREADS))
+    };
+    // Files of weights that are open, which the host is going to map, take addresses, but no memory of its own.
+    let addresses = below(addresses(), "VmSize").map(|bytes| bytes.saturating_sub(open_models()));
     let found = [
         (read(Path::new("/proc/meminfo")).and_then(|text| of_machine(&text)), Limit::Machine),
         (of_groups(&read(Path::new("/proc/self/cgroup")).unwrap_or_default(), read), Limit::Group),
         (addresses, Limit::Addresses),
+        (below(limit_of(libc::RLIMIT_DATA), "VmData"), Limit::Data),
     ];
     let all = found.into_iter().filter_map(|(bytes, limit)| Some(Free { bytes: bytes?, limit }));
     all.min_by_key(|free| free.bytes).unwrap_or(Free { bytes: u64::MAX, limit: Limit::Machine })
@@ -64,13 +74,13 @@ fn kept(limit: u64, free: u64) -> u64 {
 }
 
 /// A number of kB in /proc/self/status or /proc/meminfo.
-pub fn status(name: &str, text: &str) -> Option<u64> {
+pub fn number(name: &str, text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 fn of_machine(meminfo: &str) -> Option<u64> {
-    let bytes = |name| Some(status(name, meminfo)? << 10);
+    let bytes = |name| Some(number(name, meminfo)? << 10);
     Some(kept(bytes("MemTotal")?, bytes("MemAvailable")?))
 }
 
@@ -98,11 +108,12 @@ fn of_groups(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64
     let mut least: Option<u64> = None;
     each_group(groups, "memory", &["/sys/fs/cgroup/memory"], |group, is_second| {
         let number = |name: &str| read(&group.join(name))?.trim().parse::<u64>().ok();
-        let [limit, used] = match is_second {
-            true => ["memory.max", "memory.current"],
-            false => ["memory.limit_in_bytes", "memory.usage_in_bytes"],
+        // Above the second limit of version 2 a group is slowed down.
+        let (limits, used) = match is_second {
+            true => (["memory.max", "memory.high"], "memory.current"),
+            false => (["memory.limit_in_bytes"; 2], "memory.usage_in_bytes"),
         };
-        let (Some(limit), Some(used)) = (number(limit), number(used)) else { return };
+        let (Some(limit), Some(used)) = (limits.into_iter().filter_map(number).min(), number(used)) else { return };
         let stat = read(&group.join("memory.stat")).unwrap_or_default();
         let of_files: u64 = stat
             .lines()
@@ -121,9 +132,13 @@ fn of_groups(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64
 
 /// `RLIMIT_AS`, if there is one.
 pub fn addresses() -> Option<u64> {
+    limit_of(libc::RLIMIT_AS)
+}
+
+fn limit_of(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the struct is writable.
-    let answer = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    let answer = unsafe { libc::getrlimit(resource, &mut limit) };
     (answer == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
@@ -181,12 +196,15 @@ mod tests {
         let files = [
             ("/sys/fs/cgroup/a/b/memory.max", "max\n"),
             ("/sys/fs/cgroup/a/b/memory.current", "1\n"),
+            ("/sys/fs/cgroup/a/b/memory.high", "max\n"),
             ("/sys/fs/cgroup/a/memory.max", limit.as_str()),
             ("/sys/fs/cgroup/a/memory.current", used.as_str()),
             ("/sys/fs/cgroup/a/memory.stat", stat.as_str()),
         ];
         assert_eq!(groups("0::/a/b\n", &files), Some(10 * GIB - 2 * GIB - GIB));
         assert_eq!(groups("0::/\n", &files), None);
+        let high = [&files[..], &[("/sys/fs/cgroup/a/memory.high", used.as_str())]].concat();
+        assert_eq!(groups("0::/a/b\n", &high), Some(6 * GIB - 2 * GIB - 6 * GIB / 10));
         let stat = format!("inactive_file 1\ntotal_inactive_file {GIB}\ntotal_active_file 0\n");
         let files = [
             ("/sys/fs/cgroup/memory/x/memory.limit_in_bytes", limit.as_str()),

@@ -15,7 +15,9 @@ use crate::{
 
 /// Limits of addresses to try, in MiB: from less than the host alone needs to more than packed weights do. The model
 /// has 92 MiB.
-const LIMITS: [u64; 8] = [140, 180, 220, 250, 285, 320, 400, 600];
+const ADDRESSES: [u64; 8] = [180, 220, 250, 285, 320, 400, 500, 800];
+/// The same of memory of its own.
+const DATA: [u64; 6] = [60, 90, 150, 220, 300, 500];
 /// The limit of a control group: the host alone drops pages of the file as it needs others.
 const GROUP: u64 = 150 << 20;
 
@@ -25,7 +27,8 @@ pub fn run(skip: impl Fn(&str, &str)) -> Result<()> {
     let model = fetch::model(&Cache::open()?)?;
     for kind in [Kind::Llama, Kind::IkOurs] {
         let host = host::ensure(kind)?;
-        addresses(&plan, &host, &model)?;
+        limited(&plan, &host, &model, ("addresses", "-v", &ADDRESSES))?;
+        limited(&plan, &host, &model, ("memory of its own", "-d", &DATA))?;
         match group() {
             Ok(group) => in_group(&plan, &host, &model, &group)?,
             Err(why) => skip("a model in a control group with little memory", &why),
@@ -50,13 +53,11 @@ fn answer(plan: &Plan, host: &Host, model: &Path, ours: bool, limit: &str, extra
     if let Some(dir) = program.get_current_dir() {
         shell.current_dir(dir);
     }
-    shell.arg("-m").arg(model).args(["--temp", "0", "--seed", "1", "-n", "16", "-c", "128", "-t", "1"]).args(extra);
+    shell.arg("-m").arg(model).args(["--temp", "0", "--seed", "1", "-n", "16", "-c", "128"]).args(extra);
     match is_ik {
         true => shell.args(["-p", &chat::templated(), "--no-display-prompt"]),
         false => shell.args(["-p", chat::QUESTION, "-fit", "off", "-cnv", "-st", "--jinja", "-lv", "4"]),
     };
-    // Threads would take addresses.
-    shell.env("GGML_AMX_THREADS", "1");
     util::capture(&mut shell, &cache::log("memory")?)
 }
 
@@ -65,33 +66,34 @@ fn said<'a>(output: &'a util::Output, part: &str) -> Option<&'a str> {
     program::our_lines(&output.stderr).into_iter().find(|line| line.contains(part))
 }
 
-fn addresses(plan: &Plan, host: &Host, model: &Path) -> Result<()> {
+/// Limits of one kind, by an option of the shell's `ulimit`, with one and with two threads: what loads without us more often
+/// than not (threads of the host may find no room) must load with us.
+fn limited(plan: &Plan, host: &Host, model: &Path, (what, option, limits): (&str, &str, &[u64])) -> Result<()> {
     let (mut alone, mut partly) = (0, 0);
-    for limit in LIMITS {
-        let command = format!("ulimit -v {}", limit << 10);
-        let run = |ours| answer(plan, host, model, ours, &command, &[]);
-        if run(false).is_err() {
+    for (limit, threads) in limits.iter().flat_map(|limit| [(limit, "1"), (limit, "2")]) {
+        let command = format!("ulimit {option} {}", limit << 10);
+        let run = |ours| answer(plan, host, model, ours, &command, &["-t", threads]);
+        if (0..2).any(|_| run(false).is_err()) {
             continue;
         }
         alone += 1;
-        let ours =
-            run(true).map_err(|why| format!("with {limit} MiB of addresses, where the host alone loads: {why}"))?;
+        let named = |why: String| {
+            format!("with {limit} MiB of {what} and {threads} threads, where the host alone loads: {why}")
+        };
+        let ours = run(true).map_err(named)?;
         if !ours.stdout.contains("Paris") {
-            return Err(format!("with {limit} MiB of addresses: {:?}", ours.stdout));
+            return Err(named(format!("{:?}", ours.stdout)));
         }
         partly += usize::from(said(&ours, "stay").is_some());
     }
     if alone < 3 {
-        return Err(format!(
-            "the host alone loads the model with {alone} of {} limits: nothing was shown",
-            LIMITS.len()
-        ));
+        return Err(format!("the host alone loads the model with {alone} limits of {what}: nothing was shown"));
     }
     if partly == 0 && !plan.steps_aside() {
-        return Err("no limit was one where only a part of the weights fits: nothing was shown".into());
+        return Err(format!("with no limit of {what} only a part of the weights fits: nothing was shown"));
     }
     println!(
-        "  {}: loads with every one of {alone} limits of addresses with which the host alone does, {partly} of them too few for all weights",
+        "  {}: loads with every one of {alone} limits of {what} with which the host alone does, {partly} of them too few for all weights",
         host.kind.name()
     );
     Ok(())
@@ -112,7 +114,7 @@ fn group() -> std::result::Result<String, String> {
 
 fn in_group(plan: &Plan, host: &Host, model: &Path, procs: &str) -> Result<()> {
     let command = format!("echo $$ > {procs}");
-    let run = |ours| answer(plan, host, model, ours, &command, &[]);
+    let run = |ours| answer(plan, host, model, ours, &command, &["-t", "2"]);
     let done = run(false).and_then(|_| run(true).map_err(|why| format!("this library: {why}")));
     let _ = Path::new(procs).parent().map(fs::remove_dir);
     let ours = done.map_err(|why| format!("in a control group with {} MiB: {why}", GROUP >> 20))?;
