@@ -56,6 +56,10 @@ impl Bound {
         if cfg!(mutant = "rows-unchecked") {
             return true;
         }
+        // Of results that are like very few, nothing can be said.
+        if self.of_signal == 0.0 {
+            return false;
+        }
         // NaN is below nothing.
         row.error <= self.of_signal * row.signal || row.error <= self.of_blocks * blocks().error
     }
@@ -116,13 +120,15 @@ impl Sums {
         self.shared += of_errors * all * all + of_weights * rests * rests;
     }
 
-    /// Adds the errors of their weights, of which some go with those of the activations.
+    /// Adds the errors of their weights, of which some go with those of the activations: together no less than nothing.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn add_weights(&mut self, error: BlockError, v: __m512, rest: __m512) {
-        let both = _mm512_mul_ps(rest, _mm512_set1_ps(-2.0 * error.cross));
-        let squares = _mm512_fmadd_ps(v, _mm512_set1_ps(error.energy), both);
-        self.error[0] = _mm512_fmadd_ps(v, squares, self.error[0]);
+    fn add_weights(&mut self, error: BlockError, weights: Lanes, v: __m512, rest: __m512) {
+        let of_rest = _mm512_mul_ps(rest, weights.energy);
+        let both = _mm512_mul_ps(of_rest, _mm512_set1_ps(-2.0 * error.cross));
+        let squares = _mm512_mul_ps(v, _mm512_fmadd_ps(v, _mm512_set1_ps(error.energy), both));
+        let least = _mm512_fnmadd_ps(rest, of_rest, _mm512_setzero_ps());
+        self.error[0] = _mm512_add_ps(_mm512_max_ps(least, squares), self.error[0]);
         self.error[1] = _mm512_fmadd_ps(v, _mm512_set1_ps(error.mean), self.error[1]);
     }
 
@@ -178,8 +184,9 @@ pub unsafe fn int8(
                 let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
                 let v = _mm512_mul_ps(v, wide);
                 let rest = _mm512_fnmadd_ps(q, step, v);
-                sums.add(weights.lanes(c), v, rest);
-                sums.add_weights(*of_weights, v, rest);
+                let lanes = weights.lanes(c);
+                sums.add(lanes, v, rest);
+                sums.add_weights(*of_weights, lanes, v, rest);
                 (all, rests) = (_mm512_add_ps(all, v), _mm512_add_ps(rests, rest));
             }
             if is_shared {
@@ -192,7 +199,8 @@ pub unsafe fn int8(
         let (v, rest) = (v * unit, (v - half::bf16::from_f32(*v).to_f32()) * unit);
         signal[0] += v * v * own;
         signal[1] += v * mean;
-        error[0] += rest * rest * energy + v * v * of_weights.energy - 2.0 * v * rest * of_weights.cross;
+        let both = 2.0 * v * rest * of_weights.cross * energy;
+        error[0] += (rest * rest * energy + v * v * of_weights.energy - both).max(0.0);
         error[1] += v * of_weights.mean - rest * mean;
     }
     // A maximum of floats drops NaN; the sums do not, but for outliers whose weights are all 0.
@@ -222,8 +230,9 @@ pub unsafe fn bf16(weights: &WeightError, x: &Row) -> RowError {
         for (i, v) in v.into_iter().enumerate() {
             let rest = _mm512_mul_ps(_mm512_sub_ps(v, widened(halves[i])), wide);
             let v = _mm512_mul_ps(v, wide);
-            sums.add(weights.lanes(block * ACT_BLOCK + 16 * i), v, rest);
-            sums.add_weights(*of_weights, v, rest);
+            let lanes = weights.lanes(block * ACT_BLOCK + 16 * i);
+            sums.add(lanes, v, rest);
+            sums.add_weights(*of_weights, lanes, v, rest);
             (all, rests) = (_mm512_add_ps(all, v), _mm512_add_ps(rests, rest));
         }
         if weights.is_shared() {

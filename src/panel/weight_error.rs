@@ -63,7 +63,8 @@ pub struct BlockError {
     pub mean: f32,
     /// Covariance of two of them in one column, never negative.
     pub shared: f32,
-    /// Mean of a weight times its error: not 0 where few quants are all rounded to the same side.
+    /// Mean of a weight times its error, as a share of the mean square of a weight: not 0 where few quants are all rounded to
+    /// the same side. A share, because channels of a block have different sizes.
     pub cross: f32,
 }
 
@@ -273,6 +274,7 @@ impl Sums {
             let shared = (together - own) / (n * (n - 1)) as f64;
             if cfg!(mutant = "neighbours-independent") { 0.0 } else { shared.max(0.0) }
         };
+        let of_weights: Vec<f64> = energy.chunks(ACT_BLOCK).map(|squares| squares.iter().sum()).collect();
         let blocks_of = |sums: &ErrorSums<f64>| {
             let most = |squares: &[f64]| match cfg!(mutant = "errors-averaged") {
                 false => squares.iter().copied().fold(0.0, f64::max),
@@ -286,7 +288,7 @@ impl Sums {
                     energy: (most(squares) * unit) as f32,
                     mean: mean as f32,
                     shared: shared(sums.together[i] * unit - all * all, own, ACT_BLOCK) as f32,
-                    cross: (sums.cross[i] * unit) as f32 / ACT_BLOCK as f32,
+                    cross: if of_weights[i] > 0.0 { (sums.cross[i] / of_weights[i]) as f32 } else { 0.0 },
                 }
             };
             sums.squares.chunks(ACT_BLOCK).enumerate().map(block).collect::<Box<[_]>>()

@@ -250,6 +250,36 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
     println!("{done} rows judged");
 }
 
+/// Few quants are all rounded to the same side, and their errors go with those of the activations: channels of a column that
+/// is much larger than the others must not lend that to a row that does not see it.
+#[test]
+fn single_channels_beside_one_large_column_keep_their_bound() {
+    if !has_amx() {
+        return;
+    }
+    let mut random = source(0x0c);
+    for ty in [WeightType::TQ1_0, WeightType::TQ2_0, WeightType::Q2_0] {
+        let (k, n, at) = (512, OUTPUTS, scale_at(ty).unwrap());
+        let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();
+        for large in [30.0, 300.0] {
+            let mut plain = random_weights(ty, &shape, &mut random);
+            for data in plain[5 * shape.row_bytes..6 * shape.row_bytes].chunks_exact_mut(ty.info().bytes) {
+                let scale = half::f16::from_le_bytes([data[at], data[at + 1]]).to_f32() * large;
+                data[at..at + 2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+            }
+            let mut packed = vec![0; shape.packed_size()];
+            // SAFETY: the buffer has the packed size.
+            unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
+            // A row for every channel, of a size that BF16 rounds badly.
+            let x: Vec<f32> = (0..k * k).map(|i| if i / k == i % k { 1.0039 } else { 0.0 }).collect();
+            let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, k);
+            let out = gemm(&op, true, n * k);
+            let judged = Matrix::packed(&shape, &packed).judge(ty.info().own_error, &x, &out);
+            assert_eq!(judged, Ok(()), "{ty:?} {large}");
+        }
+    }
+}
+
 #[test]
 fn every_row_of_every_expert_keeps_its_bound() {
     if !has_amx() {
