@@ -60,7 +60,7 @@ impl Pass {
     }
 
     /// Whether `tensor`, of so many bytes, may be packed, for which somebody asks with an operation at this moment. `free` is
-    /// told what this pass has accepted.
+    /// told what this pass has accepted, 0 as it begins.
     fn ask(&mut self, tensor: Tensor, op: i32, bytes: u64, now: Instant, free: impl FnOnce(u64) -> Free) -> bool {
         // Of any shape: another model begins with the same name.
         let again = self.first.as_ref().is_some_and(|(first, of)| *of == op && *first == tensor.name);
@@ -114,9 +114,11 @@ thread_local! {
 /// take milliseconds to answer.
 const GOOD_FOR: Duration = Duration::from_millis(20);
 
-/// What there is for weights besides what was promised already, as it was a moment ago.
-fn recently_free(now: Instant) -> Free {
-    let recent = SAID.get().filter(|(when, _)| now.duration_since(*when) < GOOD_FOR).map(|(_, free)| free);
+/// What there is for weights besides what was promised already, as it was a moment ago; but not before this pass, which has
+/// `accepted` so much.
+fn recently_free(accepted: u64, now: Instant) -> Free {
+    let is_recent = |when: Instant| accepted > 0 && now.duration_since(when) < GOOD_FOR;
+    let recent = SAID.get().filter(|(when, _)| is_recent(*when)).map(|(_, free)| free);
     let free = recent.unwrap_or_else(|| {
         let free = limits::free();
         SAID.set(Some((now, free)));
@@ -138,7 +140,7 @@ fn free() -> Free {
 /// Whether a tensor of so many bytes may be packed, about which a loader asks with an operation of this number.
 pub fn accept(tensor: Tensor, op: i32, bytes: usize) -> bool {
     let now = Instant::now();
-    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, now, |_| recently_free(now)))
+    PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, now, |accepted| recently_free(accepted, now)))
 }
 
 /// Notes that a buffer of so many bytes is being allocated.
