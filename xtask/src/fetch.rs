@@ -63,6 +63,9 @@ pub const NODE: Package = Package {
     pip_args: &[],
 };
 
+/// What is said of a package that cannot be had, where something else can be looked at.
+pub const NOT_SERVED: &str = "the package index does not serve it";
+
 /// What a distribution ships this week: its packages, with the system libraries that they were built for.
 const SID: [&str; 7] = ["libggml0", "libllama0", "libc6", "libgcc-s1", "libgomp1", "libstdc++6", "libssl3t64"];
 
@@ -237,7 +240,7 @@ pub fn node(cache: &Cache) -> Result<PathBuf> {
     if whole.exists() {
         return Ok(whole);
     }
-    let archive = download(cache, &NODE)?;
+    let archive = download(cache, &NODE).map_err(|why| format!("{NOT_SERVED}: {why}"))?;
     cache.once("src/node-llama-cpp", |to| {
         io("create", to, fs::create_dir_all(to))?;
         check_sha256(&archive, NODE.sha256)?;

@@ -235,7 +235,7 @@ fn check_hosts(args: &[String]) -> Result<()> {
     let has = |flag: &str| args.iter().any(|a| a == flag);
     let names: Vec<String> =
         args.iter().filter(|a| !["--check", "--quick", "--newest"].contains(&a.as_str())).cloned().collect();
-    matrix::run(&names, has("--quick"), has("--newest"))
+    matrix::run(&names, has("--quick"), has("--newest"), |what, why| println!("  SKIPPED {what}: {why}"))
 }
 
 fn hosts(kinds: &[Kind]) -> Result<()> {

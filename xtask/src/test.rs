@@ -116,7 +116,11 @@ const STEPS: [Step; 17] = [
     Step { name: "demo", when: When::WithHosts, run: |_| demo::run(true) },
     Step { name: "verify", when: When::WithHosts, run: |o| verify_step(o, &verify::Options::default()) },
     Step { name: "ik_llama.cpp", when: When::WithHosts, run: ik_step },
-    Step { name: "every host", when: When::WithHosts, run: |_| matrix::run(&[], true, false) },
+    Step {
+        name: "every host",
+        when: When::WithHosts,
+        run: |o| matrix::run(&[], true, false, |what, why| o.skip(what, why)),
+    },
     Step { name: "little memory", when: When::WithHosts, run: |o| memory::run(|what, why| o.skip(what, why)) },
     Step { name: "bound of many rows", when: When::Full, run: many_rows },
     Step { name: "mutants", when: When::Full, run: mutants::step },
