@@ -106,7 +106,7 @@ pub fn linked_statically() -> Result<()> {
     link.args(archives.iter().map(|(name, _)| dir.join(name)));
     link.args(["-fopenmp", "-lpthread", "-ldl", "-lm", "-lutil", "-lrt"]);
     util::capture(&mut link, &cache::log("ik-static-link")?)?;
-    let mut run = short_answer(&plan, &program, &model);
+    let mut run = short_answer(&plan, &program, &model)?;
     run.current_dir(&dir);
     let settings = Settings { packed: true, ..plan.settings() };
     settings.apply(&mut run, false);
@@ -120,11 +120,13 @@ pub fn linked_statically() -> Result<()> {
 }
 
 /// A program of the host that answers the question in a few words.
-fn short_answer(plan: &Plan, program: &Path, model: &Path) -> Command {
+fn short_answer(plan: &Plan, program: &Path, model: &Path) -> Result<Command> {
     let mut run = Command::new(program);
+    // It leaves a log file where it is started.
+    run.current_dir(cache::logs()?);
     run.arg("-m").arg(model).args(["-p", &chat::templated(), "--no-display-prompt"]);
     run.args(["--temp", "0", "-n", "32", "-c", "512", "-t", &plan.cpu.threads.to_string()]);
-    run
+    Ok(run)
 }
 
 /// A library of the host whose calls stay inside it (`-Bsymbolic-functions`, which distributions link with): a preloaded
@@ -141,7 +143,7 @@ pub fn out_of_reach() -> Result<()> {
     link.args(objects(&host.build.join("ggml/src/CMakeFiles"))?).args(["-fopenmp", "-lpthread", "-ldl", "-lm"]);
     util::capture(&mut link, &cache::log("ik-symbolic-link")?)?;
     let answer = |preload| {
-        let mut run = short_answer(&plan, &host.program("llama-cli"), &model);
+        let mut run = short_answer(&plan, &host.program("llama-cli"), &model)?;
         // Before the directory that the program was linked with.
         run.env("LD_LIBRARY_PATH", &dir);
         if let Some(library) = preload {
