@@ -7,6 +7,8 @@
 function(ggml_amx_add_preload LIBRARY HEADER DEPENDS OUT)
     ggml_amx_wrapped_names(names)
     ggml_amx_functions_of("${HEADER}" functions)
+    # For a copy of this library that serves a second host of a process.
+    list(APPEND functions ggml_amx_bind)
     set(visible ${names} ${functions})
     list(JOIN visible ";\n        " visible)
     set(script "${CMAKE_CURRENT_BINARY_DIR}/preload.map")

@@ -385,9 +385,9 @@ int32_t ggml_amx_mul_mat(const struct ggml_amx_mul_mat_args *args);
  * The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
  *
  * The same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
- * layout it can find out, another ggml of the same kind is served already, no AMX (unless `GGML_AMX_ISA` asks for less),
- * or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of two hosts in a process, llama.cpp
- * and ik_llama.cpp, the one that the calling object is linked with is served.
+ * layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less),
+ * or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of several hosts in a process the one that
+ * the calling object is linked with is served; a second one of a kind has a buffer type, and all else, of its own.
  */
 struct ggml_backend_buffer_type *ggml_backend_amx_buffer_type(void);
 

@@ -2,7 +2,8 @@
 
 use std::sync::OnceLock;
 
-use super::behind;
+use super::behind::{self, Server};
+use super::twin::Twin;
 use crate::diag::log;
 use crate::host::abi::GgmlComputeParams;
 use crate::host::ik::{IkHost, surface};
@@ -20,10 +21,11 @@ pub struct OpaqueTensor(());
 /// ggml's `struct ggml_compute_params` (ggml-cpu-impl.h).
 pub struct OpaqueComputeParams(());
 
-/// The host that a caller belongs to, and one of its nodes.
+/// The host that a caller belongs to, and one of its nodes; or the twin of this library that serves it.
 enum Served {
     Llama(&'static Host, Tensor),
     Ik(&'static IkHost, Tensor),
+    Twin(&'static Twin),
 }
 
 /// `None` for NULL, and when the library stepped aside.
@@ -33,10 +35,12 @@ enum Served {
 unsafe fn served(caller: usize, op: *const OpaqueTensor) -> Option<Served> {
     // SAFETY: promised by the caller.
     unsafe {
-        match behind::flavour(caller)? {
-            Flavour::Ik => surface::node(op.cast()).map(|(host, op)| Served::Ik(host, op)),
-            Flavour::Llama if buffer_type::get().is_null() => None,
-            Flavour::Llama => {
+        match behind::server(caller) {
+            Server::Nobody => None,
+            Server::Twin(twin) => Some(Served::Twin(twin)),
+            Server::Here(Flavour::Ik) => surface::node(op.cast()).map(|(host, op)| Served::Ik(host, op)),
+            Server::Here(Flavour::Llama) if buffer_type::get().is_null() => None,
+            Server::Here(Flavour::Llama) => {
                 let host = Host::get().ok()?;
                 Some(Served::Llama(host, host.tensor(op.cast())?))
             }
@@ -46,10 +50,11 @@ unsafe fn served(caller: usize, op: *const OpaqueTensor) -> Option<Served> {
 
 /// The buffer type for the host that `caller` belongs to; NULL when the library stepped aside.
 fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
-    match behind::flavour(caller) {
-        None => std::ptr::null_mut(),
-        Some(Flavour::Ik) => surface::buffer_type().unwrap_or(std::ptr::null_mut()).cast(),
-        Some(Flavour::Llama) => {
+    match behind::server(caller) {
+        Server::Nobody => std::ptr::null_mut(),
+        Server::Twin(twin) => (twin.surface.buffer_type)().cast(),
+        Server::Here(Flavour::Ik) => surface::buffer_type().unwrap_or(std::ptr::null_mut()).cast(),
+        Server::Here(Flavour::Llama) => {
             log::deliver();
             buffer_type::get().cast()
         }
@@ -59,9 +64,9 @@ fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
 /// The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
 ///
 /// The same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
-/// layout it can find out, another ggml of the same kind is served already, no AMX (unless `GGML_AMX_ISA` asks for less),
-/// or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of two hosts in a process, llama.cpp
-/// and ik_llama.cpp, the one that the calling object is linked with is served.
+/// layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less),
+/// or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of several hosts in a process the one that
+/// the calling object is linked with is served; a second one of a kind has a buffer type, and all else, of its own.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
@@ -103,7 +108,11 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
         static ARRAYS: [OnceLock<Array>; 3] = [const { OnceLock::new() }; 3];
         // Made before the array's initialiser runs: that logs.
         let buft = buffer_type_for(caller);
-        let number = behind::flavour(caller).filter(|_| !buft.is_null()).map_or(2, |flavour| flavour as usize);
+        let number = match behind::server(caller) {
+            Server::Twin(twin) => return (twin.surface.get_extra_bufts)().cast(),
+            Server::Here(flavour) if !buft.is_null() => flavour as usize,
+            _ => 2,
+        };
         ARRAYS[number].get_or_init(|| Array([buft, std::ptr::null_mut()])).0.as_ptr().cast_mut()
     }
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
@@ -129,6 +138,8 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
         match unsafe { served(caller, op) } {
             Some(Served::Llama(host, op)) => op::supports(host, op),
             Some(Served::Ik(host, op)) => surface::supports(host, op),
+            // SAFETY: passed on.
+            Some(Served::Twin(twin)) => unsafe { (twin.surface.supports_op)(std::ptr::null_mut(), op.cast()) },
             None => false,
         }
     }
@@ -150,10 +161,13 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
             return false;
         }
         // SAFETY: passed on.
-        let bytes = unsafe { served(caller, op) }.and_then(|served| match served {
-            Served::Llama(host, op) => cxx::work_size(host, n_threads, op),
-            Served::Ik(host, op) => surface::work_size(host, n_threads, op),
-        });
+        let bytes = match unsafe { served(caller, op) } {
+            Some(Served::Llama(host, op)) => cxx::work_size(host, n_threads, op),
+            Some(Served::Ik(host, op)) => surface::work_size(host, n_threads, op),
+            // SAFETY: passed on.
+            Some(Served::Twin(twin)) => return unsafe { (twin.surface.work_size)(n_threads, op.cast(), size) },
+            None => None,
+        };
         // SAFETY: not null, so writable.
         bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
     }
@@ -189,6 +203,7 @@ pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
             match (params.cast::<GgmlComputeParams>().as_ref(), served(caller, op)) {
                 (Some(params), Some(Served::Llama(host, op))) => cxx::compute_forward(host, params, op),
                 (Some(params), Some(Served::Ik(host, op))) => surface::compute_forward(host, params, op),
+                (Some(_), Some(Served::Twin(twin))) => (twin.surface.compute_forward)(params.cast(), op.cast()),
                 _ => false,
             }
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::c_void;
 
+use super::twin::{self, Twin};
 use crate::host::Flavour;
 use crate::host::symbols::{files, handle_of, scope, set_scope, weak_table};
 
@@ -33,6 +34,11 @@ fn is_served(flavour: Flavour, object: usize) -> bool {
     }
 }
 
+/// A handle that finds what the object of an address has before all else; null if there is none.
+fn handle_of_object(address: usize) -> *mut c_void {
+    file_of(address).map_or(std::ptr::null_mut(), |file| handle_of(&file))
+}
+
 /// What is known of one name.
 pub struct Behind {
     callers: [AtomicUsize; CALLERS],
@@ -40,7 +46,7 @@ pub struct Behind {
     served: AtomicUsize,
 }
 
-/// A function of the host's.
+/// A function of the host's, or what stands in front of it in the host's twin.
 #[derive(Clone, Copy)]
 pub struct Found {
     /// Where it is.
@@ -88,9 +94,12 @@ impl Behind {
         // Other programs have functions of these names too.
         let is_ik = next(KERNEL, address).is_some_and(|(kernel, _)| object_of(kernel) == object);
         let is_served = is_ik && is_served(Flavour::Ik, object);
+        let mut address = address;
         if is_served {
             set_scope(Flavour::Ik, scope);
             self.served.store(address, Ordering::Release);
+        } else if is_ik && let Some(twin) = Twin::of(Flavour::Ik, object, handle_of_object(address)) {
+            address = twin.in_front_of(&name).unwrap_or(address);
         }
         for (known, place) in self.callers.iter().zip(&self.addresses) {
             // Claimed for good by who writes the address first; found by others once the caller is there.
@@ -106,31 +115,63 @@ impl Behind {
 /// Calls of the surface that are remembered, by where they come from.
 static ASKED: [[AtomicUsize; 2]; 64] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; 64];
 
-/// The flavour of the host that the caller of a function of ours belongs to, where the function is not one that stands in
-/// front of a host's. `None` if that is a host beside another one of its flavour that is served already.
-pub fn flavour(caller: usize) -> Option<Flavour> {
-    const ANSWERS: [Option<Flavour>; 3] = [None, Some(Flavour::Llama), Some(Flavour::Ik)];
+/// Who serves the host of a caller.
+#[derive(Clone, Copy)]
+pub enum Server {
+    /// This library does; the host is of this flavour.
+    Here(Flavour),
+    /// A twin of this library.
+    Twin(&'static Twin),
+    /// A further host of a flavour, for which no twin could be had, stays alone.
+    Nobody,
+}
+
+impl Server {
+    /// As a word that is not 0.
+    fn number(self) -> usize {
+        match self {
+            Self::Nobody => 1,
+            Self::Here(Flavour::Llama) => 2,
+            Self::Here(Flavour::Ik) => 3,
+            Self::Twin(twin) => 4 + twin.number,
+        }
+    }
+
+    fn from_number(number: usize) -> Self {
+        match number {
+            2 => Self::Here(Flavour::Llama),
+            3 => Self::Here(Flavour::Ik),
+            _ => number.checked_sub(4).and_then(Twin::at).map_or(Self::Nobody, Self::Twin),
+        }
+    }
+}
+
+/// Who serves the host that the caller of a function of ours belongs to, where the function is not one that stands in front
+/// of a host's.
+pub fn server(caller: usize) -> Server {
+    if let Some(flavour) = twin::bound() {
+        return Server::Here(flavour);
+    }
     for [known, answer] in &ASKED {
         match known.load(Ordering::Acquire) {
             0 => break,
-            at if at == caller => return ANSWERS[answer.load(Ordering::Relaxed) - 1],
+            at if at == caller => return Server::from_number(answer.load(Ordering::Relaxed)),
             _ => {}
         }
     }
-    let answer = look_for(caller);
-    let number = ANSWERS.iter().position(|a| *a == answer).unwrap_or(0) + 1;
+    let server = look_for(caller);
     for [known, place] in &ASKED {
         // Claimed for good by who writes the answer first; found by others once the caller is there.
-        if place.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if place.compare_exchange(0, server.number(), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             known.store(caller, Ordering::Release);
             break;
         }
     }
-    answer
+    server
 }
 
 #[cold]
-fn look_for(caller: usize) -> Option<Flavour> {
+fn look_for(caller: usize) -> Server {
     let ours = object_of(nobody());
     let flavour = |is_ik| if is_ik { Flavour::Ik } else { Flavour::Llama };
     // Part of the host's own object, or of a program's: the linker has put both together.
@@ -141,14 +182,14 @@ fn look_for(caller: usize) -> Option<Flavour> {
         Some(handle) if !handle.is_null() && by(c"ggml_init") != 0 => {
             let object = object_of(by(c"ggml_init"));
             let flavour = flavour(object_of(by(ONLY_IK)) == object);
-            let is_served = is_served(flavour, object);
-            if is_served {
+            if is_served(flavour, object) {
                 set_scope(flavour, handle);
+                return Server::Here(flavour);
             }
-            is_served.then_some(flavour)
+            Twin::of(flavour, object, handle).map_or(Server::Nobody, Server::Twin)
         }
         // A program that loads hosts by itself; whatever the process has is asked.
-        _ => Some(flavour(is_ik_anywhere())),
+        _ => Server::Here(flavour(is_ik_anywhere())),
     }
 }
 
@@ -171,7 +212,7 @@ fn nobody() -> usize {
 }
 
 /// The first byte of the object that an address lies in; 0 if it is in none.
-fn object_of(address: usize) -> usize {
+pub(super) fn object_of(address: usize) -> usize {
     // SAFETY: all zeros are a value of it.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: any address may be asked for.
@@ -190,6 +231,10 @@ fn next(name: &CStr, caller: usize) -> Option<(usize, *mut c_void)> {
         (address != 0 && object_of(address) != ours).then_some(address)
     };
     let in_scope = |handle: *mut c_void| if handle.is_null() { None } else { by(handle).map(|found| (found, handle)) };
+    if twin::bound().is_some() {
+        // Whoever calls: calls come by way of the library that this is a twin of.
+        return in_scope(scope(Flavour::Ik));
+    }
     let own = if object_of(caller) == ours || caller == SERVED { in_scope(scope(Flavour::Ik)) } else { None };
     let of_caller = || in_scope(handle_of(&file_of(caller)?));
     let global = || by(libc::RTLD_NEXT).map(|found| (found, std::ptr::null_mut()));
@@ -197,7 +242,7 @@ fn next(name: &CStr, caller: usize) -> Option<(usize, *mut c_void)> {
 }
 
 /// The file of the object that an address lies in.
-fn file_of(address: usize) -> Option<CString> {
+pub(super) fn file_of(address: usize) -> Option<CString> {
     // SAFETY: all zeros are a value of it.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: any address may be asked for; a name is a C string of the loader's.

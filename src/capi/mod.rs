@@ -8,4 +8,5 @@ pub mod ik;
 mod jump;
 pub mod standalone;
 mod threads;
+mod twin;
 pub mod types;

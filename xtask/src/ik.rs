@@ -232,10 +232,12 @@ pub fn harmless() -> Result<()> {
 }
 
 /// Several hosts in one process, each with a part of the program that calls this library's functions: llama.cpp and
-/// ik_llama.cpp are both served, each by its own structs; a second ik_llama.cpp is not.
+/// ik_llama.cpp are both served, each by its own structs, and a second one of either kind by a copy of this library. Then two
+/// ik_llama.cpp under the preload.
 pub fn two_hosts() -> Result<bool> {
     let ik = host::ensure(Kind::Ik)?;
     host::our_archive()?;
+    let preload = preload::ensure()?;
     let cache = Cache::open()?;
     let Some(llama) = fetch::older_ggml(&cache)? else { return Ok(false) };
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
@@ -256,40 +258,78 @@ pub fn two_hosts() -> Result<bool> {
         gcc.args(arguments).arg("-o").arg(to);
         util::capture(&mut gcc, &cache::log("two-hosts")?).map(|_| ())
     };
-    let part = |name: &str, headers: &Path, libraries: &Path, names: &[&str]| {
+    for (from, to) in
+        [("libggml.so", "libggmk.so"), ("libggml-base.so", "libggmk-base.so"), ("libggml-cpu.so", "libggmk-cpu.so")]
+    {
+        renamed(&llama.join("lib64").join(from), &dir.join(to))?;
+        let versioned = dir.join(format!("{to}.0"));
+        io("create", &versioned, std::os::unix::fs::symlink(dir.join(to), &versioned))?;
+    }
+    let part = |name: &str, shim: &str, headers: &Path, libraries: &Path, names: &[&str]| {
         let to = dir.join(format!("lib{name}.so"));
         let find = |dir: &Path| [format!("-L{}", dir.display()), format!("-Wl,-rpath,{}", dir.display())];
-        let (shim, headers) = (tools.join("two_hosts_shim.c").display().to_string(), headers.display().to_string());
+        let (shim, headers) = (tools.join(shim).display().to_string(), headers.display().to_string());
         let mut arguments = vec!["-shared", "-fPIC", "-Wl,--no-as-needed", "-isystem", &headers, &shim];
         let (theirs, ours) = (find(libraries), find(&ours));
         arguments.extend(theirs.iter().chain(&ours).map(String::as_str));
-        arguments.extend(names.iter().copied().chain(["-l:libggml_amx.so"]));
+        arguments.extend(names);
         compile(&arguments, &to).map(|()| to)
     };
-    let of_ik = ik.source.join("ggml/include");
-    let parts = [
-        part("llama", &llama.join("include"), &llama.join("lib64"), &["-lggml", "-lggml-cpu", "-lggml-base"])?,
-        part("ik", &of_ik, &dir, &["-lggml_first"])?,
-        part("second", &of_ik, &dir, &["-lggml_second"])?,
-    ];
     let program = dir.join("two_hosts");
     compile(&[&tools.join("two_hosts.c").display().to_string(), "-ldl"], &program)?;
-    let mut run = Command::new(&program);
-    run.args(&parts);
-    program::clean(&mut run);
-    run.env("GGML_AMX_ISA", Plan::new().settings().isa.unwrap_or("amx"));
-    let output = util::capture(&mut run, &cache::log("two-hosts")?)?;
-    let bytes = "13824 bytes, ";
-    let turn = [format!("{bytes}packed"), "0".into(), format!("{bytes}as they are"), "0".into(), "1".into()];
-    let expected = [turn.clone(), turn].concat();
-    if output.stdout.lines().ne(expected.iter().map(String::as_str)) {
-        return Err(format!(
-            "hosts in one process said {:?} instead of {expected:?}; {}",
-            output.stdout, output.stderr
-        ));
+    let run = |parts: &[PathBuf]| {
+        let mut run = Command::new(&program);
+        run.args(parts);
+        program::clean(&mut run);
+        run.env("GGML_AMX_ISA", Plan::new().settings().isa.unwrap_or("amx"));
+        run
+    };
+    let check = |mut run: Command, turn: &[&str]| {
+        let output = util::capture(&mut run, &cache::log("two-hosts")?)?;
+        let expected = [turn, turn].concat();
+        if output.stdout.lines().ne(expected.iter().copied()) {
+            let (said, errors) = (output.stdout, output.stderr);
+            return Err(format!("hosts in one process said {said:?} instead of {expected:?}; {errors}"));
+        }
+        Ok(output.stderr)
+    };
+    let (of_llama, of_ik) = (llama.join("include"), ik.source.join("ggml/include"));
+    let surface = "two_hosts_shim.c";
+    let (first, second) = (llama.join("lib64"), ["-lggmk", "-lggmk-cpu", "-lggmk-base", "-l:libggml_amx.so"]);
+    let parts = [
+        part("llama", surface, &of_llama, &first, &["-lggml", "-lggml-cpu", "-lggml-base", "-l:libggml_amx.so"])?,
+        part("ik", surface, &of_ik, &dir, &["-lggml_first", "-l:libggml_amx.so"])?,
+        part("second_ik", surface, &of_ik, &dir, &["-lggml_second", "-l:libggml_amx.so"])?,
+        part("second_llama", surface, &of_llama, &dir, &second)?,
+    ];
+    let (packed, plain) = ("13824 bytes, packed", "13824 bytes, as they are");
+    check(run(&parts), &[packed, "0", plain, "0", plain, "0", packed, "0"])?;
+    let parts = [
+        part("product", "two_hosts_product.c", &of_ik, &dir, &["-lggml_first"])?,
+        part("second_product", "two_hosts_product.c", &of_ik, &dir, &["-lggml_second"])?,
+    ];
+    let mut preloaded = run(&parts);
+    preloaded.env("LD_PRELOAD", preload).env("GGML_AMX_MODE", "packed").env("GGML_AMX_REPORT", "products");
+    let product = "a product of 96 x 512 and 40";
+    let said = check(preloaded, &[product, "0", product, "0"])?;
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("products: MUL_MAT ")).collect();
+    if ours.len() != 2 || ours[0] != ours[1] {
+        return Err(format!("of two ik_llama.cpp under the preload each should have made its products here: {said}"));
     }
-    println!("  in one process: ggml 0.20 served, ik_llama.cpp served, a second ik_llama.cpp left alone");
+    println!("  in one process: two of ggml 0.20 and two ik_llama.cpp, each served; preloaded, {}", ours[0]);
     Ok(true)
+}
+
+/// A copy of a library of ggml under names that the loader does not know yet: `ggmk` where it says `ggml` in names of files.
+fn renamed(from: &Path, to: &Path) -> Result<()> {
+    let mut bytes = io("read", from, fs::read(from))?;
+    for name in [&b"libggml.so"[..], b"libggml-base.so", b"libggml-cpu.so"] {
+        let places = bytes.windows(name.len()).enumerate().filter(|(_, w)| *w == name);
+        for at in places.map(|(at, _)| at).collect::<Vec<_>>() {
+            bytes[at + b"libggm".len()] = b'k';
+        }
+    }
+    io("write", to, fs::write(to, bytes))
 }
 
 /// Object files below a directory.

@@ -22,6 +22,10 @@ in_front_of! {
     __wrap_ggml_backend_tensor_alloc __wrap_ggml_backend_alloc_ctx_tensors_from_buft
 }
 
+/// What binds a copy of the library to a further host.
+#[unsafe(no_mangle)]
+pub extern "C" fn ggml_amx_bind() {}
+
 /// What the header declares.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_version() -> *const u8 {
