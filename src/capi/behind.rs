@@ -3,7 +3,7 @@
 //! scope of its own (RTLD_LOCAL), or twice.
 
 use std::ffi::{CStr, CString};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use libc::c_void;
 
@@ -14,14 +14,13 @@ use crate::host::symbols::{files, handle_of, scope, set_scope, weak_table};
 /// Stands for a caller that belongs to the host that is served.
 pub const SERVED: usize = 0;
 
-/// What only ik_llama.cpp has, in the same object as all the others.
-const KERNEL: &CStr = c"iqk_mul_mat_4d";
-
-/// The same among the functions that nothing of ours stands in front of.
-const ONLY_IK: &CStr = c"ggml_fused_up_gate";
+/// What ik_llama.cpp has in one object. Nothing of ours stands in front of the last two.
+const ONLY_IK: [&CStr; 3] = [c"iqk_mul_mat_4d", c"ggml_fused_up_gate", c"ggml_init"];
 
 /// Calls of a name that are remembered, by where they come from.
-const CALLERS: usize = 16;
+const CALLERS: usize = 64;
+/// Places in which the answer to a call may be.
+const PLACES: usize = 8;
 
 /// First bytes of the objects that have the hosts that are served: the first of each flavour that came by. 0: none yet.
 static HOSTS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
@@ -34,17 +33,55 @@ fn is_served(flavour: Flavour, object: usize) -> bool {
     }
 }
 
-/// A handle that finds what the object of an address has before all else; null if there is none.
-fn handle_of_object(address: usize) -> *mut c_void {
-    file_of(address).map_or(std::ptr::null_mut(), |file| handle_of(&file))
-}
-
 /// What is known of one name.
 pub struct Behind {
-    callers: [AtomicUsize; CALLERS],
-    addresses: [AtomicUsize; CALLERS],
+    calls: [Call; CALLERS],
     served: AtomicUsize,
 }
+
+/// Where calls from one place go. What the loader has done since may have changed that, unless they go to the host that is
+/// served.
+struct Call {
+    /// Where they return to; once it is there, for good.
+    caller: AtomicUsize,
+    address: AtomicUsize,
+    /// When that was so, see [`loader_moment`].
+    moment: AtomicU64,
+    /// Whether somebody writes.
+    busy: AtomicBool,
+}
+
+impl Call {
+    const fn new() -> Self {
+        Self {
+            caller: AtomicUsize::new(0),
+            address: AtomicUsize::new(0),
+            moment: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+        }
+    }
+
+    /// Remembers where the calls that return to `caller` go. False if this is the place of others.
+    fn note(&self, caller: usize, address: usize, moment: u64) -> bool {
+        if self.busy.swap(true, Ordering::Acquire) {
+            return false;
+        }
+        let owner = self.caller.load(Ordering::Relaxed);
+        let mine = owner == 0 || owner == caller;
+        if mine {
+            self.moment.store(0, Ordering::Relaxed);
+            // Who sees the address sees that moment no longer.
+            self.address.store(address, Ordering::Release);
+            self.moment.store(moment, Ordering::Release);
+            self.caller.store(caller, Ordering::Release);
+        }
+        self.busy.store(false, Ordering::Release);
+        mine
+    }
+}
+
+/// Stands for all moments.
+const ALWAYS: u64 = u64::MAX;
 
 /// A function of the host's, or what stands in front of it in the host's twin.
 #[derive(Clone, Copy)]
@@ -58,11 +95,13 @@ pub struct Found {
 impl Behind {
     /// Nothing.
     pub const fn new() -> Self {
-        Self {
-            callers: [const { AtomicUsize::new(0) }; CALLERS],
-            addresses: [const { AtomicUsize::new(0) }; CALLERS],
-            served: AtomicUsize::new(0),
-        }
+        Self { calls: [const { Call::new() }; CALLERS], served: AtomicUsize::new(0) }
+    }
+
+    /// The places for calls that return to `caller`.
+    fn places(&self, caller: usize) -> impl Iterator<Item = &Call> {
+        let first = (caller.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % CALLERS;
+        (0..PLACES).map(move |i| &self.calls[(first + i) % CALLERS])
     }
 
     /// The function `name` for a call that returns to `caller`; `linked` is what the linker says, or 0.
@@ -74,9 +113,11 @@ impl Behind {
         if caller == SERVED && served != 0 {
             return Found { address: served, is_served: true };
         }
-        for (known, address) in self.callers.iter().zip(&self.addresses) {
-            if known.load(Ordering::Acquire) == caller {
-                let address = address.load(Ordering::Relaxed);
+        for call in self.places(caller).filter(|call| call.caller.load(Ordering::Acquire) == caller) {
+            let moment = call.moment.load(Ordering::Acquire);
+            let address = call.address.load(Ordering::Acquire);
+            let is_same = call.moment.load(Ordering::Relaxed) == moment;
+            if is_same && moment != 0 && (moment == ALWAYS || moment == loader_moment()) {
                 return Found { address, is_served: address == served };
             }
         }
@@ -85,30 +126,95 @@ impl Behind {
 
     #[cold]
     fn look(&self, name: &str, caller: usize) -> Found {
-        let Ok(name) = CString::new(name) else { return Found { address: nobody(), is_served: false } };
-        let Some((address, scope)) = next(&name, caller) else {
-            // Nobody has it: whoever calls found nothing but ours, and gets nothing.
-            return Found { address: nobody(), is_served: false };
-        };
-        let object = object_of(address);
+        let nothing = Found { address: nobody(), is_served: false };
+        // Before anything is looked at: what is loaded later may change it.
+        let moment = loader_moment();
+        // Nobody has it: whoever calls found nothing but ours, and gets nothing.
+        let Some(address) = CString::new(name).ok().and_then(|name| next(&name, caller)) else { return nothing };
+        let object = Object::of(address);
         // Other programs have functions of these names too.
-        let is_ik = next(KERNEL, address).is_some_and(|(kernel, _)| object_of(kernel) == object);
-        let is_served = is_ik && is_served(Flavour::Ik, object);
-        let mut address = address;
+        let is_ik = object.has(&ONLY_IK);
+        let is_served = is_ik && is_served(Flavour::Ik, object.begin);
+        let mut to = address;
         if is_served {
-            set_scope(Flavour::Ik, scope);
+            set_scope(Flavour::Ik, object.keep());
             self.served.store(address, Ordering::Release);
-        } else if is_ik && let Some(twin) = Twin::of(Flavour::Ik, object, handle_of_object(address)) {
-            address = twin.in_front_of(&name).unwrap_or(address);
+        } else if is_ik && let Some(twin) = Twin::of(Flavour::Ik, object.begin, object.keep()) {
+            to = CString::new(name).ok().and_then(|name| twin.in_front_of(&name)).unwrap_or(address);
         }
-        for (known, place) in self.callers.iter().zip(&self.addresses) {
-            // Claimed for good by who writes the address first; found by others once the caller is there.
-            if place.compare_exchange(0, address, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                known.store(caller, Ordering::Release);
-                break;
-            }
+        // A host that is served is never unloaded, and it and its twin are what it calls itself.
+        let for_good = is_ik && object_of(caller) == object.begin;
+        let moment = if for_good { ALWAYS } else { moment };
+        self.places(caller).any(|call| call.note(caller, to, moment));
+        Found { address: to, is_served }
+    }
+}
+
+/// A number that changes whenever an object is loaded or unloaded.
+fn loader_moment() -> u64 {
+    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: usize, to: *mut c_void) -> libc::c_int {
+        // SAFETY: what the loader and the caller below pass.
+        unsafe { *to.cast::<u64>() = ((*info).dlpi_adds << 32 | ((*info).dlpi_subs & 0xffff_ffff)).wrapping_add(1) };
+        1
+    }
+    let mut moment = 0;
+    // SAFETY: the place outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut moment).cast()) };
+    moment
+}
+
+/// An object of the process: the program, or a library.
+struct Object {
+    /// Its first byte; 0 if there is none.
+    begin: usize,
+    handle: *mut c_void,
+}
+
+impl Object {
+    /// The one that an address lies in.
+    fn of(address: usize) -> Self {
+        Self {
+            begin: object_of(address),
+            handle: file_of(address).map_or(std::ptr::null_mut(), |file| handle_of(&file)),
         }
-        Found { address, is_served }
+    }
+
+    /// Whether it is the program itself, of which no file is a handle.
+    fn is_program(&self) -> bool {
+        // SAFETY: no memory is touched.
+        self.begin != 0 && self.begin == object_of(unsafe { libc::getauxval(libc::AT_PHDR) } as usize)
+    }
+
+    /// A function where the object finds it: the program in the global scope, a library in itself and what it is linked with.
+    fn find(&self, name: &CStr) -> Option<usize> {
+        let handle = if self.is_program() { libc::RTLD_DEFAULT } else { self.handle };
+        if handle.is_null() && !self.is_program() {
+            return None;
+        }
+        // SAFETY: a C string, and an open handle or a pseudo-handle.
+        let address = unsafe { libc::dlsym(handle, name.as_ptr()) as usize };
+        (address != 0).then_some(address)
+    }
+
+    /// Whether it has all these itself.
+    fn has(&self, names: &[&CStr]) -> bool {
+        self.begin != 0 && names.iter().all(|name| self.find(name).is_some_and(|at| object_of(at) == self.begin))
+    }
+
+    /// A handle that finds what it has before all else, and keeps it loaded; null for the program.
+    fn keep(&self) -> *mut c_void {
+        let file = file_of(self.begin);
+        // Once more, for the other is given back.
+        if self.handle.is_null() { self.handle } else { file.map_or(std::ptr::null_mut(), |file| handle_of(&file)) }
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        if !self.handle.is_null() {
+            // SAFETY: opened by ourselves, used no more.
+            unsafe { libc::dlclose(self.handle) };
+        }
     }
 }
 
@@ -172,35 +278,37 @@ pub fn server(caller: usize) -> Server {
 
 #[cold]
 fn look_for(caller: usize) -> Server {
-    let ours = object_of(nobody());
-    let flavour = |is_ik| if is_ik { Flavour::Ik } else { Flavour::Llama };
-    // Part of the host's own object, or of a program's: the linker has put both together.
-    let scope = if object_of(caller) == ours { None } else { file_of(caller).map(|file| handle_of(&file)) };
-    // SAFETY: a C string, and a handle that is never closed.
-    let by = |name: &CStr| unsafe { libc::dlsym(scope.unwrap_or(std::ptr::null_mut()), name.as_ptr()) as usize };
-    match scope {
-        Some(handle) if !handle.is_null() && by(c"ggml_init") != 0 => {
-            let object = object_of(by(c"ggml_init"));
-            let flavour = flavour(object_of(by(ONLY_IK)) == object);
-            if is_served(flavour, object) {
-                set_scope(flavour, handle);
-                return Server::Here(flavour);
-            }
-            Twin::of(flavour, object, handle).map_or(Server::Nobody, Server::Twin)
-        }
-        // A program that loads hosts by itself; whatever the process has is asked.
-        _ => Server::Here(flavour(is_ik_anywhere())),
+    let object = Object::of(caller);
+    if object.begin == object_of(nobody()) {
+        // Part of the host's own object, or of a program's: the linker has put both together.
+        return Server::Here(if is_linked_with_ik() { Flavour::Ik } else { Flavour::Llama });
     }
+    // A program that loads hosts by itself has what everybody finds; then the only one that the process has.
+    let init = object.find(c"ggml_init").or_else(|| everybody(c"ggml_init")).or_else(|| only(c"ggml_init"));
+    let Some(init) = init else { return Server::Here(Flavour::Llama) };
+    let host = Object::of(init);
+    let flavour = if host.has(&ONLY_IK[1..]) { Flavour::Ik } else { Flavour::Llama };
+    if is_served(flavour, host.begin) {
+        // llama.cpp has several objects, which are found by who is linked with all of them.
+        let by_caller = flavour == Flavour::Llama && object.find(c"ggml_init") == Some(init);
+        set_scope(flavour, if by_caller { object.keep() } else { host.keep() });
+        return Server::Here(flavour);
+    }
+    Twin::of(flavour, host.begin, host.keep()).map_or(Server::Nobody, Server::Twin)
 }
 
-weak_table!(ggml_amx_only_ik; "ggml_fused_up_gate",);
+weak_table!(ggml_amx_only_ik; "ggml_fused_up_gate", "ggml_init",);
 
-/// Whether the linker or the process has [`ONLY_IK`].
-fn is_ik_anywhere() -> bool {
-    // SAFETY: the table has one word; volatile, because it may be null.
-    let linked = unsafe { (&raw const ggml_amx_only_ik).cast::<usize>().read_volatile() };
-    // SAFETY: a C string, and a pseudo-handle.
-    linked != 0 || unsafe { !libc::dlsym(libc::RTLD_DEFAULT, ONLY_IK.as_ptr()).is_null() }
+/// Whether the linker, or the loader in its place, has put us together with an ik_llama.cpp.
+fn is_linked_with_ik() -> bool {
+    // SAFETY: the table has two words; volatile, because they may be null.
+    let [only_ik, init] =
+        [0, 1].map(|i| unsafe { (&raw const ggml_amx_only_ik).cast::<usize>().add(i).read_volatile() });
+    let or = |linked, name| if linked == 0 { everybody(name) } else { Some(linked) };
+    match (or(only_ik, ONLY_IK[1]), or(init, ONLY_IK[2])) {
+        (Some(only_ik), Some(init)) => object_of(only_ik) == object_of(init),
+        _ => false,
+    }
 }
 
 /// A function in the place of one that nobody has; it returns nothing.
@@ -220,25 +328,74 @@ pub(super) fn object_of(address: usize) -> usize {
     if found == 0 { 0 } else { info.dli_fbase as usize }
 }
 
-/// Function `name` where the object of `caller` finds it without us, and the handle it was found by (null: the global scope).
-/// Compilers turn the last call of a function into a jump, so the caller may be another object than the one that called;
-/// then it is where any object has it.
-fn next(name: &CStr, caller: usize) -> Option<(usize, *mut c_void)> {
-    let ours = object_of(nobody());
-    let by = |handle: *mut c_void| {
-        // SAFETY: a handle that is never closed, or a pseudo-handle.
-        let address = unsafe { libc::dlsym(handle, name.as_ptr()) as usize };
-        (address != 0 && object_of(address) != ours).then_some(address)
-    };
-    let in_scope = |handle: *mut c_void| if handle.is_null() { None } else { by(handle).map(|found| (found, handle)) };
-    if twin::bound().is_some() {
-        // Whoever calls: calls come by way of the library that this is a twin of.
-        return in_scope(scope(Flavour::Ik));
+/// Function `name` where `caller` finds it without us: behind us in the global scope, as whoever stands in front of us there
+/// looks for it, or else where its own object does. Compilers turn the last call of a function into a jump, so the caller may
+/// be another object than the one that called; then it is the only one that the process has.
+fn next(name: &CStr, caller: usize) -> Option<usize> {
+    // Whoever calls a twin: calls come by way of the library that it is a twin of.
+    if twin::bound().is_some() || caller == SERVED || object_of(caller) == object_of(nobody()) {
+        let scope = scope(Flavour::Ik);
+        // SAFETY: a C string, and a handle that is never closed.
+        let address = if scope.is_null() { 0 } else { unsafe { libc::dlsym(scope, name.as_ptr()) as usize } };
+        if address != 0 && !is_of_ours(address) {
+            return Some(address);
+        }
+        if twin::bound().is_some() {
+            return None;
+        }
     }
-    let own = if object_of(caller) == ours || caller == SERVED { in_scope(scope(Flavour::Ik)) } else { None };
-    let of_caller = || in_scope(handle_of(&file_of(caller)?));
-    let global = || by(libc::RTLD_NEXT).map(|found| (found, std::ptr::null_mut()));
-    own.or_else(of_caller).or_else(global).or_else(|| files().iter().find_map(|file| in_scope(handle_of(file))))
+    // SAFETY: a C string, and a pseudo-handle.
+    let behind = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) as usize };
+    if behind != 0 && !is_of_ours(behind) {
+        return Some(behind);
+    }
+    // Who stands in front of us for others calls from the very function that it has.
+    let is_itself = |address: usize| function_around(caller) == Some(address);
+    let of_caller = || Object::of(caller).find(name).filter(|at| !is_of_ours(*at) && !is_itself(*at));
+    of_caller().or_else(|| only(name))
+}
+
+/// A function where the process as a whole has it.
+fn everybody(name: &CStr) -> Option<usize> {
+    // SAFETY: a C string, and a pseudo-handle.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) as usize };
+    (address != 0).then_some(address)
+}
+
+/// A function that only one object of the process has, and none of ours.
+fn only(name: &CStr) -> Option<usize> {
+    let files = files();
+    let mut all = files.iter().filter_map(|file| {
+        let handle = handle_of(file);
+        if handle.is_null() {
+            return None;
+        }
+        // SAFETY: a C string and an open handle, which is given back.
+        let address = unsafe {
+            let address = libc::dlsym(handle, name.as_ptr()) as usize;
+            libc::dlclose(handle);
+            address
+        };
+        (address != 0 && !is_of_ours(address)).then_some(address)
+    });
+    let first = all.next()?;
+    all.all(|other| other == first).then_some(first)
+}
+
+/// Whether an address is in this library or in a copy of it, apart from any host.
+fn is_of_ours(address: usize) -> bool {
+    let object = Object::of(address);
+    object.begin == object_of(nobody()) || object.has(&[c"ggml_amx_bind"]) && !object.has(&[c"ggml_init"])
+}
+
+/// The first byte of the function that an address lies in, if the loader knows it.
+fn function_around(address: usize) -> Option<usize> {
+    // SAFETY: all zeros are a value of it; any address may be asked for.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        let found = libc::dladdr(address as *const c_void, &mut info) != 0 && !info.dli_saddr.is_null();
+        found.then_some(info.dli_saddr as usize)
+    }
 }
 
 /// The file of the object that an address lies in.

@@ -1,16 +1,16 @@
 //! The functions that stand in front of ik_llama.cpp's, under the names that `ld --wrap` gives them; a preloaded library
 //! has them under the plain names too. Not declared in the header: nobody calls them by name.
 //!
-//! The host's own function is found by who calls ([`behind`]). Kernels are handed on by a jump, as they were called
-//! ([`super::jump`]); the others have few arguments, behind which lies where they were called from.
+//! The host's own function is found by who calls ([`behind`]), and calls of all others than the host that is served go there by a
+//! jump, as they came ([`super::jump`]). So do calls of its kernels that are not ours. The other functions of the host that is
+//! served get all six integer registers, so that arguments which later versions add arrive there too.
 
 use libc::{c_char, c_int, c_long, c_void};
 
 use super::behind::{self, Behind};
-use super::jump::{Answer, jumps_on};
+use super::jump::{Answer, goes_where, jumps_on};
 use crate::host::ik::abi::{IkPlan, RawBackend};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
-use crate::host::ik::place::TensorAlloc;
 use crate::host::ik::seam::{self, Mul4d};
 use crate::host::symbols::weak_table;
 use crate::host::{RawBuffer, RawBufferType, RawTensor};
@@ -44,36 +44,39 @@ wrapped! {
     "ggml_backend_alloc_ctx_tensors_from_buft",
 }
 
-/// The host's own function of this name for a caller at this address, as one of this type; and whether that host is the one
-/// that is served.
+/// The function of this name of the host that is served, as one of this type.
 macro_rules! real {
-    ($name:literal, $caller:expr, $ty:ty) => {{
+    ($name:literal, $ty:ty) => {{
         const INDEX: usize = index_of($name);
-        let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), $caller);
+        let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED);
         // The host's function of this name has this type.
-        (std::mem::transmute::<usize, $ty>(found.address), found.is_served)
+        std::mem::transmute::<usize, $ty>(found.address)
     }};
 }
 
-/// Declares a function with up to three arguments, that calls `$inner` with them, and with where it was called from as the
-/// fourth.
+/// Declares what stands in front of the host's function `$name`: calls of the host that is served get to `$then`.
 macro_rules! in_front_of {
-    ($name:literal: $wrap:ident, by $inner:path) => {
-        #[doc = concat!("`", $name, "`.\n\n# Safety\nAs for the host's function.")]
-        #[unsafe(no_mangle)]
-        #[unsafe(naked)]
-        pub unsafe extern "C" fn $wrap() {
-            std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym $inner)
+    ($name:literal: $wrap:ident, by $find:ident, then $then:path) => {
+        goes_where! {
+            #[doc = concat!("`", $name, "`.\n\n# Safety\nAs for the host's function.")]
+            #[unsafe(no_mangle)]
+            $wrap: $find
+        }
+
+        extern "C" fn $find(caller: usize) -> usize {
+            const INDEX: usize = index_of($name);
+            let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), caller);
+            if found.is_served { $then as *const () as usize } else { found.address }
         }
     };
 }
 
-/// Declares what a kernel's entry jumps to where we decline.
+/// Declares what a kernel of ours jumps to where it declines.
 macro_rules! real_kernel {
     ($function:ident: $name:literal) => {
-        extern "C" fn $function(caller: usize) -> usize {
+        extern "C" fn $function() -> usize {
             const INDEX: usize = index_of($name);
-            BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), caller).address
+            BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED).address
         }
     };
 }
@@ -95,13 +98,12 @@ const fn index_of(name: &str) -> usize {
     panic!("no such name")
 }
 
+in_front_of!("iqk_mul_mat_4d": __wrap_iqk_mul_mat_4d, by find_mul_mat_4d, then mul_mat_4d);
+
 jumps_on! {
-    /// `iqk_mul_mat_4d`.
-    ///
     /// # Safety
     /// As for the host's function.
-    #[unsafe(no_mangle)]
-    __wrap_iqk_mul_mat_4d: ask_mul_mat_4d, or real_mul_mat_4d, 23 - 6
+    mul_mat_4d: ask_mul_mat_4d, or real_mul_mat_4d, 23 - 6
 }
 
 real_kernel!(real_mul_mat_4d: "iqk_mul_mat_4d");
@@ -125,7 +127,7 @@ unsafe extern "C" fn ask_mul_mat_4d(
     };
     // SAFETY: passed on; weights that are packed are those of the host that is served.
     unsafe {
-        let done = seam::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", behind::SERVED, Kernel).0(
+        let done = seam::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", Kernel)(
             x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3, x.type_a,
             x.a, x.stride_a, x.type_b, x.b, x.stride_b, x.c, x.stride_c, x.ith, x.nth,
         ));
@@ -133,13 +135,12 @@ unsafe extern "C" fn ask_mul_mat_4d(
     }
 }
 
+in_front_of!("iqk_mul_mat_moe": __wrap_iqk_mul_mat_moe, by find_mul_mat_moe, then mul_mat_moe);
+
 jumps_on! {
-    /// `iqk_mul_mat_moe`.
-    ///
     /// # Safety
     /// As for the host's function.
-    #[unsafe(no_mangle)]
-    __wrap_iqk_mul_mat_moe: ask_mul_mat_moe, or real_mul_mat_moe, 16 - 6
+    mul_mat_moe: ask_mul_mat_moe, or real_mul_mat_moe, 16 - 6
 }
 
 real_kernel!(real_mul_mat_moe: "iqk_mul_mat_moe");
@@ -159,7 +160,7 @@ unsafe extern "C" fn ask_mul_mat_moe(
     // SAFETY: as above.
     unsafe {
         let done = seam::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| {
-            real!("iqk_mul_mat_moe", behind::SERVED, Kernel).0(
+            real!("iqk_mul_mat_moe", Kernel)(
                 block.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b,
                 c.wrapping_add(block.first), nb1, nb2, rows, ith, nth,
             )
@@ -168,13 +169,12 @@ unsafe extern "C" fn ask_mul_mat_moe(
     }
 }
 
+in_front_of!("iqk_moe_fused_up_gate": __wrap_iqk_moe_fused_up_gate, by find_fused_up_gate, then fused_up_gate);
+
 jumps_on! {
-    /// `iqk_moe_fused_up_gate`.
-    ///
     /// # Safety
     /// As for the host's function.
-    #[unsafe(no_mangle)]
-    __wrap_iqk_moe_fused_up_gate: ask_fused_up_gate, or real_fused_up_gate, 20 - 6
+    fused_up_gate: ask_fused_up_gate, or real_fused_up_gate, 20 - 6
 }
 
 real_kernel!(real_fused_up_gate: "iqk_moe_fused_up_gate");
@@ -199,7 +199,7 @@ unsafe extern "C" fn ask_fused_up_gate(
                 true => bias,
                 false => bias.wrapping_add(block.first * size_of::<f32>()),
             };
-            real!("iqk_moe_fused_up_gate", behind::SERVED, Kernel).0(
+            real!("iqk_moe_fused_up_gate", Kernel)(
                 block.rows as c_long, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b,
                 of_block(up_bias), of_block(gate_bias), c.wrapping_add(block.first), nb1, nb2, rows, limit, ith, nth,
             )
@@ -208,13 +208,12 @@ unsafe extern "C" fn ask_fused_up_gate(
     }
 }
 
+in_front_of!("iqk_flash_attn_noalibi": __wrap_iqk_flash_attn_noalibi, by find_flash_attn, then flash_attn);
+
 jumps_on! {
-    /// `iqk_flash_attn_noalibi`, which has one argument more at the end in later versions.
-    ///
     /// # Safety
     /// As for the host's function.
-    #[unsafe(no_mangle)]
-    __wrap_iqk_flash_attn_noalibi: ask_flash_attn, or real_flash_attn, FLASH_ATTN_ON_STACK
+    flash_attn: ask_flash_attn, or real_flash_attn, FLASH_ATTN_ON_STACK
 }
 
 /// Of 39 arguments that are no floats, all but the first six.
@@ -247,77 +246,101 @@ unsafe extern "C" fn ask_flash_attn(
     unsafe { if attention::flash_attn(&args) { Answer::Done } else { Answer::Declined } }
 }
 
-in_front_of!("ggml_graph_compute": __wrap_ggml_graph_compute, by graph_compute);
-
-unsafe extern "C" fn graph_compute(graph: *mut c_void, plan: *const IkPlan, _: usize, caller: usize) -> c_int {
-    type Real = unsafe extern "C" fn(*mut c_void, *const IkPlan) -> c_int;
-    // SAFETY: the type is that of the name.
-    let (real, is_served) = unsafe { real!("ggml_graph_compute", caller, Real) };
-    // SAFETY: passed on.
-    unsafe { if is_served { seam::graph_compute(graph, plan, || real(graph, plan)) } else { real(graph, plan) } }
+/// A panic of ours ends the process here, with its message; exceptions of the host's pass.
+struct Border {
+    was_panicking: bool,
 }
 
-in_front_of!("ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init, by backend_cpu_init);
+impl Border {
+    fn new() -> Self {
+        Self { was_panicking: std::thread::panicking() }
+    }
+}
 
-unsafe extern "C" fn backend_cpu_init(_: usize, _: usize, _: usize, caller: usize) -> *mut RawBackend {
-    type Real = unsafe extern "C" fn() -> *mut RawBackend;
-    // SAFETY: the type is that of the name.
-    let (real, is_served) = unsafe { real!("ggml_backend_cpu_init", caller, Real) };
-    // SAFETY: passed on.
-    unsafe {
-        let backend = real();
-        if is_served {
-            seam::widen_cpu_backend(backend);
+impl Drop for Border {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.was_panicking {
+            std::process::abort();
         }
+    }
+}
+
+/// What six integer registers hold, of which a function knows the first few.
+type Word = usize;
+
+in_front_of!("ggml_graph_compute": __wrap_ggml_graph_compute, by find_graph_compute, then graph_compute);
+
+unsafe extern "C-unwind" fn graph_compute(graph: Word, plan: Word, c: Word, d: Word, e: Word, f: Word) -> c_int {
+    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> c_int;
+    let _border = Border::new();
+    // SAFETY: passed on; the type is that of the name.
+    unsafe {
+        let real = real!("ggml_graph_compute", Real);
+        seam::graph_compute(graph as *mut c_void, plan as *const IkPlan, || real(graph, plan, c, d, e, f))
+    }
+}
+
+in_front_of!("ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init, by find_cpu_init, then cpu_init);
+
+unsafe extern "C-unwind" fn cpu_init(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> *mut RawBackend {
+    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> *mut RawBackend;
+    let _border = Border::new();
+    // SAFETY: as above.
+    unsafe {
+        let backend = real!("ggml_backend_cpu_init", Real)(a, b, c, d, e, f);
+        seam::widen_cpu_backend(backend);
         backend
     }
 }
 
-in_front_of!("ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count, by reg_get_count);
+in_front_of!("ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count, by find_reg_count, then reg_count);
 
-unsafe extern "C" fn reg_get_count(_: usize, _: usize, _: usize, caller: usize) -> usize {
-    type Real = unsafe extern "C" fn() -> usize;
-    // SAFETY: the type is that of the name.
-    let (real, is_served) = unsafe { real!("ggml_backend_reg_get_count", caller, Real) };
-    // SAFETY: passed on.
-    unsafe { if is_served { seam::register(|| real()) } else { real() } }
+unsafe extern "C-unwind" fn reg_count(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> usize {
+    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> usize;
+    let _border = Border::new();
+    // SAFETY: as above.
+    unsafe {
+        let real = real!("ggml_backend_reg_get_count", Real);
+        seam::register(|| real(a, b, c, d, e, f))
+    }
 }
 
-in_front_of!("ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc, by tensor_alloc);
+in_front_of!("ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc, by find_tensor_alloc, then tensor_alloc);
 
-unsafe extern "C" fn tensor_alloc(
-    buffer: *mut RawBuffer,
-    tensor: *mut RawTensor,
-    address: *mut c_void,
-    caller: usize,
-) -> i32 {
-    // SAFETY: the type is that of the name.
-    let (real, is_served) = unsafe { real!("ggml_backend_tensor_alloc", caller, TensorAlloc) };
-    // SAFETY: passed on.
-    unsafe { if is_served { seam::tensor_alloc(buffer, tensor, address, real) } else { real(buffer, tensor, address) } }
+unsafe extern "C-unwind" fn tensor_alloc(buffer: Word, tensor: Word, address: Word, d: Word, e: Word, f: Word) -> i32 {
+    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> i32;
+    let _border = Border::new();
+    // SAFETY: as above.
+    unsafe {
+        let real = real!("ggml_backend_tensor_alloc", Real);
+        let real = |buffer: *mut RawBuffer, tensor: *mut RawTensor, address: *mut c_void| {
+            real(buffer as Word, tensor as Word, address as Word, d, e, f)
+        };
+        seam::tensor_alloc(buffer as *mut RawBuffer, tensor as *mut RawTensor, address as *mut c_void, real)
+    }
 }
 
 in_front_of! {
-    "ggml_backend_alloc_ctx_tensors_from_buft": __wrap_ggml_backend_alloc_ctx_tensors_from_buft, by alloc_ctx_tensors
+    "ggml_backend_alloc_ctx_tensors_from_buft":
+        __wrap_ggml_backend_alloc_ctx_tensors_from_buft, by find_alloc_ctx_tensors, then alloc_ctx_tensors
 }
 
-unsafe extern "C" fn alloc_ctx_tensors(
-    context: *mut c_void,
-    buft: *mut RawBufferType,
-    _: usize,
-    caller: usize,
+unsafe extern "C-unwind" fn alloc_ctx_tensors(
+    context: Word,
+    buft: Word,
+    c: Word,
+    d: Word,
+    e: Word,
+    f: Word,
 ) -> *mut RawBuffer {
-    type Real = unsafe extern "C" fn(*mut c_void, *mut RawBufferType) -> *mut RawBuffer;
-    // SAFETY: the type is that of the name.
-    let (real, is_served) = unsafe { real!("ggml_backend_alloc_ctx_tensors_from_buft", caller, Real) };
+    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> *mut RawBuffer;
+    type Alloc = unsafe extern "C-unwind" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
+    let _border = Border::new();
     // SAFETY: as above.
-    let (alloc, _) = unsafe { real!("ggml_backend_tensor_alloc", caller, TensorAlloc) };
-    // SAFETY: passed on.
     unsafe {
-        if is_served {
-            seam::alloc_ctx_tensors(context, buft, alloc, || real(context, buft))
-        } else {
-            real(context, buft)
-        }
+        let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Real);
+        let alloc = real!("ggml_backend_tensor_alloc", Alloc);
+        let real = || real(context, buft, c, d, e, f);
+        seam::alloc_ctx_tensors(context as *mut c_void, buft as *mut RawBufferType, |b, t, a| alloc(b, t, a), real)
     }
 }

@@ -1,6 +1,9 @@
-//! A function in front of the host's that hands calls on untouched: it asks a function of this library, with the
-//! arguments that are known, and where that declines *jumps* to the host's own, with registers and stack as they came. So
-//! arguments that a later version of the host adds at the end arrive, and what it returns is what the caller gets.
+//! Functions in front of the host's that hand calls on untouched, by jumps: with registers and stack as they came. So arguments
+//! that a later version of the host adds arrive, what it returns is what the caller gets, and exceptions pass.
+//!
+//! - [`goes_where`] asks a function of this library where calls from a place go: to the host's own function, or to one of ours.
+//! - [`jumps_on`] is one of ours, for a kernel: it asks a function of this library with the arguments that are known, and where
+//!   that declines jumps to the host's own.
 
 /// Words of stack between the saved registers and the caller's frame: six integer registers, `rax` (vector registers
 /// of a variadic call), `r10` (static chain), and `xmm0` to `xmm7`.
@@ -27,38 +30,98 @@ impl From<Option<bool>> for Answer {
     }
 }
 
+/// Saves the registers that may hold arguments, behind a frame of so many bytes.
+macro_rules! save {
+    () => {
+        concat!(
+            ".cfi_startproc\n",
+            "push rbp\n",
+            ".cfi_def_cfa_offset 16\n",
+            ".cfi_offset rbp, -16\n",
+            "mov rbp, rsp\n",
+            ".cfi_def_cfa_register rbp\n",
+            "sub rsp, {frame}\n",
+            "mov [rbp - 8], rdi\n",
+            "mov [rbp - 16], rsi\n",
+            "mov [rbp - 24], rdx\n",
+            "mov [rbp - 32], rcx\n",
+            "mov [rbp - 40], r8\n",
+            "mov [rbp - 48], r9\n",
+            "mov [rbp - 56], rax\n",
+            "mov [rbp - 64], r10\n",
+            "movaps [rbp - 80], xmm0\n",
+            "movaps [rbp - 96], xmm1\n",
+            "movaps [rbp - 112], xmm2\n",
+            "movaps [rbp - 128], xmm3\n",
+            "movaps [rbp - 144], xmm4\n",
+            "movaps [rbp - 160], xmm5\n",
+            "movaps [rbp - 176], xmm6\n",
+            "movaps [rbp - 192], xmm7\n",
+        )
+    };
+}
+pub(super) use save;
+
+/// Jumps to the address in `rax`, with registers and stack as they came.
+macro_rules! jump {
+    () => {
+        concat!(
+            "mov r11, rax\n",
+            "mov rdi, [rbp - 8]\n",
+            "mov rsi, [rbp - 16]\n",
+            "mov rdx, [rbp - 24]\n",
+            "mov rcx, [rbp - 32]\n",
+            "mov r8, [rbp - 40]\n",
+            "mov r9, [rbp - 48]\n",
+            "mov rax, [rbp - 56]\n",
+            "mov r10, [rbp - 64]\n",
+            "movaps xmm0, [rbp - 80]\n",
+            "movaps xmm1, [rbp - 96]\n",
+            "movaps xmm2, [rbp - 112]\n",
+            "movaps xmm3, [rbp - 128]\n",
+            "movaps xmm4, [rbp - 144]\n",
+            "movaps xmm5, [rbp - 160]\n",
+            "movaps xmm6, [rbp - 176]\n",
+            "movaps xmm7, [rbp - 192]\n",
+            "leave\n",
+            ".cfi_remember_state\n",
+            ".cfi_def_cfa rsp, 8\n",
+            "jmp r11\n",
+            ".cfi_restore_state\n",
+        )
+    };
+}
+pub(super) use jump;
+
+/// Declares `$name`, which jumps to where `$find` (`extern "C"`) says for the address that the call returns to.
+macro_rules! goes_where {
+    ($(#[$attribute:meta])* $name:ident: $find:path) => {
+        $(#[$attribute])*
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            std::arch::naked_asm!(
+                $crate::capi::jump::save!(),
+                "mov rdi, [rbp + 8]",
+                "call {find}",
+                $crate::capi::jump::jump!(),
+                ".cfi_endproc",
+                frame = const $crate::capi::jump::SAVED,
+                find = sym $find,
+            )
+        }
+    };
+}
+pub(super) use goes_where;
+
 /// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns an [`Answer`]) with a copy of the `$words`
-/// words of stack that it knows, and, where that declines, jumps to what `$real` (`extern "C"`) returns for the address
-/// of the call.
+/// words of stack that it knows, and, where that declines, jumps to what `$real` (`extern "C"`) returns.
 macro_rules! jumps_on {
     ($(#[$attribute:meta])* $name:ident: $ask:path, or $real:path, $words:expr) => {
         $(#[$attribute])*
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name() {
             std::arch::naked_asm!(
-                ".cfi_startproc",
-                "push rbp",
-                ".cfi_def_cfa_offset 16",
-                ".cfi_offset rbp, -16",
-                "mov rbp, rsp",
-                ".cfi_def_cfa_register rbp",
-                "sub rsp, {frame}",
-                "mov [rbp - 8], rdi",
-                "mov [rbp - 16], rsi",
-                "mov [rbp - 24], rdx",
-                "mov [rbp - 32], rcx",
-                "mov [rbp - 40], r8",
-                "mov [rbp - 48], r9",
-                "mov [rbp - 56], rax",
-                "mov [rbp - 64], r10",
-                "movaps [rbp - 80], xmm0",
-                "movaps [rbp - 96], xmm1",
-                "movaps [rbp - 112], xmm2",
-                "movaps [rbp - 128], xmm3",
-                "movaps [rbp - 144], xmm4",
-                "movaps [rbp - 160], xmm5",
-                "movaps [rbp - 176], xmm6",
-                "movaps [rbp - 192], xmm7",
+                $crate::capi::jump::save!(),
                 // The known arguments on the stack, once more: behind the saved frame pointer and the return address.
                 "lea rsi, [rbp + 16]",
                 "mov rdi, rsp",
@@ -70,31 +133,9 @@ macro_rules! jumps_on {
                 "call {ask}",
                 "test al, al",
                 "jne 2f",
-                "mov rdi, [rbp + 8]",
                 "call {real}",
-                "mov r11, rax",
-                "mov rdi, [rbp - 8]",
-                "mov rsi, [rbp - 16]",
-                "mov rdx, [rbp - 24]",
-                "mov rcx, [rbp - 32]",
-                "mov r8, [rbp - 40]",
-                "mov r9, [rbp - 48]",
-                "mov rax, [rbp - 56]",
-                "mov r10, [rbp - 64]",
-                "movaps xmm0, [rbp - 80]",
-                "movaps xmm1, [rbp - 96]",
-                "movaps xmm2, [rbp - 112]",
-                "movaps xmm3, [rbp - 128]",
-                "movaps xmm4, [rbp - 144]",
-                "movaps xmm5, [rbp - 160]",
-                "movaps xmm6, [rbp - 176]",
-                "movaps xmm7, [rbp - 192]",
-                "leave",
-                ".cfi_remember_state",
-                ".cfi_def_cfa rsp, 8",
-                "jmp r11",
+                $crate::capi::jump::jump!(),
                 "2:",
-                ".cfi_restore_state",
                 "cmp al, 1",
                 "sete al",
                 "movzx eax, al",
@@ -191,7 +232,7 @@ mod tests {
         0x1234_5678_9abc
     }
 
-    extern "C" fn real(_: usize) -> usize {
+    extern "C" fn real() -> usize {
         later as *const () as usize
     }
 

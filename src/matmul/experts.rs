@@ -78,6 +78,17 @@ impl Choices {
         ends
     }
 
+    /// How many of `experts` experts were chosen, and the highest of them (0: none).
+    ///
+    /// # Safety
+    /// As for [`Choices::each`].
+    pub unsafe fn active(&self, experts: usize) -> (usize, usize) {
+        let mut chosen = vec![false; experts];
+        // SAFETY: promised by the caller.
+        unsafe { self.each(experts, |_, _, expert| chosen[expert] = true) };
+        (chosen.iter().filter(|is| **is).count(), chosen.iter().rposition(|is| *is).unwrap_or(0))
+    }
+
     /// # Safety
     /// The memory must be readable.
     unsafe fn at(&self, token: usize, slot: usize) -> i32 {

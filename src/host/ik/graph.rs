@@ -9,8 +9,10 @@
 use std::cell::{Cell, UnsafeCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use libc::c_int;
+
 use super::sync::{Condvar, Mutex, MutexGuard, RwLock};
-use super::team::Team;
+use super::team::{Place, Team};
 use crate::cpu::cores;
 use crate::matmul::{Op, Wish};
 
@@ -120,12 +122,23 @@ struct Cursor {
     run: u64,
     /// Node to look at next.
     node: usize,
-    /// The node is computed, but the host still calls for more of its experts, up to this one.
-    until: Option<usize>,
+    /// The node before is computed, but the host may still call for more of its experts.
+    computed: Option<Computed>,
+    /// Threads of the run, as the host's calls say; 0: not known yet.
+    threads: usize,
+}
+
+/// A node with experts that is computed.
+#[derive(Clone, Copy)]
+struct Computed {
+    /// The expert and the share that this thread called for last. The host calls for higher and higher ones.
+    last: (usize, usize),
+    /// The highest expert that was chosen.
+    until: usize,
 }
 
 impl Cursor {
-    const NONE: Self = Self { graph: None, run: 0, node: 0, until: None };
+    const NONE: Self = Self { graph: None, run: 0, node: 0, computed: None, threads: 0 };
 
     /// The graph, if the run is not over: then it is the one that this thread is in.
     fn current(&self) -> Option<&'static Graph> {
@@ -205,7 +218,7 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
     }
     RUNNING.fetch_add(1, Ordering::AcqRel);
     cores::note_thread();
-    CURSOR.set(Cursor { graph: Some(graph), run, node: 0, until: None });
+    CURSOR.set(Cursor { graph: Some(graph), run, ..Cursor::NONE });
     Some(Run { graph, outer })
 }
 
@@ -218,7 +231,7 @@ unsafe fn prepare(team: &Team, threads: usize, nodes: &mut [Node]) {
     let most = cores::of(threads);
     let few = nodes.iter().all(|node| node.kernel != Kernel::MulMat || node.rows <= OPENMP_TOKENS);
     // SAFETY: promised by the caller.
-    unsafe { team.prepare(most, few) };
+    unsafe { team.prepare(threads, most, few) };
     let bytes = |node: &Node| node.op.as_ref().map(|op| op.work_size(most).unwrap_or(usize::MAX));
     let wants = nodes.iter().enumerate().filter_map(|(i, node)| Some((bytes(node)?, i))).collect();
     // SAFETY: promised by the caller.
@@ -270,9 +283,9 @@ impl Drop for Run {
 
 /// What a kernel was called for.
 pub enum Call {
-    /// This product of ours, which this thread has to take part in; its number is above that of those before.
-    Compute { team: &'static Team, number: u32, node: &'static Node, op: &'static Op },
-    /// Another expert of a product that is done.
+    /// This product of ours, which this thread has to take part in.
+    Compute { team: &'static Team, place: Place, node: &'static Node, op: &'static Op },
+    /// Another expert of a product that is done, or another share of it.
     Done,
     /// Nothing of ours.
     Foreign,
@@ -303,26 +316,61 @@ fn find(wanted: impl Fn(&Node) -> bool) -> Option<(&'static Graph, u64, usize, &
     found
 }
 
-/// What `kernel` is called for that shall multiply with the weights at `weights` into `result`: the next node that `fits`.
-pub fn call(kernel: Kernel, result: usize, weights: usize, fits: impl Fn(&Node) -> bool) -> Call {
-    if is_idle() {
+/// What `kernel` is called for that shall multiply share `ith` of `nth` of the weights at `weights` into `result`: the next
+/// node that `fits`.
+///
+/// Of a product with experts the host calls for every expert that was chosen. Either every thread calls for its own share of
+/// each; or shares are handed out one after the other (`GGML_EXPERT_CHUNKING`), and there may be fewer of an expert than
+/// threads. A thread that has called does not come back before the product is done, so as many threads come as there are
+/// shares, or all.
+pub fn call(
+    kernel: Kernel,
+    result: usize,
+    weights: usize,
+    (ith, nth): (c_int, c_int),
+    fits: impl Fn(&Node) -> bool,
+) -> Call {
+    let (Ok(share), Ok(shares), false) = (usize::try_from(ith), usize::try_from(nth), is_idle()) else {
+        return Call::Foreign;
+    };
+    if share >= shares {
         return Call::Foreign;
     }
     let wanted = |n: &Node| n.kernel == kernel && n.result == result && n.expert(weights).is_some() && fits(n);
     let at = CURSOR.get();
+    if let (Some(computed), Some(graph)) = (at.computed, at.current()) {
+        // SAFETY: the run is this thread's.
+        let node: &Node = unsafe { &(&*graph.nodes.get())[at.node - 1] };
+        let now = (node.expert(weights).unwrap_or(0), share);
+        if wanted(node) && now > computed.last && now.0 <= computed.until {
+            CURSOR.set(Cursor { computed: Some(Computed { last: now, ..computed }), ..at });
+            return Call::Done;
+        }
+    }
     let Some((graph, run, index, node)) = find(wanted) else { return Call::Foreign };
+    let of_run = if run == at.run { at.threads } else { 0 };
+    // All threads have a share of a product without experts.
+    let threads = if kernel == Kernel::MulMat { shares } else { of_run };
+    let to = Cursor { graph: Some(graph), run, node: index + 1, computed: None, threads };
     let Some(op) = &node.op else {
         // It may be called for again: with other activations, for other experts.
-        CURSOR.set(Cursor { graph: Some(graph), run, node: index, until: None });
+        CURSOR.set(Cursor { node: index, ..to });
         return Call::Foreign;
     };
     let expert = node.expert(weights).unwrap_or(0);
-    let continued = run == at.run && index == at.node && at.until.is_some();
-    // The host calls for chosen experts in ascending order, all threads for all of them.
-    let until = if continued { at.until } else { last_expert(op) };
-    let over = until.is_none_or(|last| expert >= last);
-    CURSOR.set(Cursor { graph: Some(graph), run, node: index + usize::from(over), until: until.filter(|_| !over) });
-    if continued { Call::Done } else { Call::Compute { team: &graph.team, number: index as u32 + 1, node, op } }
+    let (index, count, until) = match op {
+        Op::Dense(_) => (Some(share), shares, None),
+        Op::Experts(p) => {
+            // SAFETY: the choices are there once the host calls.
+            let (active, until) = unsafe { p.choices.active(p.weights.ne[2]) };
+            let threads = if threads > 0 { threads } else { graph.team.threads() };
+            let come = if cfg!(mutant = "chunks") { shares } else { threads.min(shares * active.max(1)) };
+            (None, come, Some(until))
+        }
+    };
+    let place = Place { index, count, number: to.node as u32, follows: false };
+    CURSOR.set(Cursor { computed: until.map(|until| Computed { last: (expert, share), until }), ..to });
+    Call::Compute { team: &graph.team, place, node, op }
 }
 
 /// The graph in which attention is computed whose result lies at `result`.
@@ -331,13 +379,8 @@ pub fn attention(result: usize) -> Option<&'static Graph> {
         return None;
     }
     let (graph, run, index, _) = find(|n| n.kernel == Kernel::Attention && n.result == result)?;
-    CURSOR.set(Cursor { graph: Some(graph), run, node: index + 1, until: None });
+    let at = CURSOR.get();
+    let threads = if run == at.run { at.threads } else { 0 };
+    CURSOR.set(Cursor { graph: Some(graph), run, node: index + 1, computed: None, threads });
     Some(graph)
-}
-
-/// The last expert that the host will call for.
-fn last_expert(op: &Op) -> Option<usize> {
-    let Op::Experts(p) = op else { return None };
-    // SAFETY: the ids are there once the host calls.
-    unsafe { p.choices.ends(p.weights.ne[2]) }.map(|(_, high)| high)
 }

@@ -8,22 +8,37 @@ use libc::c_int;
 use crate::host::Flavour;
 use crate::host::symbols::{find, scope, weak_table};
 
-weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel",);
+weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel", "omp_get_num_threads",);
+
+/// A function of OpenMP without arguments.
+type Ask = unsafe extern "C" fn() -> c_int;
+
+/// The functions of the table, if the process has an OpenMP that can be found.
+fn functions() -> Option<[Ask; 2]> {
+    static ASK: OnceLock<Option<[Ask; 2]>> = OnceLock::new();
+    const NAMES: [&CStr; 2] = [c"omp_in_parallel", c"omp_get_num_threads"];
+    *ASK.get_or_init(|| {
+        let [first, second] = [0, 1].map(|i| {
+            // SAFETY: the table has two words, filled by the linker; volatile, because they may be null.
+            let linked = unsafe { (&raw const ggml_amx_openmp_symbols).cast::<usize>().add(i).read_volatile() };
+            // SAFETY: OpenMP's functions of these names have this type.
+            find(scope(Flavour::Ik), linked, NAMES[i])
+                .map(|address| unsafe { std::mem::transmute::<*const libc::c_void, Ask>(address) })
+        });
+        Some([first?, second?])
+    })
+}
 
 /// Whether this thread runs in an OpenMP region with others. No, if the process has no OpenMP that can be found.
 pub fn is_inside() -> bool {
-    static ASK: OnceLock<Option<unsafe extern "C" fn() -> c_int>> = OnceLock::new();
-    const NAME: &CStr = c"omp_in_parallel";
-    let ask = ASK.get_or_init(|| {
-        // SAFETY: the table has a word, filled by the linker; volatile, because it may be null.
-        let linked = unsafe { (&raw const ggml_amx_openmp_symbols).cast::<usize>().read_volatile() };
-        // SAFETY: OpenMP's function of this name has this type.
-        find(scope(Flavour::Ik), linked, NAME).map(|address| unsafe {
-            std::mem::transmute::<*const libc::c_void, unsafe extern "C" fn() -> c_int>(address)
-        })
-    });
-    // SAFETY: it has no arguments and may be called anywhere.
-    ask.is_some_and(|ask| unsafe { ask() } != 0)
+    // SAFETY: it may be called anywhere.
+    functions().is_some_and(|[is_parallel, _]| unsafe { is_parallel() } != 0)
+}
+
+/// The threads of the OpenMP region that this thread runs in, if there is one.
+pub fn threads() -> Option<usize> {
+    // SAFETY: as above.
+    functions().filter(|_| is_inside()).and_then(|[_, count]| usize::try_from(unsafe { count() }).ok())
 }
 
 #[cfg(test)]
@@ -31,5 +46,6 @@ mod tests {
     #[test]
     fn threads_of_a_test_are_not_openmps() {
         assert!(!super::is_inside());
+        assert_eq!(super::threads(), None);
     }
 }

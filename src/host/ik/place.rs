@@ -270,10 +270,6 @@ unsafe fn tie(all: &mut Vec<Beside>, of: *mut RawBuffer, ours: *mut RawBuffer) {
     all.push(Beside { of: of as usize, ours: ours as usize, used: 0, free });
 }
 
-/// `ggml_backend_tensor_alloc`. It returns nothing here; but a preloaded library may stand in front of llama.cpp's too,
-/// which returns a status.
-pub type TensorAlloc = unsafe extern "C" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
-
 /// Packs a tensor that the loader is about to find at `address`, in the file that `buffer` maps. False if it is not
 /// one to pack.
 ///
@@ -284,7 +280,7 @@ pub unsafe fn pack_mapped(
     buffer: *mut RawBuffer,
     tensor: *mut RawTensor,
     address: *mut c_void,
-    real: TensorAlloc,
+    real: impl Fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32,
 ) -> bool {
     // SAFETY: promised by the caller.
     let (b, t) = unsafe { (host.buffer(buffer), host.live(tensor)) };
@@ -374,7 +370,7 @@ unsafe fn release(address: *mut c_void, bytes: usize) {
 pub unsafe fn pack_unmapped(
     host: &'static IkHost,
     tensors: &[*mut RawTensor],
-    alloc: TensorAlloc,
+    alloc: impl Fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32,
     real: impl Fn() -> *mut RawBuffer,
 ) -> *mut RawBuffer {
     // SAFETY: promised by the caller.

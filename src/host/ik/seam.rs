@@ -46,7 +46,8 @@ pub struct Mul4d {
     pub nth: c_int,
 }
 
-/// Threads of the host that call a kernel: the number of this one, and how many there are.
+/// The share of the rows that a kernel of the host is called for: its number, and how many there are. Mostly a thread's number
+/// and that of all threads.
 pub type Threads = (c_int, c_int);
 
 /// Computes the product that a kernel was called for: `Some(true)` if that is done, `None` if the host shall do it.
@@ -58,18 +59,17 @@ unsafe fn compute(
     kernel: Kernel,
     result: *mut f32,
     weights: *const c_void,
-    (ith, nth): Threads,
+    threads: Threads,
     follows: bool,
     fits: impl Fn(&Node) -> bool,
 ) -> Option<bool> {
-    match graph::call(kernel, result as usize, weights as usize, fits) {
+    match graph::call(kernel, result as usize, weights as usize, threads, fits) {
         Call::Foreign => None,
         Call::Done => Some(true),
-        Call::Compute { team, number, node, op } => {
+        Call::Compute { team, place, node, op } => {
             if !op.is_empty() {
-                let place = Place { index: ith as usize, count: nth as usize, number, follows };
                 // SAFETY: promised by the caller.
-                team.operation(place, |member| unsafe { run(node, op, member) });
+                team.operation(Place { follows, ..place }, |member| unsafe { run(node, op, member) });
             }
             Some(true)
         }
@@ -415,12 +415,12 @@ pub unsafe fn tensor_alloc(
     buffer: *mut RawBuffer,
     tensor: *mut RawTensor,
     address: *mut c_void,
-    real: place::TensorAlloc,
+    real: impl Fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32,
 ) -> i32 {
     let packs = env().mode == Mode::Packed;
     // SAFETY: passed on.
     unsafe {
-        let done = packs && IkHost::get().is_some_and(|host| place::pack_mapped(host, buffer, tensor, address, real));
+        let done = packs && IkHost::get().is_some_and(|host| place::pack_mapped(host, buffer, tensor, address, &real));
         if done { 0 } else { real(buffer, tensor, address) }
     }
 }
@@ -432,7 +432,7 @@ pub unsafe fn tensor_alloc(
 pub unsafe fn alloc_ctx_tensors(
     context: *mut c_void,
     buft: *mut RawBufferType,
-    alloc: place::TensorAlloc,
+    alloc: impl Fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32,
     real: impl Fn() -> *mut RawBuffer,
 ) -> *mut RawBuffer {
     let host = if env().mode == Mode::Packed { IkHost::get() } else { None };

@@ -5,7 +5,7 @@
 //! operation, or go on at once to the host's barrier, where that lets them sleep.
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use super::openmp;
 use crate::cpu::memory::Region;
@@ -22,10 +22,14 @@ const SMALL_RUNS: u32 = 16;
 pub struct Team {
     /// Where those meet that take part in an operation.
     inside: Rendezvous,
-    /// Those of them that are done with it.
+    /// The last operation of which the host did not say which threads come, its number above how many have come.
+    come: AtomicU64,
+    /// Those that are done with an operation.
     finished: AtomicUsize,
     /// Number of the operation that is done: what the other threads wait for.
     done: Signal,
+    /// Threads of the host that there shall be.
+    planned: AtomicUsize,
     /// How many can run at once.
     most: AtomicUsize,
     /// Whether the others may go on to the host's barrier.
@@ -55,8 +59,10 @@ impl Team {
     pub fn new() -> Self {
         Self {
             inside: Rendezvous::new(),
+            come: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             done: Signal::new(),
+            planned: AtomicUsize::new(1),
             most: AtomicUsize::new(1),
             may_go_on: AtomicBool::new(false),
             work: AtomicPtr::new(std::ptr::null_mut()),
@@ -65,15 +71,17 @@ impl Team {
         }
     }
 
-    /// Before a run in which up to `most` threads will take part in an operation; `may_go_on` says that the others need not
+    /// Before a run of `threads` threads, of which up to `most` will take part in an operation; `may_go_on` says that the others need not
     /// wait for them if the host's barrier is OpenMP's.
     ///
     /// # Safety
     /// There must be no run, and nobody else that prepares one.
-    pub unsafe fn prepare(&self, most: usize, may_go_on: bool) {
+    pub unsafe fn prepare(&self, threads: usize, most: usize, may_go_on: bool) {
+        self.planned.store(threads, Ordering::Relaxed);
         self.most.store(most, Ordering::Relaxed);
         self.may_go_on.store(may_go_on, Ordering::Relaxed);
         self.done.set(0);
+        self.come.store(0, Ordering::Relaxed);
     }
 
     /// Makes sure that there is a work buffer of `bytes`; false if there is no memory for it.
@@ -163,17 +171,29 @@ impl Team {
         unsafe { (*self.memory.get()).region = None };
     }
 
+    /// How many threads of the host there are: OpenMP may give it fewer than it planned.
+    pub fn threads(&self) -> usize {
+        openmp::threads().unwrap_or_else(|| self.planned.load(Ordering::Relaxed))
+    }
+
     /// How many of the `count` threads of the host take part in an operation.
     fn size(&self, count: usize) -> usize {
         count.min(self.most.load(Ordering::Relaxed))
     }
 
-    /// Thread `index` of the host's `count` comes to an operation of this number, which is above that of those before: runs
-    /// `part` if it takes part in it, with its place in the team; else waits until the others are done. `follows` says
-    /// that the host may not have waited for all threads since the operation before.
+    /// A thread of the host comes to an operation: runs `part` if it takes part in it, with its place in the team; else waits
+    /// until the others are done.
     pub fn operation(&self, place: Place, part: impl FnOnce(Member<'_>)) {
         let Place { index, count, number, follows } = place;
         let size = self.size(count);
+        let index = index.unwrap_or_else(|| {
+            let of_this = u64::from(number) << 32;
+            // Nobody comes to an operation before the host is done with the one before.
+            let have = |come: u64| if come >> 32 == u64::from(number) { come & 0xffff_ffff } else { 0 };
+            let next = |come: u64| Some(of_this + have(come) + 1);
+            let (Ok(before) | Err(before)) = self.come.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+            have(before) as usize
+        });
         if index >= size {
             if self.may_go_on.load(Ordering::Relaxed) && openmp::is_inside() {
                 return;
@@ -201,11 +221,11 @@ impl Team {
 /// A thread of the host at an operation.
 #[derive(Clone, Copy)]
 pub struct Place {
-    /// Number of the thread.
-    pub index: usize,
-    /// How many there are.
+    /// Number of the thread, if the host says so.
+    pub index: Option<usize>,
+    /// How many come.
     pub count: usize,
-    /// Number of the operation, from 1 on.
+    /// Number of the operation, above that of those before, from 1 on.
     pub number: u32,
     /// Whether the host may not have waited for all threads since the operation before.
     pub follows: bool,
@@ -259,7 +279,7 @@ mod tests {
         let team = Team::new();
         // SAFETY: nothing runs.
         unsafe {
-            team.prepare(most, true);
+            team.prepare(threads, most, true);
             team.reserve_for(vec![(threads * 128, 0)], |_| panic!("there is memory"));
         }
         let done = AtomicUsize::new(0);
@@ -269,7 +289,7 @@ mod tests {
                 scope.spawn(move || {
                     for number in 1..=count {
                         let mut took_part = false;
-                        let place = Place { index, count: threads, number: number as u32, follows: true };
+                        let place = Place { index: Some(index), count: threads, number: number as u32, follows: true };
                         team.operation(place, |member| {
                             let word = |of: usize| member.work().wrapping_add(of * 128).cast::<usize>();
                             // SAFETY: every thread writes its own word.

@@ -9,7 +9,6 @@ use super::graph::{self, Call, Kernel, Node};
 use super::place::{self, PACKED};
 use super::seam::HostWeights;
 use super::table::Table;
-use super::team::Place;
 use crate::cpu;
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::Rendezvous;
@@ -78,6 +77,17 @@ impl Drop for Packed {
     }
 }
 
+/// How a host calls for products of experts.
+#[derive(Clone, Copy, PartialEq)]
+enum Shares {
+    /// Every thread for its share of every expert.
+    OfThreads,
+    /// Each expert has so many shares. A thread begins with that of its number, then takes the next that is left.
+    HandedOut(usize),
+    /// The same, but threads take the first one too.
+    TakenFromTheFirst(usize),
+}
+
 /// A graph of a context: two products of the same matrix to the same place, one of experts, and one of a matrix that
 /// may have been given back.
 struct Graph<'a> {
@@ -90,6 +100,10 @@ struct Graph<'a> {
     x: Vec<f32>,
     choices: Vec<i32>,
     results: Vec<f32>,
+    /// How the host calls for the products of experts.
+    shares: Shares,
+    /// The next share to be handed out.
+    next: AtomicUsize,
     /// Whether `borrowed` was packed when the run began.
     is_packed: AtomicBool,
     /// Things that were not as they should be. Counted, for the other threads would wait for one that panics.
@@ -110,6 +124,8 @@ impl<'a> Graph<'a> {
             x: (0..2 * K).map(|i| ((i * 29 % 41) as f32 - 20.0) / 16.0).collect(),
             choices: vec![0, 2, 2, 0],
             results: vec![0.0; 4 * N],
+            shares: Shares::OfThreads,
+            next: AtomicUsize::new(0),
             is_packed: AtomicBool::new(false),
             wrong: AtomicUsize::new(0),
         }
@@ -172,20 +188,28 @@ impl<'a> Graph<'a> {
 
     /// What thread `index` does in a run; `done(node, results)` is called by one thread after each node.
     fn run(&self, index: usize, done: &mut impl FnMut(usize, &[f32])) {
-        let nodes: [(&Packed, Kernel, usize, &[usize]); 4] = [
-            (self.matrix, Kernel::MulMat, 1, &[0]),
-            (self.matrix, Kernel::MulMat, 2, &[0]),
-            (self.experts, Kernel::Experts, 2, &[0, 2]),
-            (self.borrowed, Kernel::MulMat, 1, &[0]),
+        let nodes: [(&Packed, Kernel, usize); 4] = [
+            (self.matrix, Kernel::MulMat, 1),
+            (self.matrix, Kernel::MulMat, 2),
+            (self.experts, Kernel::Experts, 2),
+            (self.borrowed, Kernel::MulMat, 1),
         ];
-        for (number, (of, kernel, rows, slices)) in nodes.into_iter().enumerate() {
-            for slice in slices {
+        for (number, (of, kernel, rows)) in nodes.into_iter().enumerate() {
+            if index == 0 {
+                self.next.store(self.threads, Ordering::Relaxed);
+                if let Shares::TakenFromTheFirst(_) = self.shares {
+                    self.next.store(0, Ordering::Relaxed);
+                }
+            }
+            self.host.wait(self.threads, false);
+            let mut is_first = true;
+            let mut call = |slice: usize, share: usize, shares: usize| {
                 let weights = of.base() as usize + slice * of.shape.slice_plain;
-                match graph::call(kernel, self.result() as usize, weights, |n| n.rows == rows) {
-                    Call::Compute { team, number, op, .. } => {
+                let threads = (share as i32, shares as i32);
+                match graph::call(kernel, self.result() as usize, weights, threads, |n: &Node| n.rows == rows) {
+                    Call::Compute { team, place, op, .. } => {
                         // The first call computes everything.
-                        self.check(*slice == 0);
-                        let place = Place { index, count: self.threads, number, follows: false };
+                        self.check(is_first);
                         team.operation(place, |member| {
                             let barrier = || member.wait();
                             let thread = Thread { index: member.index, count: member.count, barrier: &barrier };
@@ -193,7 +217,7 @@ impl<'a> Graph<'a> {
                             unsafe { op.run(settings(), &thread, member.work()) };
                         });
                     }
-                    Call::Done => self.check(*slice == 2),
+                    Call::Done => self.check(!is_first),
                     Call::Foreign => {
                         self.check(number == 3 && !self.is_packed.load(Ordering::Relaxed));
                         // The host reads them; nobody may pack them meanwhile.
@@ -201,6 +225,20 @@ impl<'a> Graph<'a> {
                         // SAFETY: the matrix is there.
                         let seen = unsafe { std::slice::from_raw_parts(of.base(), of.plain.len()) };
                         self.check(seen == of.plain);
+                    }
+                }
+                is_first = false;
+            };
+            const CHOSEN: [usize; 2] = [0, 2];
+            match self.shares {
+                _ if kernel == Kernel::MulMat => call(0, index, self.threads),
+                Shares::OfThreads => CHOSEN.iter().for_each(|slice| call(*slice, index, self.threads)),
+                Shares::HandedOut(each) | Shares::TakenFromTheFirst(each) => {
+                    let take = || self.next.fetch_add(1, Ordering::Relaxed);
+                    let mut at = if self.shares == Shares::HandedOut(each) { index } else { take() };
+                    while at < CHOSEN.len() * each {
+                        call(CHOSEN[at / each], at % each, each);
+                        at = take();
                     }
                 }
             }
@@ -305,6 +343,36 @@ fn contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_b
     let wrong = graphs.each_ref().map(|graph| graph.wrong.load(Ordering::Relaxed));
     assert_eq!(wrong, [0; 3]);
     assert!(given_back.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn given_shares_that_are_handed_out_then_all_of_them_are_computed_once() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    let packed = [(1, 7), (EXPERTS, 8), (1, 9)].map(|(slices, seed)| Packed::load(slices, seed));
+    let wanted = expected(&Graph::new(1, packed.each_ref()));
+    for threads in [1, 2, 3, 7, 40] {
+        for each in [1, 2, 3, threads] {
+            for shares in [Shares::HandedOut(each), Shares::TakenFromTheFirst(each)] {
+                let graph = Graph { shares, ..Graph::new(threads, packed.each_ref()) };
+                std::thread::scope(|scope| {
+                    let thread = |index| {
+                        let (graph, wanted) = (&graph, &wanted);
+                        scope.spawn(move || {
+                            for _ in 0..20 {
+                                let run = (index == 0).then(|| graph.begin().expect("it has products of ours"));
+                                graph.host.wait(graph.threads, false);
+                                graph.run(index, &mut |node, results| graph.check(results == wanted[node]));
+                                drop(run);
+                                graph.host.wait(graph.threads, false);
+                            }
+                        })
+                    };
+                    join((0..threads).map(thread).collect());
+                });
+                assert_eq!(graph.wrong.into_inner(), 0, "{threads} threads, {each} shares of an expert");
+            }
+        }
+    }
 }
 
 #[test]
