@@ -1,5 +1,6 @@
 //! The buffer type `AMX` and its buffers, as ggml's interfaces want them.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use libc::c_void;
@@ -26,10 +27,39 @@ unsafe impl Sync for Registered {}
 
 static BUFFER_TYPE: OnceLock<Option<Registered>> = OnceLock::new();
 
+thread_local! {
+    /// Whether this thread is about to make it.
+    static MAKING: Cell<Making> = const { Cell::new(Making::No) };
+}
+
+/// See [`MAKING`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Making {
+    No,
+    Yes,
+    /// And a function of the host's that was called for it asks for it.
+    Asked,
+}
+
+/// Until it is dropped, the buffer type is made.
+struct Begun;
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        MAKING.set(Making::No);
+    }
+}
+
 /// The buffer type, made at the first call; NULL (and one log line that says why) when the library
 /// steps aside.
 pub fn get() -> *mut RawBufferType {
+    if BUFFER_TYPE.get().is_none() && MAKING.get() != Making::No {
+        MAKING.set(Making::Asked);
+        return std::ptr::null_mut();
+    }
     let made = BUFFER_TYPE.get().unwrap_or_else(|| {
+        MAKING.set(Making::Yes);
+        let _begun = Begun;
         let _until_it_is_there = log::hold();
         BUFFER_TYPE.get_or_init(|| match make() {
             Ok(buft) => Some(Registered(buft)),
@@ -50,6 +80,9 @@ pub fn is_ours(buft: *mut RawBufferType) -> bool {
 fn make() -> Result<*mut RawBufferType, String> {
     // The host first: its log then carries whatever follows.
     let host = Host::get()?;
+    if MAKING.get() == Making::Asked {
+        return Err("the host asks for the buffer type AMX in a function that it is made by".to_string());
+    }
     if env().mode == Mode::Off {
         return Err("GGML_AMX_MODE=off".to_string());
     }
@@ -57,6 +90,7 @@ fn make() -> Result<*mut RawBufferType, String> {
         return Err(reason);
     }
     info!("version {}, kernels: {}", env!("CARGO_PKG_VERSION"), cpu::isa().name());
+    cxx::find_type_info();
     let functions = Callbacks::<Llama>::of_type(get_alloc_size as *const c_void);
     Ok(functions.make(&host.layout.buffer_type, host.device, cxx::extra_buffer_type()))
 }

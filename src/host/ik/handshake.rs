@@ -22,10 +22,10 @@ use crate::info;
 host_symbols! {
     /// What it takes to have the host compute a graph as it does for a model.
     Computing in ggml_amx_ik_computing_symbols;
-    ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut RawBackend;
-    ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut RawBackend, i32);
-    ggml_backend_graph_compute: unsafe extern "C" fn(*mut RawBackend, *mut c_void) -> i32;
-    ggml_backend_free: unsafe extern "C" fn(*mut RawBackend);
+    ggml_backend_cpu_init: unsafe extern "C-unwind" fn() -> *mut RawBackend;
+    ggml_backend_cpu_set_n_threads: unsafe extern "C-unwind" fn(*mut RawBackend, i32);
+    ggml_backend_graph_compute: unsafe extern "C-unwind" fn(*mut RawBackend, *mut c_void) -> i32;
+    ggml_backend_free: unsafe extern "C-unwind" fn(*mut RawBackend);
 }
 
 /// A function of ours that the host's code has to call.
