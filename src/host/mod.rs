@@ -85,6 +85,8 @@ host_symbols! {
     ? ggml_backend_cpu_init: unsafe extern "C-unwind" fn() -> *mut libc::c_void;
     ? ggml_backend_cpu_set_n_threads: unsafe extern "C-unwind" fn(*mut libc::c_void, i32);
     ? ggml_backend_graph_compute: unsafe extern "C-unwind" fn(*mut libc::c_void, *mut libc::c_void) -> i32;
+    // A struct is returned in memory whose address is the first argument.
+    ? ggml_graph_plan: unsafe extern "C-unwind" fn(*mut usize, *mut libc::c_void, i32, *mut libc::c_void) -> *mut usize;
     ? ggml_backend_free: unsafe extern "C-unwind" fn(*mut libc::c_void);
     ? _Z35ggml_backend_cpu_repack_buffer_typev: unsafe extern "C-unwind" fn() -> *mut RawBufferType;
 }

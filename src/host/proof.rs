@@ -39,12 +39,16 @@ impl Class {
 const WORK: usize = 0x12340;
 /// What the host may add to it.
 const MORE_WORK: usize = 0x10000;
+/// Bits above 32 that it has where the host only plans.
+const LONG: usize = 1 << 40;
+/// Words of a plan (`struct ggml_cplan`), and of what later versions may have there.
+const PLAN_WORDS: usize = 128;
 /// Words of the thread pool that are looked through for the graph.
 const POOL_WORDS: usize = 24;
 
 /// How long a thread waits for the trial of another one. A thread of the host's that the trial itself waits for would wait
 /// for ever.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The slot of functions in front of the first: destructors.
 pub const DESTRUCTOR: usize = usize::MAX;
@@ -56,6 +60,8 @@ struct Trial {
     device: usize,
     node: usize,
     graph: usize,
+    /// What the node asks for as its work buffer.
+    work: usize,
     calls: Vec<(Class, usize)>,
     error: Option<String>,
 }
@@ -64,7 +70,15 @@ impl Trial {
     /// One of this thread's. No argument is any of its addresses.
     fn new() -> Self {
         let none = usize::MAX;
-        Self { thread: this_thread(), device: none, node: none, graph: none, calls: Vec::new(), error: None }
+        Self {
+            thread: this_thread(),
+            device: none,
+            node: none,
+            graph: none,
+            work: WORK,
+            calls: Vec::new(),
+            error: None,
+        }
     }
 
     /// Notes the first thing that is not as it is known. The answer is none.
@@ -100,7 +114,7 @@ fn stage() -> MutexGuard<'static, Stage> {
 }
 
 /// A number that no other thread has.
-fn this_thread() -> usize {
+pub fn this_thread() -> usize {
     // SAFETY: no preconditions.
     unsafe { libc::pthread_self() as usize }
 }
@@ -230,7 +244,7 @@ impl Trial {
                     && b == self.node
                     && is_pointer(c)
                     && peek::word(c) == Some(0)
-                    && unsafe { peek::write(c, WORK) } =>
+                    && unsafe { peek::write(c, self.work) } =>
             {
                 1
             }
@@ -269,13 +283,22 @@ fn check_params(params: usize, graph: usize) -> Result<(), &'static str> {
         let words = (0..POOL_WORDS).map_while(|i| peek::word(at.checked_add(8 * i)?));
         words.into_iter().any(|word| word == graph)
     };
-    if !is_pointer(wdata) || peek::word(wdata).is_none() || peek::word(wdata.wrapping_add(WORK - 8)).is_none() {
-        return Err("wdata");
-    }
     if !is_pointer(pool) || !knows_graph(pool) {
         return Err("threadpool");
     }
+    // Every page of the work buffer.
+    let is_there = || (0..WORK).step_by(4096).chain([WORK - 8]).all(|at| peek::word(wdata.wrapping_add(at)).is_some());
+    if !is_pointer(wdata) || !is_there() {
+        return Err("wdata");
+    }
     Ok(())
+}
+
+/// Sets what the node asks for.
+fn set_work(work: usize) {
+    if let Some(trial) = &mut stage().trial {
+        trial.work = work;
+    }
 }
 
 /// Makes the trial of the stage.
@@ -325,6 +348,16 @@ fn run(host: &'static Host, buft: *mut RawBufferType) -> Result<Verdict, String>
             let supported = supports(host.device, node) != 0;
             let is_clean = stage().trial.as_ref().is_some_and(|t| t.error.is_none() && !t.calls.is_empty());
             if is_clean && supported {
+                if let Some(plan) = llama.ggml_graph_plan {
+                    set_work(LONG + WORK);
+                    let mut words = [0usize; PLAN_WORDS];
+                    plan(words.as_mut_ptr(), graph, 1, std::ptr::null_mut());
+                    set_work(WORK);
+                    // Its first word is the work buffer's size.
+                    if (WORK..WORK + MORE_WORK).contains(&words[0]) {
+                        return Err("the host calls tensor_traits::work_size with a size of 32 bits".to_string());
+                    }
+                }
                 let backend = cpu();
                 if !backend.is_null() {
                     threads(backend, 1);
