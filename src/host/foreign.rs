@@ -61,8 +61,9 @@ struct Exception {
     class: u64,
 }
 
-/// Classes of what is thrown: the last byte tells variants of one runtime apart.
-const RUST: u64 = u64::from_be_bytes(*b"MOZ\0RUST");
+/// The class of Rust's panics.
+const RUST: u64 = u64::from_ne_bytes(*b"MOZ\0RUST");
+/// Those of C++ runtimes, whose last byte tells variants apart.
 const CXX: [u64; 2] = [u64::from_be_bytes(*b"GNUCC++\0"), u64::from_be_bytes(*b"CLNGC++\0")];
 
 unsafe extern "C" fn personality(

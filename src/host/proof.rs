@@ -227,6 +227,12 @@ pub fn answer(class: Class, slot: usize, args: [usize; 3]) -> Option<usize> {
 }
 
 impl Trial {
+    /// Whether the place for the size is one: 0, in all its 64 bits.
+    fn give_size(&self, place: usize) -> bool {
+        // SAFETY: by the arguments in front of it the host's, for us to write.
+        peek::word(place) == Some(0) && unsafe { peek::write(place, self.work) }
+    }
+
     fn answer(&mut self, class: Class, slot: usize, args: [usize; 3]) -> usize {
         self.calls.push((class, slot));
         let [a, b, c] = args;
@@ -237,17 +243,7 @@ impl Trial {
             (Class::BufferType, 1) => {
                 self.refuse("extra_buffer_type::get_tensor_traits with other arguments than are known")
             }
-            // The place for the size is 0, in all its 64 bits.
-            // SAFETY: a place for the size, by the arguments in front of it.
-            (Class::Traits, 0)
-                if a as u32 == 1
-                    && b == self.node
-                    && is_pointer(c)
-                    && peek::word(c) == Some(0)
-                    && unsafe { peek::write(c, self.work) } =>
-            {
-                1
-            }
+            (Class::Traits, 0) if a as u32 == 1 && b == self.node && is_pointer(c) && self.give_size(c) => 1,
             (Class::Traits, 0) => self.refuse("tensor_traits::work_size with other arguments than are known"),
             (Class::Traits, 1) if is_pointer(a) && b == self.node => {
                 if let Err(what) = check_params(a, self.graph) {
