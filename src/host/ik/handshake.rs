@@ -163,6 +163,9 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
             (host.ik.ggml_moe_up_gate)(context, up, gate, token, choices, silu),
         ];
         let graph = (symbols.ggml_new_graph_custom)(context, 16, false);
+        if graph.is_null() || nodes.iter().any(|node| node.is_null()) {
+            return Err("the host gave NULL for a node or a graph".to_string());
+        }
         for node in nodes {
             (symbols.ggml_build_forward_expand)(graph, with_data(node));
         }
