@@ -41,13 +41,13 @@ static void given_the_headers_then_the_layout_that_was_found_is_theirs(void) {
              T(name), GGML_MAX_NAME, T(extra));
     snprintf(buffer, sizeof buffer,
              "BufferLayout { members: %zu, get_name: None, free_buffer: %zu, get_base: %zu, init_tensor: %zu, memset_tensor: Some(%zu), set_tensor: %zu, "
-             "get_tensor: %zu, set_tensor_2d: Some(%zu), get_tensor_2d: Some(%zu), cpy_tensor: Some(%zu), clear: %zu, buft: %zu, context: %zu, size: %zu, "
+             "get_tensor: %zu, set_tensor_2d: Some(%zu), get_tensor_2d: Some(%zu), cpy_tensor: Some(%zu), clear: %zu, reset: Some(%zu), buft: %zu, context: %zu, size: %zu, "
              "usage: Some(%zu) }",
              B(buft), B(iface.free_buffer), B(iface.get_base), B(iface.init_tensor), B(iface.memset_tensor), B(iface.set_tensor), B(iface.get_tensor),
-             B(iface.set_tensor_2d), B(iface.get_tensor_2d), B(iface.cpy_tensor), B(iface.clear), B(buft), B(context), B(size), B(usage));
+             B(iface.set_tensor_2d), B(iface.get_tensor_2d), B(iface.cpy_tensor), B(iface.clear), B(iface.reset), B(buft), B(context), B(size), B(usage));
     snprintf(buffer_type, sizeof buffer_type,
-             "BufferTypeLayout { get_name: %zu, alloc_buffer: %zu, get_alignment: %zu, get_alloc_size: %zu, is_host: %zu, device: Some(%zu) }",
-             Y(iface.get_name), Y(iface.alloc_buffer), Y(iface.get_alignment), Y(iface.get_alloc_size), Y(iface.is_host), Y(device));
+             "BufferTypeLayout { get_name: %zu, alloc_buffer: %zu, get_alignment: %zu, get_max_size: Some(%zu), get_alloc_size: %zu, is_host: %zu, device: Some(%zu) }",
+             Y(iface.get_name), Y(iface.alloc_buffer), Y(iface.get_alignment), Y(iface.get_max_size), Y(iface.get_alloc_size), Y(iface.is_host), Y(device));
     const char * const wanted[] = {tensor, buffer, buffer_type};
     for (int i = 0; i < 3; i++) {
         CHECK(strstr(c.err, wanted[i]), "%s was not found:\n%s", wanted[i], c.err);

@@ -1,18 +1,32 @@
 // Hosts whose C++ classes and compute parameters are others than those of any version: a virtual function more, in another
 // place, fields in another order. Each is served right, or declined with a line that names the thing; none crashes. The classes
 // are real ones, so that calls go by the compiler's own tables.
-#define HOSTS 14 // hosts that this program can have
+#define HOSTS 35 // hosts that this program can have
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#define FAKE_DEVICE (&fake_device)
 static int fake_device;
+#if HOST == 20 || HOST == 34
+extern "C" void * fake_reg(void);
+#define FAKE_DEVICE fake_reg()
+#else
+#define FAKE_DEVICE (&fake_device)
+#endif
+#if HOST == 24
+static bool fake_throws(int type);
+#define FAKE_WITHOUT_TENSORS(type) fake_throws(type)
+#endif
 #include "fake_ggml.h"
 
 #include "ggml-amx.h"
 
 #include "child.h"
 
+#include <sys/mman.h>
+
+#include <stdexcept>
+#include <thread>
+#include <typeinfo>
 #include <vector>
 
 // What each host is like, and the word that the line must have; none: it is served.
@@ -33,9 +47,39 @@ static const struct {
     {"the thread pool in front of wdata", "ggml_compute_params.threadpool"},
     {"get_tensor_traits is never called", "get_tensor_traits"},
     {"nth in front of ith", "ggml_compute_params.ith"},
+    {"no virtual destructors", "a destructor of extra_buffer_type"},
+    {"no virtual destructor of the traits", "a destructor of tensor_traits"},
+    {"a number in front of the thread pool", "ggml_compute_params.threadpool"},
+    {"a thread of its own computes", nullptr},
+    {"a buffer of the type is made while a graph is computed", nullptr},
+    {"type information is asked for", nullptr},
+    {"the registry asks for the buffer type", "in a function that it is made by"},
+    {"an exception while a graph is computed", "threw an exception"},
+    {"a thread pool of 64 bytes", "ggml_compute_params.threadpool"},
+    {"sizes of 32 bits", "tensor_traits::work_size"},
+    {"an exception while tensors are made", "threw an exception"},
+    {"a thread of its own calls a virtual function that is not known", "from a thread that the trial waits for"},
+    {"a thread of its own makes a buffer of the type", nullptr},
+    {"the work buffer is a number", "ggml_compute_params.wdata"},
+    {"nothing in the place of the work buffer", "ggml_compute_params.wdata"},
+    {"sizes that cannot be written", "tensor_traits::work_size"},
+    {"only some nodes are asked about", "for some nodes only"},
+    {"nodes are asked about from later on", nullptr},
+    {"sizes of 32 bits, and nothing behind them", "a size of 32 bits"},
+    {"sizes are planned apart", nullptr},
+    {"a thread of the registry's asks for the buffer type", "in a function that it is made by"},
 };
 
 // ---- the host
+
+#if HOST == 24
+static bool fake_throws(int type) {
+    if (type == 26) {
+        throw std::runtime_error("no integers");
+    }
+    return false;
+}
+#endif
 
 struct fake_pool {
     char lock[88];
@@ -60,6 +104,11 @@ struct fake_params {
     size_t wsize;
     fake_pool * pool;
     void * wdata;
+#elif HOST == 16
+    size_t wsize;
+    void * wdata;
+    size_t chunk;
+    fake_pool * pool;
 #else
     size_t wsize;
     void * wdata;
@@ -71,16 +120,24 @@ struct fake_params {
 #endif
 };
 
+#if HOST == 23 || HOST == 32
+typedef uint32_t fake_size;
+#else
+typedef size_t fake_size;
+#endif
+
 struct traits {
+#if HOST != 14 && HOST != 15
     virtual ~traits() {}
+#endif
 #if HOST == 6
     virtual int priority() { return 0; }
 #endif
 #if HOST == 5
     virtual bool compute_forward(fake_params * params, ggml_tensor * op) = 0;
-    virtual bool work_size(int n_threads, const ggml_tensor * op, size_t & size) = 0;
+    virtual bool work_size(int n_threads, const ggml_tensor * op, fake_size & size) = 0;
 #else
-    virtual bool work_size(int n_threads, const ggml_tensor * op, size_t & size) = 0;
+    virtual bool work_size(int n_threads, const ggml_tensor * op, fake_size & size) = 0;
     virtual bool compute_forward(fake_params * params, ggml_tensor * op) = 0;
 #endif
 #if HOST == 7
@@ -89,7 +146,9 @@ struct traits {
 };
 
 struct extra {
+#if HOST != 14
     virtual ~extra() {}
+#endif
 #if HOST == 1
     virtual int priority() { return 0; }
 #endif
@@ -103,7 +162,7 @@ struct extra {
 #endif
     virtual traits * get_tensor_traits(const ggml_tensor * op) = 0;
 #endif
-#if HOST == 3
+#if HOST == 3 || HOST == 25
     virtual int priority() { return 0; }
 #endif
 };
@@ -114,13 +173,45 @@ static std::vector<fake_buft> & list() {
     return all;
 }
 
+#if HOST == 19
+struct other : extra {
+    int more;
+};
+#endif
+
 static extra * extra_of(fake_buft buft) {
-    return buft ? static_cast<extra *>(buft->context) : nullptr;
+    extra * of = buft ? static_cast<extra *>(buft->context) : nullptr;
+#if HOST == 19
+    if (of && (typeid(*of) == typeid(int) || dynamic_cast<other *>(of) || !strstr(typeid(*of).name(), "extra_buffer_type"))) {
+        return nullptr;
+    }
+#endif
+    return of;
 }
+
+#if HOST == 20 || HOST == 34
+extern "C" void * fake_reg(void) {
+#if HOST == 20
+    fake_host_door();
+#else
+    std::thread([] { fake_host_door(); }).join();
+#endif
+    return &fake_device;
+}
+#endif
+
+#if HOST == 31
+static bool fake_asks;
+#else
+static bool fake_asks = true;
+#endif
 
 extern "C" {
 
 bool ggml_backend_dev_supports_op(void * device, const ggml_tensor * op) {
+    if (!fake_asks || (HOST == 30 && op->src[0]->ne[0] != 64)) {
+        return true;
+    }
     for (fake_buft buft : list()) {
         for (int i = 0; i < 4; i++) {
             if (buft && op->src[i] && op->src[i]->buffer && op->src[i]->buffer->buft == buft) {
@@ -143,28 +234,103 @@ void ggml_backend_free(void * backend) {
     free(backend);
 }
 
+static int fake_compute(void * graph);
+
+#if HOST == 32 || HOST == 33
+struct fake_plan {
+    size_t size;
+    void * more[30];
+};
+
+fake_plan ggml_graph_plan(const fake_graph * graph, int threads, void * pool) {
+    struct {
+        alignas(8) fake_size size;
+        uint32_t behind;
+    } room = {};
+    traits * of_node = extra_of(list()[0])->get_tensor_traits(graph->nodes[0]);
+    if (of_node) {
+        of_node->work_size(threads, graph->nodes[0], room.size);
+    }
+    return {room.size + 64 * (pool ? 2 : 1), {}};
+}
+#endif
+
 int ggml_backend_graph_compute(void * backend, void * graph) {
     (void) backend;
+#if HOST == 17
+    int result = 0;
+    std::thread([&] { result = fake_compute(graph); }).join();
+    return result;
+#elif HOST == 18
+    return ggml_backend_buft_alloc_buffer(list()[0], 64) ? 1 : fake_compute(graph);
+#elif HOST == 21
+    fake_compute(graph);
+    throw std::runtime_error("this graph is unexpected");
+#elif HOST == 25
+    std::thread([&] { extra_of(list()[0])->priority(); }).join();
+    return fake_compute(graph);
+#elif HOST == 26
+    std::thread([&] { ggml_backend_buft_alloc_buffer(list()[0], 64); }).join();
+    return fake_compute(graph);
+#else
+    return fake_compute(graph);
+#endif
+}
+
+// The last page of two cannot be used.
+HARNESS_UNUSED static char * fake_end_of_memory(void) {
+    char * pages = static_cast<char *>(mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mprotect(pages + 4096, 4096, PROT_NONE);
+    return pages + 4096;
+}
+
+static int fake_compute(void * graph) {
     fake_graph * in = static_cast<fake_graph *>(graph);
     std::vector<char> work;
     for (int n = 0; n < in->count; n++) {
-        size_t size = 0;
+        // What is behind the size stays as it is.
+        struct {
+            alignas(8) fake_size size;
+            uint32_t behind;
+        } room = {0, HOST == 32 ? 0 : 0xabcdabcd};
+        fake_size * size = &room.size;
+#if HOST == 29
+        char * page = fake_end_of_memory() - 4096;
+        mprotect(page, 4096, PROT_READ);
+        size = reinterpret_cast<fake_size *>(page);
+#endif
         for (fake_buft buft : list()) {
 #if HOST != 12
             traits * of_node = buft ? extra_of(buft)->get_tensor_traits(in->nodes[n]) : nullptr;
-            if (of_node && of_node->work_size(1, in->nodes[n], size)) {
-                work.resize(size + 64);
+            if (of_node && of_node->work_size(1, in->nodes[n], *size)) {
+                work.resize(*size + 64);
             }
 #else
             (void) buft, (void) size;
 #endif
         }
+        if (room.behind != 0xabcdabcd && HOST != 32) {
+            fprintf(stderr, "host: memory behind a size was overwritten\n");
+            abort();
+        }
     }
+#if HOST == 22
+    // It ends at the end of memory, and does not know its graph.
+    fake_pool & pool = *reinterpret_cast<fake_pool *>(fake_end_of_memory() - 64);
+#else
     fake_pool pool = {};
     pool.graph = graph;
+#endif
     fake_params params = {};
     params.nth = 1, params.wsize = work.size(), params.pool = &pool;
     params.wdata = work.data();
+#if HOST == 16
+    params.chunk = 1 << 20;
+#elif HOST == 27
+    params.wdata = reinterpret_cast<void *>(1 << 20);
+#elif HOST == 28
+    params.wdata = fake_end_of_memory() - 64;
+#endif
     for (int n = 0; n < in->count; n++) {
         for (fake_buft buft : list()) {
 #if HOST != 12
@@ -184,12 +350,15 @@ int ggml_backend_graph_compute(void * backend, void * graph) {
 
 // ---- what a loader does
 
+// Hosts that are declined before there is a buffer type.
+#define DECLINED_AT_ONCE (HOST == 20 || HOST == 24 || HOST == 34)
+
 // 0: served, 3: declined, anything else: something is wrong.
 static int load(void * first_allocates) {
     setenv("GGML_AMX_ISA", "portable", 1);
     const fake_buft amx = list()[0];
     if (!amx) {
-        return 4;
+        return DECLINED_AT_ONCE ? 3 : 4;
     }
     static char arena[1 << 16];
     fake_init_params params = {sizeof arena, arena, true};
@@ -199,6 +368,7 @@ static int load(void * first_allocates) {
     if (first_allocates && ggml_backend_buft_alloc_buffer(amx, 4096) == nullptr) {
         return 3;
     }
+    fake_asks = true;
     fake_buffer_interface none = {};
     w->buffer = ggml_backend_buffer_init(amx, none, nullptr, 0);
     // Whatever the host takes for supports_op.

@@ -208,7 +208,7 @@ struct fake_graph {
 };
 
 struct fake_context {
-    struct ggml_tensor tensors[64];
+    struct ggml_tensor tensors[128];
     int used;
     struct fake_graph graphs[32];
     int graphs_used;
@@ -233,8 +233,13 @@ size_t ggml_tensor_overhead(void) {
 struct ggml_tensor * ggml_new_tensor_4d(void * context, int32_t type, int64_t a, int64_t b, int64_t c, int64_t d);
 struct ggml_tensor * ggml_new_tensor_4d(void * context, int32_t type, int64_t a, int64_t b, int64_t c, int64_t d) {
     struct fake_context * in = (struct fake_context *) context;
+#ifdef FAKE_WITHOUT_TENSORS
+    if (FAKE_WITHOUT_TENSORS(type)) {
+        return NULL;
+    }
+#endif
     const struct fake_type * t = fake_type(type);
-    if (in->used == 64 || t->block == 0) {
+    if (in->used == 128 || t->block == 0) {
         abort();
     }
     struct ggml_tensor * made = &in->tensors[in->used++];
@@ -268,6 +273,11 @@ FAKE_TENSOR ggml_view_1d(void * context, FAKE_TENSOR a, int64_t n, size_t offset
 FAKE_TENSOR ggml_view_1d(void * context, FAKE_TENSOR a, int64_t n, size_t offset) {
     FAKE_TENSOR view = fake_op(context, FAKE_VIEW, a, NULL, NULL, n, 1, 1);
     view->view_src = a, view->view_offs = offset;
+#ifndef FAKE_VIEWS_OF_VIEWS
+    if (a->view_src) {
+        view->view_src = a->view_src, view->view_offs = offset + a->view_offs;
+    }
+#endif
     return view;
 }
 
@@ -321,6 +331,9 @@ size_t ggml_nbytes(const struct ggml_tensor * a) {
 
 const char * ggml_op_name(int32_t op);
 const char * ggml_op_name(int32_t op) {
+#ifdef FAKE_WITHOUT_OP_NAMES
+    return NULL;
+#endif
     return op == FAKE_MUL_MAT ? FAKE_MUL_MAT_NAME : op == FAKE_MUL_MAT_ID ? "MUL_MAT_ID" : op == FAKE_VIEW ? "VIEW" : "OTHER";
 }
 
@@ -330,6 +343,9 @@ void * ggml_new_graph_custom(void * context, size_t size, bool grads);
 void * ggml_new_graph_custom(void * context, size_t size, bool grads) {
     struct fake_context * in = (struct fake_context *) context;
     (void) size, (void) grads;
+#ifdef FAKE_WITHOUT_GRAPHS
+    return NULL;
+#endif
     if (in->graphs_used == 32) {
         abort();
     }
@@ -345,11 +361,19 @@ void ggml_build_forward_expand(void * graph, FAKE_TENSOR node) {
         }
     }
     for (int i = 0; i < FAKE_SOURCES; i++) {
-        if (node->src[i] && node->src[i]->op) {
+#ifdef FAKE_FEW_SOURCES
+        if (node->op == FAKE_MUL_MAT && i > 2 && node->src[i]) {
+            fprintf(stderr, "host: a MUL_MAT with source %d\n", i);
+            abort();
+        }
+#endif
+        if (node->src[i]) {
             ggml_build_forward_expand(graph, node->src[i]);
         }
     }
-    in->nodes[in->count++] = node;
+    if (node->op) {
+        in->nodes[in->count++] = node;
+    }
 }
 
 #ifndef FAKE_WITHOUT_COUNT
@@ -425,6 +449,20 @@ void ggml_backend_buffer_reset(FAKE_BUFFER b) {
 
 int32_t ggml_backend_tensor_alloc(FAKE_BUFFER b, FAKE_TENSOR t, void * address);
 int32_t ggml_backend_tensor_alloc(FAKE_BUFFER b, FAKE_TENSOR t, void * address) {
+#ifdef FAKE_ALIGNS
+    if ((size_t) address % FAKE_ALIGNS(b->buft)) {
+        fprintf(stderr, "host: %p is not aligned\n", address);
+        abort();
+    }
+#endif
+#ifdef FAKE_CHECKS_BOUNDS
+    const char * begin = (const char *) b->interface.get_base(b);
+    const size_t asked = b->buft->get_alloc_size ? b->buft->get_alloc_size(b->buft, t) : ggml_nbytes(t);
+    if ((char *) address < begin || (char *) address + asked > begin + b->size) {
+        fprintf(stderr, "host: %p is not in the buffer\n", address);
+        abort();
+    }
+#endif
     t->buffer = b, t->data = address;
 #ifdef FAKE_SECOND_DATA
     t->second_data = address;

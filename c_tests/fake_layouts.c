@@ -2,7 +2,7 @@
  * functions missing or with other habits. Each is served right, or left alone with a line that names the reason; none
  * ends the process. The program is built once for every HOST from 0 on. */
 #define _GNU_SOURCE
-#define HOSTS 25 /* read by the program that builds this one */
+#define HOSTS 42 /* read by the program that builds this one */
 
 /* SERVED, or what the line has in it. */
 #define SERVED ""
@@ -111,6 +111,82 @@
 #elif HOST == 24 /* no room for a name */
 #define FAKE_NAME 8
 #define EXPECTED "ggml_tensor.name has 8 bytes"
+#elif HOST == 25 /* GGML_MAX_DIMS 5 */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER int64_t ne[5]; \
+    size_t nb[5]; \
+    FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8];
+#define EXPECTED "has not four dimensions"
+#elif HOST == 26 /* the same, the other way round */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER size_t nb[5]; \
+    int64_t ne[5]; \
+    FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8];
+#define EXPECTED "has not four dimensions"
+#elif HOST == 27
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER size_t nb[4]; \
+    int64_t ne[4]; \
+    FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8];
+#define EXPECTED SERVED
+#elif HOST == 28 /* aligned to a cache line */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8] __attribute__((aligned(64)));
+#define EXPECTED SERVED
+#elif HOST == 29 /* numbers of 16 bits, and something else beside them */
+#define FAKE_TENSOR_MEMBERS \
+    int16_t type, of_host; \
+    FAKE_T_BUFFER FAKE_T_SHAPE int16_t op, of_op; \
+    int32_t op_params[16], flags; \
+    FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME char padding[8];
+#define FAKE_NARROW
+#define EXPECTED SERVED
+#elif HOST == 30 /* a counter where `extra` was */
+#define FAKE_TENSOR_MEMBERS \
+    int32_t type; \
+    FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA char name[64]; \
+    int64_t uses; \
+    char padding[8];
+#define FAKE_USES
+#define EXPECTED SERVED
+#elif HOST == 31 /* views of views */
+#define FAKE_VIEWS_OF_VIEWS
+#define EXPECTED "a view of a view"
+#elif HOST == 32 /* functions that call members without a look whether they are there */
+#define FAKE_CALLS_ALL
+#define EXPECTED SERVED
+#elif HOST == 33
+#define FAKE_ALIGNS(buft) 64
+#define EXPECTED SERVED
+#elif HOST == 34
+#define FAKE_WITHOUT_OP_NAMES
+#define EXPECTED "should be \"MUL_MAT\""
+#elif HOST == 35
+#define FAKE_WITHOUT_TENSORS(type) (type == 26)
+#define EXPECTED "ggml_new_tensor_4d gave NULL"
+#elif HOST == 36
+#define FAKE_WITHOUT_GRAPHS
+#define EXPECTED "ggml_new_graph_custom gave NULL"
+#elif HOST == 37
+#define FAKE_ALIGNS(buft) ((buft)->get_alignment(buft))
+#define EXPECTED SERVED
+#elif HOST == 38
+#define FAKE_CHECKS_BOUNDS
+#define EXPECTED SERVED
+#elif HOST == 39
+static volatile int fake_no_tensors = 1; /* the compiler shall not know */
+#define FAKE_WITHOUT_TENSORS(type) ((void) (type), fake_no_tensors)
+#define EXPECTED "ggml_new_tensor_4d gave NULL"
+#elif HOST == 40 /* an operation that ends the process when it has more sources than it needs */
+#define FAKE_FEW_SOURCES
+#define EXPECTED SERVED
+#elif HOST == 41 /* pages */
+#define FAKE_ALIGNS(buft) ((buft)->context ? 64 : 4096)
+#define EXPECTED SERVED
 #else
 #error "no such host"
 #endif
@@ -130,7 +206,7 @@ struct ggml_compute_params {
 };
 
 /* Exit codes of the child. */
-enum { STEPPED_ASIDE = 3, WRONG_NAME, NO_BUFFER, NOT_KEPT, REFUSED, NO_SIZE, NOT_COMPUTED, WRONG_RESULT, OTHER_ROW };
+enum { STEPPED_ASIDE = 3, WRONG_NAME, NO_BUFFER, NOT_KEPT, REFUSED, NO_SIZE, NOT_COMPUTED, WRONG_RESULT, OVERWRITTEN };
 
 /* A model of one matrix in our buffers, and a product with it, all through the host's functions. */
 static int serve(void) {
@@ -148,7 +224,17 @@ static int serve(void) {
     if (!buffer) {
         return NO_BUFFER;
     }
+#ifdef FAKE_CALLS_ALL
+    if (buft->get_max_size(buft) < 4096) {
+        return NO_SIZE;
+    }
+#endif
     ggml_backend_tensor_alloc(buffer, weights, ggml_backend_buffer_get_base(buffer));
+#ifdef FAKE_USES
+    if (weights->uses != 0) {
+        return OVERWRITTEN;
+    }
+#endif
     /* Row n consists of n % 8 - 4, scale 1. */
     uint8_t plain[N][K / 32][18], back[N][K / 32][18];
     for (int n = 0; n < N; n++) {
@@ -170,6 +256,9 @@ static int serve(void) {
 #ifdef FAKE_NO_SOURCE
     result->no_source = 0x123457;
 #endif
+#ifdef FAKE_NARROW
+    weights->of_host = x->of_host = result->of_host = 1, result->of_op = 3;
+#endif
     if (!ggml_backend_amx_supports_op(NULL, result)) {
         return REFUSED;
     }
@@ -190,6 +279,9 @@ static int serve(void) {
         }
     }
     ggml_backend_buffer_clear(buffer, 0);
+#ifdef FAKE_CALLS_ALL
+    ggml_backend_buffer_reset(buffer);
+#endif
     ggml_backend_buffer_free(buffer);
     return 0;
 }

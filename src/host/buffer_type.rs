@@ -1,6 +1,7 @@
 //! The buffer type `AMX` and its buffers, as ggml's interfaces want them.
 
-use std::sync::OnceLock;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use libc::c_void;
 
@@ -26,20 +27,68 @@ unsafe impl Sync for Registered {}
 
 static BUFFER_TYPE: OnceLock<Option<Registered>> = OnceLock::new();
 
+/// Who makes it, and whether anybody asked who would wait for ever.
+struct Maker {
+    thread: Option<usize>,
+    is_asked: bool,
+}
+
+static MAKER: Mutex<Maker> = Mutex::new(Maker { thread: None, is_asked: false });
+/// It is made.
+static MADE: Condvar = Condvar::new();
+
+fn maker() -> MutexGuard<'static, Maker> {
+    MAKER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Until it is dropped, this thread makes the buffer type.
+struct Making;
+
+impl Making {
+    /// `None` if it is made, or if that waits for this thread: functions of the host's are called for it, which may ask for
+    /// it, here or in a thread that they wait for.
+    fn begin() -> Option<Self> {
+        let until = Instant::now() + proof::PATIENCE;
+        let mut now = maker();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match now.thread {
+                _ if BUFFER_TYPE.get().is_some() => return None,
+                None => break,
+                Some(thread) if thread == proof::this_thread() || left.is_zero() => {
+                    now.is_asked = true;
+                    return None;
+                }
+                Some(_) => now = MADE.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0,
+            }
+        }
+        now.thread = Some(proof::this_thread());
+        Some(Self)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        maker().thread = None;
+        MADE.notify_all();
+    }
+}
+
 /// The buffer type, made at the first call; NULL (and one log line that says why) when the library
 /// steps aside.
 pub fn get() -> *mut RawBufferType {
-    let made = BUFFER_TYPE.get().unwrap_or_else(|| {
-        let _until_it_is_there = log::hold();
-        BUFFER_TYPE.get_or_init(|| match make() {
-            Ok(buft) => Some(Registered(buft)),
-            Err(reason) => {
-                info!("not used: {reason}");
-                None
-            }
-        })
-    });
-    made.as_ref().map_or(std::ptr::null_mut(), |b| b.0)
+    if BUFFER_TYPE.get().is_none()
+        && let _until_it_is_there = log::hold()
+        && let Some(_making) = Making::begin()
+    {
+        let made = make();
+        let registered = made.as_ref().ok().map(|buft| Registered(*buft));
+        let _ = BUFFER_TYPE.set(registered);
+        if let Err(reason) = made {
+            info!("not used: {reason}");
+        }
+    }
+    BUFFER_TYPE.get().and_then(Option::as_ref).map_or(std::ptr::null_mut(), |b| b.0)
 }
 
 /// Whether `buft` is ours. Never makes it: nothing is ours before it exists.
@@ -50,6 +99,9 @@ pub fn is_ours(buft: *mut RawBufferType) -> bool {
 fn make() -> Result<*mut RawBufferType, String> {
     // The host first: its log then carries whatever follows.
     let host = Host::get()?;
+    if maker().is_asked {
+        return Err("the host asks for the buffer type AMX in a function that it is made by".to_string());
+    }
     if env().mode == Mode::Off {
         return Err("GGML_AMX_MODE=off".to_string());
     }
@@ -57,6 +109,7 @@ fn make() -> Result<*mut RawBufferType, String> {
         return Err(reason);
     }
     info!("version {}, kernels: {}", env!("CARGO_PKG_VERSION"), cpu::isa().name());
+    cxx::find_type_info();
     let functions = Callbacks::<Llama>::of_type(get_alloc_size as *const c_void);
     Ok(functions.make(&host.layout.buffer_type, host.device, cxx::extra_buffer_type()))
 }

@@ -106,6 +106,7 @@ impl<S: Side> Callbacks<S> {
             get_name: Self::type_name as *const c_void,
             alloc_buffer: Self::alloc_buffer as _,
             get_alignment: Self::get_alignment as _,
+            get_max_size: Self::get_max_size as _,
             get_alloc_size,
             is_host: Self::is_host as _,
         }
@@ -124,6 +125,7 @@ impl<S: Side> Callbacks<S> {
         made.set(at.set_tensor_2d, Self::set_tensor_2d as _);
         made.set(at.get_tensor_2d, Self::get_tensor_2d as _);
         made.set(at.clear, Self::clear as _);
+        made.set(at.reset, Self::reset as _);
         made
     }
 
@@ -142,6 +144,11 @@ impl<S: Side> Callbacks<S> {
 
     unsafe extern "C" fn get_alignment(_: *mut RawBufferType) -> usize {
         ALIGNMENT
+    }
+
+    /// As large as memory allows: what hosts take for a function that is NULL, if they look.
+    unsafe extern "C" fn get_max_size(_: *mut RawBufferType) -> usize {
+        usize::MAX
     }
 
     /// Packed bytes are not what the host's code expects at `tensor->data`.
@@ -250,6 +257,9 @@ impl<S: Side> Callbacks<S> {
             unsafe { Self::get_tensor(buffer, tensor, data, offset, size) };
         }
     }
+
+    /// Nothing is kept of tensors; not every host looks whether there is such a function.
+    unsafe extern "C" fn reset(_: *mut RawBuffer) {}
 
     unsafe extern "C" fn clear(buffer: *mut RawBuffer, value: u8) {
         // SAFETY: one of our buffers; equal bytes stay equal under any permutation.

@@ -1,12 +1,12 @@
 //! What both flavours of hosts have: functions that are called, structs that were found out, numbers of operations and types.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 
 use super::layout::HostLayout;
 use super::objects::{Buffer, Interface, RawBuffer, RawBufferType};
 use super::symbols::Symbols;
 use super::tensor::{RawTensor, Tensor};
-use super::{HostTypes, Ops};
+use super::{HostTypes, Ops, discover};
 use crate::diag::log;
 use crate::format::WeightType;
 
@@ -90,8 +90,8 @@ impl Core {
 
     /// The host's name of an operation number that came from a real node.
     pub fn op_name(&self, op: i32) -> String {
-        // SAFETY: the number came from the host, so it is in the host's table of static strings.
-        unsafe { CStr::from_ptr((self.symbols.ggml_op_name)(op)).to_string_lossy().into_owned() }
+        // SAFETY: the number came from the host, so it is in the host's table.
+        discover::text(unsafe { (self.symbols.ggml_op_name)(op) })
     }
 
     /// Says `message` through the host's log and ends the process the way ggml does.

@@ -3,25 +3,65 @@
 //! starts with a pointer to its virtual functions; the table has the two destructors first, then the
 //! functions in the order of their declaration.
 
-use libc::c_void;
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::{c_char, c_void};
 
 use super::abi::GgmlComputeParams;
 use super::buffer_type::host;
-use super::proof::{self, Class};
+use super::proof::{self, Class, DESTRUCTOR};
+use super::symbols::{self, weak_table};
 use super::tensor::{RawTensor, Tensor};
-use super::{Host, buffer_type, op};
+use super::{Flavour, Host, buffer_type, op};
 use crate::buffer::held;
 use crate::cpu;
 use crate::matmul::{Op, Settings, Thread};
 
-/// Virtual table with the words before its address point: offset to top, and no type information
-/// (nobody may use RTTI on these objects; ggml does not).
+/// Virtual table with the words before its address point: offset to top, and the type information. ggml asks for none, but
+/// who does (`typeid`, `dynamic_cast`) finds a class without bases.
 #[repr(C)]
 struct Table<F> {
     offset_to_top: usize,
-    type_info: usize,
-    destructors: [unsafe extern "C" fn(*mut c_void); 2],
+    type_info: *const TypeInfo,
+    destructors: [Unknown; 2],
     functions: F,
+}
+
+// SAFETY: immutable, but for the type information, which is atomic.
+unsafe impl<F> Sync for Table<F> {}
+
+/// `__cxxabiv1::__class_type_info`.
+#[repr(C)]
+struct TypeInfo {
+    /// Of the C++ runtime, which is looked for when there is a host.
+    table: AtomicPtr<c_void>,
+    name: AtomicPtr<c_char>,
+}
+
+impl TypeInfo {
+    const fn new(name: &'static CStr) -> Self {
+        Self { table: AtomicPtr::new(std::ptr::null_mut()), name: AtomicPtr::new(name.as_ptr().cast_mut()) }
+    }
+}
+
+static BUFFER_TYPE_INFO: TypeInfo = TypeInfo::new(c"N8ggml_amx17extra_buffer_typeE");
+static TRAITS_INFO: TypeInfo = TypeInfo::new(c"N8ggml_amx13tensor_traitsE");
+
+weak_table!(ggml_amx_type_info_symbols; "_ZTVN10__cxxabiv117__class_type_infoE",);
+
+/// Completes the type information, before the host gets an object.
+pub fn find_type_info() {
+    // SAFETY: the table has one word; volatile, because the compiler must not assume that it is never null.
+    let linked = unsafe { (&raw const ggml_amx_type_info_symbols).cast::<usize>().read_volatile() };
+    let name = c"_ZTVN10__cxxabiv117__class_type_infoE";
+    if let Some(table) = symbols::find(symbols::scope(Flavour::Llama), linked, name) {
+        // Behind two words, as in every table.
+        let table = table.wrapping_byte_add(16).cast_mut();
+        for info in [&BUFFER_TYPE_INFO, &TRAITS_INFO] {
+            info.table.store(table, Ordering::Release);
+        }
+    }
 }
 
 #[repr(C)]
@@ -55,6 +95,16 @@ unsafe extern "C" fn unknown<const TRAITS: bool, const SLOT: usize>(
     })
 }
 
+/// What lies in front of the functions. Both objects are static: nothing to destroy, and ggml destroys neither.
+unsafe extern "C" fn destroy<const TRAITS: bool>(_: *mut c_void, a: usize, b: usize, c: usize) -> usize {
+    let class = if TRAITS { Class::Traits } else { Class::BufferType };
+    proof::answer(class, DESTRUCTOR, [a, b, c]).unwrap_or_else(|| {
+        // It may be one, while the process ends: not the time for a trial.
+        proof::decline(&format!("the host calls a destructor of {}, or something else in its place", class.name()));
+        0
+    })
+}
+
 const fn all_unknown<const TRAITS: bool>() -> [Unknown; 6] {
     [
         unknown::<TRAITS, 2>,
@@ -68,21 +118,21 @@ const fn all_unknown<const TRAITS: bool>() -> [Unknown; 6] {
 
 /// A C++ object without members.
 #[repr(C)]
-struct Object(*const [unsafe extern "C" fn(*mut c_void); 2]);
+struct Object(*const [Unknown; 2]);
 
 // SAFETY: immutable, points to immutable tables.
 unsafe impl Sync for Object {}
 
 static BUFFER_TYPE_TABLE: Table<BufferTypeFunctions> = Table {
     offset_to_top: 0,
-    type_info: 0,
-    destructors: [destroy, destroy],
+    type_info: &raw const BUFFER_TYPE_INFO,
+    destructors: [destroy::<false>; 2],
     functions: BufferTypeFunctions { supports_op, get_tensor_traits, unknown: all_unknown::<false>() },
 };
 static TRAITS_TABLE: Table<TraitsFunctions> = Table {
     offset_to_top: 0,
-    type_info: 0,
-    destructors: [destroy, destroy],
+    type_info: &raw const TRAITS_INFO,
+    destructors: [destroy::<true>; 2],
     functions: TraitsFunctions {
         work_size: work_size_method,
         compute_forward: compute_forward_method,
@@ -104,11 +154,8 @@ pub fn tensor_traits() -> *mut c_void {
 
 /// Makes the proof, if that was not done: the host calls, so its list of buffer types is made.
 fn is_proved_now() -> bool {
-    proof::prove(host(), buffer_type::get())
+    proof::prove_called(host(), buffer_type::get())
 }
-
-/// Both objects are static: nothing to destroy.
-unsafe extern "C" fn destroy(_: *mut c_void) {}
 
 /// The node at an address that the host gave.
 ///

@@ -22,7 +22,7 @@ pub struct TensorLayout {
     pub name: usize,
     /// `GGML_MAX_NAME`.
     pub name_bytes: usize,
-    /// Behind the name, where that is the last pointer of the struct; else nothing is written there.
+    /// Where the host's buffer type for repacked weights puts one; where it does not, nothing is written.
     pub extra: Option<usize>,
 }
 
@@ -43,6 +43,7 @@ pub struct BufferLayout {
     pub get_tensor_2d: Option<usize>,
     pub cpy_tensor: Option<usize>,
     pub clear: usize,
+    pub reset: Option<usize>,
     pub buft: usize,
     pub context: usize,
     pub size: usize,
@@ -57,6 +58,7 @@ pub struct BufferTypeLayout {
     pub get_name: usize,
     pub alloc_buffer: usize,
     pub get_alignment: usize,
+    pub get_max_size: Option<usize>,
     pub get_alloc_size: usize,
     pub is_host: usize,
     /// Behind the interface; the context follows. Hosts without devices have none, and their context is not needed.

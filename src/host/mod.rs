@@ -9,11 +9,13 @@ mod callbacks;
 mod core;
 pub mod cxx;
 mod discover;
+mod foreign;
 pub mod ik;
 mod layout;
 mod objects;
 pub mod op;
 mod operands;
+mod peek;
 mod proof;
 pub(crate) mod symbols;
 mod tensor;
@@ -77,20 +79,27 @@ host_symbols! {
     LlamaSymbols in ggml_amx_llama_symbols;
     ggml_log_internal: unsafe extern "C" fn(i32, *const libc::c_char, ...);
     ggml_barrier: unsafe extern "C" fn(*mut libc::c_void);
-    ggml_backend_cpu_reg: unsafe extern "C" fn() -> *mut libc::c_void;
-    ggml_backend_reg_dev_get: unsafe extern "C" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
-    ? ggml_backend_dev_supports_op: unsafe extern "C" fn(*mut libc::c_void, *const RawTensor) -> bool;
-    ? ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut libc::c_void;
-    ? ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut libc::c_void, i32);
-    ? ggml_backend_graph_compute: unsafe extern "C" fn(*mut libc::c_void, *mut libc::c_void) -> i32;
-    ? ggml_backend_free: unsafe extern "C" fn(*mut libc::c_void);
+    ggml_backend_cpu_reg: unsafe extern "C-unwind" fn() -> *mut libc::c_void;
+    ggml_backend_reg_dev_get: unsafe extern "C-unwind" fn(*mut libc::c_void, usize) -> *mut libc::c_void;
+    ? ggml_backend_dev_supports_op: unsafe extern "C-unwind" fn(*mut libc::c_void, *const RawTensor) -> u8;
+    ? ggml_backend_cpu_init: unsafe extern "C-unwind" fn() -> *mut libc::c_void;
+    ? ggml_backend_cpu_set_n_threads: unsafe extern "C-unwind" fn(*mut libc::c_void, i32);
+    ? ggml_backend_graph_compute: unsafe extern "C-unwind" fn(*mut libc::c_void, *mut libc::c_void) -> i32;
+    // A struct is returned in memory whose address is the first argument.
+    ? ggml_graph_plan: unsafe extern "C-unwind" fn(*mut usize, *mut libc::c_void, i32, *mut libc::c_void) -> *mut usize;
+    ? ggml_backend_free: unsafe extern "C-unwind" fn(*mut libc::c_void);
+    ? _Z35ggml_backend_cpu_repack_buffer_typev: unsafe extern "C-unwind" fn() -> *mut RawBufferType;
 }
 
-/// What `look` finds out about a host; a panic in it is an error like any other: nothing is changed before it is done, and
-/// the host goes on without this library.
+/// What `look` finds out about a host; a panic in it, and an exception of the host's, is an error like any other: nothing is
+/// changed before it is done, and the host goes on without this library.
 fn caught<T>(look: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let done = catch_unwind(AssertUnwindSafe(look));
-    done.unwrap_or_else(|_| Err("a bug in ggml-amx: a panic while the host was looked at, see standard error".into()))
+    let done = catch_unwind(AssertUnwindSafe(|| foreign::catch(look)));
+    let thrown = || Err("the host threw an exception while it was looked at".into());
+    done.map_or_else(
+        |_| Err("a bug in ggml-amx: a panic while the host was looked at, see standard error".into()),
+        |done| done.unwrap_or_else(thrown),
+    )
 }
 
 /// Weights lie where the replaced code would have had them.
@@ -137,7 +146,12 @@ impl Host {
         let (symbols, llama) = (Symbols::find(Flavour::Llama)?, LlamaSymbols::find(Flavour::Llama)?);
         // SAFETY: the function is ggml's of that name.
         unsafe { log::set_sink(llama.ggml_log_internal) };
-        let (Found { layout, ops, types }, ()) = discover::discover(&symbols, Flavour::Llama, |layout, _| {
+        let (Found { layout, ops, types }, ()) = discover::discover(&symbols, Flavour::Llama, |layout, context| {
+            // SAFETY: the host's functions; the context is alive.
+            layout.tensor.extra = unsafe {
+                let repack = llama._Z35ggml_backend_cpu_repack_buffer_typev.map_or(std::ptr::null_mut(), |get| get());
+                discover::extra(&symbols, &layout.tensor, context, repack)
+            };
             // The context of a buffer type lies behind its device.
             discover::ensure(layout.buffer_type.device.is_some(), || "ggml_backend_buft_get_device is missing".into())
         })?;

@@ -98,6 +98,8 @@ pub struct BufferTypeFunctions {
     pub alloc_buffer: *const c_void,
     /// `size_t (buft)`.
     pub get_alignment: *const c_void,
+    /// `size_t (buft)`.
+    pub get_max_size: *const c_void,
     /// `size_t (buft, const tensor *)`; may be null.
     pub get_alloc_size: *const c_void,
     /// `bool (buft)`.
@@ -112,6 +114,9 @@ impl BufferTypeFunctions {
         words[layout.get_name] = self.get_name;
         words[layout.alloc_buffer] = self.alloc_buffer;
         words[layout.get_alignment] = self.get_alignment;
+        if let Some(at) = layout.get_max_size {
+            words[at] = self.get_max_size;
+        }
         words[layout.get_alloc_size] = self.get_alloc_size;
         words[layout.is_host] = self.is_host;
         if let Some(at) = layout.device {

@@ -26,7 +26,7 @@ macro_rules! host_symbols {
     ($(#[$doc:meta])* $symbols:ident in $table:ident; $($name:ident: $ty:ty;)* $(? $maybe:ident: $maybe_ty:ty;)*) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
-        #[allow(missing_docs)] // ggml's own names; see its headers
+        #[allow(missing_docs, non_snake_case)] // ggml's own names; see its headers
         pub struct $symbols {
             $(pub $name: $ty,)*
             $(pub $maybe: Option<$maybe_ty>,)*
@@ -85,53 +85,53 @@ pub(crate) use weak_table;
 host_symbols! {
     /// The functions that both flavours have.
     Symbols in ggml_amx_host_symbols;
-    ggml_init: unsafe extern "C" fn(GgmlInitParams) -> *mut c_void;
-    ggml_free: unsafe extern "C" fn(*mut c_void);
-    ggml_tensor_overhead: unsafe extern "C" fn() -> usize;
-    ggml_new_tensor_4d: unsafe extern "C" fn(*mut c_void, i32, i64, i64, i64, i64) -> *mut RawTensor;
-    ggml_set_name: unsafe extern "C" fn(*mut RawTensor, *const c_char) -> *mut RawTensor;
-    ggml_get_name: unsafe extern "C" fn(*const RawTensor) -> *const c_char;
-    ggml_mul_mat: unsafe extern "C" fn(*mut c_void, *mut RawTensor, *mut RawTensor) -> *mut RawTensor;
+    ggml_init: unsafe extern "C-unwind" fn(GgmlInitParams) -> *mut c_void;
+    ggml_free: unsafe extern "C-unwind" fn(*mut c_void);
+    ggml_tensor_overhead: unsafe extern "C-unwind" fn() -> usize;
+    ggml_new_tensor_4d: unsafe extern "C-unwind" fn(*mut c_void, i32, i64, i64, i64, i64) -> *mut RawTensor;
+    ggml_set_name: unsafe extern "C-unwind" fn(*mut RawTensor, *const c_char) -> *mut RawTensor;
+    ggml_get_name: unsafe extern "C-unwind" fn(*const RawTensor) -> *const c_char;
+    ggml_mul_mat: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor, *mut RawTensor) -> *mut RawTensor;
     ggml_mul_mat_id:
-        unsafe extern "C" fn(*mut c_void, *mut RawTensor, *mut RawTensor, *mut RawTensor) -> *mut RawTensor;
-    ggml_view_1d: unsafe extern "C" fn(*mut c_void, *mut RawTensor, i64, usize) -> *mut RawTensor;
-    ggml_reshape_1d: unsafe extern "C" fn(*mut c_void, *mut RawTensor, i64) -> *mut RawTensor;
-    ggml_permute: unsafe extern "C" fn(*mut c_void, *mut RawTensor, i32, i32, i32, i32) -> *mut RawTensor;
-    ggml_transpose: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
-    ggml_scale: unsafe extern "C" fn(*mut c_void, *mut RawTensor, f32) -> *mut RawTensor;
-    ggml_new_graph_custom: unsafe extern "C" fn(*mut c_void, usize, bool) -> *mut c_void;
-    ggml_build_forward_expand: unsafe extern "C" fn(*mut c_void, *mut RawTensor);
-    ggml_graph_n_nodes: unsafe extern "C" fn(*mut c_void) -> i32;
-    ggml_nbytes: unsafe extern "C" fn(*const RawTensor) -> usize;
-    ggml_type_name: unsafe extern "C" fn(i32) -> *const c_char;
-    ggml_type_size: unsafe extern "C" fn(i32) -> usize;
-    ggml_blck_size: unsafe extern "C" fn(i32) -> i64;
-    ggml_op_name: unsafe extern "C" fn(i32) -> *const c_char;
+        unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor, *mut RawTensor, *mut RawTensor) -> *mut RawTensor;
+    ggml_view_1d: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor, i64, usize) -> *mut RawTensor;
+    ggml_reshape_1d: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor, i64) -> *mut RawTensor;
+    ggml_permute: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor, i32, i32, i32, i32) -> *mut RawTensor;
+    ggml_transpose: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor;
+    ggml_scale: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor, f32) -> *mut RawTensor;
+    ggml_new_graph_custom: unsafe extern "C-unwind" fn(*mut c_void, usize, bool) -> *mut c_void;
+    ggml_build_forward_expand: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor);
+    ggml_graph_n_nodes: unsafe extern "C-unwind" fn(*mut c_void) -> i32;
+    ggml_nbytes: unsafe extern "C-unwind" fn(*const RawTensor) -> usize;
+    ggml_type_name: unsafe extern "C-unwind" fn(i32) -> *const c_char;
+    ggml_type_size: unsafe extern "C-unwind" fn(i32) -> usize;
+    ggml_blck_size: unsafe extern "C-unwind" fn(i32) -> i64;
+    ggml_op_name: unsafe extern "C-unwind" fn(i32) -> *const c_char;
     ggml_abort: unsafe extern "C" fn(*const c_char, i32, *const c_char, ...);
     ggml_backend_buffer_init:
-        unsafe extern "C" fn(*mut RawBufferType, Interface, *mut c_void, usize) -> *mut RawBuffer;
-    ggml_backend_buffer_free: unsafe extern "C" fn(*mut RawBuffer);
-    ggml_backend_buffer_get_base: unsafe extern "C" fn(*mut RawBuffer) -> *mut c_void;
-    ggml_backend_buffer_clear: unsafe extern "C" fn(*mut RawBuffer, u8);
-    ggml_backend_tensor_alloc: unsafe extern "C" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
-    ggml_backend_tensor_set: unsafe extern "C" fn(*mut RawTensor, *const c_void, usize, usize);
-    ggml_backend_tensor_get: unsafe extern "C" fn(*const RawTensor, *mut c_void, usize, usize);
-    ggml_backend_buft_name: unsafe extern "C" fn(*mut RawBufferType) -> *const c_char;
-    ggml_backend_buft_alloc_buffer: unsafe extern "C" fn(*mut RawBufferType, usize) -> *mut RawBuffer;
-    ggml_backend_buft_get_alignment: unsafe extern "C" fn(*mut RawBufferType) -> usize;
-    ggml_backend_buft_get_alloc_size: unsafe extern "C" fn(*mut RawBufferType, *const RawTensor) -> usize;
-    ggml_backend_buft_is_host: unsafe extern "C" fn(*mut RawBufferType) -> bool;
-    ? ggml_backend_buft_get_max_size: unsafe extern "C" fn(*mut RawBufferType) -> usize;
-    ? ggml_backend_buft_get_device: unsafe extern "C" fn(*mut RawBufferType) -> *mut c_void;
-    ? ggml_backend_buffer_name: unsafe extern "C" fn(*mut RawBuffer) -> *const c_char;
-    ? ggml_backend_buffer_reset: unsafe extern "C" fn(*mut RawBuffer);
-    ? ggml_backend_buffer_set_usage: unsafe extern "C" fn(*mut RawBuffer, i32);
-    ? ggml_backend_buffer_copy_tensor: unsafe extern "C" fn(*const RawTensor, *mut RawTensor) -> bool;
-    ? ggml_backend_tensor_memset: unsafe extern "C" fn(*mut RawTensor, u8, usize, usize);
+        unsafe extern "C-unwind" fn(*mut RawBufferType, Interface, *mut c_void, usize) -> *mut RawBuffer;
+    ggml_backend_buffer_free: unsafe extern "C-unwind" fn(*mut RawBuffer);
+    ggml_backend_buffer_get_base: unsafe extern "C-unwind" fn(*mut RawBuffer) -> *mut c_void;
+    ggml_backend_buffer_clear: unsafe extern "C-unwind" fn(*mut RawBuffer, u8);
+    ggml_backend_tensor_alloc: unsafe extern "C-unwind" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
+    ggml_backend_tensor_set: unsafe extern "C-unwind" fn(*mut RawTensor, *const c_void, usize, usize);
+    ggml_backend_tensor_get: unsafe extern "C-unwind" fn(*const RawTensor, *mut c_void, usize, usize);
+    ggml_backend_buft_name: unsafe extern "C-unwind" fn(*mut RawBufferType) -> *const c_char;
+    ggml_backend_buft_alloc_buffer: unsafe extern "C-unwind" fn(*mut RawBufferType, usize) -> *mut RawBuffer;
+    ggml_backend_buft_get_alignment: unsafe extern "C-unwind" fn(*mut RawBufferType) -> usize;
+    ggml_backend_buft_get_alloc_size: unsafe extern "C-unwind" fn(*mut RawBufferType, *const RawTensor) -> usize;
+    ggml_backend_buft_is_host: unsafe extern "C-unwind" fn(*mut RawBufferType) -> bool;
+    ? ggml_backend_buft_get_max_size: unsafe extern "C-unwind" fn(*mut RawBufferType) -> usize;
+    ? ggml_backend_buft_get_device: unsafe extern "C-unwind" fn(*mut RawBufferType) -> *mut c_void;
+    ? ggml_backend_buffer_name: unsafe extern "C-unwind" fn(*mut RawBuffer) -> *const c_char;
+    ? ggml_backend_buffer_reset: unsafe extern "C-unwind" fn(*mut RawBuffer);
+    ? ggml_backend_buffer_set_usage: unsafe extern "C-unwind" fn(*mut RawBuffer, i32);
+    ? ggml_backend_buffer_copy_tensor: unsafe extern "C-unwind" fn(*const RawTensor, *mut RawTensor) -> bool;
+    ? ggml_backend_tensor_memset: unsafe extern "C-unwind" fn(*mut RawTensor, u8, usize, usize);
     ? ggml_backend_tensor_set_2d:
-        unsafe extern "C" fn(*mut RawTensor, *const c_void, usize, usize, usize, usize, usize);
+        unsafe extern "C-unwind" fn(*mut RawTensor, *const c_void, usize, usize, usize, usize, usize);
     ? ggml_backend_tensor_get_2d:
-        unsafe extern "C" fn(*const RawTensor, *mut c_void, usize, usize, usize, usize, usize);
+        unsafe extern "C-unwind" fn(*const RawTensor, *mut c_void, usize, usize, usize, usize, usize);
 }
 
 /// Handles whose scopes have the hosts, one for each flavour; null where it is not known.

@@ -42,9 +42,9 @@ impl Tensor {
         std::ptr::eq(self.at, other.at)
     }
 
-    /// ggml's number of its type.
+    /// ggml's number of its type. No number needs more than 16 bits, and hosts may have something else in the others.
     pub fn ty(&self) -> i32 {
-        self.read(self.layout.ty)
+        self.read::<u16>(self.layout.ty).into()
     }
 
     /// The buffer it lies in; may be null.
@@ -62,9 +62,9 @@ impl Tensor {
         self.read(self.layout.nb)
     }
 
-    /// The host's number of the operation that makes it.
+    /// The host's number of the operation that makes it, in 16 bits as above.
     pub fn op(&self) -> i32 {
-        self.read(self.layout.op)
+        self.read::<u16>(self.layout.op).into()
     }
 
     /// Parameter `i` of that operation, below 16.
@@ -98,7 +98,7 @@ impl Tensor {
         self.read(self.layout.view_offs)
     }
 
-    /// The tensor that owns the memory: a view's source is never a view itself in ggml.
+    /// The tensor that owns the memory: a view's source is never a view itself, which was tried.
     pub fn root(self) -> Tensor {
         self.view_src().unwrap_or(self)
     }

@@ -1,12 +1,13 @@
 //! Members of the interfaces of buffers and buffer types: which stub each of the host's functions calls.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 
 use libc::c_void;
 
 use super::super::abi::USAGE_WEIGHTS;
 use super::super::layout::{BufferLayout, BufferTypeLayout};
 use super::super::objects::{Interface, MOST_MEMBERS, RawBuffer, RawBufferType};
+use super::super::peek;
 use super::super::symbols::Symbols;
 use super::tensors::Trial;
 use super::{Raw, ensure, unknown};
@@ -28,25 +29,33 @@ struct Call {
 
 thread_local! {
     static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
-    /// What stubs of buffers and of types return, but for the member that gives a buffer's memory.
+    /// What stubs of buffers and of types return while they are not known.
     static RETURNS: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
-    static BASE: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// What those return that are known: alignments, sizes and so on that go together.
+    static ANSWERS: RefCell<Vec<(Of, usize, usize)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The memory of the buffer of stubs.
-static MEMORY: [u64; 64] = [0; 64];
+/// What a buffer type of stubs aligns by.
+const ALIGNMENT: usize = 64;
+
+/// The memory of the buffer of stubs. A page each: hosts may want more than they ask for. Hosts write there, if anybody.
+#[repr(C, align(4096))]
+struct Memory(UnsafeCell<[u64; 1024]>);
+
+// SAFETY: only hosts use it.
+unsafe impl Sync for Memory {}
+
+static MEMORY: Memory = Memory(UnsafeCell::new([0; 1024]));
 
 fn memory() -> usize {
-    (&raw const MEMORY) as usize
+    MEMORY.0.get() as usize
 }
 
 extern "C" fn stub<const TYPE: bool, const MEMBER: usize>(a: usize, b: usize, c: usize) -> usize {
     let of = if TYPE { Of::Type } else { Of::Buffer };
     CALLS.with_borrow_mut(|calls| calls.push(Call { of, member: MEMBER, args: [a, b, c] }));
-    match of {
-        Of::Buffer if BASE.get() == MEMBER => memory(),
-        of => RETURNS.get()[of as usize],
-    }
+    let known = ANSWERS.with_borrow(|all| all.iter().find(|a| (a.0, a.1) == (of, MEMBER)).map(|a| a.2));
+    known.unwrap_or(RETURNS.get()[of as usize])
 }
 
 macro_rules! stubs {
@@ -104,6 +113,7 @@ impl Known {
             new = Some(call.member);
         }
         self.of(of).extend(new);
+        ANSWERS.with_borrow_mut(|all| all.extend(new.map(|member| (of, member, returns[of as usize]))));
         Ok(new)
     }
 
@@ -129,9 +139,9 @@ pub unsafe fn find(
     trial: &Trial<'_>,
 ) -> Result<(BufferLayout, BufferTypeLayout, [usize; 2]), String> {
     const MARKER: usize = 0x1110;
-    const SIZE: usize = size_of_val(&MEMORY);
+    const SIZE: usize = size_of::<Memory>();
     let mut known = Known::default();
-    BASE.set(usize::MAX);
+    ANSWERS.take();
     let mut of_stubs = TypeOfStubs { interface: stubs!(true), behind: std::array::from_fn(|i| 0x2220 + 16 * i) };
     let buft = (&raw mut of_stubs).cast::<RawBufferType>();
     // SAFETY: the host calls stubs only; tensors stay inside the stubs' memory; the buffer is freed on every path.
@@ -161,7 +171,7 @@ unsafe fn type_members(
     known: &mut Known,
 ) -> Result<BufferTypeLayout, String> {
     const BYTES: usize = 48;
-    let (at, t) = (buft as usize, trial.floats(1024));
+    let (at, t) = (buft as usize, trial.floats(1024)?);
     let mut needed =
         |what, returns, args: &[usize], call: &dyn Fn()| known.needed((Of::Type, what), [0, returns], args, call);
     // SAFETY: promised by the caller; a name is a C string.
@@ -171,7 +181,7 @@ unsafe fn type_members(
         let alloc_buffer = needed("ggml_backend_buft_alloc_buffer", 0, &[at, BYTES], &|| {
             (symbols.ggml_backend_buft_alloc_buffer)(buft, BYTES);
         })?;
-        let get_alignment = needed("ggml_backend_buft_get_alignment", 64, &[at], &|| {
+        let get_alignment = needed("ggml_backend_buft_get_alignment", ALIGNMENT, &[at], &|| {
             (symbols.ggml_backend_buft_get_alignment)(buft);
         })?;
         // As many bytes as it has: more or fewer would end the process.
@@ -182,10 +192,13 @@ unsafe fn type_members(
         let is_host = needed("ggml_backend_buft_is_host", 0, &[at], &|| {
             (symbols.ggml_backend_buft_is_host)(buft);
         })?;
-        if let Some(get_max_size) = symbols.ggml_backend_buft_get_max_size {
-            known
-                .member((Of::Type, "ggml_backend_buft_get_max_size"), [0, 1 << 20], &[at], || _ = get_max_size(buft))?;
-        }
+        let get_max_size = match symbols.ggml_backend_buft_get_max_size {
+            None => None,
+            Some(max_size) => {
+                let what = (Of::Type, "ggml_backend_buft_get_max_size");
+                known.member(what, [0, 1 << 20], &[at], || _ = max_size(buft))?
+            }
+        };
         let device = match symbols.ggml_backend_buft_get_device {
             None => None,
             Some(get_device) => {
@@ -196,7 +209,7 @@ unsafe fn type_members(
         };
         let last = [get_name, alloc_buffer, get_alignment, get_alloc_size, is_host].into_iter().max();
         ensure(device.is_none_or(|device| Some(device) > last), || "ggml_backend_buffer_type.device".into())?;
-        Ok(BufferTypeLayout { get_name, alloc_buffer, get_alignment, get_alloc_size, is_host, device })
+        Ok(BufferTypeLayout { get_name, alloc_buffer, get_alignment, get_max_size, get_alloc_size, is_host, device })
     }
 }
 
@@ -212,10 +225,8 @@ unsafe fn buffer_members(
     known: &mut Known,
 ) -> Result<(BufferLayout, [usize; 2]), String> {
     let at = buffer as usize;
-    // SAFETY: promised by the caller: the words up to the type are there, and so are those that are looked for behind it.
-    let word = |i: usize| unsafe { *buffer.cast::<usize>().add(i) };
     let find = |what: &str, from: usize, to: usize, value: usize| {
-        let place = (from..to).find(|i| word(*i) == value);
+        let place = (from..to).find(|i| peek::word(at + 8 * i) == Some(value));
         place.ok_or_else(|| unknown(format!("ggml_backend_buffer.{what}")))
     };
     let members = find("buft", 0, MOST_MEMBERS + 1, buft)?;
@@ -226,9 +237,7 @@ unsafe fn buffer_members(
         let get_base = known.needed((Of::Buffer, "ggml_backend_buffer_get_base"), [memory(), 0], &[at], || {
             _ = (symbols.ggml_backend_buffer_get_base)(buffer)
         })?;
-        BASE.set(get_base);
-
-        let (t, data) = (trial.floats(8), memory() + 64);
+        let (t, data) = (trial.floats(8)?, memory() + size_of::<Memory>() / 2);
         let bytes = (symbols.ggml_nbytes)(t);
         let read = |t: Raw| {
             let words = t.cast::<usize>();
@@ -268,7 +277,7 @@ unsafe fn buffer_members(
         let memset = symbols.ggml_backend_tensor_memset.map(|f| move || f(t, 0, 0, 4));
         let set_2d = symbols.ggml_backend_tensor_set_2d.map(|f| move || f(t, p, 0, 4, 2, 8, 8));
         let get_2d = symbols.ggml_backend_tensor_get_2d.map(|f| move || f(t, p, 0, 4, 2, 8, 8));
-        let other = trial.floats(8);
+        let other = trial.floats(8)?;
         let copy = symbols.ggml_backend_buffer_copy_tensor.map(|f| move || _ = f(other, t));
         let reset = symbols.ggml_backend_buffer_reset.map(|f| move || f(buffer));
         fn some(call: &Option<impl Fn()>) -> Option<&dyn Fn()> {
@@ -278,7 +287,7 @@ unsafe fn buffer_members(
         let set_tensor_2d = maybe("ggml_backend_tensor_set_2d", &rows, some(&set_2d))?;
         let get_tensor_2d = maybe("ggml_backend_tensor_get_2d", &rows, some(&get_2d))?;
         let cpy_tensor = maybe("ggml_backend_buffer_copy_tensor", &[at, other as usize, tensor], some(&copy))?;
-        maybe("ggml_backend_buffer_reset", &[at], some(&reset))?;
+        let reset = maybe("ggml_backend_buffer_reset", &[at], some(&reset))?;
         let get_name = match symbols.ggml_backend_buffer_name {
             None => None,
             Some(buffer_name) => {
@@ -288,10 +297,10 @@ unsafe fn buffer_members(
         };
         let usage = symbols.ggml_backend_buffer_set_usage.and_then(|set_usage| {
             let place = size.max(context) + 1;
-            let usage = buffer.cast::<usize>().add(place).cast::<i32>();
-            let before = *usage;
+            let usage = || peek::word(at + 8 * place).map(|word| word as i32);
+            let before = usage();
             set_usage(buffer, USAGE_WEIGHTS);
-            (before == 0 && *usage == USAGE_WEIGHTS).then_some(place)
+            (before == Some(0) && usage() == Some(USAGE_WEIGHTS)).then_some(place)
         });
         let layout = BufferLayout {
             members,
@@ -307,6 +316,7 @@ unsafe fn buffer_members(
             get_tensor_2d,
             cpy_tensor,
             clear,
+            reset,
             buft: members,
             context,
             size,

@@ -7,15 +7,15 @@ mod members;
 mod tensors;
 mod types;
 
-use libc::c_void;
+use libc::{c_char, c_void};
 
 use super::abi::GgmlInitParams;
 use super::layout::HostLayout;
 use super::symbols::Symbols;
 use super::tensor::RawTensor;
-use super::{Flavour, HostTypes, Ops};
+use super::{Flavour, HostTypes, Ops, peek};
 use crate::debug;
-pub(super) use tensors::Trial;
+pub(super) use tensors::{Trial, extra};
 pub(super) use types::{readable, types};
 
 /// Memory for the trial tensors and graphs.
@@ -31,14 +31,14 @@ pub struct Found {
     pub types: HostTypes,
 }
 
-/// Looks at the host behind `symbols`, of this flavour. `more` is asked in the same context for what only this flavour has.
+/// Looks at the host behind `symbols`, of this flavour. `more` is asked in the same context for what only this flavour has, and may add it.
 ///
 /// Nothing here walks the host's list of extra buffer types: in a host whose own AMX code was replaced the first call comes
 /// out of the initialiser of that list.
 pub fn discover<T>(
     symbols: &Symbols,
     flavour: Flavour,
-    more: impl FnOnce(&HostLayout, *mut c_void) -> Result<T, String>,
+    more: impl FnOnce(&mut HostLayout, *mut c_void) -> Result<T, String>,
 ) -> Result<(Found, T), String> {
     let types = types(symbols, flavour)?;
     // SAFETY: the host's functions; the context is alive, and the probes stay inside its tensors.
@@ -49,9 +49,9 @@ pub fn discover<T>(
             let trial = Trial::new(symbols, context)?;
             let (buffer, buffer_type, [data, holder]) = members::find(symbols, &trial)?;
             let (tensor, ops) = trial.layout(data, holder)?;
-            let layout = HostLayout { tensor, buffer, buffer_type };
+            let mut layout = HostLayout { tensor, buffer, buffer_type };
+            let more = more(&mut layout, context)?;
             debug!("the host's layout: {layout:?}");
-            let more = more(&layout, context)?;
             Ok((Found { layout, ops, types }, more))
         })
     }
@@ -76,6 +76,18 @@ pub(super) unsafe fn in_context<T>(
     // SAFETY: made above, used no more.
     unsafe { (symbols.ggml_free)(context) };
     result
+}
+
+/// What a function of the host's that gives a name gave; nothing if that is no text.
+pub(super) fn text(name: *const c_char) -> String {
+    /// Names are short.
+    const LIMIT: usize = 1024;
+    peek::text(name, LIMIT).unwrap_or_default()
+}
+
+/// What a function of the host's made.
+pub(super) fn made<T>(what: &str, at: *mut T) -> Result<*mut T, String> {
+    ensure(!at.is_null(), || format!("{what} gave NULL")).map(|()| at)
 }
 
 /// One line that names what is not as it should be.

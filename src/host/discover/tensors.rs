@@ -8,8 +8,9 @@ use libc::c_void;
 use super::super::Ops;
 use super::super::abi::{TYPE_F32, TYPE_I32};
 use super::super::layout::TensorLayout;
+use super::super::objects::RawBufferType;
 use super::super::symbols::Symbols;
-use super::{Raw, ensure, unknown};
+use super::{Raw, ensure, made, text, unknown};
 use crate::format::WeightType;
 
 /// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor.
@@ -20,6 +21,8 @@ const SIZES: Range<usize> = 200..2048;
 const NUMBERS: Range<i32> = 1..1024;
 /// A number that is nowhere else in a tensor.
 const OFFSET: usize = 0x1230;
+/// Where a view begins in the view, in bytes.
+const OFFSET_IN_VIEW: usize = 8;
 /// The same as a float.
 const FACTOR: f32 = 123.5;
 
@@ -37,6 +40,8 @@ pub struct Trial<'a> {
     products: [Raw; 2],
     experts: Raw,
     view: Raw,
+    /// A view of that view.
+    second_view: Raw,
     reshaped: Raw,
     permuted: Raw,
     transposed: Raw,
@@ -60,10 +65,14 @@ impl<'a> Trial<'a> {
         unsafe {
             let size = (symbols.ggml_tensor_overhead)().wrapping_sub(OBJECT_SIZE);
             ensure(SIZES.contains(&size) && size.is_multiple_of(8), || format!("sizeof(ggml_tensor) is {size}"))?;
-            let new = |ty, ne: [i64; 4]| (symbols.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]);
-            let (weight, x) = (new(WeightType::Q4_0 as i32, WEIGHT_NE), new(TYPE_F32, X_NE));
-            let (choices, rows) = (new(TYPE_I32, [2, 11, 1, 1]), new(TYPE_F32, [64, 2, 11, 1]));
-            let name = Self::name(symbols, new(TYPE_F32, [1, 1, 1, 1]), size)?;
+            let new = |ty, ne: [i64; 4]| {
+                let tensor = (symbols.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]);
+                made("ggml_new_tensor_4d", tensor)
+            };
+            let (weight, x) = (new(WeightType::Q4_0 as i32, WEIGHT_NE)?, new(TYPE_F32, X_NE)?);
+            let (choices, rows) = (new(TYPE_I32, [2, 11, 1, 1])?, new(TYPE_F32, [64, 2, 11, 1])?);
+            let name = Self::name(symbols, new(TYPE_F32, [1, 1, 1, 1])?, size)?;
+            let view = made("ggml_view_1d", (symbols.ggml_view_1d)(context, x, 5, OFFSET))?;
             let trial = Self {
                 symbols,
                 context,
@@ -74,7 +83,8 @@ impl<'a> Trial<'a> {
                 choices,
                 products: [(); 2].map(|()| (symbols.ggml_mul_mat)(context, weight, x)),
                 experts: (symbols.ggml_mul_mat_id)(context, weight, rows, choices),
-                view: (symbols.ggml_view_1d)(context, x, 5, OFFSET),
+                view,
+                second_view: (symbols.ggml_view_1d)(context, view, 2, OFFSET_IN_VIEW),
                 reshaped: (symbols.ggml_reshape_1d)(context, x, 64 * 11 * 3),
                 permuted: (symbols.ggml_permute)(context, x, 0, 2, 1, 3),
                 transposed: (symbols.ggml_transpose)(context, x),
@@ -99,16 +109,16 @@ impl<'a> Trial<'a> {
             let name = (symbols.ggml_get_name)(tensor);
             let at = (name as usize).wrapping_sub(tensor as usize);
             ensure(at < size, || "ggml_tensor.name is not in the tensor".into())?;
-            let bytes = CStr::from_ptr(name).count_bytes() + 1;
+            let bytes = text(name).len() + 1;
             ensure(at + bytes <= size && bytes >= 32, || format!("ggml_tensor.name has {bytes} bytes"))?;
             Ok((at, bytes))
         }
     }
 
     /// One more tensor, of `n` floats.
-    pub fn floats(&self, n: i64) -> Raw {
+    pub fn floats(&self, n: i64) -> Result<Raw, String> {
         // SAFETY: the context is alive.
-        unsafe { (self.symbols.ggml_new_tensor_4d)(self.context, TYPE_F32, n, 1, 1, 1) }
+        made("ggml_new_tensor_4d", unsafe { (self.symbols.ggml_new_tensor_4d)(self.context, TYPE_F32, n, 1, 1, 1) })
     }
 
     /// Bytes of a tensor.
@@ -116,7 +126,7 @@ impl<'a> Trial<'a> {
         self.size
     }
 
-    fn all(&self) -> [Raw; 12] {
+    fn all(&self) -> [Raw; 13] {
         let [first, second] = self.products;
         [
             self.weight,
@@ -127,6 +137,7 @@ impl<'a> Trial<'a> {
             second,
             self.experts,
             self.view,
+            self.second_view,
             self.reshaped,
             self.permuted,
             self.transposed,
@@ -171,6 +182,8 @@ impl<'a> Trial<'a> {
         let nb = self.find::<[usize; 4]>("nb", |at| {
             self.read::<[usize; 4]>(self.weight, at) == WEIGHT_NB && self.read::<[usize; 4]>(self.x, at) == X_NB
         })?;
+        // One right behind the other: a fifth dimension would be between them.
+        ensure(ne.abs_diff(nb) == 32, || format!("ggml_tensor.ne at {ne} has not four dimensions, nb is at {nb}"))?;
         let op_params = self.find::<i32>("op_params", |at| self.read::<f32>(self.scaled, at) == FACTOR)?;
         let op = self.find::<i32>("op", |at| {
             let op = |t| self.read::<i32>(t, at);
@@ -189,6 +202,10 @@ impl<'a> Trial<'a> {
         })?;
         let view_src = self.find::<Raw>("view_src", |at| at != src && self.read::<Raw>(self.view, at) == self.x)?;
         let view_offs = self.find::<usize>("view_offs", |at| self.read::<usize>(self.view, at) == OFFSET)?;
+        let of_second = (self.read::<Raw>(self.second_view, view_src), self.read::<usize>(self.second_view, view_offs));
+        ensure(of_second == (self.x, OFFSET + OFFSET_IN_VIEW), || {
+            "ggml_tensor.view_src of a view of a view is not the tensor that has the memory".into()
+        })?;
         let known = [
             (ty, 4),
             (buffer, 8),
@@ -219,7 +236,7 @@ impl<'a> Trial<'a> {
             data,
             name: self.name.0,
             name_bytes: self.name.1,
-            extra: self.extra(&known),
+            extra: None,
         };
         let number = |t| self.read::<i32>(t, op);
         let ops = Ops {
@@ -228,9 +245,8 @@ impl<'a> Trial<'a> {
             no_data: [self.weight, self.reshaped, self.view, self.permuted, self.transposed].map(number),
         };
         // SAFETY: the numbers are those of real nodes.
-        let name = |op: i32| unsafe { CStr::from_ptr((self.symbols.ggml_op_name)(op)) };
-        for (number, wanted) in [(ops.mul_mat, c"MUL_MAT"), (ops.mul_mat_id, c"MUL_MAT_ID"), (ops.no_data[2], c"VIEW")]
-        {
+        let name = |op: i32| text(unsafe { (self.symbols.ggml_op_name)(op) });
+        for (number, wanted) in [(ops.mul_mat, "MUL_MAT"), (ops.mul_mat_id, "MUL_MAT_ID"), (ops.no_data[2], "VIEW")] {
             ensure(name(number) == wanted, || {
                 format!("operation {number} should be {wanted:?}, it is {:?}", name(number))
             })?;
@@ -239,7 +255,7 @@ impl<'a> Trial<'a> {
     }
 
     /// How many sources a tensor may have: as many places, from `src` on, as the host looks for nodes in when it makes a
-    /// graph.
+    /// graph. It gets there by a node that reads a tensor without an operation: no operation has as many sources.
     ///
     /// # Safety
     /// As for [`Trial::layout`].
@@ -247,23 +263,61 @@ impl<'a> Trial<'a> {
         let symbols = self.symbols;
         // SAFETY: documented uses of ggml's API; a place that is no source is looked at by nobody while a graph is made.
         let is_visited = |place: usize| unsafe {
-            let node = (symbols.ggml_mul_mat)(self.context, self.weight, self.x);
-            node.byte_add(place).cast::<Raw>().write_unaligned(self.products[0]);
-            let graph = (symbols.ggml_new_graph_custom)(self.context, 16, false);
+            let tensor = self.floats(8)?;
+            let node = made("ggml_scale", (symbols.ggml_scale)(self.context, tensor, FACTOR))?;
+            tensor.byte_add(place).cast::<Raw>().write_unaligned(self.products[0]);
+            let graph = made("ggml_new_graph_custom", (symbols.ggml_new_graph_custom)(self.context, 16, false))?;
             (symbols.ggml_build_forward_expand)(graph, node);
-            (symbols.ggml_graph_n_nodes)(graph) == 2
+            Ok::<bool, String>((symbols.ggml_graph_n_nodes)(graph) == 2)
         };
-        let places = (src + 16..behind).step_by(8);
-        let visited = places.clone().take_while(|place| is_visited(*place)).count();
-        ensure(visited > 0 && visited < 100, || format!("ggml_tensor.src has {} places", visited + 2))?;
-        Ok(2 + visited)
+        let mut sources = 2;
+        for place in (src + 16..behind).step_by(8) {
+            if !is_visited(place)? {
+                break;
+            }
+            sources += 1;
+        }
+        ensure((3..102).contains(&sources), || format!("ggml_tensor.src has {sources} places"))?;
+        Ok(sources)
     }
+}
 
-    /// `extra` lies behind the name. No function of the host tells, so it is only believed where nothing else can be there:
-    /// where nothing is behind it but padding, and it is null in every trial tensor.
-    fn extra(&self, known: &[(usize, usize)]) -> Option<usize> {
-        let at = (self.name.0 + self.name.1).next_multiple_of(8);
-        let is_last = self.size >= at + 8 && self.size <= at + 24 && known.iter().all(|(known, _)| *known < at);
-        (is_last && self.all().into_iter().all(|t| self.read::<usize>(t, at) == 0)).then_some(at)
+/// Where a tensor has its `extra`. Only the host's own buffer type for repacked weights tells, which puts one there as it gets
+/// a tensor; `None` where that type is not there, or repacks nothing on this machine.
+///
+/// # Safety
+/// `context` must be a live context of the host, `layout` its tensors', `repack` a buffer type of its or null.
+pub unsafe fn extra(
+    symbols: &Symbols,
+    layout: &TensorLayout,
+    context: *mut c_void,
+    repack: *mut RawBufferType,
+) -> Option<usize> {
+    /// What hosts interleave: whole blocks, and a power of 2 of rows.
+    const NE: [i64; 2] = [256, 64];
+    if repack.is_null() {
+        return None;
+    }
+    // SAFETY: documented uses of ggml's API on a live tensor of this context; the buffer is freed.
+    unsafe {
+        let t = (symbols.ggml_new_tensor_4d)(context, WeightType::Q4_0 as i32, NE[0], NE[1], 1, 1);
+        if t.is_null() {
+            return None;
+        }
+        let words = || (0..layout.size).step_by(8).map(|at| t.byte_add(at).cast::<usize>().read_unaligned());
+        let before: Vec<usize> = words().collect();
+        let buffer = (symbols.ggml_backend_buft_alloc_buffer)(repack, (symbols.ggml_nbytes)(t));
+        if buffer.is_null() {
+            return None;
+        }
+        (symbols.ggml_backend_tensor_alloc)(buffer, t, (symbols.ggml_backend_buffer_get_base)(buffer));
+        let changed = words().zip(before).enumerate().filter(|(_, (now, before))| now != before);
+        let places: Vec<usize> =
+            changed.map(|(i, _)| 8 * i).filter(|at| ![layout.buffer, layout.data].contains(at)).collect();
+        (symbols.ggml_backend_buffer_free)(buffer);
+        match places[..] {
+            [place] => Some(place),
+            _ => None,
+        }
     }
 }

@@ -1,21 +1,18 @@
 //! Which of our weight types a host has.
 
-use std::ffi::CStr;
-
 use super::super::abi::{TYPE_F32, TYPE_I32};
 use super::super::symbols::{self, Symbols};
 use super::super::{Flavour, HostTypes};
-use super::ensure;
+use super::{ensure, text};
 use crate::debug;
 use crate::format::WeightType;
 use crate::panel::plain;
 
 /// What the host has at the number of a type in its table: its name, weights and bytes per block.
 fn host_type(symbols: &Symbols, number: i32) -> (String, i64, usize) {
-    // SAFETY: only numbers in the table are asked for; a name is null or a C string.
+    // SAFETY: only numbers in the table are asked for.
     unsafe {
-        let name = (symbols.ggml_type_name)(number);
-        let name = if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() };
+        let name = text((symbols.ggml_type_name)(number));
         match name.as_str() {
             "" | "NONE" => (name, 0, 0),
             _ => (name, (symbols.ggml_blck_size)(number), (symbols.ggml_type_size)(number)),

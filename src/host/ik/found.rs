@@ -1,7 +1,6 @@
 //! What only ik_llama.cpp has, found out by the means of [`crate::host::discover`].
 
 use std::cell::Cell;
-use std::ffi::CStr;
 
 use libc::c_void;
 
@@ -9,9 +8,10 @@ use super::abi::RawBackend;
 use super::{IkOps, IkSymbols};
 use crate::format::WeightType;
 use crate::host::abi::{TYPE_F32, TYPE_I32};
-use crate::host::discover::ensure;
+use crate::host::discover::{ensure, made, text};
 use crate::host::layout::TensorLayout;
 use crate::host::objects::{MOST_MEMBERS, RawBufferType};
+use crate::host::peek;
 use crate::host::symbols::Symbols;
 use crate::host::tensor::RawTensor;
 use crate::kernel::activation::Activation;
@@ -55,16 +55,19 @@ pub unsafe fn ops(
 ) -> Result<IkOps, String> {
     // SAFETY: documented uses of ggml's API on live tensors of this context.
     unsafe {
-        let new = |ty, ne: [i64; 4]| (common.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]);
-        let trial = |tensor| Trial(tensor, layout);
+        let new = |ty, ne: [i64; 4]| {
+            let tensor = (common.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]);
+            made("ggml_new_tensor_4d", tensor)
+        };
+        let trial = |tensor| made("a function that makes a node", tensor).map(|tensor| Trial(tensor, layout));
         let none = std::ptr::null_mut();
-        let weight = new(WeightType::Q4_0 as i32, [64, 37, 3, 1]);
-        let (up, gate) = (new(WeightType::Q4_0 as i32, [64, 37, 1, 1]), new(WeightType::Q4_0 as i32, [64, 37, 1, 1]));
-        let x = new(TYPE_F32, [64, 11, 1, 1]);
-        let product = (common.ggml_mul_mat)(context, up, x);
-        let (choices, rows) = (new(TYPE_I32, [2, 11, 1, 1]), new(TYPE_F32, [64, 2, 11, 1]));
-        let fused = trial((symbols.ggml_fused_up_gate)(context, up, gate, x, SWIGLU_OAI));
-        let moe_fused = trial((symbols.ggml_moe_up_gate)(context, weight, weight, rows, choices, SWIGLU_OAI));
+        let weight = new(WeightType::Q4_0 as i32, [64, 37, 3, 1])?;
+        let (up, gate) = (new(WeightType::Q4_0 as i32, [64, 37, 1, 1])?, new(WeightType::Q4_0 as i32, [64, 37, 1, 1])?);
+        let x = new(TYPE_F32, [64, 11, 1, 1])?;
+        let product = made("ggml_mul_mat", (common.ggml_mul_mat)(context, up, x))?;
+        let (choices, rows) = (new(TYPE_I32, [2, 11, 1, 1])?, new(TYPE_F32, [64, 2, 11, 1])?);
+        let fused = trial((symbols.ggml_fused_up_gate)(context, up, gate, x, SWIGLU_OAI))?;
+        let moe_fused = trial((symbols.ggml_moe_up_gate)(context, weight, weight, rows, choices, SWIGLU_OAI))?;
         ensure(fused.has_sources([up, gate, x]) && [0, 1].map(|i| fused.param(i)) == [SWIGLU_OAI, 0], || {
             "FUSED_UP_GATE".into()
         })?;
@@ -72,35 +75,39 @@ pub unsafe fn ops(
             "MOE_FUSED_UP_GATE".into()
         })?;
 
-        let (keys, values) = (new(TYPE_F16, [64, 32, 2, 1]), new(TYPE_F16, [32, 32, 2, 1]));
-        let queries = new(TYPE_F32, [64, 3, 2, 1]);
-        let attention = trial((symbols.ggml_flash_attn_ext)(context, queries, keys, values, none, 1.0, 0.0, 0.0));
+        let (keys, values) = (new(TYPE_F16, [64, 32, 2, 1])?, new(TYPE_F16, [32, 32, 2, 1])?);
+        let queries = new(TYPE_F32, [64, 3, 2, 1])?;
+        let attention = trial((symbols.ggml_flash_attn_ext)(context, queries, keys, values, none, 1.0, 0.0, 0.0))?;
         ensure(attention.has_sources([queries, keys, values, none, none]), || "FLASH_ATTN_EXT".into())?;
 
-        let graph = (common.ggml_new_graph_custom)(context, 16, false);
+        let graph = made("ggml_new_graph_custom", (common.ggml_new_graph_custom)(context, 16, false))?;
         (common.ggml_build_forward_expand)(graph, product);
         let nodes = (symbols.ggml_graph_nodes)(graph);
-        ensure((common.ggml_graph_n_nodes)(graph) == 1 && *nodes == product, || "ggml_cgraph".into())?;
+        ensure(
+            (common.ggml_graph_n_nodes)(graph) == 1 && peek::word(nodes as usize) == Some(product as usize),
+            || "ggml_cgraph".into(),
+        )?;
         let threads = [3, 5].map(|threads| (symbols.ggml_graph_plan)(graph, threads).n_threads);
         ensure(threads == [3, 5], || format!("ggml_cplan.n_threads is {threads:?}"))?;
 
-        let op_name = |op: i32| CStr::from_ptr((common.ggml_op_name)(op)).to_bytes();
+        let op_name = |op: i32| text((common.ggml_op_name)(op));
         let ops = [(&fused, "FUSED_UP_GATE"), (&moe_fused, "MOE_FUSED_UP_GATE"), (&attention, "FLASH_ATTN_EXT")];
         for (node, name) in ops {
             let number = node.op();
-            ensure((1..1024).contains(&number) && op_name(number) == name.as_bytes(), || format!("operation {name}"))?;
+            ensure((1..1024).contains(&number) && op_name(number) == name, || format!("operation {name}"))?;
         }
-        let unary =
-            |f: unsafe extern "C" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor| trial(f(context, x)).param(0);
-        ensure(CStr::from_ptr((symbols.ggml_unary_op_name)(SWIGLU_OAI)) == c"SWIGLU_OAI", || "SWIGLU_OAI".into())?;
+        let unary = |f: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor| {
+            Ok::<i32, String>(trial(f(context, x))?.param(0))
+        };
+        ensure(text((symbols.ggml_unary_op_name)(SWIGLU_OAI)) == "SWIGLU_OAI", || "SWIGLU_OAI".into())?;
         Ok(IkOps {
             fused_up_gate: fused.op(),
             moe_fused_up_gate: moe_fused.op(),
             flash_attn_ext: attention.op(),
             activations: [
-                (unary(symbols.ggml_silu), Activation::Silu),
-                (unary(symbols.ggml_gelu), Activation::Gelu),
-                (unary(symbols.ggml_relu), Activation::Relu),
+                (unary(symbols.ggml_silu)?, Activation::Silu),
+                (unary(symbols.ggml_gelu)?, Activation::Gelu),
+                (unary(symbols.ggml_relu)?, Activation::Relu),
                 (SWIGLU_OAI, Activation::SwigluOai),
             ],
         })

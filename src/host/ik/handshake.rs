@@ -22,10 +22,10 @@ use crate::info;
 host_symbols! {
     /// What it takes to have the host compute a graph as it does for a model.
     Computing in ggml_amx_ik_computing_symbols;
-    ggml_backend_cpu_init: unsafe extern "C" fn() -> *mut RawBackend;
-    ggml_backend_cpu_set_n_threads: unsafe extern "C" fn(*mut RawBackend, i32);
-    ggml_backend_graph_compute: unsafe extern "C" fn(*mut RawBackend, *mut c_void) -> i32;
-    ggml_backend_free: unsafe extern "C" fn(*mut RawBackend);
+    ggml_backend_cpu_init: unsafe extern "C-unwind" fn() -> *mut RawBackend;
+    ggml_backend_cpu_set_n_threads: unsafe extern "C-unwind" fn(*mut RawBackend, i32);
+    ggml_backend_graph_compute: unsafe extern "C-unwind" fn(*mut RawBackend, *mut c_void) -> i32;
+    ggml_backend_free: unsafe extern "C-unwind" fn(*mut RawBackend);
 }
 
 /// A function of ours that the host's code has to call.
@@ -163,6 +163,9 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
             (host.ik.ggml_moe_up_gate)(context, up, gate, token, choices, silu),
         ];
         let graph = (symbols.ggml_new_graph_custom)(context, 16, false);
+        if graph.is_null() || nodes.iter().any(|node| node.is_null()) {
+            return Err("the host gave NULL for a node or a graph".to_string());
+        }
         for node in nodes {
             (symbols.ggml_build_forward_expand)(graph, with_data(node));
         }
