@@ -134,7 +134,7 @@ fn look_for(caller: usize) -> Option<Flavour> {
     let ours = object_of(nobody());
     let flavour = |is_ik| if is_ik { Flavour::Ik } else { Flavour::Llama };
     // Part of the host's own object, or of a program's: the linker has put both together.
-    let scope = if object_of(caller) == ours { None } else { file_of(caller).map(|file| handle_of(&file)) };
+    let scope = if object_of(caller) == ours { None } else { handle_for(caller) };
     // SAFETY: a C string, and a handle that is never closed.
     let by = |name: &CStr| unsafe { libc::dlsym(scope.unwrap_or(std::ptr::null_mut()), name.as_ptr()) as usize };
     match scope {
@@ -191,18 +191,27 @@ fn next(name: &CStr, caller: usize) -> Option<(usize, *mut c_void)> {
     };
     let in_scope = |handle: *mut c_void| if handle.is_null() { None } else { by(handle).map(|found| (found, handle)) };
     let own = if object_of(caller) == ours || caller == SERVED { in_scope(scope(Flavour::Ik)) } else { None };
-    let of_caller = || in_scope(handle_of(&file_of(caller)?));
+    let of_caller = || in_scope(handle_for(caller)?);
     let global = || by(libc::RTLD_NEXT).map(|found| (found, std::ptr::null_mut()));
     own.or_else(of_caller).or_else(global).or_else(|| files().iter().find_map(|file| in_scope(handle_of(file))))
 }
 
-/// The file of the object that an address lies in.
-fn file_of(address: usize) -> Option<CString> {
+/// A handle of the object that an address lies in, which is never closed; `None` for memory of no object. For the program itself
+/// its file is not named: that would be what it was started as, which is opened and closed again if it is a path, and with
+/// that the record locks of this process on it would be gone. Libraries are found by the names that they were loaded by.
+fn handle_for(address: usize) -> Option<*mut c_void> {
+    // SAFETY: any entry may be asked for.
+    let headers = unsafe { libc::getauxval(libc::AT_PHDR) } as usize;
+    let object = object_of(address);
+    if object != 0 && object == object_of(headers) {
+        // SAFETY: NULL is the program.
+        return Some(unsafe { libc::dlopen(std::ptr::null(), libc::RTLD_LAZY) });
+    }
     // SAFETY: all zeros are a value of it.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: any address may be asked for; a name is a C string of the loader's.
     unsafe {
         let found = libc::dladdr(address as *const c_void, &mut info) != 0 && !info.dli_fname.is_null();
-        found.then(|| CStr::from_ptr(info.dli_fname).to_owned())
+        found.then(|| handle_of(CStr::from_ptr(info.dli_fname)))
     }
 }
