@@ -1,8 +1,8 @@
 //! Memory that holds weights, from when a host asks for a buffer until it frees it. All of it is known here: what of it was
 //! not written yet is no longer there for others; and it is locked if the host locks its own.
 
+use crate::process::{Mutex, MutexGuard};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::limits;
@@ -22,8 +22,8 @@ static ALL: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 /// Whether there are regions of which it was not decided if they are locked.
 static UNDECIDED: AtomicBool = AtomicBool::new(false);
 
-fn all() -> std::sync::MutexGuard<'static, Vec<Known>> {
-    ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn all() -> MutexGuard<'static, Vec<Known>> {
+    ALL.lock()
 }
 
 /// A region that holds weights.

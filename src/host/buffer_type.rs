@@ -1,6 +1,6 @@
 //! The buffer type `AMX` and its buffers, as ggml's interfaces want them.
 
-use std::sync::OnceLock;
+use crate::process::Once;
 
 use libc::c_void;
 
@@ -24,7 +24,7 @@ unsafe impl Send for Registered {}
 // SAFETY: as above.
 unsafe impl Sync for Registered {}
 
-static BUFFER_TYPE: OnceLock<Option<Registered>> = OnceLock::new();
+static BUFFER_TYPE: Once<Option<Registered>> = Once::new();
 
 /// The buffer type, made at the first call; NULL (and one log line that says why) when the library
 /// steps aside.

@@ -3,8 +3,8 @@
 //! them. It is done before anything is packed, never while the buffer type is made: in a swapped build that is inside the
 //! initialiser of the host's list of buffer types, which the trial walks. One thread computes: no team of OpenMP is started.
 
+use crate::process::Once;
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 use libc::c_void;
 
@@ -52,7 +52,7 @@ thread_local! {
     static TRIAL: RefCell<Option<Trial>> = const { RefCell::new(None) };
 }
 
-static PROVED: OnceLock<bool> = OnceLock::new();
+static PROVED: Once<bool> = Once::new();
 
 /// Whether the proof was made and held; never makes it.
 #[inline]

@@ -1,7 +1,7 @@
 //! Whether the host's threads are those of an OpenMP region: then they sleep in its barrier if there are more than cores.
 
+use crate::process::Once;
 use std::ffi::CStr;
-use std::sync::OnceLock;
 
 use libc::c_int;
 
@@ -12,7 +12,7 @@ weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel",);
 
 /// Whether this thread runs in an OpenMP region with others. No, if the process has no OpenMP that can be found.
 pub fn is_inside() -> bool {
-    static ASK: OnceLock<Option<unsafe extern "C" fn() -> c_int>> = OnceLock::new();
+    static ASK: Once<Option<unsafe extern "C" fn() -> c_int>> = Once::new();
     const NAME: &CStr = c"omp_in_parallel";
     let ask = ASK.get_or_init(|| {
         // SAFETY: the table has a word, filled by the linker; volatile, because it may be null.
