@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::generation;
+use super::{generation, settled};
 
 /// Set in the number of the process that a lock belongs to: that is about to take it over.
 const TAKING: u32 = 1 << 31;
@@ -80,7 +80,8 @@ impl<L> Owned<L> {
                 std::thread::yield_now();
                 continue;
             }
-            if self.process.compare_exchange(of, mine | TAKING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            let take = || self.process.compare_exchange(of, mine | TAKING, Ordering::AcqRel, Ordering::Relaxed);
+            if settled(take).is_err() {
                 continue;
             }
             // Forked while the parent took it over from its own parent: half done, perhaps.
@@ -93,9 +94,10 @@ impl<L> Owned<L> {
                     self.lock.get().write(L::make(value));
                 }
             }
-            self.writes.store(false, Ordering::Relaxed);
-            self.process.store(mine, Ordering::Release);
-            return;
+            return settled(|| {
+                self.writes.store(false, Ordering::Relaxed);
+                self.process.store(mine, Ordering::Release);
+            });
         }
     }
 }
@@ -158,14 +160,14 @@ struct Writing<'a, G> {
 
 impl<'a, G> Writing<'a, G> {
     fn begin(guard: G, writes: &'a AtomicBool) -> Self {
-        // In front of what is written, for whoever forks.
-        writes.swap(true, Ordering::AcqRel);
+        // Before anything is written.
+        settled(|| writes.swap(true, Ordering::AcqRel));
         Self { guard: ManuallyDrop::new(guard), writes }
     }
 
     /// The guard, after what was written.
     fn end(mut self) -> (G, &'a AtomicBool) {
-        self.writes.store(false, Ordering::Release);
+        settled(|| self.writes.store(false, Ordering::Release));
         // SAFETY: nobody uses it afterwards.
         let guard = unsafe { ManuallyDrop::take(&mut self.guard) };
         let writes = self.writes;
@@ -176,7 +178,7 @@ impl<'a, G> Writing<'a, G> {
 
 impl<G> Drop for Writing<'_, G> {
     fn drop(&mut self) {
-        self.writes.store(false, Ordering::Release);
+        settled(|| self.writes.store(false, Ordering::Release));
         // SAFETY: nobody uses it afterwards.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
     }

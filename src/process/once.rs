@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{generation, sleep, wake_all};
+use super::{generation, settled, sleep, wake_all};
 
 /// Nobody makes it.
 const NOBODY: u32 = 0;
@@ -122,7 +122,8 @@ impl Making<'_> {
 
     fn leave(&self, new: u32) {
         let leave = |old| (old & !ASLEEP == self.mine).then_some(new);
-        if self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, leave).is_ok_and(|old| old & ASLEEP != 0) {
+        let left = settled(|| self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, leave));
+        if left.is_ok_and(|old| old & ASLEEP != 0) {
             wake_all(self.state);
         }
     }
