@@ -1,11 +1,10 @@
-/* Forked children of a process whose other threads are in the library: in its first call, or writing to its buffers; and
- * children that have the same process id as their parent. */
+/* Forked children of a process that has another thread in the library's first call. */
 #define _GNU_SOURCE
 #include <unistd.h>
 
 /* Every context takes its time: so there is always a thread in the first call. */
 static int slow;
-#define FAKE_BEFORE_INIT if (__atomic_load_n(&slow, __ATOMIC_RELAXED)) usleep(20000)
+#define FAKE_BEFORE_INIT usleep(__atomic_load_n(&slow, __ATOMIC_RELAXED) ? 20000 : 0)
 #include "fake_ggml.h"
 
 #include "ggml-amx.h"
@@ -13,10 +12,6 @@ static int slow;
 #include "child.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <sys/syscall.h>
-
-enum { K = 1024, N = 2048, Q8_0 = 8, REFUSED = 77 };
 
 /* ---- fork during the first call */
 
@@ -55,29 +50,8 @@ static void given_a_fork_during_the_first_call_then_the_child_makes_it_anew(void
     }
 }
 
-/* ---- children that pack */
-
-/* Packs a matrix that is large enough for several threads, and reads it back. */
-static int pack(void * unused) {
-    (void) unused;
-    FAKE_BUFT amx = (FAKE_BUFT) ggml_backend_amx_buffer_type();
-    void * context = ggml_init((struct fake_init_params){0, NULL, true});
-    struct fake_tensor_type * w = ggml_new_tensor_4d(context, Q8_0, K, N, 1, 1);
-    const size_t bytes = ggml_nbytes(w);
-    FAKE_BUFFER buffer = ggml_backend_buft_alloc_buffer(amx, ggml_backend_buft_get_alloc_size(amx, w));
-    if (!buffer) {
-        return 2;
-    }
-    ggml_backend_tensor_alloc(buffer, w, ggml_backend_buffer_get_base(buffer));
-    unsigned char * plain = (unsigned char *) malloc(bytes), * back = (unsigned char *) calloc(1, bytes);
-    for (size_t i = 0; i < bytes; i++) {
-        plain[i] = (unsigned char) (i * 131 / 7);
-    }
-    ggml_backend_tensor_set(w, plain, 0, bytes);
-    ggml_backend_tensor_get(w, back, 0, bytes);
-    const int same = memcmp(plain, back, bytes) == 0;
-    free(plain);
-    free(back);
-    ggml_backend_buffer_free(buffer);
-    return same ? 0 : 3;
+int main(void) {
+    setenv("GGML_AMX_ISA", "portable", 1);
+    RUN(given_a_fork_during_the_first_call_then_the_child_makes_it_anew);
+    return harness_report("fake_fork");
 }
