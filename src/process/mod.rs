@@ -161,14 +161,14 @@ pub fn wake_all(word: &AtomicU32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Seconds that a child may take.
     const SECONDS: u32 = 20;
 
     /// What `body` says in a forked child; by the bare system call, if the C library is not to know of it.
-    pub(super) fn in_child(bare: bool, body: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn in_child(bare: bool, body: impl FnOnce() -> bool) -> bool {
         // SAFETY: the child calls what may be called after a fork, and ends.
         unsafe {
             let child =
