@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 
 /* ---- pthread_create, in front of the real one: counts, and fails when it is told to */
@@ -244,6 +245,51 @@ static void given_a_fork_then_the_child_packs_and_multiplies_with_threads_of_its
     product_free(&p);
 }
 
+/* ---- children with the process id of their parent */
+
+enum { REFUSED = 77 };
+
+/* In a PID namespace of its own, this is called by process 1; and by its child, which is process 1 too. */
+static int pack_as_process_1_and_so_does_a_child(void * context) {
+    if (getpid() != 1) {
+        return 1;
+    }
+    const int code = pack_and_multiply(context);
+    if (code != FINE || unshare(CLONE_NEWPID) != 0) {
+        return code != FINE ? code : REFUSED;
+    }
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(CHILD_SECONDS / 2);
+        _exit(getpid() == 1 ? pack_and_multiply(context) : 1);
+    }
+    int status = 0;
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : 2;
+}
+
+static int begin_namespace(void * context) {
+    if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0) {
+        return REFUSED;
+    }
+    struct child c = child_fork(pack_as_process_1_and_so_does_a_child, context);
+    fputs(c.out, stdout);
+    fputs(c.err, stderr);
+    const int code = c.signal ? 3 : c.code;
+    child_free(&c);
+    return code;
+}
+
+static void given_a_child_with_the_id_of_its_parent_then_it_packs_and_multiplies_with_threads_of_its_own(void) {
+    struct product p = product_with_result(K, N, M);
+    struct child c = child_fork(begin_namespace, &p);
+    if (c.signal == 0 && c.code == REFUSED) {
+        printf("SKIPPED children with the process id of their parent: PID namespaces are refused here\n");
+    } else {
+        check_child(&c, "a child that is process 1 as its parent");
+    }
+    product_free(&p);
+}
+
 /* ---- fork while other threads are busy */
 
 #ifndef __SANITIZE_ADDRESS__
@@ -284,6 +330,7 @@ int main(void) {
     RUN(given_a_small_product_then_no_threads_are_started_for_it);
     RUN(given_work_for_many_threads_then_as_many_are_used_as_were_asked_for);
     RUN(given_a_fork_then_the_child_packs_and_multiplies_with_threads_of_its_own);
+    RUN(given_a_child_with_the_id_of_its_parent_then_it_packs_and_multiplies_with_threads_of_its_own);
 #ifndef __SANITIZE_ADDRESS__ /* whose list of threads a child inherits locked, if a thread was about to start */
     RUN(given_a_fork_beside_running_products_then_the_child_packs_and_multiplies);
 #endif

@@ -17,6 +17,9 @@
 #ifndef FAKE_DEVICE
 #define FAKE_DEVICE NULL /* the CPU device, and its registry */
 #endif
+#ifndef FAKE_BEFORE_INIT
+#define FAKE_BEFORE_INIT (void) 0 /* before a context is made */
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -217,6 +220,7 @@ struct fake_context {
 void * ggml_init(struct fake_init_params params);
 void * ggml_init(struct fake_init_params params) {
     (void) params;
+    FAKE_BEFORE_INIT;
     return calloc(1, sizeof(struct fake_context));
 }
 

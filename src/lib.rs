@@ -16,6 +16,7 @@
 //! | [`format`] | one file per GGUF weight type |
 //! | [`cpu`] | features, AMX permission, tile configuration, memory |
 //! | [`diag`] | log, errors, environment |
+//! | [`process`] | which process this is after a fork; locks, and things made once |
 //!
 //! The C surface is `include/ggml-amx.h`; the modules are public for this crate's own tests and
 //! benchmarks and promise no stability.
@@ -35,5 +36,6 @@ pub mod host;
 pub mod kernel;
 pub mod matmul;
 pub mod panel;
+pub mod process;
 #[cfg(test)]
 mod testing;

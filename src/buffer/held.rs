@@ -1,8 +1,8 @@
 //! Memory that holds weights, from when a host asks for a buffer until it frees it. All of it is known here: what of it was
 //! not written yet is no longer there for others; and it is locked if the host locks its own.
 
-use std::fs;
-use std::sync::Mutex;
+use crate::process::{Mutex, MutexGuard};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::limits;
@@ -22,8 +22,8 @@ static ALL: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 /// Whether there are regions of which it was not decided if they are locked.
 static UNDECIDED: AtomicBool = AtomicBool::new(false);
 
-fn all() -> std::sync::MutexGuard<'static, Vec<Known>> {
-    ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn all() -> MutexGuard<'static, Vec<Known>> {
+    ALL.lock()
 }
 
 /// A region that holds weights.
@@ -83,11 +83,18 @@ pub fn lock_as_the_host_does() {
     }
 }
 
+/// Whether this process has locked memory; `None` if that cannot be read now (no descriptor is left): it is asked again then.
+fn process_locks(read: impl Fn(&Path) -> limits::Text) -> Option<bool> {
+    let status = read(Path::new("/proc/self/status")).ok()?.unwrap_or_default();
+    Some(limits::kilobytes("VmLck", &status).unwrap_or(0) > 0)
+}
+
 #[cold]
 fn decide() {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if limits::number("VmLck", &status).unwrap_or(0) == 0 {
-        return;
+    match process_locks(limits::text) {
+        Some(true) => {}
+        Some(false) => return,
+        None => return UNDECIDED.store(true, Ordering::Release),
     }
     let (mut bytes, mut failed) = (0, None::<(usize, std::io::Error)>);
     for known in all().iter_mut().filter(|known| !known.locked) {
@@ -136,5 +143,13 @@ mod tests {
         assert_eq!(mine(), Some(0));
         drop(held);
         assert_eq!(mine(), None);
+    }
+
+    #[test]
+    fn locked_memory_is_found_whatever_the_thread_is_called() {
+        assert_eq!(process_locks(|_| Ok(Some(b"Name: \xe6\x8e\nVmLck:\t  8 kB\n".to_vec()))), Some(true));
+        assert_eq!(process_locks(|_| Ok(Some(b"VmLck:\t  0 kB\n".to_vec()))), Some(false));
+        assert_eq!(process_locks(|_| Ok(None)), Some(false));
+        assert_eq!(process_locks(|_| Err(std::io::Error::from_raw_os_error(libc::EMFILE))), None);
     }
 }

@@ -37,7 +37,7 @@ impl Shared {
     }
 }
 
-/// The threads that pack, and the process that they are threads of. Never freed.
+/// The threads that pack, and the process that they are threads of, by its number. Never freed.
 struct Pool {
     process: u32,
     /// `None` if there is to be one thread only, or no other could be started.
@@ -61,7 +61,7 @@ impl Pool {
 /// inherit it from a parent that was about to make the pool in another thread.
 fn pool() -> Option<&'static ThreadPool> {
     static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
-    let process = std::process::id();
+    let process = crate::process::generation();
     let found = POOL.load(Ordering::Acquire);
     // SAFETY: null, or a pool that is never freed.
     if let Some(pool) = unsafe { found.as_ref() }.filter(|pool| pool.process == process) {

@@ -1,6 +1,6 @@
 //! The drop-in surface for ggml hosts. Types of ggml's own are opaque here and in the header.
 
-use std::sync::OnceLock;
+use crate::process::Once;
 
 use super::behind::{self, Server};
 use super::twin::Twin;
@@ -105,7 +105,7 @@ unsafe impl Sync for Array {}
 #[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBufferType {
     extern "C" fn inner(_: usize, _: usize, _: usize, caller: usize) -> *mut *mut GgmlBackendBufferType {
-        static ARRAYS: [OnceLock<Array>; 3] = [const { OnceLock::new() }; 3];
+        static ARRAYS: [Once<Array>; 3] = [const { Once::new() }; 3];
         // Made before the array's initialiser runs: that logs.
         let buft = buffer_type_for(caller);
         let number = match behind::server(caller) {

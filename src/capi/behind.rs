@@ -173,10 +173,11 @@ struct Object {
 impl Object {
     /// The one that an address lies in.
     fn of(address: usize) -> Self {
-        Self {
-            begin: object_of(address),
-            handle: file_of(address).map_or(std::ptr::null_mut(), |file| handle_of(&file)),
-        }
+        let object = Self { begin: object_of(address), handle: std::ptr::null_mut() };
+        // The program's file is not named: that would be what it was started as, which is opened and closed again if it is a
+        // path, and with that the record locks of this process on it would be gone.
+        let file = if object.is_program() { None } else { file_of(address) };
+        Self { begin: object.begin, handle: file.map_or(std::ptr::null_mut(), |file| handle_of(&file)) }
     }
 
     /// Whether it is the program itself, of which no file is a handle.

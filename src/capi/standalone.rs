@@ -80,7 +80,7 @@ pub extern "C" fn ggml_amx_isa_available() -> i32 {
 /// `""` if AMX is what `ggml_amx_isa_available` names, else one line that says why not. A static string.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
-    static REASON: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock::new();
+    static REASON: crate::process::Once<std::ffi::CString> = crate::process::Once::new();
     // Asked before the initialiser runs: the environment is read, and what is wrong with it is logged.
     let reason = cpu::why_not_amx().unwrap_or_default();
     REASON.get_or_init(|| std::ffi::CString::new(reason).unwrap_or_default()).as_ptr()

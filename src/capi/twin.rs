@@ -6,7 +6,6 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libc::c_void;
 
@@ -14,6 +13,7 @@ use super::behind::{file_of, object_of};
 use crate::diag::log::{self, Level};
 use crate::host::Flavour;
 use crate::host::symbols::{handle_of, set_scope};
+use crate::process::{Mutex, Once};
 
 /// Hosts that may have a twin.
 const MOST: usize = 8;
@@ -64,7 +64,7 @@ pub struct Twin {
 }
 
 /// The twins, and the first byte of the object of each one's host. `None`: there is none, and never will be.
-static TWINS: [(AtomicUsize, OnceLock<Option<Twin>>); MOST] = [const { (AtomicUsize::new(0), OnceLock::new()) }; MOST];
+static TWINS: [(AtomicUsize, Once<Option<Twin>>); MOST] = [const { (AtomicUsize::new(0), Once::new()) }; MOST];
 
 impl Twin {
     /// The twin with this number, if there is one.
@@ -88,7 +88,7 @@ impl Twin {
         // same moment one loads a copy in vain.
         let loaded = load(flavour, scope);
         static STORING: Mutex<()> = Mutex::new(());
-        let _storing = STORING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _storing = STORING.lock();
         if let Some(number) = of(object) {
             return Self::at(number);
         }

@@ -2,8 +2,8 @@
 //! it describes, the state components the operating system enabled, and the kernel's permission
 //! (Linux gives tile data only to processes that ask).
 
+use crate::process::Once;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-use std::sync::OnceLock;
 
 /// What CPUID and XCR0 say, in one value so that tests can invent machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,7 +120,7 @@ fn request_permission() -> Result<(), String> {
 
 /// Whether AMX may be used, decided at the first call; the error is one line for the log.
 pub fn status() -> &'static Result<(), String> {
-    static STATUS: OnceLock<Result<(), String>> = OnceLock::new();
+    static STATUS: Once<Result<(), String>> = Once::new();
     STATUS.get_or_init(|| {
         let found = CpuFacts::read().check().and_then(|()| request_permission());
         #[cfg(amx_emulator)]

@@ -1,14 +1,14 @@
 //! Cache sizes, from CPUID leaf 4.
 
+use crate::process::Once;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
-use std::sync::OnceLock;
 
 /// What AMX CPUs have per core; used where a hypervisor hides the sizes.
 const USUAL_L2: usize = 2 << 20;
 
 /// Bytes of a core's second-level cache.
 pub fn l2_bytes() -> usize {
-    static BYTES: OnceLock<usize> = OnceLock::new();
+    static BYTES: Once<usize> = Once::new();
     *BYTES.get_or_init(|| data_cache(2).unwrap_or(USUAL_L2))
 }
 

@@ -2,12 +2,11 @@
 //! may use of it (its quota).
 
 use std::cell::Cell;
-use std::fs;
+use std::io::Error;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::limits;
+use super::limits::{self, Text};
 
 /// Most CPUs that are told apart.
 const CPUS: usize = 1024;
@@ -51,30 +50,46 @@ pub fn of(threads: usize) -> usize {
 
 /// CPUs' worth of time that the control group may use, rounded up; `usize::MAX` if that is not limited.
 fn quota() -> usize {
-    static QUOTA: OnceLock<usize> = OnceLock::new();
-    *QUOTA.get_or_init(|| {
-        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        quota_of(&groups, |path| fs::read_to_string(path).ok())
-    })
+    /// 0: not known yet.
+    static QUOTA: AtomicUsize = AtomicUsize::new(0);
+    let known = QUOTA.load(Ordering::Relaxed);
+    if known > 0 {
+        return known;
+    }
+    // If it cannot be read now (no descriptor is left), then the next time; meanwhile threads are slow, nothing fails.
+    let Ok(found) = quota_by(limits::text) else { return usize::MAX };
+    QUOTA.store(found, Ordering::Relaxed);
+    found
+}
+
+/// The same; `read` gives the text of a file.
+fn quota_by(read: impl Fn(&Path) -> Text) -> Result<usize, Error> {
+    let groups = read(Path::new("/proc/self/cgroup"))?.unwrap_or_default();
+    quota_of(&groups, read)
 }
 
 /// The least quota of the groups in /proc/self/cgroup and of those above them; `read` gives the text of a file.
-fn quota_of(groups: &str, read: impl Fn(&Path) -> Option<String>) -> usize {
+fn quota_of(groups: &[u8], read: impl Fn(&Path) -> Text) -> Result<usize, Error> {
     let mut least = usize::MAX;
     limits::each_group(groups, "cpu", &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"], |group, is_second| {
-        let number = |name: &str| read(&group.join(name))?.trim().parse::<f64>().ok();
+        let text = |name: &str| -> Result<Option<String>, Error> {
+            Ok(read(&group.join(name))?.and_then(|text| String::from_utf8(text).ok()))
+        };
+        let number =
+            |name: &str| -> Result<Option<f64>, Error> { Ok(text(name)?.and_then(|text| text.trim().parse().ok())) };
         let limits = match is_second {
-            true => read(&group.join("cpu.max")).and_then(|text| {
+            true => text("cpu.max")?.and_then(|text| {
                 let (quota, period) = text.trim().split_once(' ')?;
                 Some((quota.parse().ok()?, period.parse().ok()?))
             }),
-            false => number("cpu.cfs_quota_us").zip(number("cpu.cfs_period_us")),
+            false => number("cpu.cfs_quota_us")?.zip(number("cpu.cfs_period_us")?),
         };
         if let Some((quota, period)) = limits.filter(|(quota, period)| *quota > 0.0 && *period > 0.0) {
             least = least.min((quota / period).ceil() as usize);
         }
-    });
-    least.max(1)
+        Ok(())
+    })?;
+    Ok(least.max(1))
 }
 
 #[cfg(test)]
@@ -82,9 +97,20 @@ mod tests {
     use super::*;
 
     fn quota(groups: &str, files: &[(&str, &str)]) -> usize {
-        quota_of(groups, |path| {
-            files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_string())
+        quota_of(groups.as_bytes(), |path| {
+            Ok(files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| text.as_bytes().to_vec()))
         })
+        .unwrap()
+    }
+
+    #[test]
+    fn other_bytes_hide_no_quota_and_one_that_cannot_be_read_is_not_remembered() {
+        let read = |path: &Path| match path.to_str() {
+            Some("/sys/fs/cgroup/cpu.max") => Ok(Some(b"150000 100000\n".to_vec())),
+            _ => Ok(None),
+        };
+        assert_eq!(quota_of(b"9:name=\xff:/\n0::/\xfe\n", read).unwrap(), 2);
+        assert!(quota_by(|_| Err(Error::from_raw_os_error(libc::EMFILE))).is_err());
     }
 
     #[test]

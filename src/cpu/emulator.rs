@@ -5,10 +5,10 @@
 //! have the bits of the hardware in int8; in BF16 sums are those of the manual's pseudo-code. A trap takes about a
 //! microsecond, so this says nothing about speed.
 
+use crate::process::Once;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::UnsafeCell;
-use std::sync::OnceLock;
 
 use super::has_avx512;
 use super::tile::{TILE_BYTES, TILE_ROWS};
@@ -31,7 +31,7 @@ thread_local! {
 
 /// Takes over SIGILL, once per process. The error says what the vectors of this CPU lack.
 pub fn install() -> Result<(), String> {
-    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    static DONE: Once<Result<(), String>> = Once::new();
     DONE.get_or_init(|| {
         if !has_avx512() || !is_x86_feature_detected!("avx512bf16") {
             return Err("the emulator of the tile unit needs AVX-512 VNNI and BF16".to_string());

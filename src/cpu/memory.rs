@@ -1,8 +1,8 @@
 //! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them; or memory of a host that has
 //! its own kind (high-bandwidth memory, by libmemkind).
 
+use crate::process::Once;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 
 use libc::{c_int, c_void};
 use memmap2::{Advice, MmapMut};
@@ -20,7 +20,7 @@ pub struct Foreign {
 }
 
 /// Where weights lie, if not in mappings.
-static FOREIGN: OnceLock<Foreign> = OnceLock::new();
+static FOREIGN: Once<Foreign> = Once::new();
 
 /// From now on weights lie in memory by these functions.
 pub fn set_foreign(functions: Foreign) {

@@ -12,7 +12,7 @@ pub mod rendezvous;
 pub mod sync;
 pub mod tile;
 
-use std::sync::OnceLock;
+use crate::process::Once;
 
 use crate::diag::env::{IsaCeiling, env};
 
@@ -64,7 +64,7 @@ impl Amx {
 /// The instruction set to use: the best of this CPU, the operating system and the kernel's permission (asked once per
 /// process), at most the environment's ceiling `GGML_AMX_ISA`. No kernel runs above it.
 pub fn isa() -> Isa {
-    static ISA: OnceLock<Isa> = OnceLock::new();
+    static ISA: Once<Isa> = Once::new();
     *ISA.get_or_init(|| match env().isa {
         Some(IsaCeiling::Portable) if cfg!(not(mutant = "ceiling")) => Isa::Portable,
         _ if !has_avx512() => Isa::Portable,

@@ -3,7 +3,6 @@
 //! ends, past the host's log, which may be muted or gone by then.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What was asked for.
@@ -89,8 +88,7 @@ pub fn report_at_exit() {
 }
 
 extern "C" fn print() {
-    // A closed standard error is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "ggml-amx: products: {}", report());
+    super::log::write_error(&format!("ggml-amx: products: {}\n", report()));
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The environment variables, read once. An unknown value is an error line that names the allowed
 //! ones; the default is used then.
 
-use std::sync::OnceLock;
+use crate::process::Once;
 
 use super::{counters, log};
 
@@ -49,7 +49,7 @@ pub struct Env {
 
 /// The environment as it was at the first call.
 pub fn env() -> &'static Env {
-    static ENV: OnceLock<Env> = OnceLock::new();
+    static ENV: Once<Env> = Once::new();
     if let Some(env) = ENV.get() {
         return env;
     }

@@ -4,11 +4,15 @@
 //! A callback is foreign code that may call this library or the host. So it must never run while an initialiser is on
 //! its way or a lock is held: whoever does either has a [`hold`], and lines are delivered when that ends.
 
+use crate::process::{Mutex, Once};
 use std::cell::RefCell;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::os::fd::FromRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::env;
 
@@ -29,7 +33,7 @@ pub enum Level {
 /// A host's `ggml_log_internal(level, format, ...)`.
 pub type Sink = unsafe extern "C" fn(level: i32, format: *const libc::c_char, ...);
 
-static SINK: OnceLock<Sink> = OnceLock::new();
+static SINK: Once<Sink> = Once::new();
 
 /// Sends all later lines to the host's log.
 ///
@@ -75,7 +79,7 @@ impl Hold {
     pub fn leave_for_later(self) {
         let lines = HELD.try_with(|held| std::mem::take(&mut held.borrow_mut().lines)).unwrap_or_default();
         if !lines.is_empty() {
-            LATER.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
+            LATER.lock().extend(lines);
             ANY_LATER.store(true, Ordering::Release);
         }
     }
@@ -95,7 +99,7 @@ impl Drop for Hold {
 /// Delivers what was left for later. To be called where the host calls in, outside of initialisers and locks.
 pub fn deliver() {
     if ANY_LATER.load(Ordering::Relaxed) && ANY_LATER.swap(false, Ordering::Acquire) {
-        let lines = std::mem::take(&mut *LATER.lock().unwrap_or_else(PoisonError::into_inner));
+        let lines = std::mem::take(&mut *LATER.lock());
         lines.into_iter().for_each(|(level, text)| send(level, &text));
     }
 }
@@ -146,8 +150,16 @@ fn send(level: Level, text: &str) {
             // SAFETY: set_sink's contract; "%s" takes exactly one C string.
             unsafe { sink(level as i32, c"%s".as_ptr(), full.as_ptr()) }
         }
-        None => eprint!("{full}"),
+        None => write_error(&full),
     }
+}
+
+/// Writes to standard error, past the lock of the standard library, which a forked child may find held by nobody.
+pub(super) fn write_error(text: &str) {
+    // SAFETY: the descriptor is not closed.
+    let mut file = unsafe { ManuallyDrop::new(File::from_raw_fd(libc::STDERR_FILENO)) };
+    // A closed standard error is no reason to fail.
+    let _ = file.write_all(text.as_bytes());
 }
 
 /// Logs at [`Level::Info`].

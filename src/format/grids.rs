@@ -2,10 +2,10 @@
 //! read off the decoder of the ggml in this process, entry by entry, and believed only if this library then
 //! decodes random blocks to the same numbers.
 
+use crate::process::Mutex;
 use std::arch::x86_64::*;
 use std::ffi::{CStr, c_void};
 use std::ops::RangeInclusive;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use super::{Format, LANES, Layout};
@@ -69,7 +69,7 @@ impl<const N: usize, const WIDTH: usize> Grid<N, WIDTH> {
         craft: fn(&mut [u8], usize),
     ) -> bool {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+        let _guard = ONE_AT_A_TIME.lock();
         if self.is_there() {
             return true;
         }

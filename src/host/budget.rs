@@ -7,12 +7,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::buffer::held;
 use crate::cpu::limits::{self, Free};
 use crate::info;
+use crate::process::{Mutex, generation};
 
 /// After so long without a question a pass is over.
 const OVER_AFTER: Duration = Duration::from_secs(60);
@@ -30,6 +30,8 @@ pub struct Tensor {
 
 /// What one thread that loads models asked. All of it is bytes that are accepted and not allocated.
 struct Pass {
+    /// Number of the process that knows of these bytes.
+    process: u32,
     /// The first question: the tensor's name, and the operation.
     first: Option<(String, i32)>,
     answers: HashMap<Tensor, bool>,
@@ -38,19 +40,38 @@ struct Pass {
     last: Option<Instant>,
 }
 
-/// Accepted and not allocated, by all threads.
-static ACCEPTED: AtomicU64 = AtomicU64::new(0);
+/// Accepted and not allocated, by all threads of a process, whose number is in front.
+static ACCEPTED: Mutex<(u32, u64)> = Mutex::new((0, 0));
+
+/// Changes it; what it is then. A forked child begins with nothing: its parent's other threads load nothing there.
+fn accepted(change: impl FnOnce(&mut u64)) -> u64 {
+    let mut of = ACCEPTED.lock();
+    if of.0 != generation() {
+        *of = (generation(), 0);
+    }
+    change(&mut of.1);
+    of.1
+}
 
 impl Pass {
     fn new() -> Self {
-        Self { first: None, answers: HashMap::new(), bytes: 0, allocated: false, last: None }
+        Self { process: generation(), first: None, answers: HashMap::new(), bytes: 0, allocated: false, last: None }
     }
 
     /// Bytes that are accepted no more, or allocated.
     fn take(&mut self, bytes: u64) {
+        self.follow_into_a_child();
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        ACCEPTED.fetch_sub(bytes, Ordering::AcqRel);
+        accepted(|all| *all = all.saturating_sub(bytes));
+    }
+
+    /// A thread that was forked while it loaded a model may go on with that.
+    fn follow_into_a_child(&mut self) {
+        if self.process != generation() {
+            self.process = generation();
+            accepted(|all| *all += self.bytes);
+        }
     }
 
     fn begin(&mut self) {
@@ -62,6 +83,7 @@ impl Pass {
     /// Whether `tensor`, of so many bytes, may be packed, for which somebody asks with an operation at this moment. `free` is
     /// told what this pass has accepted, 0 as it begins.
     fn ask(&mut self, tensor: Tensor, op: i32, bytes: u64, now: Instant, free: impl FnOnce(u64) -> Free) -> bool {
+        self.follow_into_a_child();
         // Of any shape: another model begins with the same name.
         let again = self.first.as_ref().is_some_and(|(first, of)| *of == op && *first == tensor.name);
         let late = self.last.is_some_and(|last| now.duration_since(last) > OVER_AFTER);
@@ -79,7 +101,7 @@ impl Pass {
         let fits = bytes <= free.bytes;
         if fits {
             self.bytes += bytes;
-            ACCEPTED.fetch_add(bytes, Ordering::AcqRel);
+            accepted(|all| *all += bytes);
         } else if self.answers.values().all(|answer| *answer) {
             info!(
                 "from {} on some weights stay with the host, {:.2} MiB were accepted: {}",
@@ -128,7 +150,7 @@ fn recently_free(accepted: u64, now: Instant) -> Free {
 }
 
 fn besides_promised(free: Free) -> Free {
-    let promised = held::unwritten() + ACCEPTED.load(Ordering::Acquire);
+    let promised = held::unwritten() + accepted(|_| ());
     Free { bytes: free.bytes.saturating_sub(promised), ..free }
 }
 
@@ -172,6 +194,7 @@ pub fn has_room(bytes: usize) -> bool {
 mod tests {
     use super::*;
     use crate::cpu::limits::Limit;
+    use crate::process::tests::in_child;
 
     const MUL_MAT: i32 = 29;
     const GET_ROWS: i32 = 40;
@@ -262,14 +285,17 @@ mod tests {
     #[test]
     fn what_one_thread_accepted_is_not_free_for_another() {
         let name = |i: usize| Tensor { name: format!("budget {i}"), ..tensor("") };
-        let before = ACCEPTED.load(Ordering::Acquire);
+        let before = accepted(|_| ());
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 assert!(accept(name(1), MUL_MAT, 1000));
-                assert!(ACCEPTED.load(Ordering::Acquire) >= before + 1000);
+                assert!(accepted(|_| ()) >= before + 1000);
             });
         });
         assert!(!accept(name(2), MUL_MAT, usize::MAX / 2));
+        // A child has what the thread that forks has accepted.
+        assert!(accept(name(3), MUL_MAT, 500));
+        assert!(in_child(false, || accepted(|_| ()) == 0 && accept(name(4), MUL_MAT, 70) && accepted(|_| ()) == 570));
         assert!(has_room(1) && !has_room(usize::MAX / 2));
     }
 }

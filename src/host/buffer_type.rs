@@ -1,6 +1,5 @@
 //! The buffer type `AMX` and its buffers, as ggml's interfaces want them.
 
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use libc::c_void;
@@ -15,6 +14,7 @@ use crate::cpu::memory::Region;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
 use crate::panel::weights::Shape;
+use crate::process::{Condvar, Mutex, Once};
 use crate::{cpu, error, info};
 
 /// The one buffer type of the process, if it may serve.
@@ -25,21 +25,18 @@ unsafe impl Send for Registered {}
 // SAFETY: as above.
 unsafe impl Sync for Registered {}
 
-static BUFFER_TYPE: OnceLock<Option<Registered>> = OnceLock::new();
+static BUFFER_TYPE: Once<Option<Registered>> = Once::new();
 
 /// Who makes it, and whether anybody asked who would wait for ever.
+#[derive(Default)]
 struct Maker {
-    thread: Option<usize>,
+    thread: Option<proof::ThreadId>,
     is_asked: bool,
 }
 
 static MAKER: Mutex<Maker> = Mutex::new(Maker { thread: None, is_asked: false });
 /// It is made.
 static MADE: Condvar = Condvar::new();
-
-fn maker() -> MutexGuard<'static, Maker> {
-    MAKER.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Until it is dropped, this thread makes the buffer type.
 struct Making;
@@ -49,17 +46,19 @@ impl Making {
     /// it, here or in a thread that they wait for.
     fn begin() -> Option<Self> {
         let until = Instant::now() + proof::PATIENCE;
-        let mut now = maker();
+        let mut now = MAKER.lock();
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match now.thread {
                 _ if BUFFER_TYPE.get().is_some() => return None,
                 None => break,
+                // One of a parent's, which this process does not have.
+                Some((process, _)) if process != proof::this_thread().0 => break,
                 Some(thread) if thread == proof::this_thread() || left.is_zero() => {
                     now.is_asked = true;
                     return None;
                 }
-                Some(_) => now = MADE.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0,
+                Some(_) => now = MADE.wait_timeout(now, left),
             }
         }
         now.thread = Some(proof::this_thread());
@@ -69,7 +68,7 @@ impl Making {
 
 impl Drop for Making {
     fn drop(&mut self) {
-        maker().thread = None;
+        MAKER.lock().thread = None;
         MADE.notify_all();
     }
 }
@@ -99,7 +98,7 @@ pub fn is_ours(buft: *mut RawBufferType) -> bool {
 fn make() -> Result<*mut RawBufferType, String> {
     // The host first: its log then carries whatever follows.
     let host = Host::get()?;
-    if maker().is_asked {
+    if MAKER.lock().is_asked {
         return Err("the host asks for the buffer type AMX in a function that it is made by".to_string());
     }
     if env().mode == Mode::Off {

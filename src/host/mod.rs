@@ -20,9 +20,9 @@ mod proof;
 pub(crate) mod symbols;
 mod tensor;
 
+use crate::process::Once;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
 
 use crate::cpu::memory;
 use crate::diag::log;
@@ -134,7 +134,7 @@ impl Deref for Host {
 impl Host {
     /// The ggml in this process, looked for and proved once. The error is one line for the log.
     pub fn get() -> Result<&'static Host, &'static str> {
-        static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
+        static HOST: Once<Result<Host, String>> = Once::new();
         let host = HOST.get().unwrap_or_else(|| {
             let _until_it_is_there = log::hold();
             HOST.get_or_init(|| caught(Self::find))

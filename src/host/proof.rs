@@ -5,7 +5,6 @@
 //! It may be another one than the one that asked: a trial belongs to the process, and is known by its node.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use libc::c_void;
@@ -14,6 +13,7 @@ use super::abi::TYPE_F32;
 use super::discover::in_context;
 use super::objects::{Interface, RawBufferType};
 use super::{Host, caught, cxx, peek};
+use crate::process::{Condvar, Mutex, generation};
 use crate::{debug, info};
 
 /// Which of the two objects is called.
@@ -56,7 +56,7 @@ pub const DESTRUCTOR: usize = usize::MAX;
 /// A trial that is going on.
 struct Trial {
     /// The thread that makes it.
-    thread: usize,
+    thread: ThreadId,
     device: usize,
     node: usize,
     graph: usize,
@@ -98,6 +98,7 @@ enum Verdict {
     Declined,
 }
 
+#[derive(Default)]
 struct Stage {
     trial: Option<Trial>,
     verdict: Option<Verdict>,
@@ -109,14 +110,13 @@ static ENDED: Condvar = Condvar::new();
 /// Whether the verdict is [`Verdict::Proved`].
 static PROVED: AtomicBool = AtomicBool::new(false);
 
-fn stage() -> MutexGuard<'static, Stage> {
-    STAGE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// The process and the thread in it.
+pub type ThreadId = (u32, usize);
 
-/// A number that no other thread has.
-pub fn this_thread() -> usize {
+/// Who this is. In a child it is another one than the thread that forked.
+pub fn this_thread() -> ThreadId {
     // SAFETY: no preconditions.
-    unsafe { libc::pthread_self() as usize }
+    (generation(), unsafe { libc::pthread_self() as usize })
 }
 
 /// Whether the proof was made and held; never makes it.
@@ -130,7 +130,7 @@ struct Running;
 
 impl Running {
     fn end(self, verdict: Verdict) {
-        let mut stage = stage();
+        let mut stage = STAGE.lock();
         stage.verdict = Some(verdict);
         PROVED.store(verdict == Verdict::Proved, Ordering::Release);
     }
@@ -138,7 +138,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut stage = stage();
+        let mut stage = STAGE.lock();
         stage.verdict.get_or_insert(Verdict::Declined);
         stage.trial = None;
         ENDED.notify_all();
@@ -159,7 +159,7 @@ pub fn prove_called(host: &'static Host, buft: *mut RawBufferType) -> bool {
 
 fn prove_for(host: &'static Host, buft: *mut RawBufferType, called: bool) -> bool {
     let until = Instant::now() + PATIENCE;
-    let mut now = stage();
+    let mut now = STAGE.lock();
     loop {
         match now.verdict {
             Some(Verdict::Proved) => return true,
@@ -170,8 +170,10 @@ fn prove_for(host: &'static Host, buft: *mut RawBufferType, called: bool) -> boo
         let left = until.saturating_duration_since(Instant::now());
         match &now.trial {
             None => break,
+            // That of a parent will never end.
+            Some(trial) if trial.thread.0 != this_thread().0 => break,
             Some(trial) if trial.thread == this_thread() || left.is_zero() => return false,
-            Some(_) => now = ENDED.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0,
+            Some(_) => now = ENDED.wait_timeout(now, left),
         }
     }
     now.verdict = None;
@@ -192,7 +194,7 @@ fn prove_for(host: &'static Host, buft: *mut RawBufferType, called: bool) -> boo
 /// Declines what was not proved yet, with one line in the log.
 pub fn decline(reason: &str) {
     let is_new = {
-        let mut stage = stage();
+        let mut stage = STAGE.lock();
         let is_new = matches!(stage.verdict, None | Some(Verdict::Uncalled)) && stage.trial.is_none();
         if is_new {
             stage.verdict = Some(Verdict::Declined);
@@ -209,9 +211,9 @@ pub fn decline(reason: &str) {
 /// node wait until it ends.
 pub fn answer(class: Class, slot: usize, args: [usize; 3]) -> Option<usize> {
     let until = Instant::now() + PATIENCE;
-    let mut now = stage();
+    let mut now = STAGE.lock();
     loop {
-        let trial = now.trial.as_mut()?;
+        let trial = now.trial.as_mut().filter(|trial| trial.thread.0 == this_thread().0)?;
         if trial.thread == this_thread() || args.contains(&trial.node) {
             return Some(trial.answer(class, slot, args));
         }
@@ -222,7 +224,7 @@ pub fn answer(class: Class, slot: usize, args: [usize; 3]) -> Option<usize> {
         if trial.error.is_some() {
             return Some(0);
         }
-        now = ENDED.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0;
+        now = ENDED.wait_timeout(now, left);
     }
 }
 
@@ -292,7 +294,7 @@ fn check_params(params: usize, graph: usize) -> Result<(), &'static str> {
 
 /// Sets what the node asks for.
 fn set_work(work: usize) {
-    if let Some(trial) = &mut stage().trial {
+    if let Some(trial) = &mut STAGE.lock().trial {
         trial.work = work;
     }
 }
@@ -338,11 +340,11 @@ fn run(host: &'static Host, buft: *mut RawBufferType) -> Result<Verdict, String>
                     tensor.set_buffer(buffer);
                 }
             }
-            if let Some(trial) = &mut stage().trial {
+            if let Some(trial) = &mut STAGE.lock().trial {
                 (trial.device, trial.node, trial.graph) = (host.device as usize, node as usize, graph as usize);
             }
             let supported = supports(host.device, node) != 0;
-            let is_clean = stage().trial.as_ref().is_some_and(|t| t.error.is_none() && !t.calls.is_empty());
+            let is_clean = STAGE.lock().trial.as_ref().is_some_and(|t| t.error.is_none() && !t.calls.is_empty());
             if is_clean && supported {
                 if let Some(plan) = llama.ggml_graph_plan {
                     set_work(LONG + WORK);
@@ -366,7 +368,7 @@ fn run(host: &'static Host, buft: *mut RawBufferType) -> Result<Verdict, String>
         })?;
     }
     // It stays until the verdict: others wait for that.
-    let (calls, error) = match &mut stage().trial {
+    let (calls, error) = match &mut STAGE.lock().trial {
         Some(trial) => (trial.calls.clone(), trial.error.take()),
         None => return Err("the trial is gone".to_string()),
     };

@@ -3,10 +3,11 @@
 //! weights, and nobody tells when weights lie in the host's memory. What is written or freed in our own buffers is
 //! forgotten at once.
 
+use crate::process::{Once, RwLock};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex};
 
 use super::{Gate, Stored, Thread, Weights, split};
 use crate::format::LANES;
@@ -38,7 +39,7 @@ struct Key {
 /// The matrices of a tensor.
 pub struct Tensor {
     sample: u64,
-    matrices: Box<[OnceLock<WeightError>]>,
+    matrices: Box<[Once<WeightError>]>,
     /// Channels of them all.
     channels: usize,
     used: AtomicU64,
@@ -98,10 +99,10 @@ impl Weights {
             tensor.used.store(now, Ordering::Relaxed);
             Some(tensor.clone())
         };
-        if let Some(tensor) = found(&ALL.read().unwrap_or_else(|e| e.into_inner())) {
+        if let Some(tensor) = found(&ALL.read()) {
             return tensor;
         }
-        let mut all = ALL.write().unwrap_or_else(|e| e.into_inner());
+        let mut all = ALL.write();
         if let Some(tensor) = found(&all) {
             return tensor;
         }
@@ -111,7 +112,7 @@ impl Weights {
             let oldest = map.iter().min_by_key(|(_, t)| t.used.load(Ordering::Relaxed)).map(|(key, _)| *key);
             oldest.map(|key| map.remove(&key));
         }
-        let matrices = (0..self.ne[2] * self.ne[3]).map(|_| OnceLock::new()).collect();
+        let matrices = (0..self.ne[2] * self.ne[3]).map(|_| Once::new()).collect();
         let tensor = Arc::new(Tensor { sample, matrices, channels, used: AtomicU64::new(now) });
         map.insert(key, tensor.clone());
         tensor
@@ -122,10 +123,10 @@ impl Weights {
 pub fn forget(bytes: &Range<usize>) {
     let is_empty = |all: &Option<HashMap<Key, Arc<Tensor>>>| all.as_ref().is_none_or(HashMap::is_empty);
     // Loading a model writes much, and nothing is known yet.
-    if is_empty(&ALL.read().unwrap_or_else(|e| e.into_inner())) {
+    if is_empty(&ALL.read()) {
         return;
     }
-    if let Some(all) = ALL.write().unwrap_or_else(|e| e.into_inner()).as_mut() {
+    if let Some(all) = ALL.write().as_mut() {
         // The base of a tensor is inside its buffer, whatever part of it a view reaches.
         all.retain(|key, _| !bytes.contains(&key.data.0));
     }

@@ -1,15 +1,14 @@
 //! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, a way to sleep on a word of
 //! memory, and how long to look before sleeping. Apart, so that a test can put models of them in their place.
 
-#[cfg(not(race))]
-mod locks;
 #[cfg(race)]
 mod pthread;
 
 use std::cell::Cell;
 
 #[cfg(not(race))]
-pub use locks::{Condvar, Mutex, MutexGuard, RwLock};
+pub use crate::process::{Condvar, Mutex, MutexGuard, RwLock};
+pub use crate::process::{sleep, wake_all};
 #[cfg(race)]
 pub use pthread::{Condvar, Mutex, MutexGuard, RwLock};
 pub use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -61,24 +60,4 @@ pub fn look(crowded: bool, there: impl Fn() -> bool) -> bool {
 fn ticks() -> u64 {
     // SAFETY: every x86-64 has it, and user code may read it.
     unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-/// Sleeps until [`wake_all`], if `word` is still `value`; may come back without that.
-pub fn sleep(word: &AtomicU32, value: u32) {
-    // SAFETY: the word lives; no timeout.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-            value,
-            std::ptr::null::<libc::timespec>(),
-        )
-    };
-}
-
-/// Wakes all that sleep on `word`.
-pub fn wake_all(word: &AtomicU32) {
-    // SAFETY: the address only names the sleepers.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX) };
 }

@@ -7,7 +7,7 @@
 //! found the last one.
 
 use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use libc::c_int;
 
@@ -15,6 +15,7 @@ use super::sync::{Condvar, Mutex, MutexGuard, RwLock};
 use super::team::{Place, Team};
 use crate::cpu::cores;
 use crate::matmul::{Op, Wish};
+use crate::process::generation;
 
 /// Most tokens for which the host's barrier is OpenMP's, if it is built with that; for more it spins.
 const OPENMP_TOKENS: usize = 32;
@@ -76,6 +77,8 @@ impl Node {
 pub struct Graph {
     /// Number of this run; 0: none.
     run: AtomicU64,
+    /// The thread that began it, see [`this_thread`].
+    owner: AtomicUsize,
     /// Whether weights have more digits than BF16, or none of ours are quantised.
     fine: AtomicBool,
     /// Written while there is no run, with [`ALL`] locked for writing; read by the run's threads, and by others with it
@@ -102,17 +105,42 @@ static ALL: RwLock<Vec<&'static Graph>> = RwLock::new(Vec::new());
 /// How many of them run: what those without a product for us look at.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 /// Locked while runs begin and end.
-static STATE: Mutex<State> = Mutex::new(State { last: 0, waiting: 0, spare: Vec::new() });
+static STATE: Mutex<State> = Mutex::new(State { process: 0, last: 0, waiting: 0, spare: Vec::new() });
+/// [`State::process`], for who has not locked it.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// Told when a run ends, and when nobody waits for that any more.
 static CHANGED: Condvar = Condvar::new();
 
 struct State {
+    /// Number of the process that all this is of.
+    process: u32,
     /// Number of the last run.
     last: u64,
     /// Those that wait until nothing runs; nothing begins meanwhile.
     waiting: usize,
     /// Lists to be filled, emptied.
     spare: Vec<Vec<Node>>,
+}
+
+impl Default for State {
+    /// In a process that was forked while another thread changed it. Numbers of runs are above those of its parent.
+    fn default() -> Self {
+        Self { process: 0, last: u64::from(generation()) << 40, waiting: 0, spare: Vec::new() }
+    }
+}
+
+/// The state, locked.
+fn state() -> MutexGuard<'static, State> {
+    let mut state = STATE.lock();
+    if state.process != generation() {
+        state.leave_parents();
+    }
+    state
+}
+
+/// An address that is this thread's alone, and stays it in a forked child.
+fn this_thread() -> usize {
+    CURSOR.with(|cursor| std::ptr::from_ref(cursor) as usize)
 }
 
 /// Where a thread is.
@@ -184,7 +212,7 @@ impl Beginning<'_> {
 /// if none of them is ours, or has packed weights.
 pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node>)) -> Option<Run> {
     let outer = CURSOR.get();
-    let state = STATE.lock();
+    let state = state();
     let mut state = if outer.current().is_some() {
         // Who waits, waits for the outer run too.
         state
@@ -214,6 +242,7 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
         old.clear();
         state.spare.push(old);
         graph.fine.store(fine, Ordering::Relaxed);
+        graph.owner.store(this_thread(), Ordering::Relaxed);
         graph.run.store(run, Ordering::Release);
     }
     RUNNING.fetch_add(1, Ordering::AcqRel);
@@ -239,6 +268,22 @@ unsafe fn prepare(team: &Team, threads: usize, nodes: &mut [Node]) {
 }
 
 impl State {
+    /// As a process begins: of its parent's runs only those of this thread go on. The others had threads that are not here,
+    /// and graphs that those may have left half done; they are not used any more.
+    fn leave_parents(&mut self) {
+        (self.process, self.waiting) = (generation(), 0);
+        let mut all = ALL.write();
+        all.retain(|graph| {
+            let stays = graph.run.load(Ordering::Relaxed) != 0 && graph.owner.load(Ordering::Relaxed) == this_thread();
+            if !stays {
+                graph.run.store(0, Ordering::Release);
+            }
+            stays
+        });
+        RUNNING.store(all.len(), Ordering::Release);
+        PROCESS.store(self.process, Ordering::Release);
+    }
+
     /// A graph that does not run. The work buffers of those that have not run for long are let go.
     fn free(&mut self) -> &'static Graph {
         self.last += 1;
@@ -254,6 +299,7 @@ impl State {
         found.unwrap_or_else(|| {
             let made: &'static Graph = Box::leak(Box::new(Graph {
                 run: AtomicU64::new(0),
+                owner: AtomicUsize::new(0),
                 fine: AtomicBool::new(false),
                 nodes: UnsafeCell::new(Vec::new()),
                 team: Team::new(),
@@ -266,16 +312,22 @@ impl State {
 
 /// Whether no graph that runs has a node for us.
 fn is_idle() -> bool {
+    if RUNNING.load(Ordering::Acquire) == 0 {
+        return true;
+    }
+    if PROCESS.load(Ordering::Acquire) != generation() {
+        drop(state());
+    }
     RUNNING.load(Ordering::Acquire) == 0
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        let _state = STATE.lock();
+        let _state = state();
         // SAFETY: the host's threads are done with the run, and the state is locked.
         unsafe { self.graph.team.rest() };
         self.graph.run.store(0, Ordering::Release);
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
+        let _ = RUNNING.fetch_update(Ordering::AcqRel, Ordering::Acquire, |running| running.checked_sub(1));
         CHANGED.notify_all();
         CURSOR.set(self.outer);
     }

@@ -4,8 +4,8 @@
 //! a product together with the one before it without asking, would read packed bytes as plain ones; weights in place
 //! do it no harm.
 
+use crate::process::Once;
 use std::cell::Cell;
-use std::sync::OnceLock;
 
 use libc::c_void;
 
@@ -100,7 +100,7 @@ pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
 
 /// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
 pub fn is_done(host: &'static IkHost) -> bool {
-    static DONE: OnceLock<bool> = OnceLock::new();
+    static DONE: Once<bool> = Once::new();
     let _until_it_is_there = log::hold();
     *DONE.get_or_init(|| match caught(|| shake(host)) {
         Ok(()) => true,

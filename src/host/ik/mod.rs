@@ -31,9 +31,9 @@ mod team;
 mod tests;
 mod types;
 
+use crate::process::Once;
 use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::OnceLock;
 
 use libc::{c_char, c_void};
 
@@ -140,7 +140,7 @@ impl Deref for IkHost {
 impl IkHost {
     /// The host of this process, looked for and proved once, or why it is not served.
     fn get() -> Option<&'static Self> {
-        static HOST: OnceLock<Option<IkHost>> = OnceLock::new();
+        static HOST: Once<Option<IkHost>> = Once::new();
         if let Some(host) = HOST.get() {
             return host.as_ref();
         }

@@ -1,12 +1,12 @@
 //! Whether the host's threads are those of an OpenMP region: then they sleep in its barrier if there are more than cores.
 
 use std::ffi::CStr;
-use std::sync::OnceLock;
 
 use libc::c_int;
 
 use crate::host::Flavour;
 use crate::host::symbols::{find, scope, weak_table};
+use crate::process::Once;
 
 weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel", "omp_get_num_threads",);
 
@@ -15,7 +15,7 @@ type Ask = unsafe extern "C" fn() -> c_int;
 
 /// The functions of the table, if the process has an OpenMP that can be found.
 fn functions() -> Option<[Ask; 2]> {
-    static ASK: OnceLock<Option<[Ask; 2]>> = OnceLock::new();
+    static ASK: Once<Option<[Ask; 2]>> = Once::new();
     const NAMES: [&CStr; 2] = [c"omp_in_parallel", c"omp_get_num_threads"];
     *ASK.get_or_init(|| {
         let [first, second] = [0, 1].map(|i| {

@@ -5,9 +5,9 @@
 //! Many callers compute addresses of rows and experts by plain strides. So nothing is packed whose packed form is
 //! larger than the plain one, and what is packed is written down by address.
 
+use crate::process::{Lazy, Once};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{LazyLock, OnceLock};
 
 use libc::c_void;
 
@@ -59,7 +59,7 @@ fn is_multiplied_only(name: &str) -> bool {
 }
 
 /// The packed tensors, and the memory of our buffers.
-pub(super) static PACKED: LazyLock<Table<Shape>> = LazyLock::new(Table::new);
+pub(super) static PACKED: Lazy<Table<Shape>> = Lazy::new(Table::new);
 
 /// Forgets what is known of tensors with bytes in this range: they go, or others come.
 fn forget(range: Range<usize>) {
@@ -145,7 +145,7 @@ unsafe impl Sync for Registered {}
 
 /// The buffer type `AMX`.
 pub fn buffer_type() -> *mut RawBufferType {
-    static TYPE: OnceLock<Registered> = OnceLock::new();
+    static TYPE: Once<Registered> = Once::new();
     TYPE.get_or_init(|| {
         let functions = Callbacks::<Ik>::of_type(std::ptr::null());
         let none = std::ptr::null_mut();

@@ -378,7 +378,7 @@ pub unsafe fn widen_cpu_backend(backend: *mut RawBackend) {
 /// Whether a backend can have buffers of a type.
 type SupportsBuft = unsafe extern "C" fn(*mut RawBackend, *mut RawBufferType) -> bool;
 
-static SUPPORTS_BUFT: std::sync::OnceLock<SupportsBuft> = std::sync::OnceLock::new();
+static SUPPORTS_BUFT: crate::process::Once<SupportsBuft> = crate::process::Once::new();
 
 unsafe extern "C" fn supports_buft(backend: *mut RawBackend, buft: *mut RawBufferType) -> bool {
     // SAFETY: passed on.
@@ -387,11 +387,11 @@ unsafe extern "C" fn supports_buft(backend: *mut RawBackend, buft: *mut RawBuffe
 
 /// Around `ggml_backend_reg_get_count`: makes sure that the buffer type `AMX` can be named in options.
 pub fn register(count: impl Fn() -> usize) -> usize {
-    static DONE: std::sync::Once = std::sync::Once::new();
+    static DONE: crate::process::Once<()> = crate::process::Once::new();
     // The first call makes the host's own list, in which the CPU must be first.
     let before = count();
     if let Some(host) = IkHost::get() {
-        DONE.call_once(|| {
+        DONE.get_or_init(|| {
             // SAFETY: the host's function; name and buffer type live for ever.
             unsafe {
                 (host.ik.ggml_backend_register)(c"AMX".as_ptr(), no_backend, place::buffer_type(), std::ptr::null_mut())

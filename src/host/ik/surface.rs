@@ -2,9 +2,9 @@
 //! every node who computes it. Its own kernels are never called for packed weights then, so nothing need stand in front of
 //! them; that it does ask is proved first ([`handshake`]).
 
+use crate::process::generation;
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 
 use super::handshake;
 use super::sync::RwLock;
@@ -116,11 +116,16 @@ pub unsafe fn compute_forward(host: &'static IkHost, params: &GgmlComputeParams,
 /// Where the threads of a run meet: `run` is what they have in common, an address that the host passes to all of them. The
 /// host has a barrier between any two operations, so a place is used by one operation at a time. Places are few and stay:
 /// runs begin where other runs began before.
+///
+/// A forked child has places of its own: threads that it does not have may have come to those of its parent.
 fn meeting(run: usize) -> &'static Rendezvous {
-    static ALL: LazyLock<RwLock<BTreeMap<usize, &'static Rendezvous>>> = LazyLock::new(|| RwLock::new(BTreeMap::new()));
+    /// The number of the process, and the run.
+    type Run = (u32, usize);
+    static ALL: RwLock<BTreeMap<Run, &'static Rendezvous>> = RwLock::new(BTreeMap::new());
     thread_local! {
-        static LAST: Cell<Option<(usize, &'static Rendezvous)>> = const { Cell::new(None) };
+        static LAST: Cell<Option<(Run, &'static Rendezvous)>> = const { Cell::new(None) };
     }
+    let run = (generation(), run);
     if let Some((_, place)) = LAST.get().filter(|(last, _)| *last == run) {
         return place;
     }

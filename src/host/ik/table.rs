@@ -15,7 +15,20 @@ pub struct Table<T, const REGIONS: usize = 64> {
     /// How many ranges there are, and their bytes.
     count: AtomicUsize,
     bytes: AtomicUsize,
-    ranges: RwLock<BTreeMap<usize, Entry<T>>>,
+    ranges: RwLock<Ranges<T>>,
+}
+
+/// Ranges by their first byte.
+struct Ranges<T>(BTreeMap<usize, Entry<T>>);
+
+impl<T> Default for Ranges<T> {
+    /// In a process that was forked while another thread wrote them: it would take packed weights for plain ones.
+    fn default() -> Self {
+        eprintln!(
+            "ggml-amx: this process was forked while another thread loaded or freed packed weights: they cannot be used"
+        );
+        std::process::abort();
+    }
 }
 
 struct Entry<T> {
@@ -31,7 +44,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
             left_out: AtomicUsize::new(0),
             count: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            ranges: RwLock::new(BTreeMap::new()),
+            ranges: RwLock::new(Ranges(BTreeMap::new())),
         }
     }
 
@@ -72,7 +85,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
     pub fn add(&self, base: usize, bytes: usize, what: T) {
         let mut ranges = self.ranges.write();
         self.take_out(&mut ranges, base..base + bytes);
-        ranges.insert(base, Entry { bytes, what });
+        ranges.0.insert(base, Entry { bytes, what });
         self.count.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
     }
@@ -83,7 +96,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         self.take_out(&mut ranges, range);
     }
 
-    fn take_out(&self, ranges: &mut BTreeMap<usize, Entry<T>>, range: Range<usize>) {
+    fn take_out(&self, Ranges(ranges): &mut Ranges<T>, range: Range<usize>) {
         if range.is_empty() {
             return;
         }
@@ -110,7 +123,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
             return None;
         }
         let ranges = self.ranges.read();
-        let (base, entry) = ranges.range(..=address).next_back()?;
+        let (base, entry) = ranges.0.range(..=address).next_back()?;
         (address - base < entry.bytes).then_some((*base, entry.what))
     }
 

@@ -16,6 +16,7 @@ use crate::format::WeightType;
 use crate::host::layout::TensorLayout;
 use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights, Wish};
 use crate::panel::weights::Shape;
+use crate::process::tests::in_child;
 
 const K: usize = 64;
 const N: usize = 32;
@@ -408,6 +409,46 @@ fn a_graph_runs_if_the_host_computes_with_packed_weights_and_not_if_nothing_is_o
     assert!(graph::begin(1, |_, nodes| nodes.push(of_host)).is_some(), "they could be given back");
     assert!(graph::begin(1, |_, nodes| nodes.push(Node { is_packed: false, ..of_host })).is_none());
     assert!(graph::begin(1, |_, _| ()).is_none());
+}
+
+#[test]
+fn in_a_forked_child_only_runs_of_the_thread_that_forked_go_on() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    let packed = [(1, 13), (EXPERTS, 14), (1, 15)].map(|(slices, seed)| Packed::load(slices, seed));
+    let (own, other) = (Graph::new(1, packed.each_ref()), Graph::new(1, packed.each_ref()));
+    let wanted = expected(&own);
+    let (begun, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let wait = |flag: &AtomicBool| {
+        while !flag.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let run = other.begin().unwrap();
+            begun.store(true, Ordering::Release);
+            wait(&over);
+            drop(run);
+        });
+        wait(&begun);
+        let run = own.begin().unwrap();
+        let mut run = Some(run);
+        let in_the_child = || {
+            own.run(0, &mut |node, results| own.check(results == wanted[node]));
+            drop(run.take());
+            // Nobody else runs.
+            assert!(graph::begin(1, |beginning, _| assert!(beginning.wait_until_alone())).is_none());
+            let again = other.begin().unwrap();
+            other.run(0, &mut |node, results| other.check(results == wanted[node]));
+            drop(again);
+            assert_eq!((own.wrong.load(Ordering::Relaxed), other.wrong.load(Ordering::Relaxed)), (0, 0));
+        };
+        let in_the_child = std::panic::AssertUnwindSafe(in_the_child);
+        let went_well = in_child(false, || std::panic::catch_unwind(in_the_child).is_ok());
+        over.store(true, Ordering::Release);
+        assert!(went_well);
+        own.run(0, &mut |node, results| assert!(results == wanted[node]));
+    });
 }
 
 #[test]
