@@ -11,6 +11,7 @@ use super::behind::{self, Behind};
 use super::jump::{Answer, goes_where, jumps_on};
 use crate::host::ik::abi::{IkPlan, RawBackend};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
+use crate::host::ik::handshake::{self, Step};
 use crate::host::ik::seam::{self, Mul4d};
 use crate::host::symbols::weak_table;
 use crate::host::{RawBuffer, RawBufferType, RawTensor};
@@ -125,6 +126,14 @@ unsafe extern "C" fn ask_mul_mat_4d(
         nx, ny, ne00, ne02, ne03, ne12, ne13, nb02, nb03, nb12, nb13, nb2, nb3, type_a, a, stride_a, type_b, b,
         stride_b, c, stride_c, ith, nth,
     };
+    let one = [ne02, ne03, ne12, ne13] == [1; 4] && !b.is_null();
+    handshake::note(Step::MulMat, |seen| {
+        let bytes = nx * stride_a;
+        seen.fits([a; 2], c, (nx, ne00, stride_a, type_a), (ith, nth))
+            && one
+            && ny == handshake::ROWS as c_long
+            && [nb02, nb03, stride_c, nb2, nb3] == [bytes, bytes, nx, nx * ny, nx * ny]
+    });
     // SAFETY: passed on; weights that are packed are those of the host that is served.
     unsafe {
         let done = seam::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", Kernel)(
@@ -157,6 +166,12 @@ unsafe extern "C" fn ask_mul_mat_moe(
         c_long, c_long, c_long, c_int, c_int, *const c_void, c_long, c_int, *const c_void, c_long, *mut f32, c_long,
         c_long, *const c_void, c_int, c_int,
     ) -> bool;
+    handshake::note(Step::Experts, |seen| {
+        seen.fits([a; 2], c, (nx, ne00, stride_a, type_a), (ith, nth))
+            && (ny, ne11, [nb1, nb2]) == (1, 1, [4 * nx; 2])
+            && !b.is_null()
+            && !rows.is_null()
+    });
     // SAFETY: as above.
     unsafe {
         let done = seam::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| {
@@ -192,6 +207,13 @@ unsafe extern "C" fn ask_fused_up_gate(
         c_long, c_long, c_long, c_int, c_int, c_int, *const c_void, *const c_void, c_long, c_int, *const c_void, c_long,
         *const c_char, *const c_char, *mut f32, c_long, c_long, *const c_void, f32, c_int, c_int,
     ) -> bool;
+    handshake::note(Step::Gated, |seen| {
+        seen.fits([up, gate], c, (nx, ne00, stride_a, type_a), (ith, nth))
+            && (ny, ne11, [nb1, nb2]) == (1, 1, [4 * nx; 2])
+            && !b.is_null()
+            && up_bias.is_null()
+            && gate_bias.is_null()
+    });
     // SAFETY: as above.
     unsafe {
         let done = seam::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {

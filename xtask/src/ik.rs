@@ -132,33 +132,71 @@ fn short_answer(plan: &Plan, program: &Path, model: &Path) -> Result<Command> {
 /// A library of the host whose calls stay inside it (`-Bsymbolic-functions`, which distributions link with): a preloaded
 /// library is not reached. It must say so, pack nothing, and leave the answer as it is.
 pub fn out_of_reach() -> Result<()> {
+    let link = |host: &Host, dir: &Path| {
+        let mut link = Command::new(&host.compiler.cxx);
+        link.args(["-shared", "-Wl,-Bsymbolic-functions,-soname,libggml.so", "-o"]).arg(dir.join("libggml.so"));
+        link.args(objects(&host.build.join("ggml/src/CMakeFiles"))?).args(["-fopenmp", "-lpthread", "-ldl", "-lm"]);
+        util::capture(&mut link, &cache::log("ik-symbolic-link")?).map(|_| ())
+    };
+    changed("linked with -Bsymbolic-functions", "nothing is packed", &[true], link)
+}
+
+/// A library of a later host, one of whose kernels has one more argument in the midst of the others. It must be left alone,
+/// with weights in place too.
+pub fn other_arguments() -> Result<()> {
+    const KERNEL: &str = "iqk_mul_mat_4d";
+    let link = |host: &Host, dir: &Path| {
+        let log = cache::log("ik-other-arguments")?;
+        let mut all = Vec::new();
+        for (number, object) in objects(&host.build.join("ggml/src/CMakeFiles"))?.into_iter().enumerate() {
+            let name = object.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // Who defines it, and who calls it.
+            let new = if name.starts_with("iqk_mul_mat") { "known_kernel" } else { "calls_kernel" };
+            let to = dir.join(format!("{number}.o"));
+            let mut rename = Command::new("objcopy");
+            rename.arg("--redefine-sym").arg(format!("{KERNEL}={new}")).arg(object).arg(&to);
+            util::capture(&mut rename, &log)?;
+            all.push(to);
+        }
+        let mut link = Command::new(&host.compiler.cxx);
+        link.args(["-shared", "-fPIC", "-Wl,-soname,libggml.so", "-o"]).arg(dir.join("libggml.so"));
+        link.args(["-x", "c"]).arg(util::repo().join("c_tests/tools/other_kernel.c")).args(["-x", "none"]).args(all);
+        link.args(["-fopenmp", "-lpthread", "-ldl", "-lm"]);
+        util::capture(&mut link, &log).map(|_| ())
+    };
+    changed("a kernel with one more argument", "with other arguments than are known", &[true, false], link)
+}
+
+/// A host of which one library was made otherwise (`link` makes it, in a directory), with this library preloaded, packed or
+/// not: the answer is as without, and a line says so.
+fn changed(what: &str, says: &str, packed: &[bool], link: impl Fn(&Host, &Path) -> Result<()>) -> Result<()> {
     let plan = Plan::new();
     let host = host::ensure(Kind::Ik)?;
     let (library, model) = (preload::ensure()?, fetch::model(&Cache::open()?)?);
-    let dir = host.build.join("symbolic");
+    let dir = host.build.join("changed");
     cache::remove(&dir)?;
     io("create", &dir, fs::create_dir_all(&dir))?;
-    let mut link = Command::new(&host.compiler.cxx);
-    link.args(["-shared", "-Wl,-Bsymbolic-functions,-soname,libggml.so", "-o"]).arg(dir.join("libggml.so"));
-    link.args(objects(&host.build.join("ggml/src/CMakeFiles"))?).args(["-fopenmp", "-lpthread", "-ldl", "-lm"]);
-    util::capture(&mut link, &cache::log("ik-symbolic-link")?)?;
-    let answer = |preload| {
+    link(&host, &dir)?;
+    let answer = |packed: Option<bool>| {
         let mut run = short_answer(&plan, &host.program("llama-cli"), &model)?;
         // Before the directory that the program was linked with.
         run.env("LD_LIBRARY_PATH", &dir);
-        if let Some(library) = preload {
-            Settings { packed: true, preload: Some(library), ..plan.settings() }.apply(&mut run, false);
+        if let Some(packed) = packed {
+            Settings { packed, preload: Some(&library), ..plan.settings() }.apply(&mut run, false);
         }
-        util::capture(&mut run, &cache::log("ik-symbolic")?)
+        util::capture(&mut run, &cache::log("ik-changed")?)
     };
-    let (alone, ours) = (answer(None)?, answer(Some(library.as_path()))?);
-    if alone.stdout != ours.stdout {
-        return Err(format!("calls that go past us: {:?} instead of {:?}", ours.stdout, alone.stdout));
-    }
-    match program::our_lines(&ours.stderr).iter().find(|line| line.contains("nothing is packed")) {
-        Some(line) => println!("  linked with -Bsymbolic-functions: {line}"),
-        None if plan.steps_aside() => {}
-        None => return Err("calls go past this library, which did not say so".into()),
+    let alone = answer(None)?;
+    for packed in packed {
+        let ours = answer(Some(*packed))?;
+        if alone.stdout != ours.stdout {
+            return Err(format!("{what}: {:?} instead of {:?}", ours.stdout, alone.stdout));
+        }
+        match program::our_lines(&ours.stderr).iter().find(|line| line.contains(says)) {
+            Some(line) => println!("  {what}: {line}"),
+            None if plan.steps_aside() => {}
+            None => return Err(format!("{what}: this library does not say {says:?}")),
+        }
     }
     Ok(())
 }
@@ -184,7 +222,9 @@ pub fn harmless() -> Result<()> {
     let library = preload::ensure()?;
     let [llama, ik] = [Kind::Later, Kind::Ik].map(host::ensure);
     let (llama, ik) = (llama?, ik?);
+    let (host, model) = (ik.clone(), fetch::model(&Cache::open()?)?);
     let [llama, ik] = [llama.lib_dirs()[0].join("libggml.so"), ik.lib_dirs()[0].join("libggml.so")];
+    let [bystander, its_library, front] = bystanders(&host)?;
     let python = |library: &Path| {
         let mut command = Command::new("python3");
         command.args(["-c", LOCAL]).arg(library);
@@ -196,10 +236,18 @@ pub fn harmless() -> Result<()> {
         command
     };
     type Make<'a> = Box<dyn Fn() -> Command + 'a>;
-    let processes: [(&str, Make<'_>); 5] = [
+    let processes: [(&str, Make<'_>); 6] = [
         ("llama.cpp, loaded by Python", Box::new(|| python(&llama))),
         ("ik_llama.cpp, loaded by Python", Box::new(|| python(&ik))),
         ("Python", Box::new(|| program("python3", &["-c", "print(1)"]))),
+        (
+            "a program with functions of the same names",
+            Box::new(|| {
+                let mut command = Command::new(&bystander);
+                command.arg(&its_library);
+                command
+            }),
+        ),
         ("a shell", Box::new(|| program("sh", &["-c", "echo $((6 * 7))"]))),
         ("a compiler", Box::new(|| program("gcc", &["-xc", "-E", "/dev/null"]))),
     ];
@@ -228,7 +276,45 @@ pub fn harmless() -> Result<()> {
         }
     }
     println!("  preloaded into {}: nobody noticed", processes.map(|(what, _)| what).join(", "));
+    let answer = |preload: &[&Path]| {
+        let mut run = short_answer(&plan, &host.program("llama-cli"), &model)?;
+        plan.settings().apply(&mut run, false);
+        run.env("LD_PRELOAD", preload.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(":"));
+        let output = util::capture(&mut run, &cache::log("ik-front")?)?;
+        Ok::<_, String>((output.stdout, output.stderr.contains("many graphs")))
+    };
+    let without = answer(&[&front])?;
+    for both in [[front.as_path(), &library], [&library, &front]] {
+        let with = answer(&both)?;
+        if with.1 != without.1 || !with.1 || chat::garbage(&with.0).is_some() {
+            return Err(format!(
+                "preloaded with another library that counts graphs, {both:?}: {with:?}, alone {without:?}"
+            ));
+        }
+    }
+    println!("  preloaded before and behind another library that stands in front of ik_llama.cpp: both are called");
     Ok(())
+}
+
+/// A program, a library for it that has functions of the same names as ik_llama.cpp's, and a library that stands in front of
+/// ik_llama.cpp's as this one does.
+fn bystanders(host: &Host) -> Result<[PathBuf; 3]> {
+    let (tools, dir) = (util::repo().join("c_tests/tools"), host.build.join("bystanders"));
+    io("create", &dir, fs::create_dir_all(&dir))?;
+    let made = [
+        ("bystander.cpp", "bystander", &["-ldl"][..]),
+        ("bystander_library.cpp", "libbystander.so", &["-shared", "-fPIC"]),
+        ("bystander_front.c", "libfront.so", &["-shared", "-fPIC", "-ldl"]),
+    ];
+    let made = made.map(|(source, name, flags)| {
+        let to = dir.join(name);
+        let compiler = if source.ends_with(".c") { &host.compiler.cc } else { &host.compiler.cxx };
+        let mut compile = Command::new(compiler);
+        compile.args(["-O1", "-Wall", "-Wextra", "-Werror"]).arg(tools.join(source)).args(flags).arg("-o").arg(&to);
+        util::capture(&mut compile, &cache::log("bystanders")?).map(|_| to)
+    });
+    let [program, library, front] = made;
+    Ok([program?, library?, front?])
 }
 
 /// Several hosts in one process, each with a part of the program that calls this library's functions: llama.cpp and

@@ -119,7 +119,8 @@ const FORK_HELP: &str = "cargo xtask fork [--verify]
 
 Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor and asks this library by function
 who computes a node; builds it with the installed package, and with the module besides; lets a dense model and a mixture of
-experts answer in it. Before that, llama.cpp and ik_llama.cpp in one process.
+experts answer in it. Before that: several hosts in one process, hosts that were changed, and processes that are none, with the
+preloaded library.
 
   --verify  also mean KL divergence and perplexity, against ik_llama.cpp as it is";
 
@@ -198,6 +199,9 @@ fn by_function(verify: bool) -> Result<()> {
     if !ik::two_hosts()? {
         println!("  SKIPPED two hosts in one process: the package index does not serve ggml 0.20");
     }
+    ik::out_of_reach()?;
+    ik::other_arguments()?;
+    ik::harmless()?;
     fork::run()?;
     if verify { fork::judge() } else { Ok(()) }
 }

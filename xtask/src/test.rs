@@ -302,6 +302,7 @@ fn ik_step(options: &Options) -> Result<()> {
     ik::demo(true)?;
     ik::linked_statically()?;
     ik::out_of_reach()?;
+    ik::other_arguments()?;
     ik::harmless()?;
     if !ik::two_hosts()? {
         options.skip("two hosts in one process", "the package index does not serve ggml 0.20");

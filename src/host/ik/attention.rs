@@ -71,7 +71,7 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
         }
     };
     // Without a run there is nowhere to meet.
-    let Some(graph) = graph::attention(args.result as usize) else { return false };
+    let Some(graph) = graph::attention(args.result as usize, (args.ith, args.nth)) else { return false };
     let member = graph.team.all(index, count);
     if !op.work_size(count).is_some_and(|bytes| member.reserve(bytes)) {
         return false;

@@ -425,14 +425,18 @@ pub fn call(
     Call::Compute { team: &graph.team, place, node, op }
 }
 
-/// The graph in which attention is computed whose result lies at `result`.
-pub fn attention(result: usize) -> Option<&'static Graph> {
-    if is_idle() {
+/// The graph in which attention is computed whose result lies at `result`, by thread `ith` of `nth`. `None` if these numbers are
+/// not those of the run's threads: then they are something else in this host's version.
+pub fn attention(result: usize, (ith, nth): (c_int, c_int)) -> Option<&'static Graph> {
+    if is_idle() || !(0..nth).contains(&ith) {
         return None;
     }
     let (graph, run, index, _) = find(|n| n.kernel == Kernel::Attention && n.result == result)?;
     let at = CURSOR.get();
     let threads = if run == at.run { at.threads } else { 0 };
+    if nth as usize != if threads > 0 { threads } else { graph.team.threads() } {
+        return None;
+    }
     CURSOR.set(Cursor { graph: Some(graph), run, node: index + 1, computed: None, threads });
     Some(graph)
 }

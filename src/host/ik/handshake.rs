@@ -7,7 +7,7 @@
 use crate::process::Once;
 use std::cell::Cell;
 
-use libc::c_void;
+use libc::{c_int, c_long, c_void};
 
 use super::abi::RawBackend;
 use super::{Flavour, IkHost, Tensor, caught, place};
@@ -15,6 +15,7 @@ use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
 use crate::host::discover::in_context;
+use crate::host::peek;
 use crate::host::symbols::host_symbols;
 use crate::host::tensor::RawTensor;
 use crate::info;
@@ -59,11 +60,17 @@ const NODES: [&str; 5] = [
 
 /// What is seen of a graph.
 #[derive(Clone, Copy)]
-struct Seen {
+pub struct Seen {
     /// Bits of [`Step`].
     steps: u32,
+    /// Those of them whose arguments were not as they are known.
+    other: u32,
+    /// Its address; 0: there is none.
+    graph: usize,
     /// Its nodes.
     nodes: [*const RawTensor; NODES.len()],
+    /// Where their one or two matrices of weights lie, and their results.
+    places: [[usize; 3]; NODES.len()],
     /// Bits of those that the host asked about.
     asked: u32,
     /// Whether it did so with parameters as they are known.
@@ -71,7 +78,37 @@ struct Seen {
 }
 
 impl Seen {
-    const NONE: Self = Self { steps: 0, nodes: [std::ptr::null(); NODES.len()], asked: 0, params_known: true };
+    const NONE: Self = Self {
+        steps: 0,
+        other: 0,
+        graph: 0,
+        nodes: [std::ptr::null(); NODES.len()],
+        places: [[0; 3]; NODES.len()],
+        asked: 0,
+        params_known: true,
+    };
+
+    /// Whether this is the graph.
+    pub fn is(&self, graph: *const c_void) -> bool {
+        self.graph == graph as usize
+    }
+
+    /// Whether a kernel's arguments fit a node: where weights (twice the same, if it has one matrix) and results lie, what the
+    /// weights are, and a share of the rows.
+    pub fn fits(
+        &self,
+        weights: [*const c_void; 2],
+        result: *const f32,
+        (nx, ne00, stride, ty): (c_long, c_long, c_long, c_int),
+        (ith, nth): (c_int, c_int),
+    ) -> bool {
+        let place = [weights[0] as usize, weights[1] as usize, result as usize];
+        self.places.contains(&place)
+            && [nx, ne00, stride] == [SIDE as c_long, SIDE as c_long, (SIDE / 32 * 18) as c_long]
+            && ty == WeightType::Q4_0 as c_int
+            && (0..nth).contains(&ith)
+            && nth <= SIDE as c_int
+    }
 }
 
 thread_local! {
@@ -79,39 +116,91 @@ thread_local! {
     static SEEN: Cell<Seen> = const { Cell::new(Seen::NONE) };
 }
 
-/// Notes that one of our functions was called.
-pub fn note(step: Step) {
-    let seen = SEEN.get();
-    SEEN.set(Seen { steps: seen.steps | step as u32, ..seen });
+/// Notes that one of our functions was called, if this is inside the handshake; `is_known` is asked about its arguments.
+#[inline]
+pub fn note(step: Step, is_known: impl FnOnce(&Seen) -> bool) {
+    if is_running() {
+        let seen = SEEN.get();
+        let other = if is_known(&seen) { 0 } else { step as u32 };
+        SEEN.set(Seen { steps: seen.steps | step as u32, other: seen.other | other, ..seen });
+    }
+}
+
+/// Whether this thread is inside the handshake.
+pub fn is_running() -> bool {
+    SEEN.with(|seen| {
+        // SAFETY: only read, and by this thread, which is not writing.
+        unsafe { (*seen.as_ptr()).graph != 0 }
+    })
 }
 
 /// Notes that the host asked about a node.
 pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
     let seen = SEEN.get();
     if let Some(number) = seen.nodes.iter().position(|at| std::ptr::eq(*at, node.address())) {
+        // What the threads share knows the graph; a work buffer does not.
+        let knows_graph = |at: *mut c_void| (0..8).any(|i| peek::word(at as usize + 8 * i) == Some(seen.graph));
         // The graph has one thread, and needs a work buffer.
         let known = (params.ith, params.nth) == (0, 1)
             && (1..1 << 30).contains(&params.wsize)
-            && !params.wdata.is_null()
-            && !params.threadpool.is_null();
+            && peek::word(params.wdata as usize).is_some()
+            && !knows_graph(params.wdata)
+            && knows_graph(params.threadpool);
         SEEN.set(Seen { asked: seen.asked | 1 << number, params_known: seen.params_known && known, ..seen });
     }
 }
 
 /// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
 pub fn is_done(host: &'static IkHost) -> bool {
-    static DONE: Once<bool> = Once::new();
-    let _until_it_is_there = log::hold();
-    *DONE.get_or_init(|| match caught(|| shake(host)) {
-        Ok(()) => true,
-        Err(why) => {
-            info!("nothing is packed: {why}");
+    let outcome = outcome(host);
+    if let Err(why) = outcome {
+        static SAID: Once<()> = Once::new();
+        SAID.get_or_init(|| info!("nothing is packed: {}", why.text));
+    }
+    outcome.is_ok()
+}
+
+/// Whether what the host calls may be computed here. Weights in place do no harm to a host whose calls go past this library, or
+/// that cannot be tried; but one that calls with other arguments than are known would be misunderstood.
+pub fn is_understood(host: &'static IkHost) -> bool {
+    match outcome(host) {
+        Err(why) if why.is_misunderstood => {
+            static SAID: Once<()> = Once::new();
+            SAID.get_or_init(|| info!("not used: {}", why.text));
             false
         }
+        _ => true,
+    }
+}
+
+/// Why there is no handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal {
+    text: String,
+    /// Whether arguments were not as they are known.
+    is_misunderstood: bool,
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self { text, is_misunderstood: false }
+    }
+}
+
+fn outcome(host: &'static IkHost) -> &'static Result<(), Refusal> {
+    static DONE: Once<Result<(), Refusal>> = Once::new();
+    let _until_it_is_there = log::hold();
+    DONE.get_or_init(|| {
+        let mut verdict = Ok(());
+        caught(|| {
+            verdict = shake(host)?;
+            Ok(())
+        })?;
+        verdict
     })
 }
 
-fn shake(host: &'static IkHost) -> Result<(), String> {
+fn shake(host: &'static IkHost) -> Result<Result<(), Refusal>, String> {
     let computing = Computing::find(Flavour::Ik)?;
     // SAFETY: the host's functions; the context is alive while the graph is computed.
     unsafe { in_context(&host.symbols, |context| compute(host, &computing, context)) }
@@ -120,13 +209,17 @@ fn shake(host: &'static IkHost) -> Result<(), String> {
 /// Rows and weights per row of all matrices: what every kernel of the host takes.
 const SIDE: usize = 64;
 /// Rows of activations of the plain product. Many, for some hosts ask for too small a work buffer for those with gates.
-const ROWS: usize = 80;
+pub const ROWS: usize = 80;
 /// Bytes of the data of any of the tensors.
 const ROOM: usize = SIDE * ROWS * 4;
 
 /// # Safety
 /// `context` must be a live context of the host.
-unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_void) -> Result<(), String> {
+unsafe fn compute(
+    host: &'static IkHost,
+    computing: &Computing,
+    context: *mut c_void,
+) -> Result<Result<(), Refusal>, String> {
     let (symbols, side) = (&host.symbols, SIDE as i64);
     let mut memory: Vec<Vec<u64>> = Vec::new();
     // Zeros are weights, floats and numbers of experts.
@@ -174,7 +267,11 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
             return Err("the host gave no CPU backend".to_string());
         }
         (computing.ggml_backend_cpu_set_n_threads)(backend, 1);
-        let before = SEEN.replace(Seen { nodes: nodes.map(<*mut RawTensor>::cast_const), ..Seen::NONE });
+        let at = |tensor| host.tensor(tensor).map_or(0, |tensor| tensor.data() as usize);
+        let weights = [[up; 2], [ours; 2], [up; 2], [up, gate], [up, gate]];
+        let places = std::array::from_fn(|i| [at(weights[i][0]), at(weights[i][1]), at(nodes[i])]);
+        let nodes = nodes.map(<*mut RawTensor>::cast_const);
+        let before = SEEN.replace(Seen { graph: graph as usize, nodes, places, ..Seen::NONE });
         let status = (computing.ggml_backend_graph_compute)(backend, graph);
         let seen = SEEN.replace(before);
         (computing.ggml_backend_free)(backend);
@@ -184,13 +281,17 @@ unsafe fn compute(host: &'static IkHost, computing: &Computing, context: *mut c_
         if status != 0 {
             return Err(format!("the host computed a small graph with status {status}"));
         }
-        seen.verdict()
+        Ok(seen.verdict())
     }
 }
 
 impl Seen {
-    /// Whether one of both ways is whole.
-    fn verdict(&self) -> Result<(), String> {
+    /// Whether one of both ways is whole, and all that was seen is known.
+    fn verdict(&self) -> Result<(), Refusal> {
+        if let Some((_, name)) = STEPS.iter().find(|(step, _)| self.other & *step as u32 != 0) {
+            let text = format!("this host calls {name} with other arguments than are known");
+            return Err(Refusal { text, is_misunderstood: true });
+        }
         let past = STEPS.iter().filter(|(step, _)| self.steps & *step as u32 == 0).map(|(_, name)| *name);
         let past: Vec<&str> = past.collect();
         let unasked = NODES.iter().enumerate().filter(|(i, _)| self.asked & 1 << i == 0).map(|(_, name)| *name);
@@ -199,13 +300,14 @@ impl Seen {
             (true, _) => Ok(()),
             (_, true) if self.params_known => Ok(()),
             (_, true) => {
-                Err("the parameters of ggml_backend_amx_compute_forward are not as they are known".to_string())
+                let text = "the parameters of ggml_backend_amx_compute_forward are not as they are known".to_string();
+                Err(Refusal { text, is_misunderstood: true })
             }
-            _ if self.asked == 0 => Err(format!("this host calls {} past this library", past.join(", "))),
-            _ => Err(format!(
-                "this host computes {} without asking ggml_backend_amx_compute_forward",
-                unasked.join(", ")
-            )),
+            _ if self.asked == 0 => Err(format!("this host calls {} past this library", past.join(", ")).into()),
+            _ => {
+                let unasked = unasked.join(", ");
+                Err(format!("this host computes {unasked} without asking ggml_backend_amx_compute_forward").into())
+            }
         }
     }
 }
@@ -220,9 +322,11 @@ mod tests {
         assert_eq!(seen(15, 0).verdict(), Ok(()));
         assert_eq!(seen(0, 31).verdict(), Ok(()));
         assert_eq!(seen(15, 3).verdict(), Ok(()));
-        assert!(seen(13, 0).verdict().unwrap_err().contains("calls iqk_mul_mat_4d past"));
-        assert!(seen(1, 29).verdict().unwrap_err().contains("computes MUL_MAT that follows another"));
-        let other = Seen { params_known: false, ..seen(0, 31) };
-        assert!(other.verdict().unwrap_err().contains("parameters"));
+        assert!(seen(13, 0).verdict().unwrap_err().text.contains("calls iqk_mul_mat_4d past"));
+        assert!(seen(1, 29).verdict().unwrap_err().text.contains("computes MUL_MAT that follows another"));
+        let other = Seen { params_known: false, ..seen(0, 31) }.verdict().unwrap_err();
+        assert!(other.text.contains("parameters") && other.is_misunderstood);
+        let other = Seen { other: 4, ..seen(15, 0) }.verdict().unwrap_err();
+        assert!(other.text.contains("iqk_mul_mat_moe with other arguments") && other.is_misunderstood);
     }
 }

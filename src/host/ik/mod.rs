@@ -19,7 +19,7 @@ pub mod abi;
 pub mod attention;
 mod found;
 mod graph;
-mod handshake;
+pub mod handshake;
 mod openmp;
 pub mod place;
 mod product;

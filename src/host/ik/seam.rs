@@ -111,7 +111,6 @@ pub(super) fn together(
 /// # Safety
 /// As for the host's function.
 pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> Option<bool> {
-    handshake::note(Step::MulMat);
     // Products of the same activations come one after the other, with activations that were quantised for the first.
     let follows = args.type_b != TYPE_F32;
     let (kernel, fits) = (Kernel::MulMat, |n: &Node| n.rows == args.ny as usize);
@@ -233,7 +232,6 @@ pub unsafe fn mul_mat_moe(
     threads: Threads,
     real: impl Fn(*const c_void, Block, Threads) -> bool,
 ) -> Option<bool> {
-    handshake::note(Step::Experts);
     // SAFETY: promised by the caller.
     if let Some(done) = unsafe { compute(Kernel::Experts, c, a, threads, false, |_| true) } {
         return Some(done);
@@ -255,7 +253,6 @@ pub unsafe fn fused_up_gate(
     threads: Threads,
     real: impl Fn([*const c_void; 2], Block, Threads) -> bool,
 ) -> Option<bool> {
-    handshake::note(Step::Gated);
     // SAFETY: promised by the caller.
     if let Some(done) = unsafe { compute(Kernel::Gated, c, up, threads, false, |_| true) } {
         return Some(done);
@@ -274,13 +271,17 @@ pub unsafe fn fused_up_gate(
 /// `graph` must be a graph of the host's, `plan` its plan.
 pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl Fn() -> c_int) -> c_int {
     let Some(host) = IkHost::get() else { return real() };
-    handshake::note(Step::Graph);
     // SAFETY: promised by the caller.
-    let (nodes, threads): (&[*mut RawTensor], _) = unsafe {
+    let threads = unsafe { plan.as_ref() }.map_or(1, |plan| plan.n_threads);
+    handshake::note(Step::Graph, |seen| seen.is(graph) && threads == 1);
+    if !handshake::is_running() && !handshake::is_understood(host) {
+        return real();
+    }
+    // SAFETY: promised by the caller.
+    let nodes: &[*mut RawTensor] = unsafe {
         let count = usize::try_from((host.symbols.ggml_graph_n_nodes)(graph)).unwrap_or(0);
         let nodes = (host.ik.ggml_graph_nodes)(graph);
-        let nodes = if nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, count) };
-        (nodes, plan.as_ref().map_or(1, |plan| plan.n_threads))
+        if nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, count) }
     };
     // SAFETY: nodes of a graph are live tensors.
     let nodes = || nodes.iter().filter_map(|node| unsafe { host.tensor(*node) });

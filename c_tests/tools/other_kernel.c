@@ -1,0 +1,26 @@
+// A later ik_llama.cpp's kernel, which has one more argument than is known, in the midst of the others.
+
+#include <stdbool.h>
+
+#define BEFORE \
+    long nx, long ny, long ne00, long ne02, long ne03, long ne12, long ne13, long nb02, long nb03, long nb12, long nb13, \
+        long nb2, long nb3
+#define BEHIND \
+    int type_a, const void * a, long stride_a, int type_b, const void * b, long stride_b, float * c, long stride_c, int ith, \
+        int nth
+
+// The kernel as it is known, and what calls that now.
+bool known_kernel(BEFORE, BEHIND);
+__attribute__((visibility("hidden"))) bool calls_kernel(BEFORE, BEHIND);
+
+bool iqk_mul_mat_4d(BEFORE, long nb00, BEHIND);
+
+bool iqk_mul_mat_4d(BEFORE, long nb00, BEHIND) {
+    return nb00 == 4711 && known_kernel(nx, ny, ne00, ne02, ne03, ne12, ne13, nb02, nb03, nb12, nb13, nb2, nb3, type_a, a,
+                                        stride_a, type_b, b, stride_b, c, stride_c, ith, nth);
+}
+
+bool calls_kernel(BEFORE, BEHIND) {
+    return iqk_mul_mat_4d(nx, ny, ne00, ne02, ne03, ne12, ne13, nb02, nb03, nb12, nb13, nb2, nb3, 4711, type_a, a, stride_a,
+                          type_b, b, stride_b, c, stride_c, ith, nth);
+}
