@@ -70,7 +70,7 @@ host_symbols! {
     ggml_backend_cpu_buffer_type: unsafe extern "C-unwind" fn() -> *mut RawBufferType;
     ggml_backend_supports_buft: unsafe extern "C-unwind" fn(*mut RawBackend, *mut RawBufferType) -> bool;
     ggml_backend_register: unsafe extern "C-unwind" fn(
-        *const c_char, unsafe extern "C" fn(*const c_char, *mut c_void) -> *mut RawBackend, *mut RawBufferType,
+        *const c_char, unsafe extern "C-unwind" fn(*const c_char, *mut c_void) -> *mut RawBackend, *mut RawBufferType,
         *mut c_void);
 }
 

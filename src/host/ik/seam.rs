@@ -5,13 +5,14 @@ use libc::{c_char, c_int, c_long, c_void};
 
 use super::abi::{IkPlan, RawBackend};
 use super::graph::{self, Beginning, Call, Kernel, Node};
-use super::handshake::{self, Step};
+use super::handshake::{self, Computing, Step};
 use super::team::{Member, Place};
 use super::{IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, place, product};
 use crate::buffer::held;
 use crate::cpu;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
+use crate::host::Flavour;
 use crate::host::abi::TYPE_F32;
 use crate::matmul::{Op, Settings, Thread};
 use crate::panel::weights::Shape;
@@ -395,7 +396,12 @@ pub fn register(count: impl Fn() -> usize) -> usize {
         DONE.get_or_init(|| {
             // SAFETY: the host's function; name and buffer type live for ever.
             unsafe {
-                (host.ik.ggml_backend_register)(c"AMX".as_ptr(), no_backend, place::buffer_type(), std::ptr::null_mut())
+                (host.ik.ggml_backend_register)(
+                    c"AMX".as_ptr(),
+                    cpu_backend,
+                    place::buffer_type(),
+                    std::ptr::null_mut(),
+                )
             }
         });
         return count();
@@ -403,9 +409,15 @@ pub fn register(count: impl Fn() -> usize) -> usize {
     before
 }
 
-/// There is no backend of that name, only a buffer type.
-unsafe extern "C" fn no_backend(_: *const c_char, _: *mut c_void) -> *mut RawBackend {
-    std::ptr::null_mut()
+/// There is no backend of that name, only a buffer type; who wants one gets that of the CPU, which computes with it.
+unsafe extern "C-unwind" fn cpu_backend(_: *const c_char, _: *mut c_void) -> *mut RawBackend {
+    let Ok(computing) = Computing::find(Flavour::Ik) else { return std::ptr::null_mut() };
+    // SAFETY: the host's function without arguments; what it made is widened once, if that was not done on the way.
+    unsafe {
+        let backend = (computing.ggml_backend_cpu_init)();
+        widen_cpu_backend(backend);
+        backend
+    }
 }
 
 /// Around `ggml_backend_tensor_alloc`.
