@@ -189,7 +189,7 @@ pub fn ensure(with_module: bool) -> Result<Host> {
     configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
     if with_module {
         let module = prefix.join("lib/cmake/ggml-amx/llama-host.cmake");
-        configure.arg(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display()));
+        configure.arg(format!("-DCMAKE_PROJECT_INCLUDE={}", module.display()));
     }
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-{name}"))?)?;
     let mut make = host::cmake(&tools);

@@ -139,7 +139,7 @@ impl Kind {
             flags.extend(["TOOLS", "COMMON", "APP"].map(|what| format!("-DLLAMA_BUILD_{what}=OFF")));
         }
         if self.is_ours() {
-            flags.push(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module().display()));
+            flags.push(format!("-DCMAKE_PROJECT_INCLUDE={}", module().display()));
         }
         if matches!(self, Self::Static | Self::Dl) {
             flags.push("-DGGML_NATIVE=OFF".into());

@@ -365,7 +365,7 @@ fn copy(name: &str, edits: &[Edit]) -> Result<Made> {
     let copy = Copy::new(&cache, &format!("ik-sources-{name}"), &pinned, edits, Some("ggml_tensor\\|GGML_MAX_SRC"))?;
     let mut configure = copy.configure(&tools, &compiler);
     let module = util::repo().join("cmake/llama-host.cmake");
-    configure.arg(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display()));
+    configure.arg(format!("-DCMAKE_PROJECT_INCLUDE={}", module.display()));
     configure.arg(format!("-DGGML_AMX_LIBRARY={}", library.display()));
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-ik-sources-{name}"))?)?;
     let mut make = host::cmake(&tools);
