@@ -122,6 +122,7 @@ function(ggml_amx_unknown_signatures TARGET CHECKS SOURCE FOLDERS ALSO_SOURCE AR
     ggml_amx_configurations(configs)
     foreach(config IN LISTS configs)
         ggml_amx_flags(${TARGET} CXX "${config}" CMAKE_CXX_FLAGS)
+        string(GENEX_STRIP "${CMAKE_CXX_FLAGS}" CMAKE_CXX_FLAGS) # a variable cannot have them
         get_property(done GLOBAL PROPERTY ggml_amx_checked)
         string(SHA1 this "${config} ${SOURCE} ${CHECKS} ${CMAKE_CXX_STANDARD} ${CMAKE_CXX_EXTENSIONS} ${CMAKE_CXX_FLAGS} ${key}")
         if(this IN_LIST done)
@@ -171,7 +172,9 @@ function(ggml_amx_depend_on_headers LOG)
     list(FILTER lines EXCLUDE REGEX "^/usr/|/lib/(gcc|clang)/")
     foreach(header IN LISTS lines)
         cmake_path(NORMAL_PATH header) # ninja wants one spelling for one file
-        ggml_amx_depend_on("${header}")
+        if(EXISTS "${header}") # not read wrongly
+            ggml_amx_depend_on("${header}")
+        endif()
     endforeach()
 endfunction()
 

@@ -171,9 +171,12 @@ pub fn package(cache: &Cache, tools: &Path, compiler: &Compiler) -> Result<PathB
     make.arg("--build").arg(&build);
     let mut install = host::cmake(tools);
     install.arg("--install").arg(&build).arg("--prefix").arg(&prefix);
-    for (mut command, log) in [(configure, "fork-package"), (make, "fork-package"), (install, "fork-package")] {
-        util::capture(&mut command, &cache::log(log)?)?;
-    }
+    let log = cache::log("fork-package")?;
+    util::capture(&mut configure, &log)?;
+    util::capture(&mut make, &log)?;
+    // What was installed once and is no more must not be found. Files keep their times: nothing is built again for that.
+    cache::remove(&prefix)?;
+    util::capture(&mut install, &log)?;
     Ok(prefix)
 }
 
