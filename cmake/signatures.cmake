@@ -97,6 +97,8 @@ function(ggml_amx_unknown_signatures TARGET CHECKS SOURCE FOLDERS ALSO_SOURCE AR
     set(sources "${checks}")
     if(ALSO_SOURCE)
         list(APPEND sources "${SOURCE}")
+        cmake_path(NORMAL_PATH SOURCE OUTPUT_VARIABLE changing)
+        ggml_amx_depend_on("${changing}")
         file(APPEND "${settings}"
              "set_source_files_properties([==[${SOURCE}]==] PROPERTIES COMPILE_OPTIONS [==[-include;${macros}]==])\n")
     endif()

@@ -312,12 +312,13 @@ pub fn other_version(cache: &Cache, package: &Package, newest: &Newest) -> Resul
 
 /// The directory of the Node package's libraries; `None` if the package index does not serve it.
 pub fn node(cache: &Cache) -> Result<Option<PathBuf>> {
-    let whole = cache.path("src/node-llama-cpp");
+    let name = format!("src/node-llama-cpp-{}", NODE.version());
+    let whole = cache.path(&name);
     if whole.exists() {
         return Ok(Some(whole));
     }
     let Some(archive) = download_if_served(cache, &NODE)? else { return Ok(None) };
-    let unpacked = cache.once("src/node-llama-cpp", |to| {
+    let unpacked = cache.once(&name, |to| {
         io("create", to, fs::create_dir_all(to))?;
         check_sha256(&archive, NODE.sha256)?;
         let mut tar = Command::new("tar");
