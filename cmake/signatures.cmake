@@ -51,7 +51,7 @@ endfunction()
 # types apart: instruction sets do not, and plug-ins for each CPU generation differ in nothing else.
 function(ggml_amx_write_settings TARGET SOURCE FILE OUT)
     get_target_property(dir ${TARGET} SOURCE_DIR)
-    set(text "")
+    set(text "set(CMAKE_CXX_SCAN_FOR_MODULES OFF)\n")
     set(key "")
     foreach(property IN ITEMS COMPILE_DEFINITIONS COMPILE_OPTIONS INCLUDE_DIRECTORIES)
         ggml_amx_used(${TARGET} ${property} values)
