@@ -5,6 +5,12 @@
 # OUT is set to, below TARGET_DIR. It runs at every build because only cargo knows what has changed.
 function(ggml_amx_add_cargo_build NAME TARGET_DIR OUT)
     cmake_path(GET CMAKE_CURRENT_FUNCTION_LIST_DIR PARENT_PATH repo)
+    if(TARGET ${NAME})
+        # This project is a subdirectory of the same build.
+        get_target_property(dir ${NAME} GGML_AMX_DIR)
+        set(${OUT} "${dir}" PARENT_SCOPE)
+        return()
+    endif()
 
     if(CMAKE_CROSSCOMPILING)
         message(FATAL_ERROR "ggml-amx: building the library while cross-compiling is not supported; "
@@ -40,5 +46,6 @@ function(ggml_amx_add_cargo_build NAME TARGET_DIR OUT)
         WORKING_DIRECTORY "${repo}"
         COMMENT "ggml-amx: cargo build --release"
         USES_TERMINAL VERBATIM)
+    set_target_properties(${NAME} PROPERTIES GGML_AMX_DIR "${dir}")
     set(${OUT} "${dir}" PARENT_SCOPE)
 endfunction()

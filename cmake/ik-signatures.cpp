@@ -37,7 +37,3 @@ KNOWN(ggml_backend_tensor_alloc, void(ggml_backend_buffer_t, struct ggml_tensor 
       enum ggml_status(ggml_backend_buffer_t, struct ggml_tensor *, void *));
 KNOWN(ggml_backend_alloc_ctx_tensors_from_buft,
       struct ggml_backend_buffer *(struct ggml_context *, ggml_backend_buffer_type_t));
-
-int main() {
-    return 0;
-}

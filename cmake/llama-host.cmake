@@ -1,11 +1,15 @@
 # Puts ggml-amx in the place of the C++ AMX code of an unedited llama.cpp (or ggml) tree, or into an
 # unedited ik_llama.cpp tree (ik-host.cmake):
 #
-#   cmake -S llama.cpp -B build -DCMAKE_PROJECT_TOP_LEVEL_INCLUDES=/path/to/llama-host.cmake
+#   cmake -S llama.cpp -B build -DCMAKE_PROJECT_INCLUDE=/path/to/llama-host.cmake
 #
-# (CMake 3.20 to 3.23 ignore that option: use -DCMAKE_PROJECT_INCLUDE=, which does the same here), or include(/path/to/llama-host.cmake) in a project that adds one of them as a subdirectory.
+# (or CMAKE_PROJECT_TOP_LEVEL_INCLUDES, from CMake 3.24 on), or include(/path/to/llama-host.cmake) in a
+# project that adds one of them as a subdirectory.
 # Nothing happens before the end of the top-level CMakeLists.txt, when all targets are known.
 
+if(CMAKE_VERSION VERSION_LESS 3.20)
+    message(FATAL_ERROR "ggml-amx: needs CMake 3.20 or newer, this is ${CMAKE_VERSION}")
+endif()
 include_guard(GLOBAL)
 cmake_policy(PUSH)
 cmake_policy(VERSION 3.20...3.31)
@@ -19,6 +23,18 @@ set(GGML_AMX_LIBRARY "" CACHE FILEPATH
 
 option(GGML_AMX_REQUIRED "End the configure if the tree is one that ggml-amx cannot be put into" OFF)
 
+# The C++ name that ggml-cpu.cpp calls.
+set_property(GLOBAL PROPERTY ggml_amx_entry _Z28ggml_backend_amx_buffer_typev)
+
+# Leaves the tree as it is, and says why; ends the configure if that was asked for.
+function(ggml_amx_decline WHY)
+    if(GGML_AMX_REQUIRED)
+        message(FATAL_ERROR "ggml-amx: ${WHY}")
+    endif()
+    message(WARNING "ggml-amx: ${WHY}. The tree is left as it is, with its own AMX code; "
+                    "-DGGML_AMX_REQUIRED=ON would end here")
+endfunction()
+
 # All targets built below the directory DIR: ggml may be any number of add_subdirectory() deep.
 function(ggml_amx_targets_below DIR OUT)
     get_property(targets DIRECTORY "${DIR}" PROPERTY BUILDSYSTEM_TARGETS)
@@ -30,8 +46,8 @@ function(ggml_amx_targets_below DIR OUT)
     set(${OUT} "${targets}" PARENT_SCOPE)
 endfunction()
 
-# The library to link (LIBRARY), its header (HEADER) and the targets that make it (DEPENDS).
-function(ggml_amx_locate LIBRARY HEADER DEPENDS)
+# The library to link (LIBRARY), which has the function ENTRY, its header (HEADER) and the targets that make it (DEPENDS).
+function(ggml_amx_locate ENTRY LIBRARY HEADER DEPENDS)
     set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
     cmake_path(GET here PARENT_PATH repo)
     set(depends "")
@@ -58,24 +74,57 @@ function(ggml_amx_locate LIBRARY HEADER DEPENDS)
         elseif(NOT library MATCHES "\\.(a|so[.0-9]*)$")
             message(FATAL_ERROR "ggml-amx: GGML_AMX_LIBRARY=${library} is neither a .a nor a .so")
         endif()
+        # Both kinds begin with their names.
+        file(STRINGS "${library}" found LIMIT_COUNT 1 REGEX "${ENTRY}")
+        if(NOT found)
+            message(FATAL_ERROR "ggml-amx: GGML_AMX_LIBRARY=${library} is no library of ggml-amx: it has no ${ENTRY}")
+        endif()
     endif()
     set(${LIBRARY} "${library}" PARENT_SCOPE)
     set(${HEADER} "${header}" PARENT_SCOPE)
     set(${DEPENDS} "${depends}" PARENT_SCOPE)
 endfunction()
 
-# Sets OUT to the sources that are not found in a ggml-cpu target, or to nothing.
-function(ggml_amx_missing_sources TARGET OUT)
+# Sets OUT to what is not known of a ggml-cpu target, or to nothing.
+function(ggml_amx_unknown_in TARGET OUT)
     get_target_property(sources ${TARGET} SOURCES)
+    get_target_property(dir ${TARGET} SOURCE_DIR)
     set(missing "")
-    foreach(file IN ITEMS ggml-cpu amx/amx amx/mmq)
+    foreach(file IN ITEMS amx/mmq amx/amx ggml-cpu)
         set(found "${sources}")
         list(FILTER found INCLUDE REGEX "(^|/)ggml-cpu/${file}\\.cpp$")
+        list(REMOVE_ITEM sources ${found})
         if(NOT found)
-            list(APPEND missing "ggml-cpu/${file}.cpp")
+            list(PREPEND missing "ggml-cpu/${file}.cpp")
         endif()
     endforeach()
-    set(${OUT} "${missing}" PARENT_SCOPE)
+    if(missing)
+        list(JOIN missing ", " missing)
+        set(${OUT} "target ${TARGET} has no source ${missing}" PARENT_SCOPE)
+        return()
+    endif()
+    set(entry "${found}")
+    cmake_path(ABSOLUTE_PATH entry BASE_DIRECTORY "${dir}")
+    # The others must not need what is taken out.
+    foreach(source IN LISTS sources)
+        if(source MATCHES "(^|/)ggml-cpu/amx/[^/]*\\.(c|cc|cpp|cxx)$")
+            set(${OUT} "target ${TARGET} has a source ${source}" PARENT_SCOPE)
+            return()
+        endif()
+        cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY "${dir}" OUTPUT_VARIABLE path)
+        if(NOT EXISTS "${path}" OR source MATCHES "(^|/)amx/")
+            continue()
+        endif()
+        file(STRINGS "${path}" found LIMIT_COUNT 1 REGEX "^ *# *include *[\"<]([^\">]*/)?amx/")
+        if(found)
+            set(${OUT} "${source} of target ${TARGET} uses its AMX code too" PARENT_SCOPE)
+            return()
+        endif()
+    endforeach()
+    cmake_path(GET entry PARENT_PATH ggml_cpu)
+    ggml_amx_unknown_signatures(${TARGET} llama-signatures.cpp "${entry}"
+        "${ggml_cpu}/..;${ggml_cpu}/../../include" TRUE "${CMAKE_BINARY_DIR}/ggml-amx-signatures/llama.a" unknown)
+    set(${OUT} "${unknown}" PARENT_SCOPE)
 endfunction()
 
 # Swaps the AMX code of one ggml-cpu target; LINK is an object file or an imported shared library.
@@ -111,14 +160,14 @@ function(ggml_amx_into_host)
     # The pointer size is unknown here if only a subdirectory enables a language.
     if(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux" OR "${CMAKE_SIZEOF_VOID_P}" EQUAL 4
        OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
-        message(WARNING "ggml-amx: works on 64-bit x86 Linux only; this build for "
-                        "${CMAKE_SYSTEM_NAME} ${CMAKE_SYSTEM_PROCESSOR} is left as it is")
+        ggml_amx_decline("works on 64-bit x86 Linux only, and this build is for ${CMAKE_SYSTEM_NAME} ${CMAKE_SYSTEM_PROCESSOR}")
         return()
     endif()
 
     ggml_amx_targets_below("${CMAKE_SOURCE_DIR}" targets)
     set(cpu_targets "")
     set(ik_targets "")
+    set(others "")
     foreach(target IN LISTS targets)
         get_target_property(type ${target} TYPE)
         get_target_property(sources ${target} SOURCES)
@@ -126,45 +175,38 @@ function(ggml_amx_into_host)
             list(APPEND ik_targets ${target})
         elseif(target MATCHES "^ggml-cpu(-|$)" AND type MATCHES "^(STATIC|SHARED|MODULE)_LIBRARY$")
             list(APPEND cpu_targets ${target})
+        elseif("${sources}" MATCHES "(^|[/;])ggml-cpu/ggml-cpu\\.cpp(;|$)")
+            string(APPEND others " (target ${target} is one with its sources, of type ${type})")
         endif()
     endforeach()
     if(NOT cpu_targets AND NOT ik_targets)
-        message(FATAL_ERROR "ggml-amx: looked for a library target named ggml-cpu or ggml-cpu-<variant> in "
-                            "${CMAKE_SOURCE_DIR} and all its subdirectories, or one with the iqk sources "
-                            "of ik_llama.cpp, and found none. Is this a llama.cpp, ik_llama.cpp or ggml tree, "
-                            "with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF?")
+        ggml_amx_decline("looked for a library target named ggml-cpu or ggml-cpu-<variant> in ${CMAKE_SOURCE_DIR} and \
+all its subdirectories, or one with the iqk sources of ik_llama.cpp, and found none${others}. Known are llama.cpp, \
+ik_llama.cpp and ggml trees with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF")
+        return()
+    endif()
+    if(ik_targets)
+        if(cpu_targets)
+            list(JOIN cpu_targets " " names)
+            ggml_amx_decline("of two hosts in one project only ik_llama.cpp is served, not ${names}")
+        endif()
+        ggml_amx_locate(__wrap_iqk_mul_mat_4d library header depends)
+        ggml_amx_wrap_ik("${ik_targets}" "${library}" "${header}" "${depends}")
+        return()
     endif()
 
     # All of them before the first is changed.
     foreach(target IN LISTS cpu_targets)
-        ggml_amx_missing_sources(${target} missing)
-        set(unknown "")
-        if(missing)
-            list(JOIN missing ", " missing)
-            set(unknown "target ${target} has no source ${missing}")
-        else()
-            get_target_property(dir ${target} SOURCE_DIR)
-            ggml_amx_unknown_signatures(llama-signatures.cpp "${dir};${dir}/ggml-cpu;${dir}/../include" unknown)
-        endif()
+        ggml_amx_unknown_in(${target} unknown)
         if(unknown)
-            set(unknown "ggml-amx: do not know this version of ggml: ${unknown}")
-            if(GGML_AMX_REQUIRED)
-                message(FATAL_ERROR "${unknown}")
-            endif()
-            message(WARNING "${unknown}. The tree is left as it is, with its own AMX code; "
-                            "-DGGML_AMX_REQUIRED=ON would end here")
+            ggml_amx_decline("do not know this version of ggml: ${unknown}")
             return()
         endif()
     endforeach()
 
-    ggml_amx_locate(library header depends)
-    if(ik_targets)
-        ggml_amx_wrap_ik("${ik_targets}" "${library}" "${header}" "${depends}")
-        return()
-    endif()
+    get_property(entry GLOBAL PROPERTY ggml_amx_entry)
+    ggml_amx_locate(${entry} library header depends)
     if(library MATCHES "\\.a$")
-        # the C++ name that ggml-cpu.cpp calls
-        set(entry _Z28ggml_backend_amx_buffer_typev)
         ggml_amx_make_object("${library}" "${header}" "${depends}" "${entry}" link)
     else()
         set(link ggml-amx-prebuilt)

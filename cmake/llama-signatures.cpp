@@ -2,13 +2,16 @@
 // that src/host/cxx.rs knows: compiled against the host's headers when a build is configured.
 #include "amx-macros.h"
 
-#include "ggml-cpu/amx/amx.h"
-#include "ggml-cpu/traits.h"
+#include "amx/amx.h"
+#include "traits.h"
 
 #include <cstddef>
 #include <type_traits>
 
-#define KNOWN(name, what, ...) static_assert(std::is_same<what, __VA_ARGS__>::value, "unknown type of " name)
+// `noexcept` changes nothing for who calls.
+#define KNOWN(name, what, ...)                                                                                         \
+    static_assert(std::is_same<what, __VA_ARGS__>::value || std::is_same<what, __VA_ARGS__ noexcept>::value,           \
+                  "unknown type of " name)
 
 KNOWN("ggml_backend_amx_buffer_type", decltype(ggml_backend_amx_buffer_type), ggml_backend_buffer_type_t());
 
@@ -23,19 +26,40 @@ KNOWN("tensor_traits::work_size", decltype(&traits::work_size),
 KNOWN("tensor_traits::compute_forward", decltype(&traits::compute_forward),
       bool (traits::*)(struct ggml_compute_params *, struct ggml_tensor *));
 
-// There is nothing else that a subclass has to have.
+// There is nothing else that a subclass has to have. `last` comes behind all virtual functions of the host's class.
 struct own_traits : traits {
-    bool work_size(int, const struct ggml_tensor *, std::size_t &) override { return false; }
-    bool compute_forward(struct ggml_compute_params *, struct ggml_tensor *) override { return false; }
+    bool work_size(int, const struct ggml_tensor *, std::size_t &) noexcept override { return false; }
+    bool compute_forward(struct ggml_compute_params *, struct ggml_tensor *) noexcept override { return false; }
+    virtual void last() {}
 };
 struct own_extra : extra {
-    bool supports_op(ggml_backend_dev_t, const struct ggml_tensor *) override { return false; }
-    traits * get_tensor_traits(const struct ggml_tensor *) override { return nullptr; }
+    bool supports_op(ggml_backend_dev_t, const struct ggml_tensor *) noexcept override { return false; }
+    traits * get_tensor_traits(const struct ggml_tensor *) noexcept override { return nullptr; }
+    virtual void last() {}
 };
 static_assert(!std::is_abstract<own_traits>::value, "unknown type of tensor_traits");
 static_assert(!std::is_abstract<own_extra>::value, "unknown type of extra_buffer_type");
 static_assert(sizeof(own_traits) == sizeof(void *), "unknown type of tensor_traits: it has members");
 static_assert(sizeof(own_extra) == sizeof(void *), "unknown type of extra_buffer_type: it has members");
+
+// Where they are in the tables: constants, which signatures.cmake reads in the object file.
+template <class Class, class First, class Second> struct places {
+    First first;
+    Second second;
+    void (Class::*last)();
+};
+extern "C" {
+__attribute__((used)) extern const struct order {
+    char mark[16];
+    places<own_extra, decltype(&extra::supports_op), decltype(&extra::get_tensor_traits)> of_extra;
+    places<own_traits, decltype(&traits::work_size), decltype(&traits::compute_forward)> of_traits;
+} ggml_amx_order;
+const order ggml_amx_order = {
+    "ggml-amx order:",
+    { &extra::supports_op, &extra::get_tensor_traits, &own_extra::last },
+    { &traits::work_size, &traits::compute_forward, &own_traits::last },
+};
+}
 
 struct params_in_order {
     int ith, nth;
@@ -43,11 +67,12 @@ struct params_in_order {
     void * wdata;
     struct ggml_threadpool * threadpool;
 };
-#define SAME_PLACE(field)                                                                                              \
-    static_assert(offsetof(ggml_compute_params, field) == offsetof(params_in_order, field),                            \
+#define SAME_FIELD(field)                                                                                              \
+    static_assert(std::is_same<decltype(ggml_compute_params::field), decltype(params_in_order::field)>::value &&       \
+                      offsetof(ggml_compute_params, field) == offsetof(params_in_order, field),                        \
                   "unknown type of ggml_compute_params: " #field)
-SAME_PLACE(ith);
-SAME_PLACE(nth);
-SAME_PLACE(wsize);
-SAME_PLACE(wdata);
-SAME_PLACE(threadpool);
+SAME_FIELD(ith);
+SAME_FIELD(nth);
+SAME_FIELD(wsize);
+SAME_FIELD(wdata);
+SAME_FIELD(threadpool);

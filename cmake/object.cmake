@@ -1,8 +1,17 @@
 # What llama-host.cmake, ik-host.cmake and preload.cmake have in common: the names this library
 # shows, and one object out of its archive.
 
+# Builds configure again when FILE has changed.
+function(ggml_amx_depend_on FILE)
+    get_property(files DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY CMAKE_CONFIGURE_DEPENDS)
+    if(NOT FILE IN_LIST files)
+        set_property(DIRECTORY "${CMAKE_SOURCE_DIR}" APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${FILE}")
+    endif()
+endfunction()
+
 # The functions that HEADER declares.
 function(ggml_amx_functions_of HEADER OUT)
+    ggml_amx_depend_on("${HEADER}")
     set(names "")
     file(STRINGS "${HEADER}" lines REGEX "^[A-Za-z].*ggml_(backend_)?amx_[a-z0-9_]+ *\\(")
     foreach(line IN LISTS lines)
@@ -14,7 +23,9 @@ endfunction()
 
 # The functions of ik_llama.cpp that calls are taken from; __wrap_NAME is this library's.
 function(ggml_amx_wrapped_names OUT)
-    file(STRINGS "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/ik-wrapped.txt" names)
+    set(list "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/ik-wrapped.txt")
+    ggml_amx_depend_on("${list}")
+    file(STRINGS "${list}" names)
     set(${OUT} "${names}" PARENT_SCOPE)
 endfunction()
 

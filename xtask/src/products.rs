@@ -57,9 +57,14 @@ pub struct Floor {
 impl Floor {
     /// For so many batches of a prompt and single tokens through all layers of a model.
     pub fn new(host: &Host, settings: &Settings<'_>, model: &Path, batches: usize, tokens: usize) -> Result<Self> {
+        Self::of(host.kind.is_ik(), settings, model, batches, tokens)
+    }
+
+    /// The same for any host of a flavour.
+    pub fn of(is_ik: bool, settings: &Settings<'_>, model: &Path, batches: usize, tokens: usize) -> Result<Self> {
         let model = Reader::open(model)?;
         let types: Vec<Type> = model.tensors.iter().filter(|t| is_multiplied(t)).map(|t| t.ty).collect();
-        let ours = Share::new(host.kind.is_ik(), settings, &types);
+        let ours = Share::new(is_ik, settings, &types);
         let each = layers(&model)? * MATRICES;
         let prompt = if ours.prompts { batches as u64 * each } else { 0 };
         let generated = if ours.tokens { tokens as u64 * each } else { 0 };

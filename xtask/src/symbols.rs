@@ -99,6 +99,23 @@ pub fn check_no_delete(library: &Path) -> Result<()> {
     if is_set { Ok(()) } else { Err(format!("{} has no NODELETE among its dynamic flags", library.display())) }
 }
 
+/// A library that another project links our archive into must not show Rust's standard library.
+pub fn check_no_rust(library: &Path) -> Result<()> {
+    match dynamic(library)?.iter().find(|symbol| is_rust(symbol)) {
+        Some(symbol) => Err(format!("{} shows `{}`", library.display(), symbol.trim())),
+        None => Ok(()),
+    }
+}
+
+/// By the two ways in which Rust writes names, and what it names plainly.
+fn is_rust(symbol: &str) -> bool {
+    let (kind, name) = symbol.trim_start().split_once(' ').unwrap_or_default();
+    let hashed =
+        name.len() > 20 && name.is_char_boundary(name.len() - 20) && name[name.len() - 20..].starts_with("17h");
+    !["U", "w", "v"].contains(&kind)
+        && (name.starts_with("_R") || name.starts_with("rust_") || (name.starts_with("_ZN") && hashed))
+}
+
 /// Dynamic symbols without addresses: ` T name`.
 fn dynamic(library: &Path) -> Result<Vec<String>> {
     let mut nm = Command::new("nm");
@@ -116,4 +133,23 @@ fn list(library: &Path) -> Result<String> {
         listing.push_str(&util::capture(&mut nm, &cache::log("nm")?)?.stdout);
     }
     Ok(listing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_rust_are_told_from_those_of_cpp() {
+        for rust in [
+            " T _RNvCs1234_7___rustc12rust_panic",
+            " T rust_eh_personality",
+            " T _ZN4core9panicking5panic17h0123456789abcdefE",
+        ] {
+            assert!(is_rust(rust), "{rust}");
+        }
+        for other in [" T _ZN4ggml3cpu13tensor_traitsD1Ev", " U rust_eh_personality", " T ggml_amx_version", " w _Rx"] {
+            assert!(!is_rust(other), "{other}");
+        }
+    }
 }

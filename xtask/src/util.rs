@@ -29,6 +29,11 @@ pub fn repo() -> PathBuf {
     xtask.parent().expect("xtask lies inside the repository").to_path_buf()
 }
 
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo().join("target"), PathBuf::from)
+}
+
 /// The cargo that started us, so that toolchain choices carry over.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

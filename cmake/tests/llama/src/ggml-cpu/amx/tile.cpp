@@ -1,0 +1,1 @@
+#error "a source of a version that is not known"

@@ -1,0 +1,1 @@
+#include "amx/amx.h"
