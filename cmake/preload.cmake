@@ -19,11 +19,11 @@ function(ggml_amx_add_preload LIBRARY HEADER DEPENDS OUT)
     list(TRANSFORM names PREPEND "-Wl,--undefined=__wrap_" OUTPUT_VARIABLE roots)
     list(TRANSFORM functions PREPEND "-Wl,--undefined=")
     set(library "${CMAKE_CURRENT_BINARY_DIR}/libggml_amx_preload.so")
-    # libgcc_s would be one more library that every program has to find. nodelete: hosts keep
+    # No unwinder of its own (-static-libgcc): exceptions that pass are those of the process's. nodelete: hosts keep
     # pointers to static objects. Debug info is that of libggml_amx.so.
     add_custom_command(
         OUTPUT "${library}"
-        COMMAND "${CMAKE_C_COMPILER}" -shared -static-libgcc -o "${library}"
+        COMMAND "${CMAKE_C_COMPILER}" -shared -o "${library}"
                 -Wl,-soname,libggml_amx_preload.so -Xlinker "--version-script=${script}" ${same}
                 -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,now -Wl,--gc-sections -Wl,--as-needed -Wl,--strip-debug
                 ${roots} ${functions} "${LIBRARY}" -ldl -lpthread -lm -lrt

@@ -1,5 +1,6 @@
 //! The drop-in surface for ggml hosts. Types of ggml's own are opaque here and in the header.
 
+use crate::diag::border::ffi_boundary;
 use crate::process::Once;
 
 use super::behind::{self, Server};
@@ -71,7 +72,9 @@ fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
 #[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
     extern "C" fn inner(_: usize, _: usize, _: usize, caller: usize) -> *mut GgmlBackendBufferType {
-        buffer_type_for(caller)
+        ffi_boundary!("ggml_backend_amx_buffer_type", else std::ptr::null_mut(), {
+            buffer_type_for(caller)
+        })
     }
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
@@ -83,12 +86,14 @@ pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
 /// cbindgen:ignore
 #[unsafe(export_name = "_Z28ggml_backend_amx_buffer_typev")]
 pub extern "C" fn cxx_ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
-    let hold = log::hold();
-    let buft = buffer_type::get();
-    if !buft.is_null() {
-        hold.leave_for_later();
-    }
-    buft.cast()
+    ffi_boundary!("ggml_backend_amx_buffer_type of C++", else std::ptr::null_mut(), {
+        let hold = log::hold();
+        let buft = buffer_type::get();
+        if !buft.is_null() {
+            hold.leave_for_later();
+        }
+        buft.cast()
+    })
 }
 
 /// An array that lives as long as the process.
@@ -105,15 +110,17 @@ unsafe impl Sync for Array {}
 #[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBufferType {
     extern "C" fn inner(_: usize, _: usize, _: usize, caller: usize) -> *mut *mut GgmlBackendBufferType {
-        static ARRAYS: [Once<Array>; 3] = [const { Once::new() }; 3];
-        // Made before the array's initialiser runs: that logs.
-        let buft = buffer_type_for(caller);
-        let number = match behind::server(caller) {
-            Server::Twin(twin) => return (twin.surface.get_extra_bufts)().cast(),
-            Server::Here(flavour) if !buft.is_null() => flavour as usize,
-            _ => 2,
-        };
-        ARRAYS[number].get_or_init(|| Array([buft, std::ptr::null_mut()])).0.as_ptr().cast_mut()
+        ffi_boundary!("ggml_backend_amx_get_extra_bufts", or the process ends, {
+            static ARRAYS: [Once<Array>; 3] = [const { Once::new() }; 3];
+            // Made before the array's initialiser runs: that logs.
+            let buft = buffer_type_for(caller);
+            let number = match behind::server(caller) {
+                Server::Twin(twin) => return (twin.surface.get_extra_bufts)().cast(),
+                Server::Here(flavour) if !buft.is_null() => flavour as usize,
+                _ => 2,
+            };
+            ARRAYS[number].get_or_init(|| Array([buft, std::ptr::null_mut()])).0.as_ptr().cast_mut()
+        })
     }
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
@@ -134,14 +141,16 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
 #[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevice, op: *const OpaqueTensor) -> bool {
     unsafe extern "C" fn inner(_: usize, op: *const OpaqueTensor, _: usize, caller: usize) -> bool {
-        // SAFETY: passed on.
-        match unsafe { served(caller, op) } {
-            Some(Served::Llama(host, op)) => op::supports(host, op),
-            Some(Served::Ik(host, op)) => surface::supports(host, op),
+        ffi_boundary!("ggml_backend_amx_supports_op", else false, {
             // SAFETY: passed on.
-            Some(Served::Twin(twin)) => unsafe { (twin.surface.supports_op)(std::ptr::null_mut(), op.cast()) },
-            None => false,
-        }
+            match unsafe { served(caller, op) } {
+                Some(Served::Llama(host, op)) => op::supports(host, op),
+                Some(Served::Ik(host, op)) => surface::supports(host, op),
+                // SAFETY: passed on.
+                Some(Served::Twin(twin)) => unsafe { (twin.surface.supports_op)(std::ptr::null_mut(), op.cast()) },
+                None => false,
+            }
+        })
     }
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
@@ -157,19 +166,21 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
 #[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const OpaqueTensor, size: *mut usize) -> bool {
     unsafe extern "C" fn inner(n_threads: i32, op: *const OpaqueTensor, size: *mut usize, caller: usize) -> bool {
-        if size.is_null() {
-            return false;
-        }
-        // SAFETY: passed on.
-        let bytes = match unsafe { served(caller, op) } {
-            Some(Served::Llama(host, op)) => cxx::work_size(host, n_threads, op),
-            Some(Served::Ik(host, op)) => surface::work_size(host, n_threads, op),
+        ffi_boundary!("ggml_backend_amx_work_size", or the process ends, {
+            if size.is_null() {
+                return false;
+            }
             // SAFETY: passed on.
-            Some(Served::Twin(twin)) => return unsafe { (twin.surface.work_size)(n_threads, op.cast(), size) },
-            None => None,
-        };
-        // SAFETY: not null, so writable.
-        bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
+            let bytes = match unsafe { served(caller, op) } {
+                Some(Served::Llama(host, op)) => cxx::work_size(host, n_threads, op),
+                Some(Served::Ik(host, op)) => surface::work_size(host, n_threads, op),
+                // SAFETY: passed on.
+                Some(Served::Twin(twin)) => return unsafe { (twin.surface.work_size)(n_threads, op.cast(), size) },
+                None => None,
+            };
+            // SAFETY: not null, so writable.
+            bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
+        })
     }
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
@@ -198,15 +209,39 @@ pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
         _: usize,
         caller: usize,
     ) -> bool {
-        // SAFETY: structs of the host's; NULL is None.
-        unsafe {
-            match (params.cast::<GgmlComputeParams>().as_ref(), served(caller, op)) {
-                (Some(params), Some(Served::Llama(host, op))) => cxx::compute_forward(host, params, op),
-                (Some(params), Some(Served::Ik(host, op))) => surface::compute_forward(host, params, op),
-                (Some(_), Some(Served::Twin(twin))) => (twin.surface.compute_forward)(params.cast(), op.cast()),
-                _ => false,
+        ffi_boundary!("ggml_backend_amx_compute_forward", or the process ends, {
+            // SAFETY: structs of the host's; NULL is None.
+            unsafe {
+                match (params.cast::<GgmlComputeParams>().as_ref(), served(caller, op)) {
+                    (Some(params), Some(Served::Llama(host, op))) => cxx::compute_forward(host, params, op),
+                    (Some(params), Some(Served::Ik(host, op))) => surface::compute_forward(host, params, op),
+                    (Some(_), Some(Served::Twin(twin))) => (twin.surface.compute_forward)(params.cast(), op.cast()),
+                    _ => false,
+                }
             }
-        }
+        })
     }
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::{null, null_mut};
+
+        use crate::diag::border::trip::{ends, goes_on};
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            goes_on("ggml_backend_amx_buffer_type", || ggml_backend_amx_buffer_type().is_null());
+            goes_on("ggml_backend_amx_buffer_type of C++", || cxx_ggml_backend_amx_buffer_type().is_null());
+            ends("ggml_backend_amx_get_extra_bufts", || ggml_backend_amx_get_extra_bufts());
+            goes_on("ggml_backend_amx_supports_op", || !ggml_backend_amx_supports_op(null_mut(), null()));
+            ends("ggml_backend_amx_work_size", || ggml_backend_amx_work_size(1, null(), null_mut()));
+            ends("ggml_backend_amx_compute_forward", || ggml_backend_amx_compute_forward(null_mut(), null_mut()));
+        }
+    }
 }

@@ -3,13 +3,13 @@
 //! scope of its own (RTLD_LOCAL), or twice.
 
 use std::ffi::{CStr, CString};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use libc::c_void;
 
 use super::twin::{self, Twin};
-use crate::host::Flavour;
 use crate::host::symbols::{files, handle_of, scope, set_scope, weak_table};
+use crate::host::{Flavour, peek};
 
 /// Stands for a caller that belongs to the host that is served.
 pub const SERVED: usize = 0;
@@ -35,53 +35,116 @@ fn is_served(flavour: Flavour, object: usize) -> bool {
 
 /// What is known of one name.
 pub struct Behind {
-    calls: [Call; CALLERS],
+    calls: Calls,
     served: AtomicUsize,
 }
 
-/// Where calls from one place go. What the loader has done since may have changed that, unless they go to the host that is
-/// served.
+/// What was found out for calls from some places. It holds as long as the objects are loaded that the place and the answer lie
+/// in: as the loader binds a caller once.
+struct Calls([Call; CALLERS]);
+
+/// One place. Written by one thread at a time; who reads sees whether anybody wrote meanwhile.
 struct Call {
-    /// Where they return to; once it is there, for good.
+    /// Odd while somebody writes.
+    version: AtomicUsize,
+    /// Where the calls return to; 0: nothing.
     caller: AtomicUsize,
-    address: AtomicUsize,
-    /// When that was so, see [`loader_moment`].
-    moment: AtomicU64,
-    /// Whether somebody writes.
-    busy: AtomicBool,
+    answer: AtomicUsize,
+    /// The caller's object, and the answer's if that is an address.
+    objects: [AtomicUsize; 2],
 }
 
-impl Call {
+impl Calls {
     const fn new() -> Self {
-        Self {
-            caller: AtomicUsize::new(0),
-            address: AtomicUsize::new(0),
-            moment: AtomicU64::new(0),
-            busy: AtomicBool::new(false),
+        const fn call() -> Call {
+            Call {
+                version: AtomicUsize::new(0),
+                caller: AtomicUsize::new(0),
+                answer: AtomicUsize::new(0),
+                objects: [const { AtomicUsize::new(0) }; 2],
+            }
         }
+        Self([const { call() }; CALLERS])
     }
 
-    /// Remembers where the calls that return to `caller` go. False if this is the place of others.
-    fn note(&self, caller: usize, address: usize, moment: u64) -> bool {
-        if self.busy.swap(true, Ordering::Acquire) {
-            return false;
+    /// The places for calls that return to `caller`.
+    fn places(&self, caller: usize) -> impl Iterator<Item = &Call> {
+        let first = (caller.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % CALLERS;
+        (0..PLACES).map(move |i| &self.0[(first + i) % CALLERS])
+    }
+
+    /// The answer for calls that return to `caller`, if it is known.
+    fn find(&self, caller: usize) -> Option<usize> {
+        for call in self.places(caller) {
+            let version = call.version.load(Ordering::Acquire);
+            if call.caller.load(Ordering::Relaxed) != caller {
+                continue;
+            }
+            let answer = call.answer.load(Ordering::Relaxed);
+            let objects = call.objects.each_ref().map(|object| object.load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if version & 1 != 0 || call.version.load(Ordering::Relaxed) != version {
+                return None;
+            }
+            let are_there = objects == [caller, answer].map(|at| if at < FIRST_ADDRESS { 0 } else { identity(at) });
+            return are_there.then_some(answer);
         }
-        let owner = self.caller.load(Ordering::Relaxed);
-        let mine = owner == 0 || owner == caller;
-        if mine {
-            self.moment.store(0, Ordering::Relaxed);
-            // Who sees the address sees that moment no longer.
-            self.address.store(address, Ordering::Release);
-            self.moment.store(moment, Ordering::Release);
-            self.caller.store(caller, Ordering::Release);
+        None
+    }
+
+    /// Remembers an answer. If all places are taken, an older one is forgotten.
+    fn note(&self, caller: usize, answer: usize) {
+        let is_mine = |call: &&Call| [0, caller].contains(&call.caller.load(Ordering::Relaxed));
+        let Some(call) = self.places(caller).find(is_mine).or_else(|| self.places(caller).nth(answer % PLACES)) else {
+            return;
+        };
+        let version = call.version.load(Ordering::Relaxed);
+        let begun = call.version.compare_exchange(version, version | 1, Ordering::AcqRel, Ordering::Relaxed);
+        if version & 1 != 0 || begun.is_err() {
+            return;
         }
-        self.busy.store(false, Ordering::Release);
-        mine
+        fence(Ordering::Release);
+        call.caller.store(caller, Ordering::Relaxed);
+        call.answer.store(answer, Ordering::Relaxed);
+        for (object, at) in call.objects.iter().zip([caller, answer]) {
+            object.store(if at < FIRST_ADDRESS { 0 } else { identity(at) }, Ordering::Relaxed);
+        }
+        call.version.store(version + 2, Ordering::Release);
     }
 }
 
-/// Stands for all moments.
-const ALWAYS: u64 = u64::MAX;
+/// Answers below are no addresses.
+const FIRST_ADDRESS: usize = 1 << 16;
+
+/// The C library's `_dl_find_object`, if it has one and that was looked for; else 0. Not by its name, which would demand a version
+/// of the C library.
+static FIND_OBJECT: AtomicUsize = AtomicUsize::new(0);
+
+/// A number of the object that an address lies in, which another one in its place has not. Asked without the loader's locks,
+/// which another thread may have held as this process was forked; older C libraries have only a function that takes one.
+fn identity(address: usize) -> usize {
+    /// `struct dl_find_object` (dlfcn.h): flags, first and last byte, link map, unwind tables, and room.
+    type Found = [usize; 12];
+    let find = FIND_OBJECT.load(Ordering::Relaxed);
+    if find == 0 {
+        return loader_moment() as usize;
+    }
+    let mut found: Found = [0; 12];
+    // SAFETY: the C library's function of this name has this type, and takes any address. A link map begins with an address and
+    // a name.
+    unsafe {
+        let find = std::mem::transmute::<usize, unsafe extern "C" fn(usize, *mut Found) -> libc::c_int>(find);
+        if find(address, &mut found) != 0 {
+            return 0;
+        }
+        let [_, begin, end, map, ..] = found;
+        let name = *(map as *const *const libc::c_char).add(1);
+        let name = if name.is_null() { &[] } else { CStr::from_ptr(name).to_bytes() };
+        name.iter().fold(map ^ begin.rotate_left(17) ^ end.rotate_left(31), |hash, byte| {
+            (hash ^ usize::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        })
+    }
+}
 
 /// A function of the host's, or what stands in front of it in the host's twin.
 #[derive(Clone, Copy)]
@@ -95,17 +158,12 @@ pub struct Found {
 impl Behind {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { calls: [const { Call::new() }; CALLERS], served: AtomicUsize::new(0) }
+        Self { calls: Calls::new(), served: AtomicUsize::new(0) }
     }
 
-    /// The places for calls that return to `caller`.
-    fn places(&self, caller: usize) -> impl Iterator<Item = &Call> {
-        let first = (caller.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % CALLERS;
-        (0..PLACES).map(move |i| &self.calls[(first + i) % CALLERS])
-    }
-
-    /// The function `name` for a call that returns to `caller`; `linked` is what the linker says, or 0.
-    pub fn find(&self, name: &str, linked: usize, caller: usize) -> Found {
+    /// The function `name` for a call that returns to `caller`, with these first arguments; `linked` is what the linker says,
+    /// or 0.
+    pub fn find(&self, name: &str, linked: usize, caller: usize, args: [usize; 2]) -> Found {
         if linked != 0 {
             return Found { address: linked, is_served: true };
         }
@@ -113,24 +171,18 @@ impl Behind {
         if caller == SERVED && served != 0 {
             return Found { address: served, is_served: true };
         }
-        for call in self.places(caller).filter(|call| call.caller.load(Ordering::Acquire) == caller) {
-            let moment = call.moment.load(Ordering::Acquire);
-            let address = call.address.load(Ordering::Acquire);
-            let is_same = call.moment.load(Ordering::Relaxed) == moment;
-            if is_same && moment != 0 && (moment == ALWAYS || moment == loader_moment()) {
-                return Found { address, is_served: address == served };
-            }
+        match if caller == SERVED { None } else { self.calls.find(caller) } {
+            Some(address) => Found { address, is_served: address == served },
+            None => self.look(name, caller, args),
         }
-        self.look(name, caller)
     }
 
     #[cold]
-    fn look(&self, name: &str, caller: usize) -> Found {
-        let nothing = Found { address: nobody(), is_served: false };
-        // Before anything is looked at: what is loaded later may change it.
-        let moment = loader_moment();
+    fn look(&self, name: &str, caller: usize, args: [usize; 2]) -> Found {
+        FIND_OBJECT.store(everybody(c"_dl_find_object").unwrap_or(0), Ordering::Relaxed);
+        let next = CString::new(name).ok().and_then(|name| Some((next(&name, caller, args)?, name)));
         // Nobody has it: whoever calls found nothing but ours, and gets nothing.
-        let Some(address) = CString::new(name).ok().and_then(|name| next(&name, caller)) else { return nothing };
+        let Some(((address, is_sure), name)) = next else { return Found { address: nobody(), is_served: false } };
         let object = Object::of(address);
         // Other programs have functions of these names too.
         let is_ik = object.has(&ONLY_IK);
@@ -140,12 +192,11 @@ impl Behind {
             set_scope(Flavour::Ik, object.keep());
             self.served.store(address, Ordering::Release);
         } else if is_ik && let Some(twin) = Twin::of(Flavour::Ik, object.begin, object.keep()) {
-            to = CString::new(name).ok().and_then(|name| twin.in_front_of(&name)).unwrap_or(address);
+            to = twin.in_front_of(&name).unwrap_or(address);
         }
-        // A host that is served is never unloaded, and it and its twin are what it calls itself.
-        let for_good = is_ik && object_of(caller) == object.begin;
-        let moment = if for_good { ALWAYS } else { moment };
-        self.places(caller).any(|call| call.note(caller, to, moment));
+        if is_sure && caller != SERVED {
+            self.calls.note(caller, to);
+        }
         Found { address: to, is_served }
     }
 }
@@ -220,7 +271,7 @@ impl Drop for Object {
 }
 
 /// Calls of the surface that are remembered, by where they come from.
-static ASKED: [[AtomicUsize; 2]; 64] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; 64];
+static ASKED: Calls = Calls::new();
 
 /// Who serves the host of a caller.
 #[derive(Clone, Copy)]
@@ -259,26 +310,17 @@ pub fn server(caller: usize) -> Server {
     if let Some(flavour) = twin::bound() {
         return Server::Here(flavour);
     }
-    for [known, answer] in &ASKED {
-        match known.load(Ordering::Acquire) {
-            0 => break,
-            at if at == caller => return Server::from_number(answer.load(Ordering::Relaxed)),
-            _ => {}
-        }
+    if let Some(number) = ASKED.find(caller) {
+        return Server::from_number(number);
     }
     let server = look_for(caller);
-    for [known, place] in &ASKED {
-        // Claimed for good by who writes the answer first; found by others once the caller is there.
-        if place.compare_exchange(0, server.number(), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            known.store(caller, Ordering::Release);
-            break;
-        }
-    }
+    ASKED.note(caller, server.number());
     server
 }
 
 #[cold]
 fn look_for(caller: usize) -> Server {
+    FIND_OBJECT.store(everybody(c"_dl_find_object").unwrap_or(0), Ordering::Relaxed);
     let object = Object::of(caller);
     if object.begin == object_of(nobody()) {
         // Part of the host's own object, or of a program's: the linker has put both together.
@@ -329,17 +371,18 @@ pub(super) fn object_of(address: usize) -> usize {
     if found == 0 { 0 } else { info.dli_fbase as usize }
 }
 
-/// Function `name` where `caller` finds it without us: behind us in the global scope, as whoever stands in front of us there
-/// looks for it, or else where its own object does. Compilers turn the last call of a function into a jump, so the caller may
-/// be another object than the one that called; then it is the only one that the process has.
-fn next(name: &CStr, caller: usize) -> Option<usize> {
+/// Function `name` where `caller` finds it without us, and whether that goes for all its calls: behind us in the global scope, as
+/// whoever stands in front of us there looks for it, or else where its own object does. Compilers turn the last call of a
+/// function into a jump, so the caller may be another object than the one that called; then it is the only one that the
+/// process has, or that which the arguments belong to, or the first.
+fn next(name: &CStr, caller: usize, args: [usize; 2]) -> Option<(usize, bool)> {
     // Whoever calls a twin: calls come by way of the library that it is a twin of.
     if twin::bound().is_some() || caller == SERVED || object_of(caller) == object_of(nobody()) {
         let scope = scope(Flavour::Ik);
         // SAFETY: a C string, and a handle that is never closed.
         let address = if scope.is_null() { 0 } else { unsafe { libc::dlsym(scope, name.as_ptr()) as usize } };
         if address != 0 && !is_of_ours(address) {
-            return Some(address);
+            return Some((address, true));
         }
         if twin::bound().is_some() {
             return None;
@@ -348,12 +391,25 @@ fn next(name: &CStr, caller: usize) -> Option<usize> {
     // SAFETY: a C string, and a pseudo-handle.
     let behind = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) as usize };
     if behind != 0 && !is_of_ours(behind) {
-        return Some(behind);
+        return Some((behind, true));
     }
     // Who stands in front of us for others calls from the very function that it has.
     let is_itself = |address: usize| function_around(caller) == Some(address);
     let of_caller = || Object::of(caller).find(name).filter(|at| !is_of_ours(*at) && !is_itself(*at));
-    of_caller().or_else(|| only(name))
+    if let Some(address) = of_caller() {
+        return Some((address, true));
+    }
+    let all = everywhere(name);
+    let (first, is_only) = (*all.first()?, all.iter().all(|other| *other == all[0]));
+    let by_arguments = || all.iter().copied().find(|at| args.iter().any(|arg| belongs_to(*arg, object_of(*at))));
+    Some(if is_only { (first, true) } else { (by_arguments().unwrap_or(first), false) })
+}
+
+/// Whether an argument is the address of something that has an address in this object: a buffer or a buffer type has those of
+/// the functions that it is made of.
+fn belongs_to(argument: usize, object: usize) -> bool {
+    const WORDS: usize = 16;
+    (0..WORDS).map_while(|i| peek::word(argument.checked_add(8 * i)?)).any(|word| object_of(word) == object)
 }
 
 /// A function where the process as a whole has it.
@@ -363,10 +419,9 @@ fn everybody(name: &CStr) -> Option<usize> {
     (address != 0).then_some(address)
 }
 
-/// A function that only one object of the process has, and none of ours.
-fn only(name: &CStr) -> Option<usize> {
-    let files = files();
-    let mut all = files.iter().filter_map(|file| {
+/// A function in all objects of the process that find it, but for ours.
+fn everywhere(name: &CStr) -> Vec<usize> {
+    let of_file = |file: &CString| {
         let handle = handle_of(file);
         if handle.is_null() {
             return None;
@@ -378,9 +433,14 @@ fn only(name: &CStr) -> Option<usize> {
             address
         };
         (address != 0 && !is_of_ours(address)).then_some(address)
-    });
-    let first = all.next()?;
-    all.all(|other| other == first).then_some(first)
+    };
+    files().iter().filter_map(of_file).collect()
+}
+
+/// A function that only one object of the process has.
+fn only(name: &CStr) -> Option<usize> {
+    let all = everywhere(name);
+    all.first().copied().filter(|first| all.iter().all(|other| other == first))
 }
 
 /// Whether an address is in this library or in a copy of it, apart from any host.

@@ -9,6 +9,7 @@ use libc::{c_char, c_int, c_long, c_void};
 
 use super::behind::{self, Behind};
 use super::jump::{Answer, goes_where, jumps_on};
+use crate::diag::border::{Passing, ffi_boundary};
 use crate::host::ik::abi::{IkPlan, RawBackend};
 use crate::host::ik::attention::{self, FlashAttn, Rows};
 use crate::host::ik::handshake::{self, Step};
@@ -49,7 +50,7 @@ wrapped! {
 macro_rules! real {
     ($name:literal, $ty:ty) => {{
         const INDEX: usize = index_of($name);
-        let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED);
+        let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED, [0; 2]);
         // The host's function of this name has this type.
         std::mem::transmute::<usize, $ty>(found.address)
     }};
@@ -64,10 +65,12 @@ macro_rules! in_front_of {
             $wrap: $find
         }
 
-        extern "C" fn $find(caller: usize) -> usize {
+        extern "C" fn $find(caller: usize, first: usize, second: usize) -> usize {
             const INDEX: usize = index_of($name);
-            let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), caller);
-            if found.is_served { $then as *const () as usize } else { found.address }
+            ffi_boundary!(concat!("the search for ", $name), or the process ends, {
+                let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), caller, [first, second]);
+                if found.is_served { $then as *const () as usize } else { found.address }
+            })
         }
     };
 }
@@ -77,7 +80,9 @@ macro_rules! real_kernel {
     ($function:ident: $name:literal) => {
         extern "C" fn $function() -> usize {
             const INDEX: usize = index_of($name);
-            BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED).address
+            ffi_boundary!(concat!("the search for the host's ", $name), or the process ends, {
+                BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED, [0; 2]).address
+            })
         }
     };
 }
@@ -117,7 +122,7 @@ unsafe extern "C" fn ask_mul_mat_4d(
     nb03: c_long, nb12: c_long, nb13: c_long, nb2: c_long, nb3: c_long, type_a: c_int, a: *const c_void,
     stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, stride_c: c_long,
     ith: c_int, nth: c_int,
-) -> Answer {
+) -> Answer { ffi_boundary!("iqk_mul_mat_4d", or the process ends, {
     type Kernel = unsafe extern "C" fn(
         c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_long, c_int,
         *const c_void, c_long, c_int, *const c_void, c_long, *mut f32, c_long, c_int, c_int,
@@ -142,7 +147,7 @@ unsafe extern "C" fn ask_mul_mat_4d(
         ));
         done.into()
     }
-}
+}) }
 
 in_front_of!("iqk_mul_mat_moe": __wrap_iqk_mul_mat_moe, by find_mul_mat_moe, then mul_mat_moe);
 
@@ -161,7 +166,7 @@ unsafe extern "C" fn ask_mul_mat_moe(
     nx: c_long, ny: c_long, ne00: c_long, ne11: c_int, type_a: c_int, a: *const c_void, stride_a: c_long,
     type_b: c_int, b: *const c_void, stride_b: c_long, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
     ith: c_int, nth: c_int,
-) -> Answer {
+) -> Answer { ffi_boundary!("iqk_mul_mat_moe", or the process ends, {
     type Kernel = unsafe extern "C" fn(
         c_long, c_long, c_long, c_int, c_int, *const c_void, c_long, c_int, *const c_void, c_long, *mut f32, c_long,
         c_long, *const c_void, c_int, c_int,
@@ -182,7 +187,7 @@ unsafe extern "C" fn ask_mul_mat_moe(
         });
         done.into()
     }
-}
+}) }
 
 in_front_of!("iqk_moe_fused_up_gate": __wrap_iqk_moe_fused_up_gate, by find_fused_up_gate, then fused_up_gate);
 
@@ -202,7 +207,7 @@ unsafe extern "C" fn ask_fused_up_gate(
     gate: *const c_void, stride_a: c_long, type_b: c_int, b: *const c_void, stride_b: c_long,
     up_bias: *const c_char, gate_bias: *const c_char, c: *mut f32, nb1: c_long, nb2: c_long, rows: *const c_void,
     limit: f32, ith: c_int, nth: c_int,
-) -> Answer {
+) -> Answer { ffi_boundary!("iqk_moe_fused_up_gate", or the process ends, {
     type Kernel = unsafe extern "C" fn(
         c_long, c_long, c_long, c_int, c_int, c_int, *const c_void, *const c_void, c_long, c_int, *const c_void, c_long,
         *const c_char, *const c_char, *mut f32, c_long, c_long, *const c_void, f32, c_int, c_int,
@@ -228,7 +233,7 @@ unsafe extern "C" fn ask_fused_up_gate(
         });
         done.into()
     }
-}
+}) }
 
 in_front_of!("iqk_flash_attn_noalibi": __wrap_iqk_flash_attn_noalibi, by find_flash_attn, then flash_attn);
 
@@ -256,7 +261,7 @@ unsafe extern "C" fn ask_flash_attn(
     k: *const c_void, v: *const c_void, mask: *const c_void, sinks: *const c_void, scale: f32, softcap: f32,
     qkv: *mut f32, _work: *mut c_void, _barrier: *const c_void, _barrier_data: *mut c_void, ith: c_int, nth: c_int,
     _n_swa: c_int,
-) -> Answer {
+) -> Answer { ffi_boundary!("iqk_flash_attn_noalibi", or the process ends, {
     let args = FlashAttn {
         types: [type_q, type_mask, type_k, type_v], max_bias, scale, softcap,
         q: Rows { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
@@ -266,26 +271,7 @@ unsafe extern "C" fn ask_flash_attn(
     };
     // SAFETY: passed on.
     unsafe { if attention::flash_attn(&args) { Answer::Done } else { Answer::Declined } }
-}
-
-/// A panic of ours ends the process here, with its message; exceptions of the host's pass.
-struct Border {
-    was_panicking: bool,
-}
-
-impl Border {
-    fn new() -> Self {
-        Self { was_panicking: std::thread::panicking() }
-    }
-}
-
-impl Drop for Border {
-    fn drop(&mut self) {
-        if std::thread::panicking() && !self.was_panicking {
-            std::process::abort();
-        }
-    }
-}
+}) }
 
 /// What six integer registers hold, of which a function knows the first few.
 type Word = usize;
@@ -294,7 +280,7 @@ in_front_of!("ggml_graph_compute": __wrap_ggml_graph_compute, by find_graph_comp
 
 unsafe extern "C-unwind" fn graph_compute(graph: Word, plan: Word, c: Word, d: Word, e: Word, f: Word) -> c_int {
     type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> c_int;
-    let _border = Border::new();
+    let _border = Passing::new("ggml_graph_compute");
     // SAFETY: passed on; the type is that of the name.
     unsafe {
         let real = real!("ggml_graph_compute", Real);
@@ -306,7 +292,7 @@ in_front_of!("ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init, by find_cpu_
 
 unsafe extern "C-unwind" fn cpu_init(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> *mut RawBackend {
     type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> *mut RawBackend;
-    let _border = Border::new();
+    let _border = Passing::new("ggml_backend_cpu_init");
     // SAFETY: as above.
     unsafe {
         let backend = real!("ggml_backend_cpu_init", Real)(a, b, c, d, e, f);
@@ -319,7 +305,7 @@ in_front_of!("ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count, by
 
 unsafe extern "C-unwind" fn reg_count(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> usize {
     type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> usize;
-    let _border = Border::new();
+    let _border = Passing::new("ggml_backend_reg_get_count");
     // SAFETY: as above.
     unsafe {
         let real = real!("ggml_backend_reg_get_count", Real);
@@ -331,7 +317,7 @@ in_front_of!("ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc, by f
 
 unsafe extern "C-unwind" fn tensor_alloc(buffer: Word, tensor: Word, address: Word, d: Word, e: Word, f: Word) -> i32 {
     type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> i32;
-    let _border = Border::new();
+    let _border = Passing::new("ggml_backend_tensor_alloc");
     // SAFETY: as above.
     unsafe {
         let real = real!("ggml_backend_tensor_alloc", Real);
@@ -357,12 +343,112 @@ unsafe extern "C-unwind" fn alloc_ctx_tensors(
 ) -> *mut RawBuffer {
     type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> *mut RawBuffer;
     type Alloc = unsafe extern "C-unwind" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
-    let _border = Border::new();
+    let _border = Passing::new("ggml_backend_alloc_ctx_tensors_from_buft");
     // SAFETY: as above.
     unsafe {
         let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Real);
         let alloc = real!("ggml_backend_tensor_alloc", Alloc);
         let real = || real(context, buft, c, d, e, f);
         seam::alloc_ctx_tensors(context as *mut c_void, buft as *mut RawBufferType, |b, t, a| alloc(b, t, a), real)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::{null, null_mut};
+
+        use crate::diag::border::trip::ends;
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            ends("iqk_mul_mat_4d", || {
+                ask_mul_mat_4d(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, null(), 0, 0, null(), 0, null_mut(), 0, 0, 1)
+            });
+            ends("iqk_mul_mat_moe", || {
+                ask_mul_mat_moe(0, 0, 0, 0, 0, null(), 0, 0, null(), 0, null_mut(), 0, 0, null(), 0, 1)
+            });
+            ends("iqk_moe_fused_up_gate", || {
+                ask_fused_up_gate(
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    null(),
+                    null(),
+                    0,
+                    0,
+                    null(),
+                    0,
+                    null(),
+                    null(),
+                    null_mut(),
+                    0,
+                    0,
+                    null(),
+                    0.0,
+                    0,
+                    1,
+                )
+            });
+            ends("iqk_flash_attn_noalibi", || {
+                ask_flash_attn(
+                    0,
+                    0,
+                    0.0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    null(),
+                    null(),
+                    null(),
+                    null(),
+                    null(),
+                    0.0,
+                    0.0,
+                    null_mut(),
+                    null_mut(),
+                    null(),
+                    null_mut(),
+                    0,
+                    1,
+                    0,
+                )
+            });
+            ends("ggml_graph_compute", || graph_compute(0, 0, 0, 0, 0, 0));
+            ends("ggml_backend_cpu_init", || cpu_init(0, 0, 0, 0, 0, 0));
+            ends("ggml_backend_reg_get_count", || reg_count(0, 0, 0, 0, 0, 0));
+            ends("ggml_backend_tensor_alloc", || tensor_alloc(0, 0, 0, 0, 0, 0));
+            ends("ggml_backend_alloc_ctx_tensors_from_buft", || alloc_ctx_tensors(0, 0, 0, 0, 0, 0));
+            ends("the search for iqk_mul_mat_4d", || find_mul_mat_4d(1, 0, 0));
+            ends("the search for the host's iqk_mul_mat_4d", || real_mul_mat_4d());
+        }
     }
 }

@@ -93,7 +93,8 @@ macro_rules! jump {
 }
 pub(super) use jump;
 
-/// Declares `$name`, which jumps to where `$find` (`extern "C"`) says for the address that the call returns to.
+/// Declares `$name`, which jumps to where `$find` (`extern "C"`) says for the address that the call returns to and the first two
+/// integer arguments.
 macro_rules! goes_where {
     ($(#[$attribute:meta])* $name:ident: $find:path) => {
         $(#[$attribute])*
@@ -101,6 +102,8 @@ macro_rules! goes_where {
         pub unsafe extern "C" fn $name() {
             std::arch::naked_asm!(
                 $crate::capi::jump::save!(),
+                "mov rdx, rsi",
+                "mov rsi, rdi",
                 "mov rdi, [rbp + 8]",
                 "call {find}",
                 $crate::capi::jump::jump!(),

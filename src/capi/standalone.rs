@@ -1,12 +1,11 @@
 //! The API that needs no ggml: pack, unpack, multiply. For C test harnesses, and for programs that
 //! have weights in GGUF's formats and nothing else of ggml.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use libc::{c_char, c_void};
 
 use crate::buffer;
 use crate::cpu::{self, Isa};
+use crate::diag::border::{self, ffi_boundary};
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
 use crate::host;
@@ -17,12 +16,11 @@ use crate::panel::weights::Shape;
 use super::args::MulMatArgs;
 use super::threads;
 
-/// Runs `f`, remembers its error for `ggml_amx_last_error`, and keeps panics from crossing into C.
-fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Status> {
+/// Runs `f` inside function `name`, and remembers its error, which may be a panic, for `ggml_amx_last_error`.
+fn guarded<T>(name: &str, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Status> {
     error::clear_last();
-    let caught = catch_unwind(AssertUnwindSafe(f))
-        .unwrap_or_else(|_| Err(Error::new(Status::Internal, "a bug in ggml-amx: a panic, see standard error")));
-    caught.map_err(|e| {
+    let done = border::caught(name, f).unwrap_or_else(|why| Err(Error::new(Status::Internal, why)));
+    done.map_err(|e| {
         error::set_last(&e.message);
         e.status
     })
@@ -67,35 +65,37 @@ pub extern "C" fn ggml_amx_version() -> *const c_char {
 /// if nothing did. Valid until the next call on this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_last_error() -> *const c_char {
-    error::last()
+    ffi_boundary!("ggml_amx_last_error", else c"".as_ptr(), { error::last() })
 }
 
 /// The best `enum ggml_amx_isa` usable now: what CPU and kernel allow, under the ceiling of the
 /// environment variable `GGML_AMX_ISA`.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_available() -> i32 {
-    cpu::isa() as i32
+    ffi_boundary!("ggml_amx_isa_available", else Isa::Portable as i32, { cpu::isa() as i32 })
 }
 
 /// `""` if AMX is what `ggml_amx_isa_available` names, else one line that says why not. A static string.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     static REASON: crate::process::Once<std::ffi::CString> = crate::process::Once::new();
-    // Asked before the initialiser runs: the environment is read, and what is wrong with it is logged.
-    let reason = cpu::why_not_amx().unwrap_or_default();
-    REASON.get_or_init(|| std::ffi::CString::new(reason).unwrap_or_default()).as_ptr()
+    ffi_boundary!("ggml_amx_isa_reason", else c"a bug in ggml-amx: a panic, see standard error".as_ptr(), {
+        // Asked before the initialiser runs: the environment is read, and what is wrong with it is logged.
+        let reason = cpu::why_not_amx().unwrap_or_default();
+        REASON.get_or_init(|| std::ffi::CString::new(reason).unwrap_or_default()).as_ptr()
+    })
 }
 
 /// Bytes of `n` rows of `k` weights of `type` as a GGUF file has them; 0 on error.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_plain_size(r#type: i32, k: i64, n: i64) -> usize {
-    guarded(|| Ok(shape(r#type, k, n)?.plain_size())).unwrap_or(0)
+    guarded("ggml_amx_plain_size", || Ok(shape(r#type, k, n)?.plain_size())).unwrap_or(0)
 }
 
 /// Bytes of the same in packed form: the plain size with `n` rounded up to 16; 0 on error.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_packed_size(r#type: i32, k: i64, n: i64) -> usize {
-    guarded(|| Ok(shape(r#type, k, n)?.packed_size())).unwrap_or(0)
+    guarded("ggml_amx_packed_size", || Ok(shape(r#type, k, n)?.packed_size())).unwrap_or(0)
 }
 
 /// Packs `n` rows of `k` weights: a permutation of the bytes at `plain`, rows past `n` zeroed.
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn ggml_amx_pack(
     packed: *mut c_void,
     packed_size: usize,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("ggml_amx_pack", || {
         let shape = shape(r#type, k, n)?;
         not_null("plain", plain)?;
         not_null("packed", packed)?;
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn ggml_amx_unpack(
     plain: *mut c_void,
     plain_size: usize,
 ) -> i32 {
-    status(guarded(|| {
+    status(guarded("ggml_amx_unpack", || {
         let shape = shape(r#type, k, n)?;
         not_null("packed", packed)?;
         not_null("plain", plain)?;
@@ -251,7 +251,7 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
 /// sizes; `dst` must not overlap the inputs.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
-    status(guarded(|| {
+    status(guarded("ggml_amx_mul_mat", || {
         not_null("args", args)?;
         // SAFETY: every version of the struct starts with its size.
         let size = unsafe { (&raw const (*args).struct_size).read() };
@@ -264,4 +264,29 @@ pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
         // SAFETY: the caller's struct is the one we know.
         mul_mat(unsafe { &*args })
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::{null, null_mut};
+
+        use crate::diag::border::trip::goes_on;
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            let internal = Status::Internal as i32;
+            goes_on("ggml_amx_pack", || ggml_amx_pack(2, 32, 1, null(), 0, null_mut(), 0) == internal);
+            goes_on("ggml_amx_unpack", || ggml_amx_unpack(2, 32, 1, null(), 0, null_mut(), 0) == internal);
+            goes_on("ggml_amx_mul_mat", || ggml_amx_mul_mat(null()) == internal);
+            goes_on("ggml_amx_plain_size", || ggml_amx_plain_size(2, 32, 1) == 0);
+            goes_on("ggml_amx_packed_size", || ggml_amx_packed_size(2, 32, 1) == 0);
+            goes_on("ggml_amx_isa_available", || ggml_amx_isa_available() == Isa::Portable as i32);
+            goes_on("ggml_amx_isa_reason", || *ggml_amx_isa_reason() != 0);
+            goes_on("ggml_amx_last_error", || *ggml_amx_last_error() == 0);
+        }
+    }
 }

@@ -4,15 +4,17 @@
 //! that come from the host are handed on to its twin.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use libc::c_void;
 
 use super::behind::{file_of, object_of};
+use crate::diag::border::ffi_boundary;
 use crate::diag::log::{self, Level};
 use crate::host::Flavour;
 use crate::host::symbols::{handle_of, set_scope};
+use crate::info;
 use crate::process::{Mutex, Once};
 
 /// Hosts that may have a twin.
@@ -31,13 +33,19 @@ pub fn bound() -> Option<Flavour> {
 }
 
 /// Makes this library a twin: it serves only the host of this flavour (0 llama.cpp, 1 ik_llama.cpp) whose functions the
-/// handle finds. Called once, before anything else.
+/// handle finds. Called before anything else; false if it is one already.
 ///
 /// cbindgen:ignore
 #[unsafe(no_mangle)]
-pub extern "C" fn ggml_amx_bind(flavour: usize, scope: *mut c_void) {
-    set_scope(if flavour == 0 { Flavour::Llama } else { Flavour::Ik }, scope);
-    BOUND.store(flavour + 1, Ordering::Release);
+pub extern "C" fn ggml_amx_bind(flavour: usize, scope: *mut c_void) -> bool {
+    ffi_boundary!("ggml_amx_bind", else false, {
+        let is_free = BOUND.load(Ordering::Acquire) == 0;
+        if is_free {
+            set_scope(if flavour == 0 { Flavour::Llama } else { Flavour::Ik }, scope);
+            BOUND.store(flavour + 1, Ordering::Release);
+        }
+        is_free
+    })
 }
 
 /// The functions of the drop-in surface, see [`super::backend`].
@@ -84,6 +92,12 @@ impl Twin {
             return Self::at(number);
         }
         let _hold = log::hold();
+        if of(0).is_none() {
+            static SAID: Once<()> = Once::new();
+            let say = || info!("hosts of this process beyond the first {} are left alone", MOST + 2);
+            SAID.get_or_init(say);
+            return None;
+        }
         // Not under a lock: another thread may hold the loader's, inside a constructor that calls us. Of two that come at the
         // same moment one loads a copy in vain.
         let loaded = load(flavour, scope);
@@ -131,7 +145,7 @@ fn load(flavour: Flavour, scope: *mut c_void) -> Result<(*mut c_void, Surface), 
     }
     // SAFETY: this library's functions of these names have these types, but for what pointers point to.
     unsafe {
-        let bind = std::mem::transmute::<*mut c_void, extern "C" fn(usize, *mut c_void)>(bind);
+        let bind = std::mem::transmute::<*mut c_void, extern "C" fn(usize, *mut c_void) -> bool>(bind);
         let surface = Surface {
             buffer_type: std::mem::transmute::<*mut c_void, extern "C" fn() -> *mut c_void>(find(
                 c"ggml_backend_amx_buffer_type",
@@ -149,7 +163,9 @@ fn load(flavour: Flavour, scope: *mut c_void) -> Result<(*mut c_void, Surface), 
                 find(c"ggml_backend_amx_compute_forward")?,
             ),
         };
-        bind(flavour as usize, scope);
+        if !bind(flavour as usize, scope) {
+            return Err("its own copy of this library serves another host".into());
+        }
         Ok((handle, surface))
     }
 }
@@ -166,10 +182,24 @@ fn load_copy() -> Result<*mut c_void, String> {
     }
     let path = file.to_str().map_err(|_| "its path is no UTF-8")?;
     let mut from = std::fs::File::open(path).map_err(|e| format!("{path} cannot be read: {e}"))?;
+    let size = from.metadata().map_or(u64::MAX, |data| data.len());
+    // SAFETY: all zeros are a value of it, and the place outlives the call.
+    let most = unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit);
+        limit.rlim_cur
+    };
+    if size > most {
+        // Writing more is a signal.
+        return Err(format!("RLIMIT_FSIZE is {most}, its copy has {size} bytes"));
+    }
     let memory = memory_file().map_err(|e| format!("memfd_create: {e}"))?;
     let mut to = std::fs::File::from(memory);
     std::io::copy(&mut from, &mut to).map_err(|e| format!("{path} cannot be copied: {e}"))?;
-    let path = CString::new(format!("/proc/self/fd/{}", to.as_raw_fd())).expect("has no NUL");
+    // The loader knows files by their names too, and a program may close descriptors: no name comes twice.
+    static COPIES: AtomicUsize = AtomicUsize::new(0);
+    let again = "./".repeat(COPIES.fetch_add(1, Ordering::Relaxed));
+    let path = CString::new(format!("/proc/self/fd/{again}{}", to.as_raw_fd())).expect("has no NUL");
     // SAFETY: a C string; the constructors of this library do nothing that it has not done already.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if handle.is_null() {
@@ -182,8 +212,6 @@ fn load_copy() -> Result<*mut c_void, String> {
             unsafe { CStr::from_ptr(why) }.to_string_lossy().into_owned()
         });
     }
-    // Left open: a later copy must not get the same number, by which the loader knows this one.
-    let _ = to.into_raw_fd();
     Ok(handle)
 }
 
@@ -200,4 +228,18 @@ fn memory_file() -> Result<OwnedFd, std::io::Error> {
         }
     }
     Err(std::io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::null_mut;
+
+        use crate::diag::border::trip::goes_on;
+
+        goes_on("ggml_amx_bind", || !ggml_amx_bind(0, null_mut()) && bound().is_none());
+    }
 }

@@ -2,6 +2,7 @@
 //! made by its first thread. With `GGML_AMX_REPORT=products` (or `GGML_AMX_LOG=debug`) one line says so when the process
 //! ends, past the host's log, which may be muted or gone by then.
 
+use super::border::ffi_boundary;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -88,7 +89,9 @@ pub fn report_at_exit() {
 }
 
 extern "C" fn print() {
-    super::log::write_error(&format!("ggml-amx: products: {}\n", report()));
+    ffi_boundary!("the report", else (), {
+        super::log::write_error(&format!("ggml-amx: products: {}\n", report()));
+    })
 }
 
 #[cfg(test)]
@@ -108,5 +111,15 @@ mod tests {
         count(Op::FlashAttn, Kernel::Portable);
         assert_eq!(counted(Op::FlashAttn, Kernel::Portable), 2);
         assert!(report().contains("FLASH_ATTN_EXT portable 2"), "{}", report());
+    }
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use crate::diag::border::trip::goes_on;
+
+        goes_on("the report", || {
+            print();
+            true
+        });
     }
 }

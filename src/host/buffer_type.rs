@@ -11,6 +11,7 @@ use super::tensor::{RawTensor, Tensor};
 use super::{Core, Host, budget, cxx, op, proof};
 use crate::buffer::held::Held;
 use crate::cpu::memory::Region;
+use crate::diag::border::ffi_boundary;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
 use crate::panel::weights::Shape;
@@ -155,12 +156,14 @@ pub(super) fn host() -> &'static Host {
 }
 
 unsafe extern "C" fn get_alloc_size(_: *mut RawBufferType, tensor: *const RawTensor) -> usize {
-    let host = host();
-    // SAFETY: the host passes a live tensor.
-    unsafe {
-        let shape = host.tensor(tensor).and_then(|t| op::shape_if_packable(host, t));
-        shape.map_or_else(|| host.nbytes(tensor), |shape| shape.packed_size())
-    }
+    ffi_boundary!("get_alloc_size", or the process ends, {
+        let host = host();
+        // SAFETY: the host passes a live tensor.
+        unsafe {
+            let shape = host.tensor(tensor).and_then(|t| op::shape_if_packable(host, t));
+            shape.map_or_else(|| host.nbytes(tensor), |shape| shape.packed_size())
+        }
+    })
 }
 
 /// The functions of our buffers.
@@ -173,51 +176,74 @@ fn interface() -> Interface {
 /// Marks packed tensors and their views (`extra`), so that the host's other kernels keep off; refuses
 /// a tensor that was given less room than its packed form needs.
 unsafe extern "C" fn init_tensor(buffer: *mut RawBuffer, tensor: *mut RawTensor) -> i32 {
-    // SAFETY: the host passes one of our buffers and a live tensor in it.
-    let (region, t) = unsafe { (region::<Llama>(buffer), host().live(tensor)) };
-    let root = t.root();
-    let Some(shape) = op::shape_if_packable(host(), root) else { return STATUS_SUCCESS };
-    let start = (root.data() as usize).wrapping_sub(region.base().as_ptr() as usize);
-    if start.checked_add(shape.packed_size()).is_none_or(|end| end > region.len()) {
-        error!(
-            "tensor {}: its packed form needs {} bytes at offset {start} of a buffer of {}; allocate by get_alloc_size",
-            t.name(),
-            shape.packed_size(),
-            region.len()
-        );
-        return STATUS_ALLOC_FAILED;
-    }
-    // SAFETY: the host has the tensor initialised.
-    unsafe { t.set_extra(cxx::tensor_traits()) };
-    STATUS_SUCCESS
+    ffi_boundary!("init_tensor", else STATUS_ALLOC_FAILED, {
+        // SAFETY: the host passes one of our buffers and a live tensor in it.
+        let (region, t) = unsafe { (region::<Llama>(buffer), host().live(tensor)) };
+        let root = t.root();
+        let Some(shape) = op::shape_if_packable(host(), root) else { return STATUS_SUCCESS };
+        let start = (root.data() as usize).wrapping_sub(region.base().as_ptr() as usize);
+        if start.checked_add(shape.packed_size()).is_none_or(|end| end > region.len()) {
+            error!(
+                "tensor {}: its packed form needs {} bytes at offset {start} of a buffer of {}; allocate by get_alloc_size",
+                t.name(),
+                shape.packed_size(),
+                region.len()
+            );
+            return STATUS_ALLOC_FAILED;
+        }
+        // SAFETY: the host has the tensor initialised.
+        unsafe { t.set_extra(cxx::tensor_traits()) };
+        STATUS_SUCCESS
+    })
 }
 
 /// Copies between two tensors of ours, and from host memory. Other sources are the host's business
 /// (it reads them into memory of its own and calls `set_tensor`).
 unsafe extern "C" fn cpy_tensor(_: *mut RawBuffer, src: *const RawTensor, dst: *mut RawTensor) -> bool {
-    /// Bytes at a time through plain form.
-    const STEP: usize = 1 << 20;
-    // SAFETY: the host passes live tensors of equal layout, dst in one of our buffers.
-    unsafe {
-        let (source, size) = (host().live(src), host().nbytes(src));
-        let from = source.holder();
-        let Some(holder) = host().buffer(from).filter(|_| !source.data().is_null() && size == host().nbytes(dst))
-        else {
-            return false;
-        };
-        if !is_ours(holder.buft()) {
-            let readable = host().is_host(holder.buft());
-            if readable {
-                Callbacks::<Llama>::set_tensor(from, dst, source.data(), 0, size);
+    ffi_boundary!("cpy_tensor", or the process ends, {
+        /// Bytes at a time through plain form.
+        const STEP: usize = 1 << 20;
+        // SAFETY: the host passes live tensors of equal layout, dst in one of our buffers.
+        unsafe {
+            let (source, size) = (host().live(src), host().nbytes(src));
+            let from = source.holder();
+            let Some(holder) = host().buffer(from).filter(|_| !source.data().is_null() && size == host().nbytes(dst))
+            else {
+                return false;
+            };
+            if !is_ours(holder.buft()) {
+                let readable = host().is_host(holder.buft());
+                if readable {
+                    Callbacks::<Llama>::set_tensor(from, dst, source.data(), 0, size);
+                }
+                return readable;
             }
-            return readable;
+            let mut plain = vec![0u8; size.min(STEP)];
+            for at in (0..size).step_by(STEP) {
+                let len = (size - at).min(STEP);
+                Callbacks::<Llama>::get_tensor(from, src, plain.as_mut_ptr().cast(), at, len);
+                Callbacks::<Llama>::set_tensor(from, dst, plain.as_ptr().cast(), at, len);
+            }
+            true
         }
-        let mut plain = vec![0u8; size.min(STEP)];
-        for at in (0..size).step_by(STEP) {
-            let len = (size - at).min(STEP);
-            Callbacks::<Llama>::get_tensor(from, src, plain.as_mut_ptr().cast(), at, len);
-            Callbacks::<Llama>::set_tensor(from, dst, plain.as_ptr().cast(), at, len);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::{null, null_mut};
+
+        use crate::diag::border::trip::{ends, goes_on};
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            ends("get_alloc_size", || get_alloc_size(null_mut(), null()));
+            goes_on("init_tensor", || init_tensor(null_mut(), null_mut()) == STATUS_ALLOC_FAILED);
+            ends("cpy_tensor", || cpy_tensor(null_mut(), null(), null_mut()));
         }
-        true
     }
 }

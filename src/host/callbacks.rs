@@ -12,6 +12,7 @@ use super::tensor::{RawTensor, Tensor};
 use crate::buffer::Place;
 use crate::buffer::held::{self, Held};
 use crate::cpu::memory::Region;
+use crate::diag::border::ffi_boundary;
 use crate::diag::log;
 use crate::matmul::measured;
 use crate::panel::weights::Shape;
@@ -130,8 +131,10 @@ impl<S: Side> Callbacks<S> {
     }
 
     unsafe extern "C" fn type_name(_: *mut RawBufferType) -> *const c_char {
-        log::deliver();
-        c"AMX".as_ptr()
+        ffi_boundary!("get_name", else c"AMX".as_ptr(), {
+            log::deliver();
+            c"AMX".as_ptr()
+        })
     }
 
     unsafe extern "C" fn buffer_name(_: *mut RawBuffer) -> *const c_char {
@@ -139,7 +142,9 @@ impl<S: Side> Callbacks<S> {
     }
 
     unsafe extern "C" fn alloc_buffer(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer {
-        S::alloc(buft, size)
+        ffi_boundary!("alloc_buffer", else std::ptr::null_mut(), {
+            S::alloc(buft, size)
+        })
     }
 
     unsafe extern "C" fn get_alignment(_: *mut RawBufferType) -> usize {
@@ -157,15 +162,19 @@ impl<S: Side> Callbacks<S> {
     }
 
     unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
-        // SAFETY: made by `alloc`, freed once.
-        let held = unsafe { Box::from_raw(context::<S>(buffer)) };
-        measured::forget(&range_of(held.region()));
-        S::freed(held.region());
+        ffi_boundary!("free_buffer", or the process ends, {
+            // SAFETY: made by `alloc`, freed once.
+            let held = unsafe { Box::from_raw(context::<S>(buffer)) };
+            measured::forget(&range_of(held.region()));
+            S::freed(held.region());
+        })
     }
 
     unsafe extern "C" fn get_base(buffer: *mut RawBuffer) -> *mut c_void {
-        // SAFETY: one of our buffers.
-        unsafe { region::<S>(buffer).base().as_ptr().cast() }
+        ffi_boundary!("get_base", else std::ptr::null_mut(), {
+            // SAFETY: one of our buffers.
+            unsafe { region::<S>(buffer).base().as_ptr().cast() }
+        })
     }
 
     unsafe extern "C" fn memset_tensor(
@@ -175,12 +184,14 @@ impl<S: Side> Callbacks<S> {
         offset: usize,
         size: usize,
     ) {
-        // SAFETY: the host passes a live tensor of ours; the range is checked.
-        unsafe {
-            let tensor = S::core().live(tensor);
-            place::<S>("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value);
-            forget::<S>(tensor);
-        }
+        ffi_boundary!("memset_tensor", or the process ends, {
+            // SAFETY: the host passes a live tensor of ours; the range is checked.
+            unsafe {
+                let tensor = S::core().live(tensor);
+                place::<S>("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value);
+                forget::<S>(tensor);
+            }
+        })
     }
 
     /// Writes a range of a tensor.
@@ -194,16 +205,18 @@ impl<S: Side> Callbacks<S> {
         offset: usize,
         size: usize,
     ) {
-        if size == 0 {
-            return;
-        }
-        // SAFETY: promised by the caller; the range is checked.
-        unsafe {
-            let tensor = S::core().live(tensor);
-            held::note_written(tensor.root().data() as usize, size);
-            place::<S>("set_tensor", tensor, data, offset, size).write(data.cast(), size);
-            forget::<S>(tensor);
-        }
+        ffi_boundary!("set_tensor", or the process ends, {
+            if size == 0 {
+                return;
+            }
+            // SAFETY: promised by the caller; the range is checked.
+            unsafe {
+                let tensor = S::core().live(tensor);
+                held::note_written(tensor.root().data() as usize, size);
+                place::<S>("set_tensor", tensor, data, offset, size).write(data.cast(), size);
+                forget::<S>(tensor);
+            }
+        })
     }
 
     /// Reads a range of a tensor.
@@ -217,11 +230,13 @@ impl<S: Side> Callbacks<S> {
         offset: usize,
         size: usize,
     ) {
-        if size == 0 {
-            return;
-        }
-        // SAFETY: promised by the caller; the range is checked.
-        unsafe { place::<S>("get_tensor", S::core().live(tensor), data, offset, size).read(data.cast(), size) }
+        ffi_boundary!("get_tensor", or the process ends, {
+            if size == 0 {
+                return;
+            }
+            // SAFETY: promised by the caller; the range is checked.
+            unsafe { place::<S>("get_tensor", S::core().live(tensor), data, offset, size).read(data.cast(), size) }
+        })
     }
 
     unsafe extern "C" fn set_tensor_2d(
@@ -234,11 +249,13 @@ impl<S: Side> Callbacks<S> {
         stride_tensor: usize,
         stride_data: usize,
     ) {
-        for i in 0..copies {
-            let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
-            // SAFETY: the host's ranges; each is checked against the tensor.
-            unsafe { Self::set_tensor(buffer, tensor, data, offset, size) };
-        }
+        ffi_boundary!("set_tensor_2d", or the process ends, {
+            for i in 0..copies {
+                let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
+                // SAFETY: the host's ranges; each is checked against the tensor.
+                unsafe { Self::set_tensor(buffer, tensor, data, offset, size) };
+            }
+        })
     }
 
     unsafe extern "C" fn get_tensor_2d(
@@ -251,22 +268,72 @@ impl<S: Side> Callbacks<S> {
         stride_tensor: usize,
         stride_data: usize,
     ) {
-        for i in 0..copies {
-            let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
-            // SAFETY: as in `set_tensor_2d`.
-            unsafe { Self::get_tensor(buffer, tensor, data, offset, size) };
-        }
+        ffi_boundary!("get_tensor_2d", or the process ends, {
+            for i in 0..copies {
+                let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
+                // SAFETY: as in `set_tensor_2d`.
+                unsafe { Self::get_tensor(buffer, tensor, data, offset, size) };
+            }
+        })
     }
 
     /// Nothing is kept of tensors; not every host looks whether there is such a function.
     unsafe extern "C" fn reset(_: *mut RawBuffer) {}
 
     unsafe extern "C" fn clear(buffer: *mut RawBuffer, value: u8) {
-        // SAFETY: one of our buffers; equal bytes stay equal under any permutation.
+        ffi_boundary!("clear", or the process ends, {
+            // SAFETY: one of our buffers; equal bytes stay equal under any permutation.
+            unsafe {
+                let region = region::<S>(buffer);
+                std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
+                measured::forget(&range_of(region));
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+
+    use super::*;
+    use crate::diag::border::trip::{ends, goes_on};
+
+    /// No host: nothing gets so far.
+    struct Nowhere;
+
+    impl Side for Nowhere {
+        fn core() -> &'static Core {
+            unreachable!()
+        }
+
+        fn packed(_: Tensor) -> Option<(Shape, *mut u8, usize)> {
+            unreachable!()
+        }
+
+        fn alloc(_: *mut RawBufferType, _: usize) -> *mut RawBuffer {
+            unreachable!()
+        }
+
+        fn freed(_: &Region) {}
+    }
+
+    type Ours = Callbacks<Nowhere>;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        // SAFETY: all of them panic before they look at anything.
         unsafe {
-            let region = region::<S>(buffer);
-            std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
-            measured::forget(&range_of(region));
+            goes_on("get_name", || !Ours::type_name(null_mut()).is_null());
+            goes_on("alloc_buffer", || Ours::alloc_buffer(null_mut(), 1).is_null());
+            goes_on("get_base", || Ours::get_base(null_mut()).is_null());
+            ends("free_buffer", || Ours::free_buffer(null_mut()));
+            ends("memset_tensor", || Ours::memset_tensor(null_mut(), null_mut(), 0, 0, 1));
+            ends("set_tensor", || Ours::set_tensor(null_mut(), null_mut(), null(), 0, 1));
+            ends("get_tensor", || Ours::get_tensor(null_mut(), null(), null_mut(), 0, 1));
+            ends("set_tensor_2d", || Ours::set_tensor_2d(null_mut(), null_mut(), null(), 0, 1, 1, 1, 1));
+            ends("get_tensor_2d", || Ours::get_tensor_2d(null_mut(), null(), null_mut(), 0, 1, 1, 1, 1));
+            ends("clear", || Ours::clear(null_mut(), 0));
         }
     }
 }

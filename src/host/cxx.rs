@@ -16,6 +16,7 @@ use super::tensor::{RawTensor, Tensor};
 use super::{Flavour, Host, buffer_type, op};
 use crate::buffer::held;
 use crate::cpu;
+use crate::diag::border::ffi_boundary;
 use crate::matmul::{Op, Settings, Thread};
 
 /// Virtual table with the words before its address point: offset to top, and the type information. ggml asks for none, but
@@ -87,21 +88,25 @@ unsafe extern "C" fn unknown<const TRAITS: bool, const SLOT: usize>(
     b: usize,
     c: usize,
 ) -> usize {
-    let class = if TRAITS { Class::Traits } else { Class::BufferType };
-    proof::answer(class, SLOT, [a, b, c]).unwrap_or_else(|| {
-        // The line that says what is not known is due at the first call, whatever it is.
-        is_proved_now();
-        0
+    ffi_boundary!("a virtual function that is not known", else 0, {
+        let class = if TRAITS { Class::Traits } else { Class::BufferType };
+        proof::answer(class, SLOT, [a, b, c]).unwrap_or_else(|| {
+            // The line that says what is not known is due at the first call, whatever it is.
+            is_proved_now();
+            0
+        })
     })
 }
 
 /// What lies in front of the functions. Both objects are static: nothing to destroy, and ggml destroys neither.
 unsafe extern "C" fn destroy<const TRAITS: bool>(_: *mut c_void, a: usize, b: usize, c: usize) -> usize {
-    let class = if TRAITS { Class::Traits } else { Class::BufferType };
-    proof::answer(class, DESTRUCTOR, [a, b, c]).unwrap_or_else(|| {
-        // It may be one, while the process ends: not the time for a trial.
-        proof::decline(&format!("the host calls a destructor of {}, or something else in its place", class.name()));
-        0
+    ffi_boundary!("a destructor", else 0, {
+        let class = if TRAITS { Class::Traits } else { Class::BufferType };
+        proof::answer(class, DESTRUCTOR, [a, b, c]).unwrap_or_else(|| {
+            // It may be one, while the process ends: not the time for a trial.
+            proof::decline(&format!("the host calls a destructor of {}, or something else in its place", class.name()));
+            0
+        })
     })
 }
 
@@ -167,58 +172,64 @@ unsafe fn node(host: &'static Host, op: *const RawTensor) -> Tensor {
 }
 
 unsafe extern "C" fn supports_op(_: *mut c_void, device: *mut c_void, op: *const RawTensor) -> bool {
-    let host = host();
-    if !proof::is_proved() {
-        if let Some(answer) = proof::answer(Class::BufferType, 0, [device as usize, op as usize, 0]) {
-            return answer != 0;
+    ffi_boundary!("supports_op", else false, {
+        let host = host();
+        if !proof::is_proved() {
+            if let Some(answer) = proof::answer(Class::BufferType, 0, [device as usize, op as usize, 0]) {
+                return answer != 0;
+            }
+            if !is_proved_now() {
+                return false;
+            }
         }
-        if !is_proved_now() {
-            return false;
-        }
-    }
-    // SAFETY: the host passes a live node.
-    op::supports(host, unsafe { node(host, op) })
+        // SAFETY: the host passes a live node.
+        op::supports(host, unsafe { node(host, op) })
+    })
 }
 
 /// The host asks for every node, whatever buffers its tensors live in; null means "compute it
 /// yourself", which must never happen to a node that reads packed bytes.
 unsafe extern "C" fn get_tensor_traits(_: *mut c_void, op: *const RawTensor) -> *mut c_void {
-    if !proof::is_proved() {
-        if let Some(answer) = proof::answer(Class::BufferType, 1, [op as usize, 0, 0]) {
-            return answer as *mut c_void;
+    ffi_boundary!("get_tensor_traits", or the process ends, {
+        if !proof::is_proved() {
+            if let Some(answer) = proof::answer(Class::BufferType, 1, [op as usize, 0, 0]) {
+                return answer as *mut c_void;
+            }
+            if !is_proved_now() {
+                // Nothing was packed.
+                return std::ptr::null_mut();
+            }
         }
-        if !is_proved_now() {
-            // Nothing was packed.
-            return std::ptr::null_mut();
+        held::lock_as_the_host_does();
+        let host = host();
+        // SAFETY: the host passes a live node.
+        let node = unsafe { node(host, op) };
+        let Some(tensor) = op::misread(host, node) else {
+            // Weights that the host could read as well, where the tile unit is faster.
+            let ours = op::has_plain_weights(host, node) && op::product(host, node).is_ok();
+            return if ours { tensor_traits() } else { std::ptr::null_mut() };
+        };
+        if op::is_product(host, node) && node.source(0).is_some_and(|w| w.is(&tensor)) {
+            return tensor_traits();
         }
-    }
-    held::lock_as_the_host_does();
-    let host = host();
-    // SAFETY: the host passes a live node.
-    let node = unsafe { node(host, op) };
-    let Some(tensor) = op::misread(host, node) else {
-        // Weights that the host could read as well, where the tile unit is faster.
-        let ours = op::has_plain_weights(host, node) && op::product(host, node).is_ok();
-        return if ours { tensor_traits() } else { std::ptr::null_mut() };
-    };
-    if op::is_product(host, node) && node.source(0).is_some_and(|w| w.is(&tensor)) {
-        return tensor_traits();
-    }
-    host.abort(&format!(
-        "{} would read {} as plain bytes, but it is packed for AMX; keep this tensor in a CPU buffer",
-        host.op_name(node.op()),
-        tensor.name()
-    ));
+        host.abort(&format!(
+            "{} would read {} as plain bytes, but it is packed for AMX; keep this tensor in a CPU buffer",
+            host.op_name(node.op()),
+            tensor.name()
+        ));
+    })
 }
 
 unsafe extern "C" fn work_size_method(_: *mut c_void, n_threads: i32, op: *const RawTensor, size: *mut usize) -> bool {
-    if !proof::is_proved() {
-        let args = [n_threads as usize, op as usize, size as usize];
-        return proof::answer(Class::Traits, 0, args).unwrap_or(0) != 0;
-    }
-    let host = host();
-    // SAFETY: the host passes a live node and a place for the size.
-    unsafe { work_size(host, n_threads, node(host, op)).inspect(|bytes| *size = *bytes).is_some() }
+    ffi_boundary!("work_size", or the process ends, {
+        if !proof::is_proved() {
+            let args = [n_threads as usize, op as usize, size as usize];
+            return proof::answer(Class::Traits, 0, args).unwrap_or(0) != 0;
+        }
+        let host = host();
+        // SAFETY: the host passes a live node and a place for the size.
+        unsafe { work_size(host, n_threads, node(host, op)).inspect(|bytes| *size = *bytes).is_some() }
+    })
 }
 
 unsafe extern "C" fn compute_forward_method(
@@ -226,12 +237,14 @@ unsafe extern "C" fn compute_forward_method(
     params: *mut GgmlComputeParams,
     op: *mut RawTensor,
 ) -> bool {
-    if !proof::is_proved() {
-        return proof::answer(Class::Traits, 1, [params as usize, op as usize, 0]).unwrap_or(0) != 0;
-    }
-    let host = host();
-    // SAFETY: the host passes live parameters and a live node.
-    unsafe { compute_forward(host, &*params, node(host, op)) }
+    ffi_boundary!("compute_forward", or the process ends, {
+        if !proof::is_proved() {
+            return proof::answer(Class::Traits, 1, [params as usize, op as usize, 0]).unwrap_or(0) != 0;
+        }
+        let host = host();
+        // SAFETY: the host passes live parameters and a live node.
+        unsafe { compute_forward(host, &*params, node(host, op)) }
+    })
 }
 
 /// Work buffer for `op` on `n_threads` threads, `None` if it is not ours.
@@ -292,4 +305,26 @@ pub unsafe fn compute_forward(host: &'static Host, params: &GgmlComputeParams, o
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::{null, null_mut};
+
+        use crate::diag::border::trip::{ends, goes_on};
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            goes_on("a virtual function that is not known", || unknown::<true, 2>(null_mut(), 0, 0, 0) == 0);
+            goes_on("a destructor", || destroy::<true>(null_mut(), 0, 0, 0) == 0);
+            goes_on("supports_op", || !supports_op(null_mut(), null_mut(), null()));
+            ends("get_tensor_traits", || get_tensor_traits(null_mut(), null()));
+            ends("work_size", || work_size_method(null_mut(), 1, null(), null_mut()));
+            ends("compute_forward", || compute_forward_method(null_mut(), null_mut(), null_mut()));
+        }
+    }
 }

@@ -15,16 +15,16 @@ mod layout;
 mod objects;
 pub mod op;
 mod operands;
-mod peek;
+pub mod peek;
 mod proof;
 pub(crate) mod symbols;
 mod tensor;
 
 use crate::process::Once;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::cpu::memory;
+use crate::diag::border;
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::{debug, info};
@@ -94,12 +94,8 @@ host_symbols! {
 /// What `look` finds out about a host; a panic in it, and an exception of the host's, is an error like any other: nothing is
 /// changed before it is done, and the host goes on without this library.
 fn caught<T>(look: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let done = catch_unwind(AssertUnwindSafe(|| foreign::catch(look)));
     let thrown = || Err("the host threw an exception while it was looked at".into());
-    done.map_or_else(
-        |_| Err("a bug in ggml-amx: a panic while the host was looked at, see standard error".into()),
-        |done| done.unwrap_or_else(thrown),
-    )
+    border::caught("what looks at a host", || foreign::catch(look))?.unwrap_or_else(thrown)
 }
 
 /// Weights lie where the replaced code would have had them.

@@ -71,13 +71,15 @@ pub fn check_wrapped(host: &Host) -> Result<String> {
     Ok(format!("has __wrap_{}", names.join(", __wrap_")))
 }
 
-/// The library for LD_PRELOAD shows what it shall and no more, and needs nothing but libc.
+/// The library for LD_PRELOAD shows what it shall and no more, and needs nothing but libc, and the
+/// unwinder that the process has.
 pub fn check_preload(library: &Path) -> Result<String> {
     let names = wrapped()?;
     let symbols = dynamic(library)?;
     for line in &symbols {
         let (kind, name) = line.trim_start().split_once(' ').unwrap_or_default();
-        let is_libc = kind == "U" && name.contains("@GLIBC_");
+        let is_unwinder = name.starts_with("_Unwind_") && name.contains("@GCC_");
+        let is_libc = kind == "U" && (name.contains("@GLIBC_") || is_unwinder);
         let is_ours =
             names.iter().any(|n| n == name) || name.starts_with("ggml_amx_") || name.starts_with("ggml_backend_amx_");
         if !(is_libc || ["w", "v"].contains(&kind) || kind == "T" && is_ours) {

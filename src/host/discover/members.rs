@@ -1,5 +1,6 @@
 //! Members of the interfaces of buffers and buffer types: which stub each of the host's functions calls.
 
+use crate::diag::border::ffi_boundary;
 use std::cell::{Cell, RefCell, UnsafeCell};
 
 use libc::c_void;
@@ -52,10 +53,12 @@ fn memory() -> usize {
 }
 
 extern "C" fn stub<const TYPE: bool, const MEMBER: usize>(a: usize, b: usize, c: usize) -> usize {
-    let of = if TYPE { Of::Type } else { Of::Buffer };
-    CALLS.with_borrow_mut(|calls| calls.push(Call { of, member: MEMBER, args: [a, b, c] }));
-    let known = ANSWERS.with_borrow(|all| all.iter().find(|a| (a.0, a.1) == (of, MEMBER)).map(|a| a.2));
-    known.unwrap_or(RETURNS.get()[of as usize])
+    ffi_boundary!("a stub", else 0, {
+        let of = if TYPE { Of::Type } else { Of::Buffer };
+        CALLS.with_borrow_mut(|calls| calls.push(Call { of, member: MEMBER, args: [a, b, c] }));
+        let known = ANSWERS.with_borrow(|all| all.iter().find(|a| (a.0, a.1) == (of, MEMBER)).map(|a| a.2));
+        known.unwrap_or(RETURNS.get()[of as usize])
+    })
 }
 
 macro_rules! stubs {
@@ -323,5 +326,17 @@ unsafe fn buffer_members(
             usage,
         };
         Ok((layout, places))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use crate::diag::border::trip::goes_on;
+
+        goes_on("a stub", || stub::<true, 3>(0, 0, 0) == 0);
     }
 }

@@ -6,6 +6,7 @@ use libc::c_void;
 
 use super::abi::RawBackend;
 use super::{IkOps, IkSymbols};
+use crate::diag::border::ffi_boundary;
 use crate::format::WeightType;
 use crate::host::abi::{TYPE_F32, TYPE_I32};
 use crate::host::discover::{ensure, made, text};
@@ -120,8 +121,10 @@ thread_local! {
 }
 
 extern "C" fn stub<const MEMBER: usize>(a: usize, b: usize) -> bool {
-    CALLED.set(Some((MEMBER, [a, b])));
-    false
+    ffi_boundary!("a stub", else false, {
+        CALLED.set(Some((MEMBER, [a, b])));
+        false
+    })
 }
 
 /// Word of `struct ggml_backend` that has its `supports_buft`.
@@ -140,5 +143,17 @@ pub fn supports_buft(symbols: &IkSymbols) -> Result<usize, String> {
     match CALLED.take() {
         Some((member, args)) if args == [backend as usize, buft as usize] => Ok(member),
         found => Err(crate::host::discover::unknown(format!("ggml_backend.supports_buft: {found:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use crate::diag::border::trip::goes_on;
+
+        goes_on("a stub", || !stub::<3>(0, 0));
     }
 }

@@ -2,10 +2,10 @@
 //! function that must be in front of the host's has to be called; or the host has to ask for every product who computes it
 //! ([`surface`](super::surface)). A host whose calls go past us (linked with `-Bsymbolic-functions`, say), or that computes
 //! a product together with the one before it without asking, would read packed bytes as plain ones; weights in place
-//! do it no harm.
+//! do it no harm. One whose kernels have other arguments would be misunderstood: it is left alone.
 
-use crate::process::Once;
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::{c_int, c_long, c_void};
 
@@ -19,10 +19,11 @@ use crate::host::peek;
 use crate::host::symbols::host_symbols;
 use crate::host::tensor::RawTensor;
 use crate::info;
+use crate::process::{Mutex, Once};
 
 host_symbols! {
     /// What it takes to have the host compute a graph as it does for a model.
-    Computing in ggml_amx_ik_computing_symbols;
+    ComputeSymbols in ggml_amx_ik_computing_symbols;
     ggml_backend_cpu_init: unsafe extern "C-unwind" fn() -> *mut RawBackend;
     ggml_backend_cpu_set_n_threads: unsafe extern "C-unwind" fn(*mut RawBackend, i32);
     ggml_backend_graph_compute: unsafe extern "C-unwind" fn(*mut RawBackend, *mut c_void) -> i32;
@@ -65,10 +66,8 @@ pub struct Seen {
     steps: u32,
     /// Those of them whose arguments were not as they are known.
     other: u32,
-    /// Its address; 0: there is none.
-    graph: usize,
     /// Its nodes.
-    nodes: [*const RawTensor; NODES.len()],
+    nodes: [usize; NODES.len()],
     /// Where their one or two matrices of weights lie, and their results.
     places: [[usize; 3]; NODES.len()],
     /// Bits of those that the host asked about.
@@ -77,21 +76,21 @@ pub struct Seen {
     params_known: bool,
 }
 
+impl Default for Seen {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl Seen {
     const NONE: Self = Self {
         steps: 0,
         other: 0,
-        graph: 0,
-        nodes: [std::ptr::null(); NODES.len()],
+        nodes: [0; NODES.len()],
         places: [[0; 3]; NODES.len()],
         asked: 0,
         params_known: true,
     };
-
-    /// Whether this is the graph.
-    pub fn is(&self, graph: *const c_void) -> bool {
-        self.graph == graph as usize
-    }
 
     /// Whether a kernel's arguments fit a node: where weights (twice the same, if it has one matrix) and results lie, what the
     /// weights are, and a share of the rows.
@@ -111,42 +110,70 @@ impl Seen {
     }
 }
 
+/// What is seen of the handshake's graph, by whichever threads of the host compute it.
+static SEEN: Mutex<Seen> = Mutex::new(Seen::NONE);
+/// The graph while there is a handshake; 0: there is none.
+static GRAPH: AtomicUsize = AtomicUsize::new(0);
+
 thread_local! {
-    /// What this thread's graph came by; the graph is computed by one thread.
-    static SEEN: Cell<Seen> = const { Cell::new(Seen::NONE) };
+    /// Whether this thread computes that graph.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes that one of our functions was called, if this is inside the handshake; `is_known` is asked about its arguments.
-#[inline]
-pub fn note(step: Step, is_known: impl FnOnce(&Seen) -> bool) {
-    if is_running() {
-        let seen = SEEN.get();
-        let other = if is_known(&seen) { 0 } else { step as u32 };
-        SEEN.set(Seen { steps: seen.steps | step as u32, other: seen.other | other, ..seen });
+/// The computation of a graph by this thread, until it is dropped.
+pub struct Computing {
+    was_inside: bool,
+}
+
+/// This thread computes a graph, in so many threads.
+pub fn computes(graph: *const c_void, threads: c_int) -> Computing {
+    let is_it = GRAPH.load(Ordering::Acquire) == graph as usize && !graph.is_null();
+    let computing = Computing { was_inside: INSIDE.replace(is_it) };
+    note(Step::Graph, |_| threads == 1);
+    computing
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        INSIDE.set(self.was_inside);
     }
 }
 
-/// Whether this thread is inside the handshake.
+/// Notes that one of our functions was called, if this thread computes the handshake's graph; `is_known` is asked about its
+/// arguments.
+#[inline]
+pub fn note(step: Step, is_known: impl FnOnce(&Seen) -> bool) {
+    if is_running() {
+        let mut seen = SEEN.lock();
+        let other = if is_known(&seen) { 0 } else { step as u32 };
+        seen.steps |= step as u32;
+        seen.other |= other;
+    }
+}
+
+/// Whether this thread computes the handshake's graph.
 pub fn is_running() -> bool {
-    SEEN.with(|seen| {
-        // SAFETY: only read, and by this thread, which is not writing.
-        unsafe { (*seen.as_ptr()).graph != 0 }
-    })
+    INSIDE.get()
 }
 
 /// Notes that the host asked about a node.
 pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
-    let seen = SEEN.get();
-    if let Some(number) = seen.nodes.iter().position(|at| std::ptr::eq(*at, node.address())) {
+    let graph = GRAPH.load(Ordering::Acquire);
+    if graph == 0 {
+        return;
+    }
+    let mut seen = SEEN.lock();
+    if let Some(number) = seen.nodes.iter().position(|at| *at == node.address() as usize) {
         // What the threads share knows the graph; a work buffer does not.
-        let knows_graph = |at: *mut c_void| (0..8).any(|i| peek::word(at as usize + 8 * i) == Some(seen.graph));
+        let knows_graph = |at: *mut c_void| (0..8).any(|i| peek::word(at as usize + 8 * i) == Some(graph));
         // The graph has one thread, and needs a work buffer.
         let known = (params.ith, params.nth) == (0, 1)
             && (1..1 << 30).contains(&params.wsize)
             && peek::word(params.wdata as usize).is_some()
             && !knows_graph(params.wdata)
             && knows_graph(params.threadpool);
-        SEEN.set(Seen { asked: seen.asked | 1 << number, params_known: seen.params_known && known, ..seen });
+        seen.asked |= 1 << number;
+        seen.params_known &= known;
     }
 }
 
@@ -201,9 +228,25 @@ fn outcome(host: &'static IkHost) -> &'static Result<(), Refusal> {
 }
 
 fn shake(host: &'static IkHost) -> Result<Result<(), Refusal>, String> {
-    let computing = Computing::find(Flavour::Ik)?;
+    let computing = ComputeSymbols::find(Flavour::Ik)?;
     // SAFETY: the host's functions; the context is alive while the graph is computed.
     unsafe { in_context(&host.symbols, |context| compute(host, &computing, context)) }
+}
+
+/// There is a handshake, until it is dropped: an exception of the host's may pass.
+struct Handshake;
+
+impl Handshake {
+    fn begin(graph: *mut c_void) -> Self {
+        GRAPH.store(graph as usize, Ordering::Release);
+        Self
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        GRAPH.store(0, Ordering::Release);
+    }
 }
 
 /// Rows and weights per row of all matrices: what every kernel of the host takes.
@@ -217,7 +260,7 @@ const ROOM: usize = SIDE * ROWS * 4;
 /// `context` must be a live context of the host.
 unsafe fn compute(
     host: &'static IkHost,
-    computing: &Computing,
+    computing: &ComputeSymbols,
     context: *mut c_void,
 ) -> Result<Result<(), Refusal>, String> {
     let (symbols, side) = (&host.symbols, SIDE as i64);
@@ -270,10 +313,11 @@ unsafe fn compute(
         let at = |tensor| host.tensor(tensor).map_or(0, |tensor| tensor.data() as usize);
         let weights = [[up; 2], [ours; 2], [up; 2], [up, gate], [up, gate]];
         let places = std::array::from_fn(|i| [at(weights[i][0]), at(weights[i][1]), at(nodes[i])]);
-        let nodes = nodes.map(<*mut RawTensor>::cast_const);
-        let before = SEEN.replace(Seen { graph: graph as usize, nodes, places, ..Seen::NONE });
+        *SEEN.lock() = Seen { nodes: nodes.map(|node| node as usize), places, ..Seen::NONE };
+        let handshake = Handshake::begin(graph);
         let status = (computing.ggml_backend_graph_compute)(backend, graph);
-        let seen = SEEN.replace(before);
+        drop(handshake);
+        let seen = *SEEN.lock();
         (computing.ggml_backend_free)(backend);
         if !lies_in.is_null() {
             (symbols.ggml_backend_buffer_free)(lies_in);

@@ -5,6 +5,7 @@
 //! Many callers compute addresses of rows and experts by plain strides. So nothing is packed whose packed form is
 //! larger than the plain one, and what is packed is written down by address.
 
+use crate::diag::border::ffi_boundary;
 use crate::process::{Lazy, Once};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -207,21 +208,23 @@ fn made(size: usize, held: std::io::Result<Held>) -> *mut RawBuffer {
 
 /// Decides how a tensor is stored.
 unsafe extern "C" fn init_tensor(_: *mut RawBuffer, tensor: *mut RawTensor) {
-    // SAFETY: the host passes a live tensor in a buffer of ours.
-    let (t, bytes) = unsafe { (host().live(tensor), host().nbytes(tensor)) };
-    if t.view_src().is_some() {
-        return;
-    }
-    // Memory may be used again without being freed.
-    let base = t.data() as usize;
-    forget(base..base + bytes);
-    match packable(host(), t) {
-        Some(shape) => {
-            PACKED.add(base, shape.plain_size(), shape);
-            debug!("{}: packed", t.name());
+    ffi_boundary!("init_tensor", or the process ends, {
+        // SAFETY: the host passes a live tensor in a buffer of ours.
+        let (t, bytes) = unsafe { (host().live(tensor), host().nbytes(tensor)) };
+        if t.view_src().is_some() {
+            return;
         }
-        None => debug!("{}: stored as it is", t.name()),
-    }
+        // Memory may be used again without being freed.
+        let base = t.data() as usize;
+        forget(base..base + bytes);
+        match packable(host(), t) {
+            Some(shape) => {
+                PACKED.add(base, shape.plain_size(), shape);
+                debug!("{}: packed", t.name());
+            }
+            None => debug!("{}: stored as it is", t.name()),
+        }
+    })
 }
 
 /// What frees a buffer.
@@ -242,20 +245,22 @@ static BESIDE: Mutex<Vec<Beside>> = Mutex::new(Vec::new());
 
 /// Frees our buffer with the one it belongs to.
 unsafe extern "C" fn free_both(buffer: *mut RawBuffer) {
-    let mut all = BESIDE.lock();
-    let at = all.iter().position(|b| b.of == buffer as usize).map(|i| all.swap_remove(i));
-    drop(all);
-    if let Some(beside) = at {
-        // SAFETY: both live until here; ours is freed once.
-        unsafe {
-            if beside.ours != 0 {
-                (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut RawBuffer);
-            }
-            if let Some(free) = beside.free {
-                free(buffer);
+    ffi_boundary!("free_buffer", or the process ends, {
+        let mut all = BESIDE.lock();
+        let at = all.iter().position(|b| b.of == buffer as usize).map(|i| all.swap_remove(i));
+        drop(all);
+        if let Some(beside) = at {
+            // SAFETY: both live until here; ours is freed once.
+            unsafe {
+                if beside.ours != 0 {
+                    (host().symbols.ggml_backend_buffer_free)(beside.ours as *mut RawBuffer);
+                }
+                if let Some(free) = beside.free {
+                    free(buffer);
+                }
             }
         }
-    }
+    })
 }
 
 /// Ties a buffer of ours to `of`: it is freed with it.
@@ -420,5 +425,23 @@ pub fn report() {
     let (count, bytes) = PACKED.totals();
     if SAID.swap(count, Ordering::Relaxed) != count && count > 0 {
         info!("{count} tensors packed, {:.2} MiB", bytes as f64 / (1 << 20) as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::null_mut;
+
+        use crate::diag::border::trip::ends;
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            ends("init_tensor", || init_tensor(null_mut(), null_mut()));
+            ends("free_buffer", || free_both(null_mut()));
+        }
     }
 }

@@ -5,11 +5,12 @@ use libc::{c_char, c_int, c_long, c_void};
 
 use super::abi::{IkPlan, RawBackend};
 use super::graph::{self, Beginning, Call, Kernel, Node};
-use super::handshake::{self, Computing, Step};
+use super::handshake::{self, ComputeSymbols};
 use super::team::{Member, Place};
 use super::{IkHost, RawBuffer, RawBufferType, RawTensor, Tensor, place, product};
 use crate::buffer::held;
 use crate::cpu;
+use crate::diag::border::{Passing, ffi_boundary};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
 use crate::host::Flavour;
@@ -274,7 +275,7 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
     let Some(host) = IkHost::get() else { return real() };
     // SAFETY: promised by the caller.
     let threads = unsafe { plan.as_ref() }.map_or(1, |plan| plan.n_threads);
-    handshake::note(Step::Graph, |seen| seen.is(graph) && threads == 1);
+    let _computing = handshake::computes(graph, threads);
     if !handshake::is_running() && !handshake::is_understood(host) {
         return real();
     }
@@ -383,8 +384,10 @@ type SupportsBuft = unsafe extern "C" fn(*mut RawBackend, *mut RawBufferType) ->
 static SUPPORTS_BUFT: crate::process::Once<SupportsBuft> = crate::process::Once::new();
 
 unsafe extern "C" fn supports_buft(backend: *mut RawBackend, buft: *mut RawBufferType) -> bool {
-    // SAFETY: passed on.
-    buft == place::buffer_type() || SUPPORTS_BUFT.get().is_some_and(|f| unsafe { f(backend, buft) })
+    ffi_boundary!("supports_buft", else false, {
+        // SAFETY: passed on.
+        buft == place::buffer_type() || SUPPORTS_BUFT.get().is_some_and(|f| unsafe { f(backend, buft) })
+    })
 }
 
 /// Around `ggml_backend_reg_get_count`: makes sure that the buffer type `AMX` can be named in options.
@@ -411,7 +414,8 @@ pub fn register(count: impl Fn() -> usize) -> usize {
 
 /// There is no backend of that name, only a buffer type; who wants one gets that of the CPU, which computes with it.
 unsafe extern "C-unwind" fn cpu_backend(_: *const c_char, _: *mut c_void) -> *mut RawBackend {
-    let Ok(computing) = Computing::find(Flavour::Ik) else { return std::ptr::null_mut() };
+    let _border = Passing::new("the backend AMX");
+    let Ok(computing) = ComputeSymbols::find(Flavour::Ik) else { return std::ptr::null_mut() };
     // SAFETY: the host's function without arguments; what it made is widened once, if that was not done on the way.
     unsafe {
         let backend = (computing.ggml_backend_cpu_init)();
@@ -557,5 +561,18 @@ mod tests {
             false
         };
         assert!((0..9).all(|ith| !in_blocks(96, 1 << 20, 1, (ith, 9), refuse)));
+    }
+
+    #[test]
+    fn panics_end_at_the_border() {
+        use std::ptr::{null, null_mut};
+
+        use crate::diag::border::trip::{ends, goes_on};
+
+        // SAFETY: all of them panic before they look at anything.
+        unsafe {
+            goes_on("supports_buft", || !supports_buft(null_mut(), null_mut()));
+            ends("the backend AMX", || cpu_backend(null(), null_mut()));
+        }
     }
 }

@@ -1,0 +1,219 @@
+//! Where panics of this library end: at its border to C. A panic is a bug, and so is what it would do to a caller that knows
+//! nothing of panics. It ends in the host's log. Then the caller gets what it gets when something is declined; or the process
+//! ends, where threads wait for what was not done, or bytes would be lost.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::log::{self, Level};
+
+/// Runs a block inside function `$name` of the border. After a panic the caller gets `$otherwise`, or the process ends.
+macro_rules! ffi_boundary {
+    ($name:expr, or the process ends, $body:block) => {
+        $crate::diag::border::or_end($name, || $body)
+    };
+    ($name:expr, else $otherwise:expr, $body:block) => {
+        $crate::diag::border::or_else($name, || $otherwise, || $body)
+    };
+}
+pub(crate) use ffi_boundary;
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// What `run` returns, or a line that says in which function it panicked.
+pub fn caught<T>(name: &str, run: impl FnOnce() -> T) -> Result<T, String> {
+    let run = || {
+        #[cfg(test)]
+        trip::step_on(name);
+        run()
+    };
+    catch_unwind(AssertUnwindSafe(run))
+        .map_err(|panic| format!("a bug in ggml-amx: a panic in {name}: {}", message(&*panic)))
+}
+
+/// See [`ffi_boundary`].
+#[inline]
+pub fn or_else<T>(name: &str, otherwise: impl FnOnce() -> T, run: impl FnOnce() -> T) -> T {
+    caught(name, run).unwrap_or_else(|why| {
+        log::line(Level::Error, &why);
+        otherwise()
+    })
+}
+
+/// See [`ffi_boundary`].
+#[inline]
+pub fn or_end<T>(name: &str, run: impl FnOnce() -> T) -> T {
+    caught(name, run).unwrap_or_else(|why| {
+        log::last_words(&why);
+        std::process::abort()
+    })
+}
+
+/// The border of a function that calls the host, whose exceptions pass: a panic ends the process. To be held while it runs.
+pub struct Passing {
+    name: &'static str,
+    was_panicking: bool,
+}
+
+impl Passing {
+    /// That of function `name`.
+    pub fn new(name: &'static str) -> Self {
+        let border = Self { name, was_panicking: std::thread::panicking() };
+        #[cfg(test)]
+        trip::step_on(name);
+        border
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.was_panicking {
+            log::last_words(&format!("a bug in ggml-amx: a panic in {}, see standard error", self.name));
+            std::process::abort();
+        }
+    }
+}
+
+/// Panics on purpose.
+#[cfg(test)]
+pub mod trip {
+    use std::cell::Cell;
+
+    use crate::process::generation;
+
+    thread_local! {
+        static WHERE: Cell<&'static str> = const { Cell::new("") };
+    }
+
+    pub(super) fn step_on(name: &str) {
+        if WHERE.get() == name {
+            WHERE.set("");
+            panic!("on purpose");
+        }
+    }
+
+    /// `call` calls function `name`, which panics, and says whether it got what it should then.
+    #[track_caller]
+    pub fn goes_on(name: &'static str, call: impl FnOnce() -> bool) {
+        WHERE.set(name);
+        assert!(call(), "{name}: another result than after nothing");
+        assert_eq!(WHERE.get(), "", "{name} has no border");
+    }
+
+    /// Lets panics of children say nothing: another thread of the parent may have been just about to say something, and nobody
+    /// gives its lock back.
+    fn silence_children() {
+        static DONE: std::sync::Once = std::sync::Once::new();
+        DONE.call_once(|| {
+            let (parent, hook) = (generation(), std::panic::take_hook());
+            std::panic::set_hook(Box::new(move |what| {
+                if generation() == parent {
+                    hook(what);
+                }
+            }));
+        });
+    }
+
+    /// `call` calls function `name`, which panics: that ends the process, and it says why.
+    #[track_caller]
+    pub fn ends<T>(name: &'static str, call: impl FnOnce() -> T) {
+        silence_children();
+        let mut ends = [0; 2];
+        let mut said = vec![0u8; 1 << 16];
+        // SAFETY: descriptors of our own; the child does nothing but the call, and never comes back.
+        let (status, length) = unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            let child = libc::fork();
+            assert!(child >= 0);
+            if child == 0 {
+                libc::dup2(ends[1], 2);
+                WHERE.set(name);
+                call();
+                libc::_exit(0);
+            }
+            libc::close(ends[1]);
+            let mut length = 0;
+            loop {
+                let read = libc::read(ends[0], said[length..].as_mut_ptr().cast(), said.len() - length);
+                if read <= 0 {
+                    break;
+                }
+                length += read as usize;
+            }
+            libc::close(ends[0]);
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            (status, length)
+        };
+        let said = String::from_utf8_lossy(&said[..length]).into_owned();
+        let aborted = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT;
+        assert!(aborted, "{name}: status {status:#x} instead of an abort; {said}");
+        assert!(said.contains(&format!("ggml-amx: a bug in ggml-amx: a panic in {name}")), "{name}: {said}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// Functions that C calls and that have no border, and why.
+    const NONE: [(&str, &str); 18] = [
+        ("before_fork", "only atomics"),
+        ("after_fork", "only atomics"),
+        ("in_child", "only atomics"),
+        ("handler", "of the emulator, in tests"),
+        ("first", "called for by Rust, reads two words"),
+        ("add", "called for by Rust, pushes to a list"),
+        ("nothing", "returns 0"),
+        ("ggml_amx_version", "returns a constant"),
+        ("get_alignment", "returns a constant"),
+        ("get_max_size", "returns a constant"),
+        ("is_host", "returns a constant"),
+        ("buffer_name", "returns a constant"),
+        ("reset", "does nothing"),
+        ("personality", "what exceptions are caught with"),
+        ("cleanup", "what exceptions are caught with"),
+        ("run", "called for by Rust; panics and exceptions pass"),
+        ("run_started", "hands panics to the thread that waits"),
+        ("$name", "jumps"),
+    ];
+
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        let all = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        all.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+    }
+
+    #[test]
+    fn every_function_that_c_calls_has_a_border() {
+        let mut seen = 0;
+        for file in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+            let text = fs::read_to_string(&file).unwrap();
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            for (at, _) in text.match_indices(" fn ") {
+                let before = &text[..at];
+                if !(before.ends_with("extern \"C\"") || before.ends_with("extern \"C-unwind\"")) {
+                    continue;
+                }
+                let rest = &text[at + 4..];
+                let name = rest.split(['(', '<']).next().unwrap();
+                let body = rest.find(['{', ';']).unwrap_or(0);
+                // A declaration, a naked function that jumps to the one inside it, or one with the border at its beginning.
+                let begins = rest[body..].chars().take(400).collect::<String>();
+                let has = ["ffi_boundary!", "Passing::new", "guarded(", "naked_asm!", "fn inner("];
+                let is_known = NONE.iter().any(|(known, _)| *known == name);
+                seen += usize::from(begins.starts_with('{'));
+                assert!(
+                    begins.starts_with(';') || is_known || has.iter().any(|has| begins.contains(has)),
+                    "{}: {name} has no border",
+                    file.display()
+                );
+            }
+        }
+        assert!(seen > 50, "{seen} functions");
+    }
+}
