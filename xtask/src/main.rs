@@ -76,7 +76,7 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   ik-amx   the same with this library linked in
 
 --check looks at every host that is served: are its structs found, do bytes come back from buffers, are products right, and a
-real model's logits; and writes the table into README.md. NAME: only these rows of it. --quick: those that CI has time
+real model's logits; and writes the table into docs/hosts.md. NAME: only these rows of it. --quick: those that CI has time
 for. --newest: besides, newer versions that the packages' indexes have. Some are built first, some downloaded: Debian's
 unstable distribution in the version of today, into a folder of its own.
 
