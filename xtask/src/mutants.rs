@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 
 use crate::{
     cache, cpu,
-    json::Json,
+    json::{self, Look},
     test::Options,
     util::{self, Result},
 };
@@ -188,7 +188,7 @@ fn build(mutant: Option<&str>) -> Result<PathBuf> {
     // Fast to build; the emulator is slow enough as it is.
     cargo.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").env("CARGO_PROFILE_TEST_DEBUG", "0");
     let output = util::capture(&mut cargo, &cache::log(&format!("mutant-{}", mutant.unwrap_or("none")))?)?;
-    let messages = output.stdout.lines().filter(|l| l.starts_with('{')).filter_map(|l| Json::parse(l).ok());
+    let messages = output.stdout.lines().filter(|l| l.starts_with('{')).filter_map(|l| json::parse(l).ok());
     let program = messages.map(|m| m.text("executable").to_string()).rfind(|path| !path.is_empty());
     program.map(PathBuf::from).ok_or("cargo built no program of tests".into())
 }
