@@ -242,7 +242,7 @@ impl Products {
         let rows = run.rows();
         let types = run.different(|i| i.ty().to_string()).into_iter().map(|ty| {
             let column = |of: &dyn Fn(&super::run::Item) -> Option<f64>| {
-                rows.iter().map(|m| run.mean(&ty, *m, of)).collect::<Vec<_>>()
+                rows.iter().map(|m| run.mean(&ty, *m, of).map(significant)).collect::<Vec<_>>()
             };
             Product {
                 llama: column(&|i| i.ratio(LLAMA)),
@@ -305,7 +305,8 @@ impl SliceItem {
         let best = |turn: usize| theirs.iter().filter_map(|w| w.speed.get(turn)).copied().reduce(f64::max);
         let mut ours = named(&OURS);
         for way in &mut ours {
-            way.ratio = way.speed.iter().enumerate().filter_map(|(turn, v)| Some(v / best(turn)?)).collect();
+            way.ratio =
+                way.speed.iter().enumerate().filter_map(|(turn, v)| Some(significant(v / best(turn)?))).collect();
         }
         let is_ik = self.ways.contains_key("ik");
         Model {
@@ -318,6 +319,11 @@ impl SliceItem {
             theirs,
         }
     }
+}
+
+/// Four digits: no measurement here has more.
+pub fn significant(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 /// The name of a folder: `Intel(R) Xeon(R) Processor` is `intel-xeon-processor`.
@@ -362,9 +368,9 @@ mod tests {
     fn a_run_is_kept_as_means_over_its_shapes() {
         let products = Products::of(&example());
         assert_eq!(products.rows, [1, 512]);
-        let rounded = |v: &[Option<f64>]| v.iter().map(|v| (v.unwrap() * 100.0).round()).collect::<Vec<_>>();
-        assert_eq!(rounded(&products.types[0].llama), [400.0, 400.0]);
-        assert_eq!(rounded(&products.types[1].ik), [300.0, 300.0]);
+        assert_eq!(products.types[0].llama, [Some(4.0), Some(4.0)]);
+        assert_eq!(products.types[1].ik, [Some(3.0), Some(3.0)]);
+        assert_eq!(products.types[1].nmse, [Some(1e-5), Some(1e-5)]);
         assert_eq!(products.peak_tops, [12.0, 12.0]);
     }
 
@@ -377,6 +383,20 @@ mod tests {
         assert_eq!((model.host.as_str(), model.slice.as_str()), ("ik_llama.cpp", "dense"));
         assert_eq!(model.ours[0].ratio, [3.0, 2.0]);
         assert_eq!(model.theirs.len(), 2);
+    }
+
+    #[test]
+    fn results_of_a_run_become_the_record_of_its_day() {
+        let run = Run { date: "2001-02-03".into(), ..example() };
+        let file = std::env::temp_dir().join(format!("xtask-record-{}.json", std::process::id()));
+        fs::write(&file, run.write()).unwrap();
+        let record = Record::with_results(&file).unwrap();
+        fs::write(&file, "{}").unwrap();
+        assert!(Record::with_results(&file).is_err());
+        fs::remove_file(&file).unwrap();
+        assert_eq!((record.threads, record.products.as_ref()), (2, Some(&Products::of(&run))));
+        assert!(record.path().ends_with("benchmarks/xeon-e/2001-02-03.json"), "{}", record.path().display());
+        assert_eq!(parsed::<Record>(&record.write(), Path::new("written")).unwrap(), record);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
 
 use super::{
     products::Program,
-    record::{TypeRow, TypeTable},
+    record::{self, TypeRow, TypeTable},
     save,
 };
 
@@ -182,7 +182,7 @@ impl Item {
             stored: self.stored.clone(),
             int8_rows: self.int8_rows,
             bf16_rows: self.bf16_rows,
-            ratio: rows.iter().map(|m| self.ratio(*m)).collect(),
+            ratio: rows.iter().map(|m| self.ratio(*m).map(record::significant)).collect(),
         }
     }
 
