@@ -30,6 +30,9 @@ const fn mutant(name: &'static str, what: &'static str, test: &'static str) -> M
     Mutant { name, what, test, env: &[] }
 }
 
+/// Seconds that one test may take, the emulator and a busy machine included.
+const TIME_LIMIT: &str = "300";
+
 const MUTANTS: &[Mutant] = &[
     mutant(
         "split-last",
@@ -123,6 +126,11 @@ const MUTANTS: &[Mutant] = &[
         "capi::threads::tests::given_threads_that_cannot_be_started_then_the_others_do_not_wait_for_them",
     ),
     mutant(
+        "chunks",
+        "no more threads are expected at a product with experts than it has shares",
+        "host::ik::tests::given_shares_that_are_handed_out_then_all_of_them_are_computed_once",
+    ),
+    mutant(
         "stack-word",
         "the last argument on the stack is not seen",
         "capi::jump::tests::given_a_call_that_is_declined_then_every_argument_and_the_result_pass",
@@ -202,7 +210,9 @@ enum Verdict {
 
 /// Runs one test.
 fn verdict(program: &PathBuf, mutant: &Mutant) -> Result<Verdict> {
-    let mut command = Command::new(program);
+    // A defect may also have threads wait for ever.
+    let mut command = Command::new("timeout");
+    command.arg(TIME_LIMIT).arg(program);
     command.args([mutant.test, "--exact", "--show-output"]).env_remove("GGML_AMX_ISA").envs(mutant.env.iter().copied());
     let output = command.output().map_err(|e| format!("{} could not be started: {e}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
