@@ -28,9 +28,11 @@ fn main() {
     let header = out.join("ggml-amx.h");
     match generate(&root) {
         Ok(bindings) => {
-            bindings.write_to_file(&header);
+            let text = for_c_readers(&bindings);
+            let write = |file: &Path| fs::write(file, &text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            write(&header);
             if env::var_os("GGML_AMX_UPDATE_HEADER").is_some_and(|v| v == "1") {
-                bindings.write_to_file(root.join("include/ggml-amx.h"));
+                write(&root.join("include/ggml-amx.h"));
             }
         }
         Err(error) => panic!("cbindgen: {error}"),
@@ -39,12 +41,31 @@ fn main() {
 }
 
 fn generate(root: &Path) -> Result<cbindgen::Bindings, cbindgen::Error> {
-    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
+    let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
+    config.after_includes = Some(version_macros());
     let sources = ["src/capi/types.rs", "src/capi/args.rs", "src/capi/standalone.rs", "src/capi/backend.rs"];
     sources
         .iter()
         .fold(cbindgen::Builder::new().with_config(config), |builder, file| builder.with_src(root.join(file)))
         .generate()
+}
+
+/// The version of Cargo.toml, for the preprocessor.
+fn version_macros() -> String {
+    let of = |part: &str| env::var(format!("CARGO_PKG_VERSION{part}")).expect("cargo sets it");
+    let line = |name: &str, value: String| format!("#define GGML_AMX_VERSION{name} {value}\n");
+    String::from("\n/* The version of this header; ggml_amx_version() is that of the library. */\n")
+        + &line("_MAJOR", of("_MAJOR"))
+        + &line("_MINOR", of("_MINOR"))
+        + &line("_PATCH", of("_PATCH"))
+        + line("", format!("\"{}\"", of(""))).trim_end()
+}
+
+/// The header's text. Rust's heading for what a caller must keep to has a name that C readers know.
+fn for_c_readers(bindings: &cbindgen::Bindings) -> String {
+    let mut text = Vec::new();
+    bindings.write(&mut text);
+    String::from_utf8(text).expect("cbindgen writes UTF-8").replace(" * # Safety\n", " * Preconditions:\n")
 }
 
 /// A struct of the header: its name there, its size, and of every field the name, offset and size.

@@ -4,6 +4,23 @@
 // works on the ggml in the same process and uses its types, which stay opaque here. Do not include this
 // header and ggml's internal amx.h in one C++ file: that one declares ggml_backend_amx_buffer_type() with
 // C++ linkage. This library exports both names.
+//
+// For instance: a matrix of n rows of k weights in Q4_0, packed once, times m rows of k floats.
+//
+//     size_t size = ggml_amx_packed_size(GGML_AMX_TYPE_Q4_0, k, n);
+//     void * packed = malloc(size);
+//     if (ggml_amx_pack(GGML_AMX_TYPE_Q4_0, k, n, plain, plain_size, packed, size) != GGML_AMX_OK) {
+//         fprintf(stderr, "%s\n", ggml_amx_last_error());
+//     }
+//     struct ggml_amx_mul_mat_args args = {
+//         .struct_size = sizeof args, .type = GGML_AMX_TYPE_Q4_0, .k = k, .n = n, .m = m,
+//         .packed = packed, .packed_size = size,
+//         .src1 = floats, .src1_stride = k * sizeof(float),
+//         .dst = results, .dst_stride = n * sizeof(float),
+//     };
+//     int32_t status = ggml_amx_mul_mat(&args);
+//
+// Whole programs: examples/ in the source tree.
 
 #ifndef GGML_AMX_H
 #define GGML_AMX_H
@@ -13,6 +30,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* The version of this header; ggml_amx_version() is that of the library. */
+#define GGML_AMX_VERSION_MAJOR 0
+#define GGML_AMX_VERSION_MINOR 1
+#define GGML_AMX_VERSION_PATCH 0
+#define GGML_AMX_VERSION "0.1.0"
 
 /**
  * Instruction sets, in rising order.
@@ -296,46 +319,98 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Version of this library, as in `"0.1.0"`. A static string.
+ * The version of this library, as in `"0.1.0"`. `GGML_AMX_VERSION` is the version of the header.
+ *
+ * Returns: the text, never NULL.
+ *
+ * Ownership: a static string of the library. Do not free it.
+ *
+ * Threads: any, at any time.
  */
 const char *ggml_amx_version(void);
 
 /**
- * What went wrong in the last call of this API on this thread: one line that names the argument, `""`
- * if nothing did. Valid until the next call on this thread.
+ * What went wrong in the last call of the stand-alone API on this thread.
+ *
+ * Returns: one line that names the argument; `""` if nothing went wrong. Never NULL.
+ *
+ * Ownership: the library's. It is valid until the next call of this API on the same thread. Do not free it.
+ *
+ * Threads: any. Every thread has a text of its own.
  */
 const char *ggml_amx_last_error(void);
 
 /**
- * The best `enum ggml_amx_isa` usable now: what CPU and kernel allow, under the ceiling of the
- * environment variable `GGML_AMX_ISA`.
+ * The best instruction set that can be used now: what the CPU and the kernel allow, and no more than the environment
+ * variable `GGML_AMX_ISA` does.
+ *
+ * Returns: an `enum ggml_amx_isa`, never `GGML_AMX_ISA_AUTO`.
+ *
+ * Threads: any, at any time. The first call asks the kernel for AMX, once for the process.
  */
 int32_t ggml_amx_isa_available(void);
 
 /**
- * `""` if AMX is what `ggml_amx_isa_available` names, else one line that says why not. A static string.
+ * Why AMX is not what `ggml_amx_isa_available` returns.
+ *
+ * Returns: one line; `""` if it is AMX. Never NULL.
+ *
+ * Ownership: a static string of the library. Do not free it.
+ *
+ * Threads: any, at any time.
  */
 const char *ggml_amx_isa_reason(void);
 
 /**
- * Bytes of `n` rows of `k` weights of `type` as a GGUF file has them; 0 on error.
+ * The size of a weight matrix as a GGUF file has it.
+ *
+ * Parameters:
+ * - `type`: the weight type, an `enum ggml_amx_type`.
+ * - `k`: weights per row, a multiple of the type's block.
+ * - `n`: rows.
+ *
+ * Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+ *
+ * Threads: any, at any time.
  */
 size_t ggml_amx_plain_size(int32_t type, int64_t k, int64_t n);
 
 /**
- * Bytes of the same in packed form: the plain size with `n` rounded up to 16; 0 on error.
+ * The size of a weight matrix in packed form: the plain size with `n` rounded up to 16.
+ *
+ * Parameters:
+ * - `type`: the weight type, an `enum ggml_amx_type`.
+ * - `k`: weights per row, a multiple of the type's block.
+ * - `n`: rows.
+ *
+ * Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+ *
+ * Threads: any, at any time.
  */
 size_t ggml_amx_packed_size(int32_t type, int64_t k, int64_t n);
 
 /**
- * Packs `n` rows of `k` weights: a permutation of the bytes at `plain`, rows past `n` zeroed.
+ * Packs a weight matrix: the same bytes in another order, and rows past `n` zeroed.
  *
- * The sizes are those of the buffers, in bytes. Returns an `enum ggml_amx_status`; on error `packed`
- * is untouched. The buffers must not overlap and need no alignment. What is packed must be changed by this function
- * only: products remember what they measured of it.
+ * Parameters:
+ * - `type`: the weight type, an `enum ggml_amx_type`.
+ * - `k`: weights per row, a multiple of the type's block.
+ * - `n`: rows.
+ * - `plain`: the matrix as a GGUF file has it. It is only read, and needs no alignment.
+ * - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
+ * - `packed`: where the packed matrix goes. It needs no alignment.
+ * - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
  *
- * # Safety
- * The pointers must be NULL or valid for their sizes.
+ * Returns: an `enum ggml_amx_status`. On error `packed` is untouched.
+ *
+ * Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change what is packed by this
+ * function only: products remember what they measured of it.
+ *
+ * Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads, which
+ * end or rest before the call returns.
+ *
+ * Preconditions:
+ * Both pointers are NULL or valid for their sizes. The buffers do not overlap.
  */
 int32_t ggml_amx_pack(int32_t type,
                       int64_t k,
@@ -348,8 +423,21 @@ int32_t ggml_amx_pack(int32_t type,
 /**
  * The inverse of `ggml_amx_pack`: gives back exactly the bytes that were packed.
  *
- * # Safety
- * The pointers must be NULL or valid for their sizes.
+ * Parameters:
+ * - `type`, `k`, `n`: as they were for `ggml_amx_pack`.
+ * - `packed`: the packed matrix. It is only read.
+ * - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
+ * - `plain`: where the matrix goes as a GGUF file has it. It needs no alignment.
+ * - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
+ *
+ * Returns: an `enum ggml_amx_status`. On error `plain` is untouched.
+ *
+ * Ownership: both buffers stay the caller's.
+ *
+ * Threads: any. Calls may read the same packed matrix at the same time.
+ *
+ * Preconditions:
+ * Both pointers are NULL or valid for their sizes. The buffers do not overlap.
  */
 int32_t ggml_amx_unpack(int32_t type,
                         int64_t k,
@@ -360,84 +448,136 @@ int32_t ggml_amx_unpack(int32_t type,
                         size_t plain_size);
 
 /**
- * Multiplies packed weights with rows of floats on threads of its own; see
- * `struct ggml_amx_mul_mat_args`.
+ * Multiplies packed weights with rows of floats.
  *
- * Every row of `dst` keeps this bound, whatever weights, row and other rows are: over at least 256 of its results (of
- * smaller N: several matrices), the squared error against double precision, relative to the squares of the exact results, is at most
- * the largest of twice that of 8 bits per 32 activations on exact weights (what ggml's own kernels do), a tenth of the
- * weight type's own error but at most 3e-4, and 1e-5. Activations below 1e-30 count as 0. A row or a scale that is not finite
- * gives results that are not. The number of threads never changes a bit. The bound is kept by an estimate made beforehand;
- * docs/numerics.md names the matrices that it leaves open.
+ * Every row of `dst` keeps this bound, whatever the weights, the row and the other rows are. Take at least 256 of the
+ * row's results (of a smaller N: several matrices), and their squared error against double precision, relative to the
+ * squares of the exact results. It is at most the largest of
+ * - twice that of 8 bits per 32 activations on exact weights, which is what ggml's own kernels do,
+ * - a tenth of the weight type's own error, but at most 3e-4,
+ * - 1e-5.
  *
- * IQ1, IQ2 and IQ3 types need a ggml in the process, whose decoders have their codebooks;
- * GGML_AMX_NOT_AVAILABLE without.
+ * Activations below 1e-30 count as 0. A row or a scale that is not finite gives results that are not. The number of
+ * threads never changes a bit. The bound is kept by an estimate made beforehand; docs/numerics.md names the matrices that
+ * it leaves open.
  *
- * Returns an `enum ggml_amx_status`; on error `dst` is untouched.
+ * Parameters:
+ * - `args`: all arguments, see `struct ggml_amx_mul_mat_args`. The struct is only read.
  *
- * # Safety
- * `args` must be NULL or point to `struct_size` readable bytes whose pointers are valid for their
- * sizes; `dst` must not overlap the inputs.
+ * Returns: an `enum ggml_amx_status`. On error `dst` is untouched. `GGML_AMX_NOT_AVAILABLE` also for the IQ1, IQ2 and IQ3
+ * types where no ggml is in the process: its decoders have their codebooks.
+ *
+ * Ownership: the struct and all buffers stay the caller's. The library keeps no pointer to them, but remembers by its
+ * address what it measured of a packed matrix, until `ggml_amx_pack` writes there.
+ *
+ * Threads: any. Calls may run at the same time if each has a `dst` of its own; they may share weights and activations.
+ * The call starts up to `n_threads` threads and ends them before it returns.
+ *
+ * Preconditions:
+ * `args` is NULL or points to `struct_size` readable bytes whose pointers are valid for their sizes. `dst` does not
+ * overlap the inputs.
  */
 int32_t ggml_amx_mul_mat(const struct ggml_amx_mul_mat_args *args);
 
 /**
  * The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
  *
- * The same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
- * layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less),
- * or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of several hosts in a process the one that
- * the calling object is linked with is served; a second one of a kind has a buffer type, and all else, of its own.
+ * The first call decides whether there is one, and logs one line that says so.
+ *
+ * Returns: the same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
+ * layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. Of several hosts in a
+ * process the one that the calling object is linked with is served; a second one of a kind has a buffer type, and all
+ * else, of its own.
+ *
+ * Ownership: the library's, for as long as the process lives. Buffers made of it are freed by ggml's own functions.
+ *
+ * Threads: any, at any time.
  */
 struct ggml_backend_buffer_type *ggml_backend_amx_buffer_type(void);
 
 /**
- * The extra buffer types of this library: a NULL-terminated array, owned by the library. It holds
- * `ggml_backend_amx_buffer_type()`, or nothing but the NULL when that is NULL. Never NULL itself.
+ * The extra buffer types of this library.
+ *
+ * Returns: a NULL-terminated array, never NULL itself. It holds `ggml_backend_amx_buffer_type()`, or nothing but the NULL
+ * when that is NULL.
+ *
+ * Ownership: the library's, for as long as the process lives. Do not free or change it.
+ *
+ * Threads: any, at any time.
  */
 struct ggml_backend_buffer_type **ggml_backend_amx_get_extra_bufts(void);
 
 /**
- * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
+ * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer. What is accepted while a model loads is
+ * computed at run time.
  *
- * True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
- * that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; for
- * operations whose sources in AMX buffers are all stored plain; and in ik_llama.cpp for FUSED_UP_GATE and
- * MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain. Pure: what is accepted while a model loads is
- * computed at run time. A loader asks with the weights in an AMX buffer of no size; in ik_llama.cpp it gets a yes only for
- * matrices that graphs do nothing else with, and only if this host was seen to ask `ggml_backend_amx_compute_forward` about
- * every product. False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
+ * Parameters:
+ * - `dev`: not looked at; may be NULL.
+ * - `op`: a node of the calling host's graph. A loader asks with the weights in an AMX buffer of no size.
  *
- * # Safety
- * `op` must be NULL or a valid node of the calling host's graph.
+ * Returns: true for
+ * - MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches that ggml broadcasts, any
+ *   ids, and a result in F32,
+ * - the same with many rows on BF16 and F16 weights,
+ * - operations whose sources in AMX buffers are all stored plain,
+ * - in ik_llama.cpp, FUSED_UP_GATE and MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain.
+ *
+ * In ik_llama.cpp a loader gets true only for matrices that graphs do nothing else with, and only if this host was seen to
+ * ask `ggml_backend_amx_compute_forward` about every product. False for all else, for NULL, and when the library stepped
+ * aside.
+ *
+ * Ownership: nothing is kept.
+ *
+ * Threads: any. The answer depends on nothing but the node.
+ *
+ * Preconditions:
+ * `op` is NULL or a valid node of the calling host's graph.
  */
 bool ggml_backend_amx_supports_op(struct ggml_backend_device *dev,
                                   const struct ggml_tensor *op);
 
 /**
- * Bytes of work buffer that `op`, a product, needs on `n_threads` threads, written to `size`.
+ * How large a work buffer the product `op` needs.
  *
- * False (and `size` untouched) if the operation is not computed here, for NULL arguments,
- * and when the library stepped aside.
+ * Parameters:
+ * - `n_threads`: threads that will compute it.
+ * - `op`: a node of the calling host's graph.
+ * - `size`: where the number of bytes goes.
  *
- * # Safety
- * `op` must be NULL or a valid node; `size` NULL or writable.
+ * Returns: true, and the bytes in `size`. False, with `size` untouched, if the operation is not computed here, for NULL
+ * arguments, and when the library stepped aside.
+ *
+ * Ownership: nothing is kept.
+ *
+ * Threads: any.
+ *
+ * Preconditions:
+ * `op` is NULL or a valid node. `size` is NULL or writable.
  */
-bool ggml_backend_amx_work_size(int32_t n_threads, const struct ggml_tensor *op, size_t *size);
+bool ggml_backend_amx_work_size(int32_t n_threads,
+                                const struct ggml_tensor *op,
+                                size_t *size);
 
 /**
- * Computes this thread's part of `op` if it is a product that is computed here; every thread of the
- * operation must call it with its own `ith`. `params` needs a `wdata` of at least
- * `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the
- * threads of a run, and no others, have in common: its `shared`).
+ * Computes this thread's part of `op`, if it is a product that is computed here.
  *
- * False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
- * stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an
- * operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other code could
- * read the weights.
+ * Parameters:
+ * - `params`: as the host gives them to its own kernels: `ith`, `nth`, a `wdata` of at least `ggml_backend_amx_work_size`
+ *   bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the threads of a run, and no
+ *   others, have in common: its `shared`).
+ * - `op`: a node of the calling host's graph.
  *
- * # Safety
- * Both pointers must be NULL or the host's, as it passes them to its own kernels.
+ * Returns: true when this thread's part is done. False, with nothing written, if the operation is not ours, for NULL
+ * arguments, and when the library stepped aside. A product on packed weights that cannot be computed (a work buffer too
+ * small, an operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other
+ * code could read the weights.
+ *
+ * Ownership: everything stays the host's.
+ *
+ * Threads: every thread of the operation calls it, each with its own `ith`, and waits in it for the others.
+ *
+ * Preconditions:
+ * Both pointers are NULL or the host's, as it passes them to its own kernels.
  */
 bool ggml_backend_amx_compute_forward(struct ggml_compute_params *params,
                                       struct ggml_tensor *op);

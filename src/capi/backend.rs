@@ -64,10 +64,16 @@ fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
 
 /// The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
 ///
-/// The same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
-/// layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less),
-/// or `GGML_AMX_MODE=off`. The first call decides, and logs one line that says which. Of several hosts in a process the one that
-/// the calling object is linked with is served; a second one of a kind has a buffer type, and all else, of its own.
+/// The first call decides whether there is one, and logs one line that says so.
+///
+/// Returns: the same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
+/// layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. Of several hosts in a
+/// process the one that the calling object is linked with is served; a second one of a kind has a buffer type, and all
+/// else, of its own.
+///
+/// Ownership: the library's, for as long as the process lives. Buffers made of it are freed by ggml's own functions.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_buffer_type() -> *mut GgmlBackendBufferType {
@@ -104,8 +110,14 @@ unsafe impl Send for Array {}
 // SAFETY: as above.
 unsafe impl Sync for Array {}
 
-/// The extra buffer types of this library: a NULL-terminated array, owned by the library. It holds
-/// `ggml_backend_amx_buffer_type()`, or nothing but the NULL when that is NULL. Never NULL itself.
+/// The extra buffer types of this library.
+///
+/// Returns: a NULL-terminated array, never NULL itself. It holds `ggml_backend_amx_buffer_type()`, or nothing but the NULL
+/// when that is NULL.
+///
+/// Ownership: the library's, for as long as the process lives. Do not free or change it.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBufferType {
@@ -125,18 +137,30 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
-/// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer.
+/// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer. What is accepted while a model loads is
+/// computed at run time.
 ///
-/// True for MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches
-/// that ggml broadcasts, any ids, result F32; for the same with many rows on BF16 and F16 weights; for
-/// operations whose sources in AMX buffers are all stored plain; and in ik_llama.cpp for FUSED_UP_GATE and
-/// MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain. Pure: what is accepted while a model loads is
-/// computed at run time. A loader asks with the weights in an AMX buffer of no size; in ik_llama.cpp it gets a yes only for
-/// matrices that graphs do nothing else with, and only if this host was seen to ask `ggml_backend_amx_compute_forward` about
-/// every product. False for NULL, and when the library stepped aside. `dev` is not looked at and may be NULL.
+/// Parameters:
+/// - `dev`: not looked at; may be NULL.
+/// - `op`: a node of the calling host's graph. A loader asks with the weights in an AMX buffer of no size.
+///
+/// Returns: true for
+/// - MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches that ggml broadcasts, any
+///   ids, and a result in F32,
+/// - the same with many rows on BF16 and F16 weights,
+/// - operations whose sources in AMX buffers are all stored plain,
+/// - in ik_llama.cpp, FUSED_UP_GATE and MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain.
+///
+/// In ik_llama.cpp a loader gets true only for matrices that graphs do nothing else with, and only if this host was seen to
+/// ask `ggml_backend_amx_compute_forward` about every product. False for all else, for NULL, and when the library stepped
+/// aside.
+///
+/// Ownership: nothing is kept.
+///
+/// Threads: any. The answer depends on nothing but the node.
 ///
 /// # Safety
-/// `op` must be NULL or a valid node of the calling host's graph.
+/// `op` is NULL or a valid node of the calling host's graph.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevice, op: *const OpaqueTensor) -> bool {
@@ -155,13 +179,22 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
-/// Bytes of work buffer that `op`, a product, needs on `n_threads` threads, written to `size`.
+/// How large a work buffer the product `op` needs.
 ///
-/// False (and `size` untouched) if the operation is not computed here, for NULL arguments,
-/// and when the library stepped aside.
+/// Parameters:
+/// - `n_threads`: threads that will compute it.
+/// - `op`: a node of the calling host's graph.
+/// - `size`: where the number of bytes goes.
+///
+/// Returns: true, and the bytes in `size`. False, with `size` untouched, if the operation is not computed here, for NULL
+/// arguments, and when the library stepped aside.
+///
+/// Ownership: nothing is kept.
+///
+/// Threads: any.
 ///
 /// # Safety
-/// `op` must be NULL or a valid node; `size` NULL or writable.
+/// `op` is NULL or a valid node. `size` is NULL or writable.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const OpaqueTensor, size: *mut usize) -> bool {
@@ -185,18 +218,25 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
-/// Computes this thread's part of `op` if it is a product that is computed here; every thread of the
-/// operation must call it with its own `ith`. `params` needs a `wdata` of at least
-/// `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the
-/// threads of a run, and no others, have in common: its `shared`).
+/// Computes this thread's part of `op`, if it is a product that is computed here.
 ///
-/// False, with nothing written, if the operation is not ours, for NULL arguments, and when the library
-/// stepped aside. A product on packed weights that cannot be computed (a work buffer too small, an
-/// operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other code could
-/// read the weights.
+/// Parameters:
+/// - `params`: as the host gives them to its own kernels: `ith`, `nth`, a `wdata` of at least `ggml_backend_amx_work_size`
+///   bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the threads of a run, and no
+///   others, have in common: its `shared`).
+/// - `op`: a node of the calling host's graph.
+///
+/// Returns: true when this thread's part is done. False, with nothing written, if the operation is not ours, for NULL
+/// arguments, and when the library stepped aside. A product on packed weights that cannot be computed (a work buffer too
+/// small, an operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other
+/// code could read the weights.
+///
+/// Ownership: everything stays the host's.
+///
+/// Threads: every thread of the operation calls it, each with its own `ith`, and waits in it for the others.
 ///
 /// # Safety
-/// Both pointers must be NULL or the host's, as it passes them to its own kernels.
+/// Both pointers are NULL or the host's, as it passes them to its own kernels.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub unsafe extern "C" fn ggml_backend_amx_compute_forward(

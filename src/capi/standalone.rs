@@ -55,27 +55,48 @@ fn at_least(name: &str, have: usize, need: usize) -> Result<(), Error> {
     }
 }
 
-/// Version of this library, as in `"0.1.0"`. A static string.
+/// The version of this library, as in `"0.1.0"`. `GGML_AMX_VERSION` is the version of the header.
+///
+/// Returns: the text, never NULL.
+///
+/// Ownership: a static string of the library. Do not free it.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// What went wrong in the last call of this API on this thread: one line that names the argument, `""`
-/// if nothing did. Valid until the next call on this thread.
+/// What went wrong in the last call of the stand-alone API on this thread.
+///
+/// Returns: one line that names the argument; `""` if nothing went wrong. Never NULL.
+///
+/// Ownership: the library's. It is valid until the next call of this API on the same thread. Do not free it.
+///
+/// Threads: any. Every thread has a text of its own.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_last_error() -> *const c_char {
     ffi_boundary!("ggml_amx_last_error", else c"".as_ptr(), { error::last() })
 }
 
-/// The best `enum ggml_amx_isa` usable now: what CPU and kernel allow, under the ceiling of the
-/// environment variable `GGML_AMX_ISA`.
+/// The best instruction set that can be used now: what the CPU and the kernel allow, and no more than the environment
+/// variable `GGML_AMX_ISA` does.
+///
+/// Returns: an `enum ggml_amx_isa`, never `GGML_AMX_ISA_AUTO`.
+///
+/// Threads: any, at any time. The first call asks the kernel for AMX, once for the process.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_available() -> i32 {
     ffi_boundary!("ggml_amx_isa_available", else Isa::Portable as i32, { cpu::isa() as i32 })
 }
 
-/// `""` if AMX is what `ggml_amx_isa_available` names, else one line that says why not. A static string.
+/// Why AMX is not what `ggml_amx_isa_available` returns.
+///
+/// Returns: one line; `""` if it is AMX. Never NULL.
+///
+/// Ownership: a static string of the library. Do not free it.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     static REASON: crate::process::Once<std::ffi::CString> = crate::process::Once::new();
@@ -86,26 +107,57 @@ pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     })
 }
 
-/// Bytes of `n` rows of `k` weights of `type` as a GGUF file has them; 0 on error.
+/// The size of a weight matrix as a GGUF file has it.
+///
+/// Parameters:
+/// - `type`: the weight type, an `enum ggml_amx_type`.
+/// - `k`: weights per row, a multiple of the type's block.
+/// - `n`: rows.
+///
+/// Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_plain_size(r#type: i32, k: i64, n: i64) -> usize {
     guarded("ggml_amx_plain_size", || Ok(shape(r#type, k, n)?.plain_size())).unwrap_or(0)
 }
 
-/// Bytes of the same in packed form: the plain size with `n` rounded up to 16; 0 on error.
+/// The size of a weight matrix in packed form: the plain size with `n` rounded up to 16.
+///
+/// Parameters:
+/// - `type`: the weight type, an `enum ggml_amx_type`.
+/// - `k`: weights per row, a multiple of the type's block.
+/// - `n`: rows.
+///
+/// Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_packed_size(r#type: i32, k: i64, n: i64) -> usize {
     guarded("ggml_amx_packed_size", || Ok(shape(r#type, k, n)?.packed_size())).unwrap_or(0)
 }
 
-/// Packs `n` rows of `k` weights: a permutation of the bytes at `plain`, rows past `n` zeroed.
+/// Packs a weight matrix: the same bytes in another order, and rows past `n` zeroed.
 ///
-/// The sizes are those of the buffers, in bytes. Returns an `enum ggml_amx_status`; on error `packed`
-/// is untouched. The buffers must not overlap and need no alignment. What is packed must be changed by this function
-/// only: products remember what they measured of it.
+/// Parameters:
+/// - `type`: the weight type, an `enum ggml_amx_type`.
+/// - `k`: weights per row, a multiple of the type's block.
+/// - `n`: rows.
+/// - `plain`: the matrix as a GGUF file has it. It is only read, and needs no alignment.
+/// - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
+/// - `packed`: where the packed matrix goes. It needs no alignment.
+/// - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
+///
+/// Returns: an `enum ggml_amx_status`. On error `packed` is untouched.
+///
+/// Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change what is packed by this
+/// function only: products remember what they measured of it.
+///
+/// Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads, which
+/// end or rest before the call returns.
 ///
 /// # Safety
-/// The pointers must be NULL or valid for their sizes.
+/// Both pointers are NULL or valid for their sizes. The buffers do not overlap.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggml_amx_pack(
     r#type: i32,
@@ -137,8 +189,21 @@ pub unsafe extern "C" fn ggml_amx_pack(
 
 /// The inverse of `ggml_amx_pack`: gives back exactly the bytes that were packed.
 ///
+/// Parameters:
+/// - `type`, `k`, `n`: as they were for `ggml_amx_pack`.
+/// - `packed`: the packed matrix. It is only read.
+/// - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
+/// - `plain`: where the matrix goes as a GGUF file has it. It needs no alignment.
+/// - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
+///
+/// Returns: an `enum ggml_amx_status`. On error `plain` is untouched.
+///
+/// Ownership: both buffers stay the caller's.
+///
+/// Threads: any. Calls may read the same packed matrix at the same time.
+///
 /// # Safety
-/// The pointers must be NULL or valid for their sizes.
+/// Both pointers are NULL or valid for their sizes. The buffers do not overlap.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggml_amx_unpack(
     r#type: i32,
@@ -231,24 +296,34 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
     unsafe { threads::run(&product, Settings { isa, wish: Wish::of_user() }, args.n_threads as usize) }
 }
 
-/// Multiplies packed weights with rows of floats on threads of its own; see
-/// `struct ggml_amx_mul_mat_args`.
+/// Multiplies packed weights with rows of floats.
 ///
-/// Every row of `dst` keeps this bound, whatever weights, row and other rows are: over at least 256 of its results (of
-/// smaller N: several matrices), the squared error against double precision, relative to the squares of the exact results, is at most
-/// the largest of twice that of 8 bits per 32 activations on exact weights (what ggml's own kernels do), a tenth of the
-/// weight type's own error but at most 3e-4, and 1e-5. Activations below 1e-30 count as 0. A row or a scale that is not finite
-/// gives results that are not. The number of threads never changes a bit. The bound is kept by an estimate made beforehand;
-/// docs/numerics.md names the matrices that it leaves open.
+/// Every row of `dst` keeps this bound, whatever the weights, the row and the other rows are. Take at least 256 of the
+/// row's results (of a smaller N: several matrices), and their squared error against double precision, relative to the
+/// squares of the exact results. It is at most the largest of
+/// - twice that of 8 bits per 32 activations on exact weights, which is what ggml's own kernels do,
+/// - a tenth of the weight type's own error, but at most 3e-4,
+/// - 1e-5.
 ///
-/// IQ1, IQ2 and IQ3 types need a ggml in the process, whose decoders have their codebooks;
-/// GGML_AMX_NOT_AVAILABLE without.
+/// Activations below 1e-30 count as 0. A row or a scale that is not finite gives results that are not. The number of
+/// threads never changes a bit. The bound is kept by an estimate made beforehand; docs/numerics.md names the matrices that
+/// it leaves open.
 ///
-/// Returns an `enum ggml_amx_status`; on error `dst` is untouched.
+/// Parameters:
+/// - `args`: all arguments, see `struct ggml_amx_mul_mat_args`. The struct is only read.
+///
+/// Returns: an `enum ggml_amx_status`. On error `dst` is untouched. `GGML_AMX_NOT_AVAILABLE` also for the IQ1, IQ2 and IQ3
+/// types where no ggml is in the process: its decoders have their codebooks.
+///
+/// Ownership: the struct and all buffers stay the caller's. The library keeps no pointer to them, but remembers by its
+/// address what it measured of a packed matrix, until `ggml_amx_pack` writes there.
+///
+/// Threads: any. Calls may run at the same time if each has a `dst` of its own; they may share weights and activations.
+/// The call starts up to `n_threads` threads and ends them before it returns.
 ///
 /// # Safety
-/// `args` must be NULL or point to `struct_size` readable bytes whose pointers are valid for their
-/// sizes; `dst` must not overlap the inputs.
+/// `args` is NULL or points to `struct_size` readable bytes whose pointers are valid for their sizes. `dst` does not
+/// overlap the inputs.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
     status(guarded("ggml_amx_mul_mat", || {

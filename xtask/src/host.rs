@@ -26,7 +26,7 @@ use crate::{
     cache::{self, Cache},
     compiler::{self, Compiler},
     cpu, fetch,
-    json::Json,
+    json::{self, Json, Look},
     symbols,
     util::{self, Result, io},
 };
@@ -425,12 +425,8 @@ pub fn our_libraries() -> Result<PathBuf> {
 
 /// The static library among what cargo says that it built.
 fn archive_of(messages: &str) -> Result<PathBuf> {
-    let files = messages.lines().filter_map(|line| Json::parse(line).ok()).flat_map(|message| {
-        message
-            .list("filenames")
-            .iter()
-            .filter_map(|f| if let Json::Text(f) = f { Some(f.clone()) } else { None })
-            .collect::<Vec<_>>()
+    let files = messages.lines().filter_map(|line| json::parse(line).ok()).flat_map(|message| {
+        message.list("filenames").iter().filter_map(Json::as_str).map(String::from).collect::<Vec<_>>()
     });
     let archive = files.map(PathBuf::from).find(|file| file.ends_with("libggml_amx.a"));
     archive.ok_or("cargo does not say where libggml_amx.a is".into())

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|mutants|race|header`.
+//! Developer commands: `cargo xtask demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|examples|mutants|race|header`.
 
 mod bench;
 mod c_tests;
@@ -9,6 +9,7 @@ mod compiler;
 mod copies;
 mod cpu;
 mod demo;
+mod examples;
 mod fetch;
 mod fork;
 mod gguf;
@@ -48,6 +49,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask bench    products beside other hosts' and the machine's limits; whole models
   cargo xtask hosts    fetch and build the real hosts
   cargo xtask c-tests  only the C and C++ tests
+  cargo xtask examples only examples/, built and run
   cargo xtask fork     a fork of ik_llama.cpp that asks this library by function
   cargo xtask memory   hosts where memory is short
   cargo xtask neighbours  whether answers depend on who else asks
@@ -74,7 +76,7 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   ik-amx   the same with this library linked in
 
 --check looks at every host that is served: are its structs found, do bytes come back from buffers, are products right, and a
-real model's logits; and writes the table into README.md. NAME: only these rows of it. --quick: those that CI has time
+real model's logits; and writes the table into docs/hosts.md. NAME: only these rows of it. --quick: those that CI has time
 for. --newest: besides, newer versions that the packages' indexes have. Some are built first, some downloaded: Debian's
 unstable distribution in the version of today, into a folder of its own.
 
@@ -108,7 +110,7 @@ const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
 
 Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer;
 without AMX also with tiles in software),
-C tests, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
+C tests, examples, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
 A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
 
   --quick   no real hosts
@@ -124,6 +126,13 @@ preloaded library.
 
   --verify  also mean KL divergence and perplexity, against ik_llama.cpp as it is";
 
+const EXAMPLES_HELP: &str = "cargo xtask examples [--quick]
+
+Installs this library, builds examples/ with find_package as a user would, and runs them with each instruction set that
+this machine has.
+
+  --quick   not the one on ggml, which needs a package with a prebuilt ggml";
+
 const C_TESTS_HELP: &str = "cargo xtask c-tests [--quick]
 
   --quick   no real hosts";
@@ -137,6 +146,7 @@ fn main() -> ExitCode {
         "verify" => VERIFY_HELP,
         "test" => TEST_HELP,
         "c-tests" => C_TESTS_HELP,
+        "examples" => EXAMPLES_HELP,
         "bench" => bench::HELP,
         "race" => race::HELP,
         "header" => "cargo xtask header",
@@ -164,6 +174,7 @@ fn main() -> ExitCode {
         "verify" => verify_options(rest).map(|options| verify(&options)),
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick, false))),
+        "examples" => quick(rest).map(|quick| examples::run(&test::Options::new(quick, false))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
         "fork" => only(rest, "--verify").map(by_function),

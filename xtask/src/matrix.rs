@@ -158,7 +158,7 @@ pub fn run(names: &[String], quick: bool, newest: bool, skip: impl Fn(&str, &str
         }
     }
     if names.is_empty() && !quick && !newest && failures.is_empty() {
-        bench.write_readme(&header[..7], &cells)?;
+        bench.write_document(&header[..7], &cells)?;
     }
     match failures.is_empty() {
         true => Ok(()),
@@ -294,8 +294,8 @@ impl Bench {
         if all.iter().all(|kld: &f64| kld.is_finite()) { Ok(all) } else { Err("a logit is NaN or infinite".into()) }
     }
 
-    /// The table in "What works where".
-    fn write_readme(&self, header: &[&str], rows: &[Vec<String>]) -> Result<()> {
+    /// The table of docs/hosts.md.
+    fn write_document(&self, header: &[&str], rows: &[Vec<String>]) -> Result<()> {
         let mut out = format!(
             "`cargo xtask hosts --check`, {}, {}, {} kernels; logits: SmolLM2-135M in {TYPE}, mean KL divergence to the same weights \
              in F32.\n\n| {} |\n|{}\n",
@@ -308,7 +308,7 @@ impl Bench {
         for row in rows {
             out.push_str(&format!("| {} |\n", row[..header.len()].join(" | ")));
         }
-        let path = util::repo().join("README.md");
+        let path = util::repo().join("docs/hosts.md");
         let old = io("read", &path, fs::read_to_string(&path))?;
         io("write", &path, fs::write(&path, between_markers(&old, "hosts", &out)?))
     }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 
 use crate::{
     cache, cpu,
-    json::Json,
+    json::{self, Look},
     test::Options,
     util::{self, Result},
 };
@@ -29,6 +29,9 @@ struct Mutant {
 const fn mutant(name: &'static str, what: &'static str, test: &'static str) -> Mutant {
     Mutant { name, what, test, env: &[] }
 }
+
+/// Seconds that one test may take, the emulator and a busy machine included.
+const TIME_LIMIT: &str = "300";
 
 const MUTANTS: &[Mutant] = &[
     mutant(
@@ -128,6 +131,11 @@ const MUTANTS: &[Mutant] = &[
         "capi::threads::tests::given_threads_that_cannot_be_started_then_the_others_do_not_wait_for_them",
     ),
     mutant(
+        "chunks",
+        "no more threads are expected at a product with experts than it has shares",
+        "host::ik::tests::given_shares_that_are_handed_out_then_all_of_them_are_computed_once",
+    ),
+    mutant(
         "stack-word",
         "the last argument on the stack is not seen",
         "capi::jump::tests::given_a_call_that_is_declined_then_every_argument_and_the_result_pass",
@@ -193,7 +201,7 @@ fn build(mutant: Option<&str>) -> Result<PathBuf> {
     // Fast to build; the emulator is slow enough as it is.
     cargo.env("CARGO_PROFILE_TEST_OPT_LEVEL", "1").env("CARGO_PROFILE_TEST_DEBUG", "0");
     let output = util::capture(&mut cargo, &cache::log(&format!("mutant-{}", mutant.unwrap_or("none")))?)?;
-    let messages = output.stdout.lines().filter(|l| l.starts_with('{')).filter_map(|l| Json::parse(l).ok());
+    let messages = output.stdout.lines().filter(|l| l.starts_with('{')).filter_map(|l| json::parse(l).ok());
     let program = messages.map(|m| m.text("executable").to_string()).rfind(|path| !path.is_empty());
     program.map(PathBuf::from).ok_or("cargo built no program of tests".into())
 }
@@ -207,7 +215,9 @@ enum Verdict {
 
 /// Runs one test.
 fn verdict(program: &PathBuf, mutant: &Mutant) -> Result<Verdict> {
-    let mut command = Command::new(program);
+    // A defect may also have threads wait for ever.
+    let mut command = Command::new("timeout");
+    command.arg(TIME_LIMIT).arg(program);
     command.args([mutant.test, "--exact", "--show-output"]).env_remove("GGML_AMX_ISA").envs(mutant.env.iter().copied());
     let output = command.output().map_err(|e| format!("{} could not be started: {e}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    c_tests, cache, cmake_tests, cpu, demo, fork,
+    c_tests, cache, cmake_tests, cpu, demo, examples, fork,
     host::{self, Kind},
     ik, matrix, memory, mutants,
     products::Products,
@@ -92,7 +92,7 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 17] = [
+const STEPS: [Step; 18] = [
     Step {
         name: "format",
         when: When::Always,
@@ -106,6 +106,7 @@ const STEPS: [Step; 17] = [
     Step { name: "races", when: When::Always, run: race::run },
     Step { name: "C tests", when: When::Always, run: c_tests::run },
     Step { name: "CMake modules", when: When::Always, run: |_| cmake_tests::run() },
+    Step { name: "examples", when: When::Always, run: examples::run },
     Step {
         name: "hosts",
         when: When::WithHosts,

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{
     compiler, cpu,
     host::{self, Kind},
-    json::Json,
+    json::{Json, Look, object},
     speed::median,
     symbols, table,
     util::Result,
@@ -97,19 +97,19 @@ fn row(item: &Item) -> Vec<String> {
 }
 
 fn json(item: &Item, sides: &[Side]) -> Json {
-    let text = |key: &str| (key.to_string(), Json::of(item.product.text(key)));
-    let number = |key: &str| (key.to_string(), Json::Number(item.product.number(key).unwrap_or(f64::NAN)));
-    let mut members = vec![
-        ("date".to_string(), Json::of(cpu::today())),
-        ("cpu".to_string(), Json::of(cpu::detect().model)),
+    let text = |key: &str| -> (String, Json) { (key.to_string(), item.product.text(key).into()) };
+    let number = |key: &str| -> (String, Json) { (key.to_string(), item.product.number(key).into()) };
+    let mut members: Vec<(String, Json)> = vec![
+        ("date".to_string(), cpu::today().into()),
+        ("cpu".to_string(), cpu::detect().model.into()),
         text("type"),
         text("shape"),
     ];
     members.extend(["k", "n", "experts", "used", "tokens", "threads"].map(number));
     for (side, ms) in sides.iter().zip(&item.ms) {
-        members.push((format!("{}_ms", side.name), Json::List(ms.iter().map(|v| Json::Number(*v)).collect())));
+        members.push((format!("{}_ms", side.name), ms.clone().into()));
     }
-    Json::Object(members)
+    object(members)
 }
 
 #[cfg(test)]
@@ -117,8 +117,10 @@ mod tests {
     use super::*;
 
     fn line(tokens: u32, ms: f64) -> Json {
-        Json::parse(&format!("{{\"type\":\"q4_0\",\"shape\":\"up\",\"k\":2048,\"tokens\":{tokens},\"ms\":{ms}}}"))
-            .unwrap()
+        crate::json::parse(&format!(
+            "{{\"type\":\"q4_0\",\"shape\":\"up\",\"k\":2048,\"tokens\":{tokens},\"ms\":{ms}}}"
+        ))
+        .unwrap()
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: this library beside other hosts and beside what the machine can do.
 
 mod chart;
+mod docs;
 mod drive;
 mod experts;
 mod options;
 mod products;
+mod record;
 pub mod report;
 mod run;
 mod slices;
@@ -19,16 +21,18 @@ pub use options::{HELP, Options};
 
 use crate::{
     cache,
-    json::Json,
     util::{self, Result, io},
 };
-use run::Run;
-use types::Types;
+use record::Record;
 
 /// Everything the options ask for.
 pub fn run(options: &Options) -> Result<()> {
     if let Some(file) = &options.report {
-        return write_docs(file);
+        keep(file)?;
+    }
+    if options.docs || options.report.is_some() {
+        docs::write()?.iter().for_each(|name| println!("  wrote {name}"));
+        return Ok(());
     }
     let out = match &options.out {
         Some(dir) => dir.clone(),
@@ -48,29 +52,18 @@ pub fn run(options: &Options) -> Result<()> {
     println!("\n{}", report::table(&run));
     let json = out.join("mul-mat.json");
     save(&json, &run.write())?;
-    save(&out.join("mul-mat.svg"), &chart::draw(&run))?;
     println!("  to put it into the documents: cargo xtask bench --report {}", json.display());
     Ok(())
 }
 
-/// Results in the documents: the chart and its tables, or the table of types.
-fn write_docs(results: &Path) -> Result<()> {
-    let in_file = |e| format!("{}: {e}", results.display());
-    let json = Json::parse(&io("read", results, fs::read_to_string(results))?).map_err(in_file)?;
-    if json.text("kind") == types::KIND {
-        return write_between("README.md", types::KIND, &Types::read(&json).map_err(in_file)?.markdown());
+/// Results among the records.
+fn keep(results: &Path) -> Result<()> {
+    let record = Record::with_results(results)?;
+    let file = record.path();
+    if let Some(dir) = file.parent() {
+        io("create", dir, fs::create_dir_all(dir))?;
     }
-    let run = Run::of(&json).map_err(in_file)?;
-    save(&util::repo().join("docs/mul-mat.svg"), &chart::draw(&run))?;
-    write_between("docs/performance.md", "bench", &report::markdown(&run))?;
-    write_between("README.md", "bench", &report::summary(&run))
-}
-
-/// Text between the markers of this name.
-fn write_between(document: &str, name: &str, text: &str) -> Result<()> {
-    let file = util::repo().join(document);
-    let old = io("read", &file, fs::read_to_string(&file))?;
-    save(&file, &report::between_markers(&old, name, text).map_err(|e| format!("{document}: {e}"))?)
+    save(&file, &record.write())
 }
 
 fn save(file: &PathBuf, text: &str) -> Result<()> {

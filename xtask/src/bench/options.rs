@@ -10,7 +10,7 @@ pub const HELP: &str = "cargo xtask bench [OPTIONS]
 Products of one weight matrix, in one process and in turns: this library, llama.cpp's C++ AMX backend,
 ik_llama.cpp (plain, and repacked as by -rtr), beside the peak of the tile unit and the bandwidth of plain
 reads of the same moment. Weights come from memory, activations are quantised by everybody. Prints a table,
-writes mul-mat.json and mul-mat.svg.
+writes mul-mat.json.
 
   --full         M 1 to 2048, five shapes, all weight types (half an hour); default: a quick set
   --types LIST   weight types, separated by commas
@@ -25,9 +25,10 @@ writes mul-mat.json and mul-mat.svg.
   --no-hosts     this library alone
   --out DIR      where to write; default: bench/ in the cache
 
-  --report FILE  only draw the chart and write the tables between `<!-- bench:begin -->` and
-                 `<!-- bench:end -->` in docs/performance.md and README.md, from a mul-mat.json;
-                 from a types.json the table between `<!-- types:begin -->` and `<!-- types:end -->`
+  --report FILE  only keep a mul-mat.json, types.json, slices.json or slices-ik.json in benchmarks/, and
+                 write the documents that are made of what lies there
+  --docs         only write these documents: docs/speed.svg, and tables between markers in
+                 docs/performance.md, docs/types.md and docs/lab/products.md
 
   --slices       instead, whole models (a few layers of 8B dense and 30B mixture-of-experts width) in
                  llama-bench, pp512 and tg16 in turns: this library, with exact, C++ AMX backend
@@ -60,8 +61,10 @@ pub struct Options {
     pub no_hosts: bool,
     /// Directory for results.
     pub out: Option<PathBuf>,
-    /// Only write documents, from this file.
+    /// Only keep the results of this file, and write documents.
     pub report: Option<PathBuf>,
+    /// Only write documents.
+    pub docs: bool,
     /// Whole models.
     pub slices: bool,
     /// Of ik_llama.cpp.
@@ -113,6 +116,7 @@ impl Options {
                 "--no-hosts" => o.no_hosts = true,
                 "--out" => o.out = Some(value()?.into()),
                 "--report" => o.report = Some(value()?.into()),
+                "--docs" => o.docs = true,
                 "--slices" => o.slices = true,
                 "--host" => o.is_ik = host::is_ik(value()?)?,
                 "--experts" => o.is_experts = true,

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cache,
     host::Host,
-    json::Json,
+    json::{self, Json},
     products::{self, Floor},
     util::{self, Result},
 };
@@ -58,7 +58,7 @@ impl Program {
         let log = cache::log(&format!("bench-products-{buffer}"))?;
         let output = util::capture_within(&mut command, &log, TIME_LIMIT)?;
         let lines: Vec<Json> =
-            output.stdout.lines().filter(|l| l.starts_with('{')).map(Json::parse).collect::<Result<_>>()?;
+            output.stdout.lines().filter(|l| l.starts_with('{')).map(json::parse).collect::<Result<_>>()?;
         // Every line is of a product that was computed.
         if buffer == "AMX" {
             let due = Floor { matrices: lines.len() as u64, ..Floor::default() };

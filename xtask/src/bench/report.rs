@@ -1,4 +1,4 @@
-//! A run as text: every product for the terminal, means over the shapes for the documents.
+//! A run as text for the terminal, and the Markdown that documents are made of.
 
 use super::run::{Item, Run};
 use crate::{table, util::Result};
@@ -62,99 +62,6 @@ fn percent(value: f64) -> String {
     if value.is_finite() { format!("{value:.1}") } else { "-".into() }
 }
 
-/// One figure for every type and M.
-type Figure = (&'static str, fn(&Item) -> Option<f64>, fn(f64) -> String);
-
-const FIGURES: [Figure; 5] = [
-    ("Time of llama.cpp's C++ AMX backend / time of this library", |i| i.ratio(LLAMA), ratio),
-    ("Time of ik_llama.cpp (plain or `-rtr`, the faster one) / time of this library", |i| i.ratio(IK), ratio),
-    ("% of the tile unit's peak", |i| i.way("ours").map(|w| w.of_peak), |v| format!("{v:.0}")),
-    ("% of the bandwidth of plain reads", |i| i.way("ours").map(|w| w.of_read), |v| format!("{v:.0}")),
-    ("NMSE against sums in f64", |i| i.way("ours").map(|w| w.nmse), |v| format!("{v:.0e}")),
-];
-
-fn ratio(value: f64) -> String {
-    format!("{value:.2}")
-}
-
-/// Tables of type by M, for docs/performance.md.
-pub fn markdown(run: &Run) -> String {
-    let mut out = format!("{}\n\n![chart of this run](mul-mat.svg)\n", origin(run));
-    for (title, of, show) in FIGURES {
-        let rows = run.rows();
-        let cell = |ty: &str, m: usize| run.mean(ty, m, of).map_or(String::new(), show);
-        let types = run.different(|i| i.ty().to_string());
-        let lines: Vec<(String, Vec<String>)> =
-            types.into_iter().map(|ty| (ty.clone(), rows.iter().map(|m| cell(&ty, *m)).collect())).collect();
-        if lines.iter().any(|(_, cells)| cells.iter().any(|c| !c.is_empty())) {
-            let header: Vec<String> = rows.iter().map(|m| format!("M = {m}")).collect();
-            out.push_str(&format!("\n{title}:\n\n{}", grid(&header, &lines)));
-        }
-    }
-    out
-}
-
-/// The ends of the range of M, for README.md.
-pub fn summary(run: &Run) -> String {
-    let (few, many) = few_and_many(run);
-    let header: Vec<String> = [few, many]
-        .iter()
-        .flat_map(|m| [format!("M = {m}: C++ AMX backend"), format!("M = {m}: ik_llama.cpp")])
-        .chain([format!("M = {few}: % of read bandwidth"), format!("M = {many}: % of tile peak")])
-        .collect();
-    let lines: Vec<(String, Vec<String>)> = run
-        .different(|i| i.ty().to_string())
-        .into_iter()
-        .map(|ty| {
-            let show = |m, f: &Figure| run.mean(&ty, m, f.1).map_or(String::new(), f.2);
-            let [llama, ik, peak, read, _] = &FIGURES;
-            let cells = vec![
-                show(few, llama),
-                show(few, ik),
-                show(many, llama),
-                show(many, ik),
-                show(few, read),
-                show(many, peak),
-            ];
-            (ty, cells)
-        })
-        .collect();
-    format!(
-        "{}\n\n![chart of this run](docs/mul-mat.svg)\n\nTimes of others / time of this library, and shares of the \
-         machine's limits:\n\n{}",
-        origin(run),
-        grid(&header, &lines)
-    )
-}
-
-/// One row for generation and one for prompts: 1 and 512, or what comes nearest.
-pub fn few_and_many(run: &Run) -> (usize, usize) {
-    let rows = run.rows();
-    let nearest = |wanted: usize| rows.iter().copied().min_by_key(|m| m.abs_diff(wanted)).unwrap_or(wanted);
-    (nearest(1), nearest(512))
-}
-
-/// Where the figures are from.
-fn origin(run: &Run) -> String {
-    let shapes = run.different(Item::shape).join(", ");
-    let span = |key: &str| {
-        let values = || run.items.iter().map(|i| i.number(key));
-        format!("{:.1} to {:.1}", values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max))
-    };
-    let hosts: Vec<&str> = run.hosts.iter().map(|(_, what)| what.as_str()).collect();
-    format!(
-        "{}, {}, {} threads: `{}`. Tile peak {} TOPS, plain reads {} GB/s. Medians, geometric means over N x K of \
-         {shapes}. Others: {}.",
-        run.date,
-        run.cpu,
-        run.items[0].number("threads"),
-        run.command,
-        span("peak_tops"),
-        span("read_gbs"),
-        if hosts.is_empty() { "none".into() } else { hosts.join("; ") },
-    )
-}
-
 /// Markdown: a first column without a header, and others.
 pub fn grid(header: &[String], lines: &[(String, Vec<String>)]) -> String {
     let mut out = format!("| | {} |\n|---|{}\n", header.join(" | "), "---|".repeat(header.len()));
@@ -183,23 +90,6 @@ mod tests {
         assert_eq!(text.lines().filter(|l| l.contains("x4096")).count(), 8);
         assert!(text.contains("q4_0 1024x4096  512  1.000  1.000    40.0     90.0  1e-5  8.000"), "{text}");
         assert!(text.contains("  llama: llama.cpp; weights as f\n"));
-    }
-
-    #[test]
-    fn documents_get_means_over_the_shapes() {
-        let text = markdown(&example());
-        assert!(text.contains("| | M = 1 | M = 512 |\n|---|---|---|\n| q4_0 | 4.00 | 4.00 |\n"), "{text}");
-        assert!(text.contains("| q4_1 | 3.00 | 3.00 |"));
-        assert!(summary(&example()).contains("| q4_0 | 4.00 | 1.50 | 4.00 | 1.50 | 90 | 40 |"));
-    }
-
-    #[test]
-    fn a_run_without_hosts_has_no_table_of_ratios() {
-        let mut run = example();
-        let line = "{\"type\":\"q4_0\",\"n\":64,\"k\":256,\"m\":1,\"ours\":{\"ms\":1,\"nmse\":1e-5}}";
-        run.items = Run::items_of_lines(line).unwrap();
-        assert!(!markdown(&run).contains("C++ AMX backend"));
-        assert!(table(&run).contains("1e-5"));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What one run of the bench program brought, as it lies in a JSON file.
 
-use crate::{json::Json, util::Result};
+use crate::{
+    json::{self, Json, Look, object},
+    util::Result,
+};
 
 /// A run: where, when, with what, and one item per product.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -83,16 +86,16 @@ impl Item {
 impl Run {
     /// Items from the lines that the bench program wrote.
     pub fn items_of_lines(lines: &str) -> Result<Vec<Item>> {
-        lines.lines().map(|l| Json::parse(l).map(Item)).collect()
+        lines.lines().map(|l| json::parse(l).map(Item)).collect()
     }
 
     /// The file: one line per item.
     pub fn write(&self) -> String {
-        let hosts = Json::Object(self.hosts.iter().map(|(k, v)| (k.clone(), Json::of(v))).collect());
+        let hosts = object(self.hosts.iter().map(|(k, v)| (k.clone(), v.as_str().into())));
         let head = [("date", &self.date), ("cpu", &self.cpu), ("command", &self.command)];
         let mut out = String::from("{\n");
         for (key, value) in head {
-            out.push_str(&format!("\"{key}\":{},\n", Json::of(value)));
+            out.push_str(&format!("\"{key}\":{},\n", Json::from(value.as_str())));
         }
         let items: Vec<String> = self.items.iter().map(|i| i.0.to_string()).collect();
         out.push_str(&format!("\"hosts\":{hosts},\n\"items\":[\n{}\n]\n}}\n", items.join(",\n")));
@@ -102,7 +105,7 @@ impl Run {
     /// What [`Run::write`] wrote.
     pub fn of(json: &Json) -> Result<Self> {
         let hosts = match json.get("hosts") {
-            Some(Json::Object(members)) => members.iter().map(|(k, _)| k.clone()).collect(),
+            Some(Json::Object(members)) => members.keys().cloned().collect(),
             _ => Vec::new(),
         };
         let described = json.get("hosts").cloned().unwrap_or(Json::Null);
@@ -183,7 +186,7 @@ pub mod tests {
     #[test]
     fn a_file_is_read_back_as_it_was() {
         let run = example();
-        assert_eq!(Run::of(&Json::parse(&run.write()).unwrap()).unwrap(), run);
+        assert_eq!(Run::of(&json::parse(&run.write()).unwrap()).unwrap(), run);
         assert_eq!(run.write().lines().filter(|l| l.contains("\"type\"")).count(), 8);
     }
 
@@ -201,7 +204,7 @@ pub mod tests {
     #[test]
     fn other_json_is_refused() {
         for text in ["{}", "{\"items\":[{\"type\":\"q4_0\"}]}"] {
-            assert!(Run::of(&Json::parse(text).unwrap()).is_err());
+            assert!(Run::of(&json::parse(text).unwrap()).is_err());
         }
     }
 }

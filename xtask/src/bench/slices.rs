@@ -6,7 +6,7 @@ use crate::{
     cache::Cache,
     compiler, cpu, gguf,
     host::{self, Host, Kind},
-    json::Json,
+    json::{Json, object},
     products,
     program::{self, Settings, Way},
     slice::Slice,
@@ -148,19 +148,18 @@ fn row(name: &str, sides: &[Side<'_>], values: &[&[f64]]) -> Vec<String> {
 }
 
 fn item(slice: Slice, ty: &str, test: &str, threads: usize, sides: &[Side<'_>], values: &[&[f64]]) -> Json {
-    let mut members = vec![
-        ("date".to_string(), Json::of(cpu::today())),
-        ("cpu".to_string(), Json::of(cpu::detect().model)),
-        ("slice".to_string(), Json::of(slice.name())),
-        ("type".to_string(), Json::of(ty)),
-        ("test".to_string(), Json::of(test)),
-        ("threads".to_string(), Json::Number(threads as f64)),
+    let mut members: Vec<(String, Json)> = vec![
+        ("date".to_string(), cpu::today().into()),
+        ("cpu".to_string(), cpu::detect().model.into()),
+        ("slice".to_string(), slice.name().into()),
+        ("type".to_string(), ty.into()),
+        ("test".to_string(), test.into()),
+        ("threads".to_string(), threads.into()),
     ];
     for (side, v) in sides.iter().zip(values) {
-        let list = v.iter().map(|t| Json::Number(*t)).collect();
-        members.push((side.name.to_string(), Json::List(list)));
+        members.push((side.name.to_string(), v.to_vec().into()));
     }
-    Json::Object(members)
+    object(members)
 }
 
 #[cfg(test)]
@@ -187,7 +186,7 @@ mod tests {
     fn an_item_keeps_all_samples() {
         let sides = [side("ours", true), side("exact", true), side("C++ AMX", false)];
         let text = item(Slice::Dense, "Q4_0", "pp512", 2, &sides, &[&[1.5, 2.0], &[1.0], &[3.0]]).to_string();
-        assert!(text.contains("\"slice\":\"dense-8b\"") && text.contains("\"ours\":[1.5,2]"), "{text}");
+        assert!(text.contains("\"slice\":\"dense-8b\"") && text.contains("\"ours\":[1.5,2.0]"), "{text}");
     }
 
     #[test]

@@ -6,14 +6,18 @@ use std::path::Path;
 use crate::{
     cache, cpu,
     host::{self, Kind},
-    json::Json,
+    json::{self, Json, Look, object},
     speed::median,
     table, util,
     util::Result,
     verify,
 };
 
-use super::{products::Program, report, save};
+use super::{
+    products::Program,
+    record::{self, TypeRow, TypeTable},
+    save,
+};
 
 /// What a file of such results says it is.
 pub const KIND: &str = "types";
@@ -55,9 +59,12 @@ fn ggml_name(name: &str) -> String {
 /// One run: where, when, with what, and all types.
 #[derive(Debug, Default, PartialEq)]
 pub struct Types {
-    date: String,
-    cpu: String,
-    threads: usize,
+    /// Day.
+    pub date: String,
+    /// Model name of the processor.
+    pub cpu: String,
+    /// Threads.
+    pub threads: usize,
     command: String,
     host: String,
     items: Vec<Item>,
@@ -147,7 +154,7 @@ fn facts() -> Result<Vec<Json>> {
     let mut program = util::cargo();
     program.args(["bench", "--bench", "mul_mat", "--", "--facts"]);
     let stdout = util::capture(&mut program, &cache::log("bench-facts")?)?.stdout;
-    stdout.lines().filter(|l| l.starts_with('{')).map(Json::parse).collect()
+    stdout.lines().filter(|l| l.starts_with('{')).map(json::parse).collect()
 }
 
 impl Item {
@@ -168,19 +175,22 @@ impl Item {
         (self.int8_rows, self.bf16_rows) = (rows("int8_rows"), rows("bf16_rows"));
     }
 
+    /// What is kept of it.
+    fn row(&self, rows: &[usize]) -> TypeRow {
+        TypeRow {
+            ty: self.name.clone(),
+            stored: self.stored.clone(),
+            int8_rows: self.int8_rows,
+            bf16_rows: self.bf16_rows,
+            ratio: rows.iter().map(|m| self.ratio(*m).map(record::significant)).collect(),
+        }
+    }
+
     /// Type, form, tiles, few rows; then one ratio for every M.
     fn cells(&self, rows: &[usize]) -> Vec<String> {
-        let tiles = match (self.int8_rows, self.bf16_rows) {
-            (Some(int8), Some(bf16)) => format!("{int8}, in BF16 {bf16}"),
-            (None, Some(bf16)) => format!("in BF16 {bf16}"),
-            _ => "never".to_string(),
-        };
-        let few =
-            if self.stored.as_deref() == Some("packed") { "AVX-512, packed weights" } else { "the host's kernels" };
-        let stored = self.stored.clone().unwrap_or("by the host".into());
-        let mut cells = vec![self.name.clone(), stored, tiles, few.to_string()];
-        cells.extend(rows.iter().map(|m| self.ratio(*m).map_or(String::new(), |r| format!("{r:.2}"))));
-        cells
+        let row = self.row(rows);
+        let ratios = row.ratio.iter().map(|r| r.map_or(String::new(), |r| format!("{r:.2}")));
+        std::iter::once(self.name.clone()).chain(row.facts()).chain(ratios).collect()
     }
 
     /// The plain path's time by ours: the turns of both follow each other, so every pair has its own ratio.
@@ -191,26 +201,22 @@ impl Item {
     }
 
     fn json(&self) -> Json {
-        let rows = |n: Option<usize>| n.map_or(Json::Null, |n| Json::Number(n as f64));
-        let list = |ms: &[f64]| Json::List(ms.iter().map(|v| Json::Number(*v)).collect());
+        let list = |ms: &[f64]| Json::from(ms.to_vec());
         let product = |p: &Product| {
-            let members = [("m", Json::Number(p.m as f64)), ("ours_ms", list(&p.ours)), ("plain_ms", list(&p.plain))];
+            let members = [("m", Json::from(p.m)), ("ours_ms", list(&p.ours)), ("plain_ms", list(&p.plain))];
             object(members)
         };
         object([
-            ("type", Json::of(&self.name)),
-            ("stored", self.stored.as_ref().map_or(Json::Null, Json::of)),
-            ("int8_rows", rows(self.int8_rows)),
-            ("bf16_rows", rows(self.bf16_rows)),
-            ("products", Json::List(self.products.iter().map(product).collect())),
+            ("type", Json::from(self.name.as_str())),
+            ("stored", self.stored.clone().into()),
+            ("int8_rows", self.int8_rows.into()),
+            ("bf16_rows", self.bf16_rows.into()),
+            ("products", self.products.iter().map(product).collect()),
         ])
     }
 
     fn read(json: &Json) -> Self {
-        let list = |p: &Json, key: &str| {
-            let number = |v: &Json| if let Json::Number(n) = v { *n } else { f64::NAN };
-            p.list(key).iter().map(number).collect()
-        };
+        let list = |p: &Json, key: &str| p.list(key).iter().map(|v| v.as_f64().unwrap_or(f64::NAN)).collect();
         let product = |p: &Json| Product {
             m: p.number("m").unwrap_or(0.0) as usize,
             ours: list(p, "ours_ms"),
@@ -223,15 +229,12 @@ impl Item {
     }
 }
 
-fn object<const N: usize>(members: [(&str, Json); N]) -> Json {
-    Json::Object(members.map(|(key, value)| (key.to_string(), value)).into())
-}
-
 impl Types {
     /// The file: one line per type.
     fn write(&self) -> String {
         let texts = [("date", &self.date), ("cpu", &self.cpu), ("command", &self.command), ("host", &self.host)];
-        let head: String = texts.iter().map(|(key, value)| format!("\"{key}\":{},\n", Json::of(*value))).collect();
+        let head: String =
+            texts.iter().map(|(key, value)| format!("\"{key}\":{},\n", Json::from(value.as_str()))).collect();
         let items: Vec<String> = self.items.iter().map(|i| i.json().to_string()).collect();
         format!(
             "{{\n\"kind\":\"{KIND}\",\n{head}\"threads\":{},\n\"items\":[\n{}\n]\n}}\n",
@@ -284,11 +287,15 @@ impl Types {
         table::render(&header, &self.lines())
     }
 
-    /// For README.md.
-    pub fn markdown(&self) -> String {
-        let lines: Vec<(String, Vec<String>)> =
-            self.lines().into_iter().map(|mut cells| (cells.remove(0), cells)).collect();
-        format!("{}\n\n{}", self.origin(), report::grid(&self.header(), &lines))
+    /// What is kept of it.
+    pub fn table(&self) -> TypeTable {
+        let rows = self.rows();
+        TypeTable {
+            command: self.command.clone(),
+            host: self.host.clone(),
+            types: self.items.iter().map(|item| item.row(&rows)).collect(),
+            rows,
+        }
     }
 
     /// Where the figures are from.
@@ -300,9 +307,10 @@ impl Types {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::{docs, record::Record};
 
     fn line(m: usize, ms: f64) -> Json {
-        Json::parse(&format!("{{\"type\":\"q4_0\",\"tokens\":{m},\"ms\":{ms}}}")).unwrap()
+        json::parse(&format!("{{\"type\":\"q4_0\",\"tokens\":{m},\"ms\":{ms}}}")).unwrap()
     }
 
     fn facts() -> Vec<Json> {
@@ -310,7 +318,7 @@ mod tests {
             r#"{"type":"q4_0","stored":"packed","int8_rows":11,"bf16_rows":33}"#,
             r#"{"type":"f16","stored":"plain","int8_rows":null,"bf16_rows":16}"#,
         ];
-        lines.map(|l| Json::parse(l).unwrap()).into()
+        lines.map(|l| json::parse(l).unwrap()).into()
     }
 
     /// A packed type, a plain one, and one that the program printed nothing about.
@@ -358,7 +366,7 @@ mod tests {
 
     #[test]
     fn types_that_nobody_takes_stay_with_the_host() {
-        let text = example().markdown();
+        let text = docs::type_table(&Record::default(), &example().table());
         assert!(text.contains("| | stored | tile unit from rows | fewer rows | M = 512 | M = 1 |\n"), "{text}");
         assert!(
             text.contains("| q4_0 | packed | 11, in BF16 33 | AVX-512, packed weights | 4.00 | 4.00 |\n"),
@@ -372,10 +380,10 @@ mod tests {
     #[test]
     fn a_file_is_read_back_as_it_was() {
         let types = example();
-        let json = Json::parse(&types.write()).unwrap();
+        let json = json::parse(&types.write()).unwrap();
         assert_eq!(json.text("kind"), KIND);
         assert_eq!(Types::read(&json).unwrap(), types);
-        assert!(Types::read(&Json::parse("{}").unwrap()).is_err());
+        assert!(Types::read(&json::parse("{}").unwrap()).is_err());
     }
 
     #[test]

@@ -1,0 +1,54 @@
+//! The documents: links lead somewhere, and what a newcomer reads first stays short.
+
+use std::path::{Path, PathBuf};
+
+/// Every Markdown file of the repository that people read.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "docs/lab", "examples", "c_tests", "cmake/tests"];
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(root.join(folder)).unwrap().flatten());
+    let mut all: Vec<PathBuf> =
+        files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    all.sort();
+    all
+}
+
+/// What GitHub calls a heading in links.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+fn has_anchor(file: &Path, wanted: &str) -> bool {
+    let text = std::fs::read_to_string(file).unwrap();
+    text.lines().filter_map(|line| line.strip_prefix('#')).any(|line| anchor(line.trim_start_matches('#')) == wanted)
+}
+
+#[test]
+fn every_relative_link_leads_to_a_file_and_a_heading_that_are_there() {
+    let mut links = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for rest in text.split("](").skip(1) {
+            let target: String = rest.chars().take_while(|c| *c != ')').collect();
+            let (path, heading) = target.split_once('#').unwrap_or((&target, ""));
+            if target.contains("://") || target.contains(char::is_whitespace) {
+                continue;
+            }
+            links += 1;
+            let file = if path.is_empty() { document.clone() } else { document.parent().unwrap().join(path) };
+            assert!(file.exists(), "{}: there is no {target}", document.display());
+            assert!(heading.is_empty() || has_anchor(&file, heading), "{}: no heading {target}", document.display());
+        }
+    }
+    assert!(links > 30, "{links} links");
+}
+
+#[test]
+fn what_is_read_first_is_short() {
+    for (name, most) in [("README.md", 120), ("docs/performance.md", 150)] {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+        let lines = text.lines().count();
+        assert!(lines <= most, "{name} has {lines} lines, at most {most} are wanted");
+    }
+}
