@@ -224,7 +224,7 @@ pub fn harmless() -> Result<()> {
     let (llama, ik) = (llama?, ik?);
     let (host, model) = (ik.clone(), fetch::model(&Cache::open()?)?);
     let [llama, ik] = [llama.lib_dirs()[0].join("libggml.so"), ik.lib_dirs()[0].join("libggml.so")];
-    let [bystander, its_library, front] = bystanders(&host)?;
+    let [bystander, its_library, front, throwing] = bystanders(&host)?;
     let python = |library: &Path| {
         let mut command = Command::new("python3");
         command.args(["-c", LOCAL]).arg(library);
@@ -236,9 +236,10 @@ pub fn harmless() -> Result<()> {
         command
     };
     type Make<'a> = Box<dyn Fn() -> Command + 'a>;
-    let processes: [(&str, Make<'_>); 6] = [
+    let processes: [(&str, Make<'_>); 7] = [
         ("llama.cpp, loaded by Python", Box::new(|| python(&llama))),
         ("ik_llama.cpp, loaded by Python", Box::new(|| python(&ik))),
+        ("ik_llama.cpp whose callback throws", Box::new(|| Command::new(&throwing))),
         ("Python", Box::new(|| program("python3", &["-c", "print(1)"]))),
         (
             "a program with functions of the same names",
@@ -296,15 +297,19 @@ pub fn harmless() -> Result<()> {
     Ok(())
 }
 
-/// A program, a library for it that has functions of the same names as ik_llama.cpp's, and a library that stands in front of
-/// ik_llama.cpp's as this one does.
-fn bystanders(host: &Host) -> Result<[PathBuf; 3]> {
+/// A program, a library for it that has functions of the same names as ik_llama.cpp's, a library that stands in front of
+/// ik_llama.cpp's as this one does, and a program of ik_llama.cpp's whose callback throws.
+fn bystanders(host: &Host) -> Result<[PathBuf; 4]> {
     let (tools, dir) = (util::repo().join("c_tests/tools"), host.build.join("bystanders"));
     io("create", &dir, fs::create_dir_all(&dir))?;
+    let headers = format!("-I{}", host.source.join("ggml/include").display());
+    let libraries = host.lib_dirs()[0].display().to_string();
+    let [find, at] = [format!("-L{libraries}"), format!("-Wl,-rpath,{libraries}")];
     let made = [
         ("bystander.cpp", "bystander", &["-ldl"][..]),
         ("bystander_library.cpp", "libbystander.so", &["-shared", "-fPIC"]),
         ("bystander_front.c", "libfront.so", &["-shared", "-fPIC", "-ldl"]),
+        ("throwing.cpp", "throwing", &[&headers, &find, &at, "-lggml"]),
     ];
     let made = made.map(|(source, name, flags)| {
         let to = dir.join(name);
@@ -313,8 +318,8 @@ fn bystanders(host: &Host) -> Result<[PathBuf; 3]> {
         compile.args(["-O1", "-Wall", "-Wextra", "-Werror"]).arg(tools.join(source)).args(flags).arg("-o").arg(&to);
         util::capture(&mut compile, &cache::log("bystanders")?).map(|_| to)
     });
-    let [program, library, front] = made;
-    Ok([program?, library?, front?])
+    let [program, library, front, throwing] = made;
+    Ok([program?, library?, front?, throwing?])
 }
 
 /// Several hosts in one process, each with a part of the program that calls this library's functions: llama.cpp and

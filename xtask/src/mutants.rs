@@ -35,11 +35,6 @@ const TIME_LIMIT: &str = "300";
 
 const MUTANTS: &[Mutant] = &[
     mutant(
-        "chunks",
-        "as many threads are waited for as an expert has shares",
-        "host::ik::tests::given_shares_that_are_handed_out_then_all_of_them_are_computed_once",
-    ),
-    mutant(
         "split-last",
         "the last thread leaves one unit out",
         "matmul::split::tests::pieces_cover_the_result_exactly_once_for_any_shape_and_thread_count",
