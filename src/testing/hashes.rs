@@ -5,14 +5,15 @@
 //! are scales, as `byte & mask | value`, so that no result is NaN. The kernels of exact weights have one hash for all
 //! instruction sets, for they agree; tiles are computed on AMX alone (or in software, with `--cfg amx_emulator`).
 //!
-//! With `GGML_AMX_RECORD=1` the file is written anew, where there are all instruction sets.
+//! With `GGML_AMX_RECORD=1` the file is written anew, where there are all instruction sets; a type that is new gets its scales
+//! by the kinds of its fields.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::cpu::{self, Isa};
 use crate::format::stand_in::all_types;
-use crate::format::{ACT_BLOCK, WeightType};
+use crate::format::{ACT_BLOCK, Field, FieldKind, WeightType};
 use crate::kernel::{self, Job};
 use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
 use crate::panel::activations::Layout;
@@ -218,19 +219,41 @@ impl Recorded {
     }
 }
 
+/// The bytes of a block that are scales, for a type that the file does not have yet.
+fn scales_by_kind(ty: WeightType) -> Vec<[usize; 3]> {
+    let of_field = |f: &Field| {
+        let every = |step: usize, mask, value| {
+            let first = f.offset + step - 1;
+            (first..f.offset + f.len).step_by(step).map(|at| [at, mask, value]).collect()
+        };
+        match f.kind {
+            FieldKind::F16 => every(2, 0x83, 0x20),
+            FieldKind::F32 => every(4, 0x80, 0x3c),
+            FieldKind::E8M0 => every(1, 0x03, 0x7c),
+            FieldKind::UE4M3 => every(1, 0x0f, 0x30),
+            FieldKind::F16Nibbles => vec![[f.offset + 5, 0x0f, 0x00], [f.offset + 7, 0x0f, 0x20]],
+            FieldKind::U8 | FieldKind::Quants | FieldKind::Indices => Vec::new(),
+        }
+    };
+    ty.info().fields.iter().flat_map(of_field).collect()
+}
+
 #[test]
 fn results_have_the_bits_that_were_recorded() {
     let text = std::fs::read_to_string(FILE).unwrap();
-    let recorded = Recorded::read(&text);
+    let mut recorded = Recorded::read(&text);
     let record = std::env::var_os("GGML_AMX_RECORD").is_some();
     if cpu::isa() < Isa::Amx {
         assert!(!record, "to record, build with RUSTFLAGS='--cfg amx_emulator'");
         println!("SKIPPED: no AMX");
     }
+    for ty in WeightType::ALL.iter().filter(|_| record) {
+        recorded.scales.entry(ty.info().name.to_string()).or_insert_with(|| scales_by_kind(*ty));
+    }
     let (mut found, mut wrong) = (BTreeMap::new(), String::new());
     let packed = all_types().iter().map(|ty| {
         let name = ty.info().name;
-        let scales = recorded.scales.get(name).unwrap_or_else(|| panic!("{FILE} has no line `type {name}`"));
+        let scales = recorded.scales.get(name).unwrap_or_else(|| panic!("{FILE} has no line `type {name}`: record it"));
         (name, of_packed(*ty, scales))
     });
     let plain = plain::TYPES.into_iter().map(|ty| (ty.name, of_plain(ty)));
@@ -249,10 +272,11 @@ fn results_have_the_bits_that_were_recorded() {
     }
     assert!(wrong.is_empty(), "other bits (type, kernel, KxNxM, instruction set):\n{wrong}");
     if record {
-        let mut text: String = text
-            .lines()
-            .filter(|l| l.starts_with('#') || l.starts_with("type "))
-            .fold(String::new(), |t, l| t + l + "\n");
+        let mut text = "# Hashes of results: see hashes.rs.\n".to_string();
+        for (name, scales) in &recorded.scales {
+            let scales = scales.iter().map(|[at, mask, value]| format!(" {at}&{mask:02x}|{value:02x}"));
+            writeln!(text, "type {name}{}", scales.collect::<String>()).unwrap();
+        }
         found.iter().for_each(|(what, hash)| writeln!(text, "{what} {hash:016x}").unwrap());
         std::fs::write(FILE, text).unwrap();
     }
