@@ -1,6 +1,6 @@
-//! Generates the C header from `src/capi` into `OUT_DIR`, where a test compares it with the one that is
-//! checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in header is written too. Then a C compiler, if there is
-//! one, compares its structs with those of the library.
+//! Generates the C header from `src/capi` and the table of weight types, and the table for C tests, into `OUT_DIR`, where a
+//! test compares them with those that are checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in files are written
+//! too. Then a C compiler, if there is one, compares the header's structs with those of the library.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -8,6 +8,11 @@ use std::{env, fs};
 #[path = "src/capi/args.rs"]
 #[allow(dead_code)] // only sizes and offsets are of interest
 mod args;
+#[path = "src/format/table.rs"]
+#[allow(dead_code)] // not all columns are for C
+mod table;
+
+use table::{FieldKind, ROWS, TypeRow};
 
 /// What a C compiler must be able to do before its judgement counts.
 const ANY_PROGRAM: &str = "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n_Static_assert(1, \"\");\n";
@@ -26,13 +31,16 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let header = out.join("ggml-amx.h");
-    match generate(&root) {
+    let types = out.join("types.rs");
+    write(&types, &enum_of_types());
+    write(&out.join("types.h"), &types_for_c_tests());
+    match generate(&root, &types) {
         Ok(bindings) => {
             let text = for_c_readers(&bindings);
-            let write = |file: &Path| fs::write(file, &text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-            write(&header);
+            write(&header, &text);
             if env::var_os("GGML_AMX_UPDATE_HEADER").is_some_and(|v| v == "1") {
-                write(&root.join("include/ggml-amx.h"));
+                write(&root.join("include/ggml-amx.h"), &text);
+                write(&root.join("c_tests/types.h"), &types_for_c_tests());
             }
         }
         Err(error) => panic!("cbindgen: {error}"),
@@ -40,14 +48,73 @@ fn main() {
     compare_layouts(&root.join("include"), &header, &out);
 }
 
-fn generate(root: &Path) -> Result<cbindgen::Bindings, cbindgen::Error> {
+fn generate(root: &Path, types: &Path) -> Result<cbindgen::Bindings, cbindgen::Error> {
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
     config.after_includes = Some(version_macros());
-    let sources = ["src/capi/types.rs", "src/capi/args.rs", "src/capi/standalone.rs", "src/capi/backend.rs"];
-    sources
-        .iter()
-        .fold(cbindgen::Builder::new().with_config(config), |builder, file| builder.with_src(root.join(file)))
-        .generate()
+    let builder = cbindgen::Builder::new().with_config(config).with_src(root.join("src/capi/types.rs")).with_src(types);
+    let sources = ["src/capi/args.rs", "src/capi/standalone.rs", "src/capi/backend.rs"];
+    sources.iter().fold(builder, |builder, file| builder.with_src(root.join(file))).generate()
+}
+
+fn write(file: &Path, text: &str) {
+    fs::write(file, text).unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
+}
+
+/// The header's enum of weight types, in the Rust that cbindgen reads.
+fn enum_of_types() -> String {
+    let mut text = String::from(
+        "/// The weight types that are packed; the numbers are those of ggml's enum ggml_type, above 100 of ik_llama.cpp's.\n\
+         #[repr(C)]\n\
+         pub enum ggml_amx_type {\n",
+    );
+    for TypeRow { capitals, number, origin, block, bytes, fields, .. } in ROWS {
+        let needs_host = fields.iter().any(|f| f.kind == FieldKind::Indices);
+        let note = match origin {
+            table::Origin::Ik => "; ik_llama.cpp's",
+            _ if needs_host => "; ggml_amx_mul_mat needs a ggml in the process",
+            _ => "",
+        };
+        text += &format!("    /// {block} weights in {bytes} bytes{note}.\n    GGML_AMX_TYPE_{capitals} = {number},\n");
+    }
+    text + "}\n"
+}
+
+/// The table as C macros: `TYPE_...` is a type's number, `ROW_...` begins the initialiser of a `struct format`.
+fn types_for_c_tests() -> String {
+    let mut text = String::from(
+        "/* The table of weight types. Generated from src/format/table.rs by the build script; `cargo xtask header` writes\n \
+         * it anew. Do not edit. */\n\
+         #ifndef GGML_AMX_TEST_TYPES_H\n#define GGML_AMX_TEST_TYPES_H\n\n\
+         /* What the bytes of a field mean. */\n\
+         enum field_kind { FIELD_END, FIELD_F16, FIELD_F32, FIELD_E8M0, FIELD_UE4M3, FIELD_F16_NIBBLES, FIELD_U8, FIELD_QUANTS, FIELD_INDICES };\n\n\
+         /* A field of a block: its kind, first byte and bytes. */\n\
+         struct format_field {\n    enum field_kind kind;\n    int at, bytes;\n};\n\n\
+         enum {\n",
+    );
+    for row in ROWS {
+        text += &format!("    TYPE_{} = {},\n", row.capitals, row.number);
+    }
+    text += "};\n\n/* Number, name, weights and bytes of a block, fields. */\n";
+    for TypeRow { capitals, block, bytes, fields, .. } in ROWS {
+        let fields: Vec<String> =
+            fields.iter().map(|f| format!("{{{}, {}, {}}}", kind_in_c(f.kind), f.offset, f.len)).collect();
+        let fields = fields.join(", ");
+        text += &format!("#define ROW_{capitals} TYPE_{capitals}, \"{capitals}\", {block}, {bytes}, {{{fields}}}\n");
+    }
+    text + "\n#endif\n"
+}
+
+fn kind_in_c(kind: FieldKind) -> &'static str {
+    match kind {
+        FieldKind::F16 => "FIELD_F16",
+        FieldKind::F32 => "FIELD_F32",
+        FieldKind::E8M0 => "FIELD_E8M0",
+        FieldKind::UE4M3 => "FIELD_UE4M3",
+        FieldKind::F16Nibbles => "FIELD_F16_NIBBLES",
+        FieldKind::U8 => "FIELD_U8",
+        FieldKind::Quants => "FIELD_QUANTS",
+        FieldKind::Indices => "FIELD_INDICES",
+    }
 }
 
 /// The version of Cargo.toml, for the preprocessor.
@@ -149,7 +216,7 @@ fn compare_layouts(include: &Path, generated: &Path, out: &Path) {
     }
     let source = |name: &str, text: &str| {
         let file = out.join(name);
-        fs::write(&file, text).unwrap_or_else(|e| panic!("cannot write {}: {e}", file.display()));
+        write(&file, text);
         let mut build = cc::Build::new();
         build.cargo_metadata(false).std("c11").include(include).file(file);
         build

@@ -1,27 +1,20 @@
-/* The packed weight types as a GGUF file stores them, written down a second time on purpose: own block
- * sizes, own dequantisers (ggml-common.h and ggml-quants.c are the source of the layouts), own random
- * blocks, and the product in double precision. abi_host compares this file with the host's own code. ik_llama.cpp's
- * own types come last: no host of these tests has them. */
+/* The packed weight types as a GGUF file stores them: own dequantisers, written down a second time on purpose
+ * (ggml-common.h and ggml-quants.c are the source of the layouts), random blocks by the kinds of their fields (types.h,
+ * which is made of the library's table), and the product in double precision. abi_host compares this file with the
+ * host's own code, block sizes too. ik_llama.cpp's own types come last: no host of these tests has them. */
 #ifndef GGML_AMX_TEST_FORMATS_H
 #define GGML_AMX_TEST_FORMATS_H
 
 #include "harness.h"
-
-enum {
-    TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q5_0 = 6, TYPE_Q5_1 = 7, TYPE_Q8_0 = 8, TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13,
-    TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23, TYPE_TQ1_0 = 34, TYPE_TQ2_0 = 35, TYPE_MXFP4 = 39, TYPE_NVFP4 = 40, TYPE_Q1_0 = 41, TYPE_Q2_0 = 42,
-    TYPE_Q6_0 = 133, TYPE_IQ2_K = 137, TYPE_IQ3_K = 138, TYPE_IQ4_K = 139, TYPE_IQ5_K = 140, TYPE_IQ6_K = 141
-};
+#include "types.h"
 
 struct format {
     int type; /* ggml's number */
     const char * name;
     int block;       /* weights per block */
     int block_bytes;
-    int scale_at[2]; /* byte offsets of the f16 fields of a block, -1 = none */
+    struct format_field fields[8]; /* up to FIELD_END */
     void (*dequantise)(const uint8_t * block, float * to);
-    int scale_bytes; /* so many 8-bit scales begin the block, from byte_scale on */
-    uint8_t byte_scale;
 };
 
 static float f16_to_f32(const uint8_t * at) {
@@ -303,34 +296,34 @@ static void dequantise_iq6_k(const uint8_t * b, float * y) {
     }
 }
 
-HARNESS_UNUSED static const struct format FORMATS[24] = {
-    {TYPE_Q4_0, "Q4_0", 32, 18, {0, -1}, dequantise_q4_0, 0, 0},
-    {TYPE_Q4_1, "Q4_1", 32, 20, {0, 2}, dequantise_q4_1, 0, 0},
-    {TYPE_Q8_0, "Q8_0", 32, 34, {0, -1}, dequantise_q8_0, 0, 0},
-    {TYPE_Q4_K, "Q4_K", 256, 144, {0, 2}, dequantise_q4_k, 0, 0},
-    {TYPE_Q5_K, "Q5_K", 256, 176, {0, 2}, dequantise_q5_k, 0, 0},
-    {TYPE_Q6_K, "Q6_K", 256, 210, {208, -1}, dequantise_q6_k, 0, 0},
-    {TYPE_IQ4_XS, "IQ4_XS", 256, 136, {0, -1}, dequantise_iq4_xs, 0, 0},
-    {TYPE_Q5_0, "Q5_0", 32, 22, {0, -1}, dequantise_q5_0, 0, 0},
-    {TYPE_Q5_1, "Q5_1", 32, 24, {0, 2}, dequantise_q5_1, 0, 0},
-    {TYPE_Q2_K, "Q2_K", 256, 84, {80, 82}, dequantise_q2_k, 0, 0},
-    {TYPE_Q3_K, "Q3_K", 256, 110, {108, -1}, dequantise_q3_k, 0, 0},
-    {TYPE_IQ4_NL, "IQ4_NL", 32, 18, {0, -1}, dequantise_iq4_nl, 0, 0},
-    {TYPE_TQ1_0, "TQ1_0", 256, 54, {52, -1}, dequantise_tq1_0, 0, 0},
-    {TYPE_TQ2_0, "TQ2_0", 256, 66, {64, -1}, dequantise_tq2_0, 0, 0},
-    {TYPE_MXFP4, "MXFP4", 32, 17, {-1, -1}, dequantise_mxfp4, 1, 118},
-    {TYPE_NVFP4, "NVFP4", 64, 36, {-1, -1}, dequantise_nvfp4, 4, 16},
-    {TYPE_Q1_0, "Q1_0", 128, 18, {0, -1}, dequantise_q1_0, 0, 0},
-    {TYPE_Q2_0, "Q2_0", 64, 18, {0, -1}, dequantise_q2_0, 0, 0},
-    {TYPE_Q6_0, "Q6_0", 32, 26, {0, -1}, dequantise_q6_0, 0, 0},
-    {TYPE_IQ2_K, "IQ2_K", 256, 76, {0, -1}, dequantise_iq2_k, 0, 0},
-    {TYPE_IQ3_K, "IQ3_K", 256, 110, {0, -1}, dequantise_iq3_k, 0, 0},
-    {TYPE_IQ4_K, "IQ4_K", 256, 144, {0, -1}, dequantise_iq4_k, 0, 0},
-    {TYPE_IQ5_K, "IQ5_K", 256, 176, {0, -1}, dequantise_iq5_k, 0, 0},
-    {TYPE_IQ6_K, "IQ6_K", 256, 212, {0, -1}, dequantise_iq6_k, 0, 0},
+HARNESS_UNUSED static const struct format FORMATS[] = {
+    {ROW_Q4_0, dequantise_q4_0},
+    {ROW_Q4_1, dequantise_q4_1},
+    {ROW_Q8_0, dequantise_q8_0},
+    {ROW_Q4_K, dequantise_q4_k},
+    {ROW_Q5_K, dequantise_q5_k},
+    {ROW_Q6_K, dequantise_q6_k},
+    {ROW_IQ4_XS, dequantise_iq4_xs},
+    {ROW_Q5_0, dequantise_q5_0},
+    {ROW_Q5_1, dequantise_q5_1},
+    {ROW_Q2_K, dequantise_q2_k},
+    {ROW_Q3_K, dequantise_q3_k},
+    {ROW_IQ4_NL, dequantise_iq4_nl},
+    {ROW_TQ1_0, dequantise_tq1_0},
+    {ROW_TQ2_0, dequantise_tq2_0},
+    {ROW_MXFP4, dequantise_mxfp4},
+    {ROW_NVFP4, dequantise_nvfp4},
+    {ROW_Q1_0, dequantise_q1_0},
+    {ROW_Q2_0, dequantise_q2_0},
+    {ROW_Q6_0, dequantise_q6_0},
+    {ROW_IQ2_K, dequantise_iq2_k},
+    {ROW_IQ3_K, dequantise_iq3_k},
+    {ROW_IQ4_K, dequantise_iq4_k},
+    {ROW_IQ5_K, dequantise_iq5_k},
+    {ROW_IQ6_K, dequantise_iq6_k},
 };
 /* All of them; those before ik_llama.cpp's. */
-enum { N_FORMATS = sizeof FORMATS / sizeof FORMATS[0], N_HOST_FORMATS = N_FORMATS - 6 };
+enum { N_FORMATS = sizeof FORMATS / sizeof FORMATS[0], N_IK_FORMATS = 6, N_HOST_FORMATS = N_FORMATS - N_IK_FORMATS };
 
 /* Bytes of n rows of k weights. */
 HARNESS_UNUSED static size_t format_bytes(const struct format * f, int64_t k, int64_t n) {
@@ -341,14 +334,15 @@ HARNESS_UNUSED static size_t format_bytes(const struct format * f, int64_t k, in
 HARNESS_UNUSED static void format_random(const struct format * f, struct rng * r, uint8_t * to, size_t blocks) {
     rng_bytes(r, to, blocks * (size_t) f->block_bytes);
     for (size_t i = 0; i < blocks; i++) {
-        for (int s = 0; s < 2; s++) {
-            if (f->scale_at[s] >= 0) {
-                uint8_t * high = to + i * (size_t) f->block_bytes + f->scale_at[s] + 1;
-                *high = (uint8_t) ((*high & 0x83) | (5 + rng_below(r, 3)) << 2);
+        for (const struct format_field * field = f->fields; field->kind != FIELD_END; field++) {
+            uint8_t * at = to + i * (size_t) f->block_bytes + field->at;
+            for (int b = 0; b < field->bytes; b++) {
+                if (field->kind == FIELD_F16 && b % 2 == 1) {
+                    at[b] = (uint8_t) ((at[b] & 0x83) | (5 + rng_below(r, 3)) << 2);
+                } else if (field->kind == FIELD_E8M0 || field->kind == FIELD_UE4M3) {
+                    at[b] = (uint8_t) ((field->kind == FIELD_E8M0 ? 118 : 16) + rng_below(r, 3));
+                }
             }
-        }
-        for (int s = 0; s < f->scale_bytes; s++) {
-            to[i * (size_t) f->block_bytes + (size_t) s] = (uint8_t) (f->byte_scale + rng_below(r, 3));
         }
     }
 }

@@ -13,7 +13,7 @@
 //! | [`matmul`] | what to run, in which blocks, on which thread |
 //! | [`kernel`] | the inner loops, per instruction set |
 //! | [`panel`] | what the inner loops eat: quantised activations, packed weight matrices |
-//! | [`format`] | one file per GGUF weight type |
+//! | [`format`] | the table of GGUF weight types, one file per type |
 //! | [`cpu`] | features, AMX permission, tile configuration, memory |
 //! | [`diag`] | log, errors, environment |
 //! | [`process`] | which process this is after a fork; locks, and things made once |

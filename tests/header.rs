@@ -1,10 +1,12 @@
-//! The checked-in C header is the one the sources generate.
+//! The checked-in C header, and the table of types for C tests, are those the sources generate.
 
 #[test]
-fn the_checked_in_header_is_the_generated_one() {
+fn the_checked_in_headers_are_the_generated_ones() {
     let generated = include_str!(concat!(env!("OUT_DIR"), "/ggml-amx.h"));
     let checked_in = include_str!("../include/ggml-amx.h");
     assert!(generated == checked_in, "include/ggml-amx.h has drifted: run `cargo xtask header`");
+    let generated = include_str!(concat!(env!("OUT_DIR"), "/types.h"));
+    assert!(generated == include_str!("../c_tests/types.h"), "c_tests/types.h has drifted: run `cargo xtask header`");
 }
 
 #[test]

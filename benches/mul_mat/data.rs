@@ -1,6 +1,6 @@
 //! Random weights and activations.
 
-use ggml_amx::format::WeightType;
+use ggml_amx::format::{FieldKind, WeightType};
 use ggml_amx::panel::weights::Shape;
 
 /// A small generator: the same numbers in every run.
@@ -47,39 +47,38 @@ impl std::ops::DerefMut for Floats {
     }
 }
 
+/// A scale of a plausible size.
+fn scale(random: &mut Random) -> f32 {
+    0.001 * (0.6 + (random.next() % 800) as f32 / 1000.0)
+}
+
 /// Plain weights: random quants with f16 scales (or exponents) of a plausible size.
 pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
-    use WeightType::*;
-    let halves: &[usize] = match shape.ty {
-        Q4_0 | Q5_0 | Q8_0 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | Q1_0 | Q2_0
-        | Q6_0 | IQ2_K | IQ3_K | IQ4_K | IQ5_K | IQ6_K => &[0],
-        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
-        Q2_K => &[80, 82],
-        Q3_K => &[108],
-        Q6_K => &[208],
-        TQ1_0 => &[52],
-        TQ2_0 => &[64],
-        IQ1_M | MXFP4 | NVFP4 => &[],
-    };
     let mut plain = vec![0u8; shape.plain_size()];
     for bytes in plain.chunks_mut(2) {
         bytes.copy_from_slice(&(random.next() as u16).to_le_bytes()[..bytes.len()]);
     }
-    if shape.ty == Q8_0 {
+    if shape.ty == WeightType::Q8_0 {
         // No quantiser gives -128, and ik_llama.cpp's kernels count on that.
         plain.iter_mut().filter(|b| **b == 0x80).for_each(|b| *b = 0x81);
     }
     for block in plain.chunks_exact_mut(shape.ty.info().bytes) {
-        for at in halves {
-            let d = half::f16::from_f32(0.001 * (0.6 + (random.next() % 800) as f32 / 1000.0));
-            block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
-        }
-        match shape.ty {
-            // The upper nibbles of the last two words are the upper byte of d.
-            IQ1_M => [(53, 0x40), (55, 0x10)].iter().for_each(|(at, d)| block[*at] = block[*at] & 15 | d),
-            MXFP4 => block[0] = 118 + block[0] % 4,
-            NVFP4 => block[..4].iter_mut().for_each(|d| *d = 0x30 + *d % 16),
-            _ => {}
+        for field in shape.ty.info().fields {
+            let bytes = &mut block[field.offset..field.offset + field.len];
+            match field.kind {
+                FieldKind::F16 => bytes.chunks_exact_mut(2).for_each(|d| {
+                    d.copy_from_slice(&half::f16::from_f32(scale(random)).to_le_bytes());
+                }),
+                FieldKind::F32 => {
+                    bytes.chunks_exact_mut(4).for_each(|d| d.copy_from_slice(&scale(random).to_le_bytes()));
+                }
+                FieldKind::F16Nibbles => {
+                    [(5, 0x40), (7, 0x10)].iter().for_each(|(at, d)| bytes[*at] = bytes[*at] & 15 | d)
+                }
+                FieldKind::E8M0 => bytes.iter_mut().for_each(|e| *e = 118 + *e % 4),
+                FieldKind::UE4M3 => bytes.iter_mut().for_each(|d| *d = 0x30 + *d % 16),
+                FieldKind::U8 | FieldKind::Quants | FieldKind::Indices => {}
+            }
         }
     }
     plain

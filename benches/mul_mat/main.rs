@@ -15,20 +15,23 @@
 
 mod codebooks;
 mod data;
-mod dequant;
 mod facts;
 mod hosts;
 mod machine;
 mod measure;
 mod options;
 mod record;
+#[path = "../../src/testing/reference.rs"]
+mod reference;
 mod subject;
 
 use std::fs::File;
 use std::io::Write;
 use std::process::ExitCode;
 
+use codebooks::decode as decode_codebook;
 use ggml_amx::cpu;
+use ggml_amx::format::WeightType;
 use hosts::Host;
 use machine::Reader;
 use options::Options;

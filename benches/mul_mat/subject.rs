@@ -9,7 +9,7 @@ use ggml_amx::panel::weights::Shape;
 use crate::hosts::{Host, Matrix};
 use crate::machine::{READ_PART, Spin};
 use crate::options::Options;
-use crate::{data, dequant};
+use crate::{data, reference};
 
 /// Bytes that pass between two uses of the same copy: more than a last-level cache holds.
 const COLD: usize = 640 << 20;
@@ -58,7 +58,7 @@ impl<'h> Subject<'h> {
             })
             .collect();
         let matrices = hosts.iter().filter_map(|h| h.matrix(ty, k, n, &plain, copies, o.threads)).collect();
-        let columns = spread(n, COLUMNS).map(|c| (c, dequant::row(ty, row(c)))).collect();
+        let columns = spread(n, COLUMNS).map(|c| (c, reference::row(ty, row(c)))).collect();
         Self { shape, copies, in_place: o.in_place, ours, matrices, columns }
     }
 

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::grids::*;
 use super::iq1_s::{store_shifted, two_where};
-use super::{Field, Format, GroupScales, LANES, WeightType, field};
+use super::{Format, GroupScales, LANES};
 
 /// The type; see the module.
 pub struct Iq1M;
@@ -21,9 +21,6 @@ const SCALES: usize = 48 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq1M {
-    const TYPE: WeightType = WeightType::IQ1_M;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 56;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 9;
     const OWN_ERROR: f32 = 2.0e-1;
@@ -44,7 +41,6 @@ unsafe impl Format for Iq1M {
         },
         is_there: || GRID.is_there(),
     });
-    const FIELDS: &'static [Field] = &[field(0, 32, 1), field(32, 16, 1), field(48, 8, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for lane in 0..LANES {

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::grids::*;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq1S;
@@ -21,9 +21,6 @@ const QH: usize = 34 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq1S {
-    const TYPE: WeightType = WeightType::IQ1_S;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 50;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 9;
     const OWN_ERROR: f32 = 2.3e-1;
@@ -42,7 +39,6 @@ unsafe impl Format for Iq1S {
         },
         is_there: || GRID.is_there(),
     });
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 32, 1), field(34, 16, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for lane in 0..LANES {

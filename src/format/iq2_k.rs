@@ -9,7 +9,7 @@ use super::q2_k::Pairs;
 use super::q4_0::f16_lanes;
 use super::tables::{sixteen, unsigned};
 use super::two_tables::{self, has_second, second_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq2K;
@@ -23,9 +23,6 @@ const VALUES: [i8; 16] = [-31, -13, 1, 17, -26, -8, 6, 22, -31, -13, 1, 17, -26,
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Iq2K {
-    const TYPE: WeightType = WeightType::IQ2_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 76;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 32;
     const OWN_ERROR: f32 = 8.8e-2;
@@ -34,10 +31,6 @@ unsafe impl Format for Iq2K {
     const HAS_MIN: bool = false;
     const STEP: i32 = 5;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &{
-        let [d, choices] = two_tables::FIELDS;
-        [d, choices, field(4, 8, 1), field(12, 64, 4)]
-    };
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

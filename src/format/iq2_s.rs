@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::bits::masks_of;
 use super::grids::*;
 use super::iq2_xs::{nibble_scales, nibble_scales_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, field};
+use super::{Format, GroupScales, LANES};
 
 /// The type; see the module.
 pub struct Iq2S;
@@ -23,9 +23,6 @@ const SCALES: usize = 74 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq2S {
-    const TYPE: WeightType = WeightType::IQ2_S;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 82;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 43;
     const OWN_ERROR: f32 = 6.2e-2;
@@ -44,8 +41,6 @@ unsafe impl Format for Iq2S {
         },
         is_there: || GRID.is_there(),
     });
-    const FIELDS: &'static [Field] =
-        &[field(0, 2, 2), field(2, 32, 1), field(34, 32, 2), field(66, 8, 1), field(74, 8, 1)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for lane in 0..LANES {

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::bits::masks_of;
 use super::grids::*;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq2Xs;
@@ -20,9 +20,6 @@ const SCALES: usize = 66 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq2Xs {
-    const TYPE: WeightType = WeightType::IQ2_XS;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 74;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 43;
     const OWN_ERROR: f32 = 9.0e-2;
@@ -41,7 +38,6 @@ unsafe impl Format for Iq2Xs {
         is_there: || GRID.is_there(),
     });
     // The two words of a group are one dword.
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 64, 4), field(66, 8, 1)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for lane in 0..LANES {

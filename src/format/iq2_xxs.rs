@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::bits::masks_of;
 use super::grids::*;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq2Xxs;
@@ -21,9 +21,6 @@ const GROUP_BYTES: usize = 8 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq2Xxs {
-    const TYPE: WeightType = WeightType::IQ2_XXS;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 66;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 43;
     const OWN_ERROR: f32 = 1.2e-1;
@@ -41,7 +38,6 @@ unsafe impl Format for Iq2Xxs {
         },
         is_there: || GRID.is_there(),
     });
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 64, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let block = &block[QS + group * GROUP_BYTES..];

@@ -9,7 +9,7 @@ use super::q2_k::Pairs;
 use super::q4_0::f16_lanes;
 use super::tables::{sixteen, unsigned};
 use super::two_tables::{self, bit_of, bits_avx512, has_second, second_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq3K;
@@ -25,9 +25,6 @@ const VALUES: [i8; 16] = [-63, -40, -23, -10, 1, 13, 28, 47, -59, -36, -19, -6, 
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Iq3K {
-    const TYPE: WeightType = WeightType::IQ3_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 110;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 64;
     const OWN_ERROR: f32 = 1.8e-2;
@@ -36,10 +33,6 @@ unsafe impl Format for Iq3K {
     const HAS_MIN: bool = false;
     const STEP: i32 = 4;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &{
-        let [d, choices] = two_tables::FIELDS;
-        [d, choices, field(4, 2, 2), field(6, 8, 1), field(14, 64, 4), field(78, 32, 4)]
-    };
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::bits::masks_avx512;
 use super::grids::*;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq3S;
@@ -23,9 +23,6 @@ const SCALES: usize = 106 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq3S {
-    const TYPE: WeightType = WeightType::IQ3_S;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 110;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 15;
     const OWN_ERROR: f32 = 1.9e-2;
@@ -44,8 +41,6 @@ unsafe impl Format for Iq3S {
         },
         is_there: || GRID.is_there(),
     });
-    const FIELDS: &'static [Field] =
-        &[field(0, 2, 2), field(2, 64, 1), field(66, 8, 1), field(74, 32, 4), field(106, 4, 1)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for lane in 0..LANES {

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::bits::masks_of;
 use super::grids::*;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq3Xxs;
@@ -21,9 +21,6 @@ const SIGNS: usize = 66 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq3Xxs {
-    const TYPE: WeightType = WeightType::IQ3_XXS;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 98;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 62;
     const OWN_ERROR: f32 = 3.3e-2;
@@ -41,7 +38,6 @@ unsafe impl Format for Iq3Xxs {
         },
         is_there: || GRID.is_there(),
     });
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 64, 1), field(66, 32, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for lane in 0..LANES {

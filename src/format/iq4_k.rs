@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::tables::{IQ4, sixteen, unsigned};
 use super::two_tables::{self, has_second, second_avx512, six_bits};
-use super::{BlockScales, Field, Format, GroupScales, LANES, WeightType, field};
+use super::{BlockScales, Format, GroupScales, LANES};
 
 /// The type; see the module.
 pub struct Iq4K;
@@ -16,9 +16,6 @@ const QS: usize = six_bits::BYTES * LANES;
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Iq4K {
-    const TYPE: WeightType = WeightType::IQ4_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 144;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 128;
     const OWN_ERROR: f32 = 4.2e-3;
@@ -27,10 +24,6 @@ unsafe impl Format for Iq4K {
     const HAS_MIN: bool = false;
     const STEP: i32 = 4;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &{
-        let [d, choices, high, low] = six_bits::FIELDS;
-        [d, choices, high, low, field(16, 128, 4)]
-    };
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group / 2 * 16 * LANES..][..16 * LANES].iter().enumerate() {

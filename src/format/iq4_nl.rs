@@ -5,23 +5,19 @@ use std::arch::x86_64::*;
 
 use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
 use super::tables::{IQ4, look_up, unsigned};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq4Nl;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq4Nl {
-    const TYPE: WeightType = WeightType::IQ4_NL;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 18;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
     const OWN_ERROR: f32 = 5.8e-3;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 241;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[2 * LANES..], |i, q| out[i] = IQ4[usize::from(q)]);

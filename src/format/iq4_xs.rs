@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
 use super::tables::{IQ4, look_up, unsigned};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq4Xs;
@@ -18,16 +18,12 @@ const QS: usize = 8 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq4Xs {
-    const TYPE: WeightType = WeightType::IQ4_XS;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 136;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
     const OWN_ERROR: f32 = 5.8e-3;
     const Q_MAX: i32 = 241;
     const HAS_MIN: bool = false;
     const TILE_ROWS: usize = 11;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 1), field(8, 128, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         nibbles(&block[QS + group * 256..], |i, q| out[i] = IQ4[usize::from(q)]);

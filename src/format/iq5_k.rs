@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use super::tables::{sixteen, unsigned};
 use super::two_tables::{self, has_second, second_avx512, six_bits};
-use super::{BlockScales, Field, Format, GroupScales, LANES, WeightType, field};
+use super::{BlockScales, Format, GroupScales, LANES};
 
 /// The type; see the module.
 pub struct Iq5K;
@@ -34,9 +34,6 @@ fn place(group: usize) -> (usize, bool, usize) {
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Iq5K {
-    const TYPE: WeightType = WeightType::IQ5_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 176;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 128;
     const OWN_ERROR: f32 = 1.0e-3;
@@ -45,10 +42,6 @@ unsafe impl Format for Iq5K {
     const HAS_MIN: bool = false;
     const STEP: i32 = 2;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &{
-        let [d, choices, high, low] = six_bits::FIELDS;
-        [d, choices, high, low, field(16, 128, 4), field(144, 32, 4)]
-    };
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, is_high, fifth) = place(group);

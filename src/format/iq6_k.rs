@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use super::q4_0::f16_lanes;
 use super::tables::{sixteen, unsigned};
 use super::two_tables::{self, has_second, second_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Iq6K;
@@ -45,9 +45,6 @@ fn place(group: usize) -> (usize, bool, usize, usize) {
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Iq6K {
-    const TYPE: WeightType = WeightType::IQ6_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 212;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 128;
     const OWN_ERROR: f32 = 2.3e-4;
@@ -56,10 +53,6 @@ unsafe impl Format for Iq6K {
     const HAS_MIN: bool = false;
     const STEP: i32 = 1;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &{
-        let [d, choices] = two_tables::FIELDS;
-        [d, choices, field(4, 16, 1), field(20, 128, 4), field(148, 64, 4)]
-    };
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, is_high, high, which) = place(group);

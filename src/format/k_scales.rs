@@ -5,11 +5,10 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{BlockScales, Field, Format, GroupScales, LANES, f16_at, field};
+use super::{BlockScales, Format, GroupScales, LANES, f16_at};
 
 /// Bytes of a plain block before its quants.
 pub(super) const BYTES: usize = 16;
-pub(super) const FIELDS: [Field; 3] = [field(0, 2, 2), field(2, 2, 2), field(4, 12, 1)];
 /// Where the packed 6-bit numbers start.
 const SIX_BITS: usize = 4 * LANES;
 

@@ -1,6 +1,6 @@
 //! The byte permutation between a plain block and its place in a packed one.
 
-use super::{Field, Format, LANES};
+use super::{ACT_BLOCK, Field, Format, LANES, MOST_BYTES};
 
 /// The permutation of one type; see [`Field`] for the rule.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ impl Layout {
         }
         assert!(covered == F::BYTES, "fields must cover the block");
         assert!(F::BLOCK % F::GROUP == 0 && (F::GROUP == 16 || F::GROUP == 32));
+        assert!(F::BLOCK.is_multiple_of(ACT_BLOCK) && 256 % F::BLOCK == 0, "blocks of 32, 64, 128 or 256 weights");
+        assert!(F::BYTES * ACT_BLOCK <= MOST_BYTES * F::BLOCK, "more bytes than buffers are made for");
         Self { fields: F::FIELDS }
     }
 

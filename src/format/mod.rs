@@ -12,46 +12,17 @@
 //! **Codebooks.** Quants of some types are indices into a table of ggml's, which is read off the host
 //! ([`Codebook`]); without it their blocks can be permuted, not read.
 //!
-//! A new type is one new file here and one line in each of the two tables below.
+//! A new type is one new file here and one row in `table.rs` (docs/adding-a-weight-type.md).
 
 mod bits;
 mod block_scales;
 mod grids;
 pub mod interleaved;
-mod iq1_m;
-mod iq1_s;
-mod iq2_k;
-mod iq2_s;
-mod iq2_xs;
-mod iq2_xxs;
-mod iq3_k;
-mod iq3_s;
-mod iq3_xxs;
-mod iq4_k;
-mod iq4_nl;
-mod iq4_xs;
-mod iq5_k;
-mod iq6_k;
 mod k_scales;
 mod layout;
-mod mxfp4;
-mod nvfp4;
-mod q1_0;
-mod q2_0;
-mod q2_k;
-mod q3_k;
-mod q4_0;
-mod q4_1;
-mod q4_k;
-mod q5_0;
-mod q5_1;
-mod q5_k;
-mod q6_0;
-mod q6_k;
-mod q8_0;
+#[macro_use]
+mod table;
 mod tables;
-mod tq1_0;
-mod tq2_0;
 mod two_tables;
 
 use std::arch::x86_64::{__m512, __m512i, __mmask16};
@@ -59,6 +30,8 @@ use std::arch::x86_64::{__m512, __m512i, __mmask16};
 pub use block_scales::BlockScales;
 pub use grids::{Codebook, Dequantise};
 pub use layout::Layout;
+pub(crate) use q4_0::f16_lanes;
+pub use table::{Field, FieldKind, Origin, ROWS, TypeRow};
 
 /// Rows of a panel: 16 lanes of 32 bits.
 pub const LANES: usize = 16;
@@ -66,22 +39,8 @@ pub const LANES: usize = 16;
 /// Weights that share one scale of activations.
 pub const ACT_BLOCK: usize = 32;
 
-/// `len` bytes at `offset` of a plain block, interleaved over the 16 rows in runs of `unit` bytes:
-/// byte `j` of row `lane` goes to `16 * offset + (j / unit * 16 + lane) * unit + j % unit`.
-#[derive(Clone, Copy, Debug)]
-pub struct Field {
-    /// First byte in the plain block.
-    pub offset: usize,
-    /// Bytes.
-    pub len: usize,
-    /// 1, 2 or 4: bytes of one row that stay together.
-    pub unit: usize,
-}
-
-/// Shorthand for the tables of fields.
-const fn field(offset: usize, len: usize, unit: usize) -> Field {
-    Field { offset, len, unit }
-}
+/// Most bytes that a type may have for 32 weights.
+pub const MOST_BYTES: usize = 36;
 
 /// Scales and minima of one group, one per lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -92,18 +51,28 @@ pub struct GroupScales {
     pub min: [f32; LANES],
 }
 
-/// One GGUF weight type. Functions read a packed block: `16 * BYTES` bytes.
+/// What the table says of a type.
 ///
 /// # Safety
-/// The constants must describe the type truthfully: kernels index memory by them. `GROUP` must be
-/// 16 or 32 and divide `BLOCK`; `FIELDS` must cover `0..BYTES` exactly once.
-pub unsafe trait Format: Sized + 'static {
-    /// Its entry in the table.
+/// The constants must describe the type truthfully: kernels index memory by them. `FIELDS` must cover `0..BYTES`
+/// exactly once.
+pub unsafe trait Block: Sized + 'static {
+    /// Its row in the table.
     const TYPE: WeightType;
     /// Weights per block.
     const BLOCK: usize;
     /// Bytes per plain block.
     const BYTES: usize;
+    /// Its bytes, and how they are interleaved.
+    const FIELDS: &'static [Field];
+}
+
+/// One GGUF weight type. Functions read a packed block: `16 * BYTES` bytes.
+///
+/// # Safety
+/// The constants must describe the type truthfully: kernels index memory by them. `GROUP` must be 16 or 32 and divide
+/// `BLOCK`.
+pub unsafe trait Format: Block {
     /// Weights per scale: 16 or 32.
     const GROUP: usize;
     /// What is subtracted from the unsigned quant to get the signed one.
@@ -124,8 +93,6 @@ pub unsafe trait Format: Sized + 'static {
     const STEP: i32 = 0;
     /// The codebook that quants are looked up in, if the type has one.
     const CODEBOOK: Option<Codebook> = None;
-    /// The interleaving.
-    const FIELDS: &'static [Field];
 
     /// Signed quants of group `group`: weight `k` of row `lane` at `out[k / 4 * 64 + lane * 4 + k % 4]`
     /// (the layout TDPBSSD wants for its second operand). `out` holds `16 * GROUP`.
@@ -192,13 +159,22 @@ pub struct TypeInfo {
     pub tile_rows: usize,
     /// Without it weights can be packed, but not read.
     pub codebook: Option<Codebook>,
+    /// The bytes of a block by name and kind.
+    pub fields: &'static [Field],
     /// The byte permutation.
     pub layout: Layout,
 }
 
-/// The table of types: variant, ggml's number, ggml's name, implementation.
+/// What the library makes of the table.
 macro_rules! weight_types {
-    ($($variant:ident = $number:literal, $name:literal, $format:ty, $doc:literal;)*) => {
+    ([] $(
+        $variant:ident = $number:literal, $name:literal, $module:ident::$format:ident,
+        of $origin:ident $(by $importance:ident)?, $block:literal in $bytes:literal,
+        [$($field:ident: $kind:ident $len:literal/$unit:literal),*] $(after [$($rest:tt)*])?, $doc:literal;
+    )*) => {
+        $(mod $module;)*
+        $(pub use $module::$format;)*
+
         /// The weight types that are packed. The numbers are ggml's (above 100 ik_llama.cpp's), and the C API's.
         #[repr(i32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -222,56 +198,42 @@ macro_rules! weight_types {
             /// Facts for code that is not generic.
             pub fn info(self) -> &'static TypeInfo {
                 match self {
-                    $(WeightType::$variant => const {
-                        &TypeInfo {
-                            name: $name,
-                            block: <$format>::BLOCK,
-                            bytes: <$format>::BYTES,
-                            group: <$format>::GROUP,
-                            own_error: <$format>::OWN_ERROR,
-                            tile_rows: <$format>::TILE_ROWS,
-                            codebook: <$format>::CODEBOOK,
-                            layout: Layout::new::<$format>(),
-                        }
-                    },)*
+                    $(WeightType::$variant => const { &TypeInfo::new::<$format>($name) },)*
                 }
             }
         }
+
+        $(
+            $(compile_error!(concat!("data per row is not packed yet: ", stringify!($($rest)*)));)?
+
+            // SAFETY: the row is that of ggml-common.h, and fields without gaps that fill the block.
+            unsafe impl Block for $format {
+                const TYPE: WeightType = WeightType::$variant;
+                const BLOCK: usize = $block;
+                const BYTES: usize = $bytes;
+                const FIELDS: &'static [Field] =
+                    &table::fields([$((stringify!($field), FieldKind::$kind, $len, $unit)),*]);
+            }
+        )*
     };
 }
 
-weight_types! {
-    Q4_0 = 2, "q4_0", Q4_0, "32 weights: f16 scale, 4-bit quants.";
-    Q4_1 = 3, "q4_1", Q4_1, "32 weights: f16 scale and minimum, 4-bit quants.";
-    Q5_0 = 6, "q5_0", Q5_0, "32 weights: f16 scale, 5-bit quants.";
-    Q5_1 = 7, "q5_1", Q5_1, "32 weights: f16 scale and minimum, 5-bit quants.";
-    Q8_0 = 8, "q8_0", Q8_0, "32 weights: f16 scale, 8-bit quants.";
-    Q2_K = 10, "q2_K", Q2K, "256 weights: 16 groups with 4-bit scales and minima, 2-bit quants.";
-    Q3_K = 11, "q3_K", Q3K, "256 weights: 16 groups with 6-bit scales, 3-bit quants.";
-    Q4_K = 12, "q4_K", Q4K, "256 weights: 8 groups with 6-bit scales and minima, 4-bit quants.";
-    Q5_K = 13, "q5_K", Q5K, "256 weights: 8 groups with 6-bit scales and minima, 5-bit quants.";
-    Q6_K = 14, "q6_K", Q6K, "256 weights: 16 groups with 8-bit scales, 6-bit quants.";
-    IQ2_XXS = 16, "iq2_xxs", Iq2Xxs, "256 weights: 8 groups with 4-bit scales, 8-bit indices of 8 weights, 7-bit signs.";
-    IQ2_XS = 17, "iq2_xs", Iq2Xs, "256 weights: 16 groups with 4-bit scales, 9-bit indices of 8 weights, 7-bit signs.";
-    IQ3_XXS = 18, "iq3_xxs", Iq3Xxs, "256 weights: 8 groups with 4-bit scales, 8-bit indices of 4 weights, 7-bit signs.";
-    IQ1_S = 19, "iq1_s", Iq1S, "256 weights: 8 groups with 3-bit scales, 11-bit indices of 8 weights.";
-    IQ4_NL = 20, "iq4_nl", Iq4Nl, "32 weights: f16 scale, 4-bit indices into a fixed table.";
-    IQ3_S = 21, "iq3_s", Iq3S, "256 weights: 8 groups with 4-bit scales, 9-bit indices of 4 weights.";
-    IQ2_S = 22, "iq2_s", Iq2S, "256 weights: 16 groups with 4-bit scales, 10-bit indices of 8 weights.";
-    IQ4_XS = 23, "iq4_xs", Iq4Xs, "256 weights: 8 groups with 6-bit scales, 4-bit indices into a fixed table.";
-    IQ1_M = 29, "iq1_m", Iq1M, "256 weights: 16 groups with 3-bit scales, 11-bit indices of 8 weights.";
-    TQ1_0 = 34, "tq1_0", Tq1_0, "256 weights: f16 scale, -1, 0 or 1, five in a byte.";
-    TQ2_0 = 35, "tq2_0", Tq2_0, "256 weights: f16 scale, -1, 0 or 1 in two bits.";
-    MXFP4 = 39, "mxfp4", Mxfp4, "32 weights: 8-bit exponent, 4-bit floats.";
-    NVFP4 = 40, "nvfp4", Nvfp4, "64 weights: 4 groups with 8-bit float scales, 4-bit floats.";
-    Q1_0 = 41, "q1_0", Q1_0, "128 weights: f16 scale and its sign.";
-    Q2_0 = 42, "q2_0", Q2_0, "64 weights: f16 scale, -1, 0, 1 or 2 in two bits.";
-    Q6_0 = 133, "q6_0", Q6_0, "32 weights: f16 scale, 6-bit quants; ik_llama.cpp's.";
-    IQ2_K = 137, "iq2_k", Iq2K, "256 weights: 16 groups with 4-bit scales and one of two tables, 2-bit indices into it; ik_llama.cpp's.";
-    IQ3_K = 138, "iq3_k", Iq3K, "256 weights: 16 groups with 4-bit scales, signs and one of two tables, 3-bit indices into it; ik_llama.cpp's.";
-    IQ4_K = 139, "iq4_k", Iq4K, "256 weights: 16 groups with 6-bit scales and one of two tables, 4-bit indices into it; ik_llama.cpp's.";
-    IQ5_K = 140, "iq5_k", Iq5K, "256 weights: 16 groups with 6-bit scales and one of two tables, 5-bit indices into it; ik_llama.cpp's.";
-    IQ6_K = 141, "iq6_k", Iq6K, "256 weights: 16 groups with 8-bit scales and one of two tables, 6-bit indices into it; ik_llama.cpp's.";
+for_weight_types!([weight_types]);
+
+impl TypeInfo {
+    const fn new<F: Format>(name: &'static str) -> Self {
+        TypeInfo {
+            name,
+            block: F::BLOCK,
+            bytes: F::BYTES,
+            group: F::GROUP,
+            own_error: F::OWN_ERROR,
+            tile_rows: F::TILE_ROWS,
+            codebook: F::CODEBOOK,
+            fields: F::FIELDS,
+            layout: Layout::new::<F>(),
+        }
+    }
 }
 
 impl WeightType {
@@ -285,167 +247,27 @@ impl WeightType {
 #[macro_export]
 macro_rules! with_format {
     ($ty:expr, $F:ident => $body:expr) => {
-        match $ty {
-            $crate::format::WeightType::Q4_0 => {
-                type $F = $crate::format::Q4_0;
-                $body
-            }
-            $crate::format::WeightType::Q4_1 => {
-                type $F = $crate::format::Q4_1;
-                $body
-            }
-            $crate::format::WeightType::Q5_0 => {
-                type $F = $crate::format::Q5_0;
-                $body
-            }
-            $crate::format::WeightType::Q5_1 => {
-                type $F = $crate::format::Q5_1;
-                $body
-            }
-            $crate::format::WeightType::Q8_0 => {
-                type $F = $crate::format::Q8_0;
-                $body
-            }
-            $crate::format::WeightType::Q2_K => {
-                type $F = $crate::format::Q2K;
-                $body
-            }
-            $crate::format::WeightType::Q3_K => {
-                type $F = $crate::format::Q3K;
-                $body
-            }
-            $crate::format::WeightType::Q4_K => {
-                type $F = $crate::format::Q4K;
-                $body
-            }
-            $crate::format::WeightType::Q5_K => {
-                type $F = $crate::format::Q5K;
-                $body
-            }
-            $crate::format::WeightType::Q6_K => {
-                type $F = $crate::format::Q6K;
-                $body
-            }
-            $crate::format::WeightType::IQ2_XXS => {
-                type $F = $crate::format::Iq2Xxs;
-                $body
-            }
-            $crate::format::WeightType::IQ2_XS => {
-                type $F = $crate::format::Iq2Xs;
-                $body
-            }
-            $crate::format::WeightType::IQ3_XXS => {
-                type $F = $crate::format::Iq3Xxs;
-                $body
-            }
-            $crate::format::WeightType::IQ1_S => {
-                type $F = $crate::format::Iq1S;
-                $body
-            }
-            $crate::format::WeightType::IQ4_NL => {
-                type $F = $crate::format::Iq4Nl;
-                $body
-            }
-            $crate::format::WeightType::IQ3_S => {
-                type $F = $crate::format::Iq3S;
-                $body
-            }
-            $crate::format::WeightType::IQ2_S => {
-                type $F = $crate::format::Iq2S;
-                $body
-            }
-            $crate::format::WeightType::IQ4_XS => {
-                type $F = $crate::format::Iq4Xs;
-                $body
-            }
-            $crate::format::WeightType::IQ1_M => {
-                type $F = $crate::format::Iq1M;
-                $body
-            }
-            $crate::format::WeightType::TQ1_0 => {
-                type $F = $crate::format::Tq1_0;
-                $body
-            }
-            $crate::format::WeightType::TQ2_0 => {
-                type $F = $crate::format::Tq2_0;
-                $body
-            }
-            $crate::format::WeightType::MXFP4 => {
-                type $F = $crate::format::Mxfp4;
-                $body
-            }
-            $crate::format::WeightType::NVFP4 => {
-                type $F = $crate::format::Nvfp4;
-                $body
-            }
-            $crate::format::WeightType::Q1_0 => {
-                type $F = $crate::format::Q1_0;
-                $body
-            }
-            $crate::format::WeightType::Q2_0 => {
-                type $F = $crate::format::Q2_0;
-                $body
-            }
-            $crate::format::WeightType::Q6_0 => {
-                type $F = $crate::format::Q6_0;
-                $body
-            }
-            $crate::format::WeightType::IQ2_K => {
-                type $F = $crate::format::Iq2K;
-                $body
-            }
-            $crate::format::WeightType::IQ3_K => {
-                type $F = $crate::format::Iq3K;
-                $body
-            }
-            $crate::format::WeightType::IQ4_K => {
-                type $F = $crate::format::Iq4K;
-                $body
-            }
-            $crate::format::WeightType::IQ5_K => {
-                type $F = $crate::format::Iq5K;
-                $body
-            }
-            $crate::format::WeightType::IQ6_K => {
-                type $F = $crate::format::Iq6K;
-                $body
-            }
-        }
+        $crate::for_weight_types!([$crate::match_format], ($ty), $F, ($body))
     };
 }
 
-pub use iq1_m::Iq1M;
-pub use iq1_s::Iq1S;
-pub use iq2_k::Iq2K;
-pub use iq2_s::Iq2S;
-pub use iq2_xs::Iq2Xs;
-pub use iq2_xxs::Iq2Xxs;
-pub use iq3_k::Iq3K;
-pub use iq3_s::Iq3S;
-pub use iq3_xxs::Iq3Xxs;
-pub use iq4_k::Iq4K;
-pub use iq4_nl::Iq4Nl;
-pub use iq4_xs::Iq4Xs;
-pub use iq5_k::Iq5K;
-pub use iq6_k::Iq6K;
-pub use mxfp4::Mxfp4;
-pub use nvfp4::Nvfp4;
-pub use q1_0::Q1_0;
-pub use q2_0::Q2_0;
-pub use q2_k::Q2K;
-pub use q3_k::Q3K;
-pub use q4_0::Q4_0;
-pub(crate) use q4_0::f16_lanes;
-pub use q4_1::Q4_1;
-pub use q4_k::Q4K;
-pub use q5_0::Q5_0;
-pub use q5_1::Q5_1;
-pub use q5_k::Q5K;
-pub use q6_0::Q6_0;
-pub use q6_k::Q6K;
-pub use q8_0::Q8_0;
-pub use tq1_0::Tq1_0;
-pub use tq2_0::Tq2_0;
+/// The arms of [`with_format!`].
+#[macro_export]
+#[doc(hidden)]
+macro_rules! match_format {
+    ([($ty:expr) $F:ident ($body:expr)] $(
+        $variant:ident = $number:literal, $name:literal, $module:ident::$format:ident,
+        of $origin:ident $(by $importance:ident)?, $block:literal in $bytes:literal,
+        [$($field:tt)*] $(after [$($rest:tt)*])?, $doc:literal;
+    )*) => {
+        match $ty {
+            $($crate::format::WeightType::$variant => {
+                type $F = $crate::format::$format;
+                $body
+            })*
+        }
+    };
+}
 
 /// The f16 at byte `offset`, exactly.
 fn f16_at(bytes: &[u8], offset: usize) -> f32 {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::q4_0::{nibbles, nibbles_avx512};
 use super::tables::{FP4, FP4_ZERO_POINT, look_up, unsigned};
-use super::{Field, Format, GroupScales, LANES, WeightType, field};
+use super::{Format, GroupScales, LANES};
 
 /// The type; see the module.
 pub struct Mxfp4;
@@ -15,16 +15,12 @@ const SMALLEST: u32 = 1 << 21;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Mxfp4 {
-    const TYPE: WeightType = WeightType::MXFP4;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 17;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = FP4_ZERO_POINT;
     /// Weights that are not trained in it: 1.3e-2.
     const OWN_ERROR: f32 = 0.0;
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 1, 1), field(1, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[LANES..], |i, q| out[i] = FP4[usize::from(q)]);

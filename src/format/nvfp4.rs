@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::tables::{FP4, FP4_ZERO_POINT, look_up, unsigned};
-use super::{Field, Format, GroupScales, LANES, WeightType, field};
+use super::{Format, GroupScales, LANES};
 
 /// The type; see the module.
 pub struct Nvfp4;
@@ -17,9 +17,6 @@ const GROUP_BYTES: usize = 8 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Nvfp4 {
-    const TYPE: WeightType = WeightType::NVFP4;
-    const BLOCK: usize = 64;
-    const BYTES: usize = 36;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = FP4_ZERO_POINT;
     /// Weights that are not trained in it: 9.0e-3.
@@ -27,7 +24,6 @@ unsafe impl Format for Nvfp4 {
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
     const HAS_MIN: bool = false;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &[field(0, 4, 1), field(4, 32, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group * GROUP_BYTES..][..GROUP_BYTES].iter().enumerate() {

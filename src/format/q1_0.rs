@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, bits, f16_at, field};
+use super::{Format, GroupScales, LANES, bits, f16_at};
 
 /// The type; see the module.
 pub struct Q1_0;
@@ -14,16 +14,12 @@ const GROUP_BYTES: usize = 4 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q1_0 {
-    const TYPE: WeightType = WeightType::Q1_0;
-    const BLOCK: usize = 128;
-    const BYTES: usize = 18;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
     /// Weights that are not binary by training: 0.36.
     const OWN_ERROR: f32 = 0.0;
     const Q_MAX: i32 = 2;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 16, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {

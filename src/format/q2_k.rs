@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q2K;
@@ -19,16 +19,12 @@ const D_MIN: usize = 82 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q2K {
-    const TYPE: WeightType = WeightType::Q2_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 84;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 0;
     const OWN_ERROR: f32 = 8.8e-2;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = true;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &[field(0, 16, 1), field(16, 64, 4), field(80, 2, 2), field(82, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use super::q2_k::Pairs;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q3K;
@@ -21,15 +21,11 @@ const D: usize = 108 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q3K {
-    const TYPE: WeightType = WeightType::Q3_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 110;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 4;
     const OWN_ERROR: f32 = 2.3e-2;
     const Q_MAX: i32 = 7;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 32, 4), field(32, 64, 4), field(96, 12, 1), field(108, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

@@ -3,23 +3,19 @@
 
 use std::arch::x86_64::*;
 
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q4_0;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q4_0 {
-    const TYPE: WeightType = WeightType::Q4_0;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 18;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 8;
     const OWN_ERROR: f32 = 7.3e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = false;
     const TILE_ROWS: usize = 11;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[2 * LANES..], |i, q| out[i] = q as i8 - 8);

@@ -4,22 +4,18 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q4_1;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q4_1 {
-    const TYPE: WeightType = WeightType::Q4_1;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 20;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
     const OWN_ERROR: f32 = 6.1e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = true;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[4 * LANES..], |i, q| out[i] = q as i8);

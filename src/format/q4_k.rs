@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BlockScales, Field, Format, GroupScales, LANES, WeightType, field, k_scales};
+use super::{BlockScales, Format, GroupScales, LANES, k_scales};
 
 /// The type; see the module.
 pub struct Q4K;
@@ -13,16 +13,11 @@ const QS: usize = k_scales::BYTES * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q4K {
-    const TYPE: WeightType = WeightType::Q4_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 144;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
     const OWN_ERROR: f32 = 5.0e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = true;
-    const FIELDS: &'static [Field] =
-        &[k_scales::FIELDS[0], k_scales::FIELDS[1], k_scales::FIELDS[2], field(k_scales::BYTES, 128, 4)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {

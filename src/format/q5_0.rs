@@ -4,22 +4,18 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, bits, f16_at, field};
+use super::{Format, GroupScales, LANES, bits, f16_at};
 
 /// The type; see the module.
 pub struct Q5_0;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q5_0 {
-    const TYPE: WeightType = WeightType::Q5_0;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 22;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 16;
     const OWN_ERROR: f32 = 1.8e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 4, 4), field(6, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         five_bits(&block[2 * LANES..], |i, q| out[i] = q as i8 - 16);

@@ -5,23 +5,19 @@ use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
 use super::q5_0::{five_bits, five_bits_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q5_1;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q5_1 {
-    const TYPE: WeightType = WeightType::Q5_1;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 24;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
     const OWN_ERROR: f32 = 1.4e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 2, 2), field(4, 4, 4), field(8, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         five_bits(&block[4 * LANES..], |i, q| out[i] = q as i8);

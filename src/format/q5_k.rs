@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BlockScales, Field, Format, GroupScales, LANES, WeightType, field, k_scales};
+use super::{BlockScales, Format, GroupScales, LANES, k_scales};
 
 /// The type; see the module.
 pub struct Q5K;
@@ -16,21 +16,11 @@ const QS: usize = QH + 32 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q5K {
-    const TYPE: WeightType = WeightType::Q5_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 176;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
     const OWN_ERROR: f32 = 1.3e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
-    const FIELDS: &'static [Field] = &[
-        k_scales::FIELDS[0],
-        k_scales::FIELDS[1],
-        k_scales::FIELDS[2],
-        field(k_scales::BYTES, 32, 4),
-        field(k_scales::BYTES + 32, 128, 4),
-    ];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {

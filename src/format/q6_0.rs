@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q6_0;
@@ -17,15 +17,11 @@ const QS: usize = 10 * LANES;
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Q6_0 {
-    const TYPE: WeightType = WeightType::Q6_0;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 26;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 32;
     const OWN_ERROR: f32 = 4.1e-4;
     const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 8, 4), field(10, 16, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[QS..], |i, q| {

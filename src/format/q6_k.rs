@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q6K;
@@ -27,16 +27,12 @@ fn place(group: usize) -> (usize, usize, usize) {
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q6K {
-    const TYPE: WeightType = WeightType::Q6_K;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 210;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 32;
     const OWN_ERROR: f32 = 3.1e-4;
     const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
     const TILE_ROWS: usize = 6;
-    const FIELDS: &'static [Field] = &[field(0, 128, 4), field(128, 64, 4), field(192, 16, 1), field(208, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, high, quarter) = place(group);

@@ -3,22 +3,18 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Q8_0;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q8_0 {
-    const TYPE: WeightType = WeightType::Q8_0;
-    const BLOCK: usize = 32;
-    const BYTES: usize = 34;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
     const OWN_ERROR: f32 = 2.8e-5;
     const Q_MAX: i32 = 255;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 2, 2), field(2, 32, 4)];
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         for (o, byte) in out.iter_mut().zip(&block[2 * LANES..]) {

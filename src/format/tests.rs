@@ -4,6 +4,9 @@ use std::ffi::c_void;
 
 use super::*;
 use crate::cpu;
+use crate::kernel::tests::{Random, random_weights};
+use crate::panel::weights::Shape;
+use crate::testing::reference;
 
 /// A small deterministic generator (SplitMix64).
 fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
@@ -332,64 +335,33 @@ fn blocks_mean_what_ik_llama_means_by_them() {
     );
 }
 
-/// Values of ik_llama.cpp's tables, second ones behind the first.
-const IK_2: [i16; 8] = [-31, -13, 1, 17, -26, -8, 6, 22];
-const IK_3: [i16; 16] = [-63, -40, -23, -10, 1, 13, 28, 47, -59, -36, -19, -6, 5, 17, 32, 51];
-const IK_4: [i16; 32] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113, -123, -100, -79, -61, -45, -31, -18, -6,
-    5, 17, 29, 42, 57, 73, 93, 117,
-];
-const IK_5: [i16; 64] = [
-    -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6, -1, 5, 11, 17, 23, 29, 36, 43,
-    51, 59, 68, 77, 87, 97, 109, 121, -124, -112, -101, -90, -81, -72, -63, -55, -48, -41, -34, -28, -22, -16, -10, -4,
-    1, 7, 13, 19, 25, 31, 38, 45, 53, 61, 70, 79, 89, 99, 111, 123,
-];
-const IK_6: [i16; 64] = [
-    -127, -121, -115, -109, -104, -98, -93, -88, -84, -79, -74, -70, -66, -62, -58, -54, -51, -47, -44, -40, -37, -34,
-    -31, -28, -25, -22, -19, -16, -13, -11, -8, -5, -2, 0, 3, 6, 9, 12, 14, 17, 20, 23, 27, 30, 33, 36, 40, 44, 47, 51,
-    55, 59, 63, 68, 72, 77, 82, 87, 92, 98, 103, 109, 115, 121,
-];
-
-/// Weight `i` of a plain block of one of ik_llama.cpp's types, each bit looked up for itself.
-fn ik_weight(ty: WeightType, b: &[u8], i: usize) -> f32 {
-    let bit = |at: usize, n: usize| usize::from(b[at + n / 8] >> (n % 8) & 1);
-    let bits = |at: usize, n: usize, count: usize| (0..count).map(|j| bit(at, n + j) << j).sum::<usize>();
-    let (g, in_32, in_64) = (i / 16, i % 32, i % 64);
-    // Of 256 weights, 128 in bit pairs of 32 bytes; one bit of 32 bytes for each.
-    let pair = |at: usize| bits(at + i / 128 * 32 + in_32, i % 128 / 32 * 2, 2);
-    let single = |at: usize| bit(at + in_32, i / 32);
-    let nibble = |at: usize| bits(at + i / 64 * 32 + in_32, in_64 / 32 * 4, 4);
-    let six_bits = || (bits(8, 4 * g, 4) | bits(4, 2 * g, 2) << 4) as i32 - 32;
-    let (scale, value) = match ty {
-        WeightType::Q6_0 => {
-            let pair = bits(2 + i % 8, i / 8 % 2 * 4 + i / 16 * 2, 2);
-            (1, (bits(10 + i % 16, i / 16 * 4, 4) | pair << 4) as i16 - 32)
-        }
-        WeightType::IQ2_K => (bits(4, 4 * g, 4) as i32 - 8, IK_2[pair(12) | bit(2, g) << 2]),
-        WeightType::IQ3_K => {
-            let odd = 2 * bits(6, 4 * g, 4) as i32 + 1;
-            (if bit(4, g) == 1 { -odd } else { odd }, IK_3[pair(14) | single(78) << 2 | bit(2, g) << 3])
-        }
-        WeightType::IQ4_K => (six_bits(), IK_4[bits(16 + i / 32 * 16 + i % 16, in_32 / 16 * 4, 4) | bit(2, g) << 4]),
-        WeightType::IQ5_K => (six_bits(), IK_5[nibble(16) | single(144) << 4 | bit(2, g) << 5]),
-        WeightType::IQ6_K => (i32::from(b[4 + g] as i8), IK_6[nibble(20) | pair(148) << 4] + bit(2, g) as i16),
-        other => panic!("{other:?}"),
-    };
-    f16_at(b, 0) * scale as f32 * f32::from(value)
-}
-
+/// Every type, block by block, against the reference that knows nothing of this code.
 #[test]
-fn random_blocks_mean_what_ik_llama_means_by_them() {
-    use WeightType::*;
-    for ty in [Q6_0, IQ2_K, IQ3_K, IQ4_K, IQ5_K, IQ6_K] {
+fn random_blocks_mean_what_the_reference_says() {
+    for ty in stand_in::all_types() {
+        let shape = Shape::new(*ty, ty.info().block as i64, 1, 1).unwrap();
         for seed in 0..40 {
-            let plain = random_bytes(seed, ty.info().bytes);
-            for (i, weight) in decode(ty, &plain).into_iter().enumerate() {
-                let expected = ik_weight(ty, &plain, i);
-                assert!(weight == expected || weight.is_nan() && expected.is_nan(), "{ty:?} {i}: {weight} {expected}");
+            let plain = random_weights(*ty, &shape, &mut Random(seed));
+            let expected = reference::row(*ty, &plain);
+            // Single-precision numbers are added and multiplied in another order there.
+            let largest = expected.iter().fold(0f32, |most, w| most.max(w.abs()));
+            for (i, (weight, expected)) in decode(*ty, &plain).into_iter().zip(expected).enumerate() {
+                assert!((weight - expected).abs() <= 1e-6 * largest, "{ty:?} {i}: {weight} {expected}");
             }
         }
     }
+}
+
+/// The table says which types are readable only with a host.
+#[test]
+fn types_with_indices_have_a_codebook() {
+    for ty in WeightType::ALL {
+        let info = ty.info();
+        assert_eq!(info.fields.iter().any(|f| f.kind == FieldKind::Indices), info.codebook.is_some(), "{ty:?}");
+    }
+    let rows = || ROWS.iter().map(|row| (row.number, row.name, row.bytes));
+    assert!(rows().eq(WeightType::ALL.iter().map(|ty| (*ty as i32, ty.info().name, ty.info().bytes))));
+    assert!(rows().is_sorted());
 }
 
 /// Exponents and small floats at the ends of their ranges, as bits of half the number.

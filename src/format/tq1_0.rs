@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Tq1_0;
@@ -71,16 +71,12 @@ impl Digit {
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Tq1_0 {
-    const TYPE: WeightType = WeightType::TQ1_0;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 54;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
     /// Weights that are not ternary by training: 0.65.
     const OWN_ERROR: f32 = 0.0;
     const Q_MAX: i32 = 2;
     const HAS_MIN: bool = false;
-    const FIELDS: &'static [Field] = &[field(0, 48, 4), field(48, 4, 4), field(52, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::q2_k::Pairs;
 use super::q4_0::f16_lanes;
-use super::{Field, Format, GroupScales, LANES, WeightType, f16_at, field};
+use super::{Format, GroupScales, LANES, f16_at};
 
 /// The type; see the module.
 pub struct Tq2_0;
@@ -15,9 +15,6 @@ const D: usize = 64 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Tq2_0 {
-    const TYPE: WeightType = WeightType::TQ2_0;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 66;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
     /// Weights that are not ternary by training: 0.65.
@@ -25,7 +22,6 @@ unsafe impl Format for Tq2_0 {
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = false;
     const TILE_ROWS: usize = 9;
-    const FIELDS: &'static [Field] = &[field(0, 64, 4), field(64, 2, 2)];
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(2 * group);

@@ -5,12 +5,10 @@ use std::arch::x86_64::*;
 
 use super::grids::byte_lanes;
 use super::q4_0::f16_lanes;
-use super::{BlockScales, Field, Format, GroupScales, LANES, f16_at, field};
+use super::{BlockScales, Format, GroupScales, LANES, f16_at};
 
 /// Where the packed 16 bits start.
 const CHOICES: usize = 2 * LANES;
-/// d and the bits.
-pub(super) const FIELDS: [Field; 2] = [field(0, 2, 2), field(2, 2, 2)];
 
 /// `1 << bit` in both halves. A table, as those of shifts below: broadcasts from memory are free, those from a register are not.
 static BITS: [i32; 16] = {
@@ -78,7 +76,6 @@ pub(super) mod six_bits {
     use super::*;
 
     /// Of all that is before the quants.
-    pub const FIELDS: [Field; 4] = [super::FIELDS[0], super::FIELDS[1], field(4, 4, 1), field(8, 8, 1)];
     /// Bytes of it.
     pub const BYTES: usize = 16;
     const HIGH: usize = 4 * LANES;

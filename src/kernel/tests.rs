@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::cpu;
-use crate::format::WeightType;
 use crate::format::stand_in::all_types;
+use crate::format::{FieldKind, WeightType};
 use crate::panel::activations::Layout;
 use crate::panel::rows::Rows;
 use crate::panel::weights::Shape;
@@ -26,32 +26,27 @@ impl Random {
     }
 }
 
-/// Random bytes with sane scales: f16 numbers are made small, exponents and 8-bit floats about 1.
+/// Random bytes with sane scales by the kinds of fields: f16 numbers are made small, exponents and 8-bit floats about 1.
 pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
-    use WeightType::*;
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
-    let halves: &[usize] = match ty {
-        Q4_0 | Q5_0 | Q8_0 | IQ2_XXS | IQ2_XS | IQ3_XXS | IQ1_S | IQ4_NL | IQ3_S | IQ2_S | IQ4_XS | Q1_0 | Q2_0
-        | Q6_0 | IQ2_K | IQ3_K | IQ4_K | IQ5_K | IQ6_K => &[0],
-        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
-        Q2_K => &[80, 82],
-        Q3_K => &[108],
-        Q6_K => &[208],
-        TQ1_0 => &[52],
-        TQ2_0 => &[64],
-        IQ1_M | MXFP4 | NVFP4 => &[],
-    };
     for block in plain.chunks_exact_mut(ty.info().bytes) {
-        for at in halves {
-            let d = half::f16::from_f32(0.01 + 0.01 * random.normal());
-            block[*at..at + 2].copy_from_slice(&d.to_le_bytes());
-        }
-        match ty {
-            // The upper byte of d is in the upper nibbles of the last two words.
-            IQ1_M => [(53, 0x00), (55, 0x20)].iter().for_each(|(at, d)| block[*at] = block[*at] & 15 | d),
-            MXFP4 => block[0] = 126 + block[0] % 4,
-            NVFP4 => block[..4].iter_mut().for_each(|d| *d = 0x30 + *d % 16),
-            _ => {}
+        for field in ty.info().fields {
+            let bytes = &mut block[field.offset..field.offset + field.len];
+            let scale = |random: &mut Random| 0.01 + 0.01 * random.normal();
+            match field.kind {
+                FieldKind::F16 => bytes.chunks_exact_mut(2).for_each(|d| {
+                    d.copy_from_slice(&half::f16::from_f32(scale(random)).to_le_bytes());
+                }),
+                FieldKind::F32 => {
+                    bytes.chunks_exact_mut(4).for_each(|d| d.copy_from_slice(&scale(random).to_le_bytes()));
+                }
+                FieldKind::F16Nibbles => {
+                    [(5, 0x00), (7, 0x20)].iter().for_each(|(at, d)| bytes[*at] = bytes[*at] & 15 | d)
+                }
+                FieldKind::E8M0 => bytes.iter_mut().for_each(|e| *e = 126 + *e % 4),
+                FieldKind::UE4M3 => bytes.iter_mut().for_each(|d| *d = 0x30 + *d % 16),
+                FieldKind::U8 | FieldKind::Quants | FieldKind::Indices => {}
+            }
         }
     }
     plain

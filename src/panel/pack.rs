@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::requant;
-use crate::format::{ACT_BLOCK, Field, Format, LANES, interleaved};
+use crate::format::{ACT_BLOCK, Field, Format, LANES, MOST_BYTES, interleaved};
 
 /// Some rows of a matrix of one of the packed types, or of the form of it that ik_llama.cpp interleaves.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +19,9 @@ pub struct WeightRows {
     pub together: usize,
 }
 
-/// Most bytes that [`WeightRows::pack`] writes for a stretch of this many channels: no type has more than 36
-/// bytes in 32 weights, and blocks are whole.
+/// Most bytes that [`WeightRows::pack`] writes for a stretch of this many channels, in whole blocks.
 pub const fn packed_bytes(channels: usize) -> usize {
-    (channels.next_multiple_of(256) / ACT_BLOCK) * 36 * LANES
+    (channels.next_multiple_of(256) / ACT_BLOCK) * MOST_BYTES * LANES
 }
 
 /// Bytes that are moved at a time: of each row.
@@ -69,7 +68,7 @@ impl<F: Format> Steps<F> {
 const fn unit_at(fields: &[Field], offset: usize) -> (usize, bool) {
     let mut i = 0;
     while i < fields.len() {
-        let Field { offset: first, len, unit } = fields[i];
+        let Field { offset: first, len, unit, .. } = fields[i];
         if first <= offset && offset < first + len {
             return (unit, (offset - first).is_multiple_of(unit));
         }

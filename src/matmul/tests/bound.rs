@@ -6,6 +6,7 @@
 
 use super::experts::on_threads;
 use super::*;
+use crate::format::FieldKind;
 use crate::format::stand_in::all_types;
 use crate::kernel::tests::random_weights;
 use crate::testing::bound::{Matrix, OUTPUTS};
@@ -28,18 +29,11 @@ fn gauss(random: &mut Random) -> f32 {
     (-2.0 * (1.0 - unit(random)).ln()).sqrt() * (std::f32::consts::TAU * unit(random)).cos()
 }
 
-/// Where a type's blocks have a scale in F16, and their bytes; only those that a factor can be put into.
+/// Where a type's blocks have a scale in F16 that a factor is put into; none in types with codebooks, and Q2_K.
 fn scale_at(ty: WeightType) -> Option<usize> {
-    use WeightType::*;
-    match ty {
-        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | Q1_0 | Q2_0 | Q6_0 | IQ2_K | IQ3_K | IQ4_K | IQ5_K | IQ6_K | IQ4_XS | Q4_1
-        | Q5_1 | Q4_K | Q5_K => Some(0),
-        Q3_K => Some(108),
-        Q6_K => Some(208),
-        TQ1_0 => Some(52),
-        TQ2_0 => Some(64),
-        _ => None,
-    }
+    let fields = ty.info().fields;
+    let left_out = ty == WeightType::Q2_K || fields.iter().any(|f| f.kind == FieldKind::Indices);
+    fields.iter().find(|f| f.kind == FieldKind::F16 && !left_out).map(|f| f.offset)
 }
 
 /// What is done to random weights. Factors are of channels: activations get the inverse.

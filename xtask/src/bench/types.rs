@@ -44,7 +44,8 @@ impl Plan {
         for (name, value) in [("--types", types), ("--m", rows), ("--reps", reps)] {
             command.extend(value.map(|v| format!(" {name} {v}")));
         }
-        let names: Vec<&str> = types.map_or(verify::TYPES.to_vec(), |list| list.split(',').map(str::trim).collect());
+        let names: Vec<&str> =
+            types.map_or(verify::quantisable(false).collect(), |list| list.split(',').map(str::trim).collect());
         let mut args = ["--shapes", "matrix", "--tokens", rows.unwrap_or(ROWS)].map(String::from).to_vec();
         args.extend(reps.iter().flat_map(|n| ["--reps".to_string(), (*n).to_string()]));
         Self { types: names.into_iter().map(ggml_name).collect(), args, rounds, threads, command }
@@ -351,7 +352,7 @@ mod tests {
     fn a_plan_has_all_types_by_the_names_of_ggml() {
         let plan = Plan::new([None; 3], 5, 2);
         assert!(["q4_0", "q4_K", "iq2_xxs", "bf16", "mxfp4"].iter().all(|t| plan.types.iter().any(|p| p == t)));
-        assert_eq!(plan.types.len(), verify::TYPES.len());
+        assert_eq!(plan.types.len(), verify::quantisable(false).count());
         assert_eq!(plan.args, ["--shapes", "matrix", "--tokens", "512,32,1"]);
         assert_eq!(plan.command, "cargo xtask bench --type-table --rounds 5 --threads 2");
     }

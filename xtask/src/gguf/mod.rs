@@ -7,7 +7,7 @@ mod write;
 
 pub use random::{Content, Normal, Tensor, write as write_random};
 pub use read::Reader;
-pub use types::{Type, by_id, by_name};
+pub use types::{Origin, Type, all, by_id, by_name};
 pub use write::write;
 
 /// Where tensor data must begin.

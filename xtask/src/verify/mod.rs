@@ -18,7 +18,7 @@ mod widen;
 use std::path::{Path, PathBuf};
 
 use bench::Bench;
-pub use models::ALL as TYPES;
+pub use models::quantisable;
 use models::{Model, Models};
 
 use crate::{

@@ -6,25 +6,12 @@ use super::{upcycle, widen};
 use crate::{
     cache::{self, Cache},
     cpu, fetch,
-    gguf::{self, Info, Reader, Value},
+    gguf::{self, Info, Origin, Reader, Value},
     host::Host,
     program::{self, Way},
     util::{self, Result},
 };
 
-/// Every type llama-quantize of the pinned host can write, but for F32, which everything is compared with.
-pub const ALL: [&str; 27] = [
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S",
-    "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4", "NVFP4", "Q2_0", "Q1_0",
-    "BF16", "F16",
-];
-/// Types of ik_llama.cpp beyond those.
-const OF_IK: [&str; 12] =
-    ["Q6_0", "IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K", "IQ2_KS", "IQ3_KS", "IQ4_KS", "IQ5_KS", "IQ4_KSS", "IQ2_KL"];
-/// Types of [`ALL`] that ik_llama.cpp has not.
-const NOT_OF_IK: [&str; 5] = ["NVFP4", "TQ1_0", "TQ2_0", "Q2_0", "Q1_0"];
-/// Types the host does not write without an importance matrix.
-const BY_IMPORTANCE: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"];
 const NAME: &str = "SmolLM2-135M-Instruct";
 
 /// One model file.
@@ -43,11 +30,15 @@ pub struct Model {
     pub may_stay: bool,
 }
 
+/// Every type that llama-quantize of a host can write, but for F32, which everything is compared with.
+pub fn quantisable(is_ik: bool) -> impl Iterator<Item = &'static str> {
+    let not_of = if is_ik { Origin::Ggml } else { Origin::Ik };
+    gguf::all().filter(move |ty| ty.origin != not_of && ty.name != "F32").map(|ty| ty.name)
+}
+
 /// Every type that this host's llama-quantize writes.
 pub fn types_of(host: &Host) -> Vec<String> {
-    let known = |name: &&str| !host.kind.is_ik() || !NOT_OF_IK.contains(name);
-    let more: &[&str] = if host.kind.is_ik() { &OF_IK } else { &[] };
-    ALL.iter().copied().filter(known).chain(more.iter().copied()).map(String::from).collect()
+    quantisable(host.kind.is_ik()).map(String::from).collect()
 }
 
 /// Makes models by the host's own quantiser.
@@ -125,7 +116,7 @@ impl Models<'_> {
         let mut extra = vec!["--allow-requantize"];
         extra.extend(if is_ik { &["--custom-q"][..] } else { &["--pure", "--tensor-type"] });
         extra.push(&every);
-        if BY_IMPORTANCE.contains(&name) {
+        if gguf::by_name(name).is_some_and(|ty| ty.by_importance) {
             if is_ik {
                 return Err("ik_llama.cpp does not write it without an importance matrix in a format of its own".into());
             }
@@ -195,13 +186,16 @@ mod tests {
 
     #[test]
     fn every_type_is_known_once() {
-        let mut all = ALL.to_vec();
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), ALL.len());
-        assert!(ALL.iter().chain(&BY_IMPORTANCE).chain(&OF_IK).all(|name| gguf::by_name(name).is_some()));
-        assert!(OF_IK.iter().chain(&ALL).all(|n| gguf::by_name(n).unwrap().is_of_ik() == OF_IK.contains(n)));
-        assert!(NOT_OF_IK.iter().all(|name| ALL.contains(name)));
+        let [mut ours, ik] = [false, true].map(|is_ik| quantisable(is_ik).collect::<Vec<_>>());
+        let count = ours.len();
+        ours.sort_unstable();
+        ours.dedup();
+        assert_eq!(ours.len(), count);
+        assert!(["Q4_0", "NVFP4", "IQ1_S", "BF16"].iter().all(|n| ours.contains(n)) && !ours.contains(&"F32"));
+        assert!(["Q4_0", "IQ1_S", "BF16", "IQ4_K", "IQ4_KS"].iter().all(|n| ik.contains(n)) && !ik.contains(&"NVFP4"));
+        assert!(ik.iter().all(|n| gguf::by_name(n).unwrap().is_of_ik() != ours.contains(n)));
+        assert!(gguf::all().all(|ty| ty.is_of_ik() == (ty.id > 100)));
+        assert!(["IQ1_M", "IQ2_S"].iter().all(|n| gguf::by_name(n).unwrap().by_importance));
         assert_eq!(["Q4_K", "IQ4_K", "Q8_0", "IQ2_KL"].map(ik_name), ["q4_K", "iq4_k", "q8_0", "iq2_kl"]);
     }
 

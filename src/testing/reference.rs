@@ -1,8 +1,7 @@
-//! Weights as numbers, by ggml's definition of each type and not by this library's code.
+//! Weights as numbers, by ggml's definition of each type and not by this library's code. Tests and the benchmark share it:
+//! `super` says what a [`WeightType`] is, and how blocks with a codebook are decoded.
 
-use ggml_amx::format::WeightType;
-
-use crate::codebooks;
+use super::{WeightType, decode_codebook};
 
 /// What the nibbles of IQ4_NL and IQ4_XS stand for.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -63,7 +62,7 @@ pub fn row(ty: WeightType, plain: &[u8]) -> Vec<f32> {
             WeightType::IQ4_K => iq4_k(block, out),
             WeightType::IQ5_K => iq5_k(block, out),
             WeightType::IQ6_K => iq6_k(block, out),
-            _ => codebooks::decode(ty, block, out),
+            _ => decode_codebook(ty, block, out),
         }
     }
     out
