@@ -202,7 +202,10 @@ mod tests {
     fn every_function_that_c_calls_has_a_border() {
         let mut seen = 0;
         for file in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
-            if file.components().any(|part| part.as_os_str().to_string_lossy().starts_with("tests")) {
+            // Those of tests.
+            let of_tests = ["tests", "testing", "stand_in"];
+            let name = |part: std::path::Component<'_>| part.as_os_str().to_string_lossy().into_owned();
+            if file.components().map(name).any(|name| of_tests.contains(&name.trim_end_matches(".rs"))) {
                 continue;
             }
             let text = fs::read_to_string(&file).unwrap();
