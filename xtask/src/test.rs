@@ -294,8 +294,12 @@ fn before(line: &str, word: &str) -> Option<usize> {
 
 /// The part of a test log that a human wants to see.
 fn failures(log: &str) -> String {
-    let wanted = |l: &&str| l.ends_with("FAILED") || l.contains("panicked at") || l.starts_with("error");
-    log.lines().filter(wanted).take(30).collect::<Vec<_>>().join("\n")
+    let failed = |l: &&str| l.ends_with("FAILED") || l.starts_with("error");
+    let names: Vec<&str> =
+        log.lines().filter_map(|l| l.strip_prefix("test ")?.strip_suffix(" ... FAILED")).map(str::trim).collect();
+    // Tests that pass panic too.
+    let panic = |l: &&str| l.contains("panicked at") && names.iter().any(|name| l.contains(&format!("'{name}'")));
+    log.lines().filter(failed).chain(log.lines().filter(panic)).take(30).collect::<Vec<_>>().join("\n")
 }
 
 fn verify_step(options: &Options, what: &verify::Options) -> Result<()> {

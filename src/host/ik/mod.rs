@@ -152,7 +152,11 @@ impl IkHost {
         let _until_it_is_there = log::hold();
         HOST.get_or_init(|| match caught(Self::find) {
             Ok(host) => {
-                let mode = if env().mode == Mode::Packed { "packed" } else { "in place" };
+                let mode = match (env().mode, cpu::isa()) {
+                    (Mode::Packed, _) => "packed",
+                    (_, cpu::Isa::Amx) => "in place",
+                    _ => "in place (left to the host without AMX, but for those in a buffer of the type AMX)",
+                };
                 info!(
                     "version {}, in ik_llama.cpp, weights {mode}, kernels: {}",
                     env!("CARGO_PKG_VERSION"),

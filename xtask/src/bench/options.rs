@@ -12,7 +12,7 @@ ik_llama.cpp (plain, and repacked as by -rtr), beside the peak of the tile unit 
 reads of the same moment. Weights come from memory, activations are quantised by everybody. Prints a table,
 writes mul-mat.json.
 
-  --full         M 1 to 2048, five shapes, all weight types (half an hour); default: a quick set
+  --full         M 1 to 2048, five shapes, the usual weight types (half an hour); default: a quick set
   --types LIST   weight types, separated by commas
   --m LIST       rows of activations
   --shapes LIST  NxK, separated by commas
