@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::operands::{HIDDEN, MASKED, ROW, TILE, interleaved, lanes_from};
 use super::{Attention, Group, MAX_WIDTH, Plan, SIDE, SUBS, Scratch};
 use crate::kernel::activation::exp16;
-use crate::kernel::gemm::{SAME, accumulate};
+use crate::kernel::tile_gemm::{SAME, accumulate};
 use crate::panel::bf16::{rounded, split};
 use crate::panel::plain::transpose;
 use crate::panel::tiles::STEP_BYTES;
@@ -142,7 +142,7 @@ impl Attention {
                 return;
             }
             for half in 0..2 {
-                self.weigh::<EXACT>(plan, &tile, half, &visible[..count], scratch);
+                self.exp_and_sum::<EXACT>(plan, &tile, half, &visible[..count], scratch);
             }
             let mut products = [[0; 2]; 3 * SUBS];
             for block in 0..plan.blocks {
@@ -230,7 +230,7 @@ impl Attention {
     /// As for [`Attention::tile`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    unsafe fn weigh<const EXACT: bool>(
+    unsafe fn exp_and_sum<const EXACT: bool>(
         &self,
         plan: &Plan,
         tile: &TileState,

@@ -23,10 +23,10 @@ const SCALES: usize = 48 * LANES;
 unsafe impl Format for Iq1M {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 9;
-    const OWN_ERROR: f32 = 2.0e-1;
+    const QUANT_NMSE: f32 = 2.0e-1;
     const Q_MAX: i32 = 18;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq1_m",
         // SAFETY: promised by the caller.

@@ -25,12 +25,12 @@ const VALUES: [i8; 16] = [-31, -13, 1, 17, -26, -8, 6, 22, -31, -13, 1, 17, -26,
 unsafe impl Format for Iq2K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 32;
-    const OWN_ERROR: f32 = 8.8e-2;
+    const QUANT_NMSE: f32 = 8.8e-2;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 54;
     const HAS_MIN: bool = false;
     const STEP: i32 = 5;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

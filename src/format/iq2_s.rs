@@ -25,10 +25,10 @@ const SCALES: usize = 74 * LANES;
 unsafe impl Format for Iq2S {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 43;
-    const OWN_ERROR: f32 = 6.2e-2;
+    const QUANT_NMSE: f32 = 6.2e-2;
     const Q_MAX: i32 = 86;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq2_s",
         // SAFETY: promised by the caller.

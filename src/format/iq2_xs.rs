@@ -22,10 +22,10 @@ const SCALES: usize = 66 * LANES;
 unsafe impl Format for Iq2Xs {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 43;
-    const OWN_ERROR: f32 = 9.0e-2;
+    const QUANT_NMSE: f32 = 9.0e-2;
     const Q_MAX: i32 = 86;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq2_xs",
         // SAFETY: promised by the caller.

@@ -23,10 +23,10 @@ const GROUP_BYTES: usize = 8 * LANES;
 unsafe impl Format for Iq2Xxs {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 43;
-    const OWN_ERROR: f32 = 1.2e-1;
+    const QUANT_NMSE: f32 = 1.2e-1;
     const Q_MAX: i32 = 86;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq2_xxs",
         // SAFETY: promised by the caller.

@@ -27,12 +27,12 @@ const VALUES: [i8; 16] = [-63, -40, -23, -10, 1, 13, 28, 47, -59, -36, -19, -6, 
 unsafe impl Format for Iq3K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 64;
-    const OWN_ERROR: f32 = 1.8e-2;
+    const QUANT_NMSE: f32 = 1.8e-2;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 115;
     const HAS_MIN: bool = false;
     const STEP: i32 = 4;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

@@ -25,10 +25,10 @@ const SCALES: usize = 106 * LANES;
 unsafe impl Format for Iq3S {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 15;
-    const OWN_ERROR: f32 = 1.9e-2;
+    const QUANT_NMSE: f32 = 1.9e-2;
     const Q_MAX: i32 = 30;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq3_s",
         // SAFETY: promised by the caller.

@@ -23,10 +23,10 @@ const SIGNS: usize = 66 * LANES;
 unsafe impl Format for Iq3Xxs {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 62;
-    const OWN_ERROR: f32 = 3.3e-2;
+    const QUANT_NMSE: f32 = 3.3e-2;
     const Q_MAX: i32 = 124;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq3_xxs",
         // SAFETY: promised by the caller.

@@ -18,12 +18,12 @@ const QS: usize = six_bits::BYTES * LANES;
 unsafe impl Format for Iq4K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 128;
-    const OWN_ERROR: f32 = 4.2e-3;
+    const QUANT_NMSE: f32 = 4.2e-3;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 245;
     const HAS_MIN: bool = false;
     const STEP: i32 = 4;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group / 2 * 16 * LANES..][..16 * LANES].iter().enumerate() {

@@ -14,7 +14,7 @@ pub struct Iq4Nl;
 unsafe impl Format for Iq4Nl {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
-    const OWN_ERROR: f32 = 5.8e-3;
+    const QUANT_NMSE: f32 = 5.8e-3;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 241;
     const HAS_MIN: bool = false;

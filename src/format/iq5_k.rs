@@ -36,12 +36,12 @@ fn place(group: usize) -> (usize, bool, usize) {
 unsafe impl Format for Iq5K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 128;
-    const OWN_ERROR: f32 = 1.0e-3;
+    const QUANT_NMSE: f32 = 1.0e-3;
     const Q_MIN: i32 = 2;
     const Q_MAX: i32 = 251;
     const HAS_MIN: bool = false;
     const STEP: i32 = 2;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, is_high, fifth) = place(group);

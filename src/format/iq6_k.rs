@@ -47,12 +47,12 @@ fn place(group: usize) -> (usize, bool, usize, usize) {
 unsafe impl Format for Iq6K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 128;
-    const OWN_ERROR: f32 = 2.3e-4;
+    const QUANT_NMSE: f32 = 2.3e-4;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 250;
     const HAS_MIN: bool = false;
     const STEP: i32 = 1;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, is_high, high, which) = place(group);

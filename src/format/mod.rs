@@ -79,7 +79,7 @@ pub unsafe trait Format: Block {
     const ZERO_POINT: i32;
     /// NMSE of normally distributed weights in this type (measured with ggml's own quantiser); 0 for types
     /// that models are trained in, whose weights lose nothing.
-    const OWN_ERROR: f32;
+    const QUANT_NMSE: f32;
     /// Smallest unsigned quant.
     const Q_MIN: i32 = 0;
     /// Largest unsigned quant.
@@ -88,7 +88,7 @@ pub unsafe trait Format: Block {
     const HAS_MIN: bool;
     /// Rows of activations from which on the tile unit is faster than vectors on the packed weights
     /// (measured, see docs/performance.md).
-    const TILE_ROWS: usize = 10;
+    const MIN_TILE_M: usize = 10;
     /// What quants have more in lanes whose group chose the second of two tables; 0 if there is one table.
     const STEP: i32 = 0;
     /// The codebook that quants are looked up in, if the type has one.
@@ -154,7 +154,7 @@ pub struct TypeInfo {
     /// Weights per scale.
     pub group: usize,
     /// NMSE of normally distributed weights in this type, for the choice of precision.
-    pub own_error: f32,
+    pub quant_nmse: f32,
     /// Rows of activations from which on the tile unit is faster than vectors.
     pub tile_rows: usize,
     /// Without it weights can be packed, but not read.
@@ -227,8 +227,8 @@ impl TypeInfo {
             block: F::BLOCK,
             bytes: F::BYTES,
             group: F::GROUP,
-            own_error: F::OWN_ERROR,
-            tile_rows: F::TILE_ROWS,
+            quant_nmse: F::QUANT_NMSE,
+            tile_rows: F::MIN_TILE_M,
             codebook: F::CODEBOOK,
             fields: F::FIELDS,
             layout: Layout::new::<F>(),

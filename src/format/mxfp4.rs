@@ -18,7 +18,7 @@ unsafe impl Format for Mxfp4 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = FP4_ZERO_POINT;
     /// Weights that are not trained in it: 1.3e-2.
-    const OWN_ERROR: f32 = 0.0;
+    const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
     const HAS_MIN: bool = false;
 

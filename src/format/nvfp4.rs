@@ -20,10 +20,10 @@ unsafe impl Format for Nvfp4 {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = FP4_ZERO_POINT;
     /// Weights that are not trained in it: 9.0e-3.
-    const OWN_ERROR: f32 = 0.0;
+    const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group * GROUP_BYTES..][..GROUP_BYTES].iter().enumerate() {

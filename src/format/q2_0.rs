@@ -18,7 +18,7 @@ unsafe impl Format for Q2_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
     /// Weights that are not of such values by training: 0.52.
-    const OWN_ERROR: f32 = 0.0;
+    const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = false;
 

@@ -21,10 +21,10 @@ const D_MIN: usize = 82 * LANES;
 unsafe impl Format for Q2K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 0;
-    const OWN_ERROR: f32 = 8.8e-2;
+    const QUANT_NMSE: f32 = 8.8e-2;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = true;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

@@ -23,7 +23,7 @@ const D: usize = 108 * LANES;
 unsafe impl Format for Q3K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 4;
-    const OWN_ERROR: f32 = 2.3e-2;
+    const QUANT_NMSE: f32 = 2.3e-2;
     const Q_MAX: i32 = 7;
     const HAS_MIN: bool = false;
 

@@ -12,10 +12,10 @@ pub struct Q4_0;
 unsafe impl Format for Q4_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 8;
-    const OWN_ERROR: f32 = 7.3e-3;
+    const QUANT_NMSE: f32 = 7.3e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 11;
+    const MIN_TILE_M: usize = 11;
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[2 * LANES..], |i, q| out[i] = q as i8 - 8);

@@ -13,7 +13,7 @@ pub struct Q4_1;
 unsafe impl Format for Q4_1 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
-    const OWN_ERROR: f32 = 6.1e-3;
+    const QUANT_NMSE: f32 = 6.1e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = true;
 

@@ -15,7 +15,7 @@ const QS: usize = k_scales::BYTES * LANES;
 unsafe impl Format for Q4K {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
-    const OWN_ERROR: f32 = 5.0e-3;
+    const QUANT_NMSE: f32 = 5.0e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = true;
 

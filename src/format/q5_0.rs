@@ -13,7 +13,7 @@ pub struct Q5_0;
 unsafe impl Format for Q5_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 16;
-    const OWN_ERROR: f32 = 1.8e-3;
+    const QUANT_NMSE: f32 = 1.8e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = false;
 

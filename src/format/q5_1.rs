@@ -14,10 +14,10 @@ pub struct Q5_1;
 unsafe impl Format for Q5_1 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
-    const OWN_ERROR: f32 = 1.4e-3;
+    const QUANT_NMSE: f32 = 1.4e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         five_bits(&block[4 * LANES..], |i, q| out[i] = q as i8);

@@ -18,7 +18,7 @@ const QS: usize = QH + 32 * LANES;
 unsafe impl Format for Q5K {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
-    const OWN_ERROR: f32 = 1.3e-3;
+    const QUANT_NMSE: f32 = 1.3e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
 

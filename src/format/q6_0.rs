@@ -19,7 +19,7 @@ const QS: usize = 10 * LANES;
 unsafe impl Format for Q6_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 32;
-    const OWN_ERROR: f32 = 4.1e-4;
+    const QUANT_NMSE: f32 = 4.1e-4;
     const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
 

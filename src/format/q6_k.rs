@@ -29,10 +29,10 @@ fn place(group: usize) -> (usize, usize, usize) {
 unsafe impl Format for Q6K {
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 32;
-    const OWN_ERROR: f32 = 3.1e-4;
+    const QUANT_NMSE: f32 = 3.1e-4;
     const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 6;
+    const MIN_TILE_M: usize = 6;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, high, quarter) = place(group);

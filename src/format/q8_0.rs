@@ -12,7 +12,7 @@ pub struct Q8_0;
 unsafe impl Format for Q8_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
-    const OWN_ERROR: f32 = 2.8e-5;
+    const QUANT_NMSE: f32 = 2.8e-5;
     const Q_MAX: i32 = 255;
     const HAS_MIN: bool = false;
 

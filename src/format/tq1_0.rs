@@ -74,7 +74,7 @@ unsafe impl Format for Tq1_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
     /// Weights that are not ternary by training: 0.65.
-    const OWN_ERROR: f32 = 0.0;
+    const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 2;
     const HAS_MIN: bool = false;
 

@@ -18,10 +18,10 @@ unsafe impl Format for Tq2_0 {
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
     /// Weights that are not ternary by training: 0.65.
-    const OWN_ERROR: f32 = 0.0;
+    const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = false;
-    const TILE_ROWS: usize = 9;
+    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(2 * group);

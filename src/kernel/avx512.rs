@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Job, STRETCH, Unpacked, k_chunks};
+use super::{Job, KC_IN_PLACE, Unpacked, k_chunks};
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, BlockScales, Format, LANES};
 use crate::panel::activations::Tile;
@@ -384,9 +384,9 @@ unsafe fn packed_on_the_way<F: Format, const MR: usize>(
     let mut source = Direct::<1, 0>::new(scratch, 0);
     let k = job.act.k;
     let mut acc = [[_mm512_setzero_ps(); MR]; 1];
-    for start in (0..k).step_by(STRETCH) {
-        let channels = (k - start).min(STRETCH);
-        prefetch::<F>(weights, k, panel, start + STRETCHES_AHEAD * STRETCH);
+    for start in (0..k).step_by(KC_IN_PLACE) {
+        let channels = (k - start).min(KC_IN_PLACE);
+        prefetch::<F>(weights, k, panel, start + STRETCHES_AHEAD * KC_IN_PLACE);
         // SAFETY: promised by the caller; whole blocks of the rows, and the scratch has room for a stretch.
         unsafe {
             weights.pack::<F>(panel, start / F::BLOCK, channels / F::BLOCK, scratch);
@@ -403,9 +403,10 @@ unsafe fn packed_on_the_way<F: Format, const MR: usize>(
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch<F: Format>(weights: &WeightRows, k: usize, panel: usize, channel: usize) {
-    let (panel, channel) = if channel < k { (panel, channel) } else { (panel + 1, (channel - k) / STRETCH * STRETCH) };
+    let (panel, channel) =
+        if channel < k { (panel, channel) } else { (panel + 1, (channel - k) / KC_IN_PLACE * KC_IN_PLACE) };
     let from = weights.data.wrapping_add(panel * LANES * weights.stride);
-    let (block, bytes) = (channel / F::BLOCK, const { STRETCH / F::BLOCK * F::BYTES });
+    let (block, bytes) = (channel / F::BLOCK, const { KC_IN_PLACE / F::BLOCK * F::BYTES });
     // Of interleaved rows, the stretches of those that lie together are one piece.
     let together = weights.together;
     for lane in 0..LANES {

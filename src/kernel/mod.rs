@@ -15,11 +15,11 @@
 pub mod activation;
 mod amx;
 mod avx512;
-pub mod gemm;
 mod portable;
 mod sums;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod tile_gemm;
 
 use std::ops::Range;
 
@@ -43,7 +43,7 @@ const K_CHUNK: usize = 16384;
 pub const DIRECT_ROWS_IN_PLACE: usize = 8;
 
 /// Channels that it packs at a time.
-const STRETCH: usize = 256;
+const KC_IN_PLACE: usize = 256;
 
 /// A piece of one product: some panels of one weight matrix times some rows of activations.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Job {
 pub const fn scratch_bytes(k: usize, group: usize) -> usize {
     let k = if k < K_CHUNK { k } else { K_CHUNK };
     let unpacked = Unpacked::bytes(k, group) + amx::BLOCK_BYTES;
-    if unpacked > packed_bytes(STRETCH) { unpacked } else { packed_bytes(STRETCH) }
+    if unpacked > packed_bytes(KC_IN_PLACE) { unpacked } else { packed_bytes(KC_IN_PLACE) }
 }
 
 /// Computes `job`.
@@ -173,4 +173,5 @@ fn k_chunks(k: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..k).step_by(K_CHUNK).map(move |start| (start, (k - start).min(K_CHUNK)))
 }
 
-const _: () = assert!(K_CHUNK.is_multiple_of(256) && STRETCH.is_multiple_of(256) && K_CHUNK.is_multiple_of(ACT_BLOCK));
+const _: () =
+    assert!(K_CHUNK.is_multiple_of(256) && KC_IN_PLACE.is_multiple_of(256) && K_CHUNK.is_multiple_of(ACT_BLOCK));

@@ -3,7 +3,7 @@
 //! here ([`crate::panel::row_error`]); this is about speed, and about errors that are the same for many rows.
 
 use super::Wish;
-use crate::panel::outliers::Seen;
+use crate::panel::outliers::ErrorStats;
 use crate::panel::row_error::MAX_OF_TYPE;
 use crate::panel::tiles::{FINEST, PASSES, Precision, ROWS};
 
@@ -36,7 +36,7 @@ pub struct Facts {
     /// How the weights are stored.
     pub storage: Storage,
     /// NMSE of the weight type itself.
-    pub own_error: f32,
+    pub quant_nmse: f32,
     /// Rows of activations that share the weights.
     pub rows: usize,
     /// Rows from which on the tile GEMM is faster than vectors.
@@ -82,11 +82,11 @@ impl Facts {
     /// The choice after [`Choice::Look`]: the coarsest int8 whose mean error is at most that of ggml's own kernels
     /// (8 bits per 32 activations) or a tenth of the weight type's own (at most 3e-4), and that few rows break their
     /// bound in. Where what is left after the outlier split is spiky, only the finest scales will do.
-    pub fn after_looking(&self, seen: &Seen) -> Choice {
+    pub fn after_looking(&self, seen: &ErrorStats) -> Choice {
         // Written so that NaN means spiky, here, and no int8 below.
         let calm = seen.mean(seen.crest) <= MAX_CREST;
         let margin = if calm { MARGIN } else { MARGIN_SPIKY };
-        let allowed = margin * seen.mean(seen.blocks).max((self.own_error / 10.0).min(MAX_OF_TYPE));
+        let allowed = margin * seen.mean(seen.blocks).max((self.quant_nmse / 10.0).min(MAX_OF_TYPE));
         let few = |broken: usize| broken * APART <= seen.rows;
         let int8 =
             PASSES.into_iter().zip(seen.int8).zip(seen.broken_int8).find(|((pass, error), broken)| {
@@ -106,7 +106,7 @@ mod tests {
 
     const Q4_0: Facts = Facts {
         storage: Storage::Quantised,
-        own_error: 7.3e-3,
+        quant_nmse: 7.3e-3,
         rows: 512,
         tile_rows: 11,
         batches: 1,
@@ -114,9 +114,9 @@ mod tests {
     };
 
     /// 16 rows with these mean errors.
-    fn seen(blocks: f32, int8: [f32; 3], crest: f32) -> Seen {
+    fn seen(blocks: f32, int8: [f32; 3], crest: f32) -> ErrorStats {
         let sum = |v: f32| 16.0 * v;
-        Seen { rows: 16, blocks: sum(blocks), int8: int8.map(sum), crest: sum(crest), ..Seen::default() }
+        ErrorStats { rows: 16, blocks: sum(blocks), int8: int8.map(sum), crest: sum(crest), ..ErrorStats::default() }
     }
 
     #[test]
@@ -142,17 +142,17 @@ mod tests {
     fn many_rows_beyond_their_bounds_take_the_next_better_way() {
         let good = seen(3e-5, [1e-4, 1e-4, 1e-4], 4.0);
         let int8 = |pass| Choice::Tiles(Precision::Int8 { pass });
-        assert_eq!(Q4_0.after_looking(&Seen { broken_int8: [2, 2, 2], ..good }), int8(1024));
-        assert_eq!(Q4_0.after_looking(&Seen { broken_int8: [3, 2, 0], ..good }), int8(512));
-        let bf16 = Seen { broken_int8: [3, 3, 3], ..good };
+        assert_eq!(Q4_0.after_looking(&ErrorStats { broken_int8: [2, 2, 2], ..good }), int8(1024));
+        assert_eq!(Q4_0.after_looking(&ErrorStats { broken_int8: [3, 2, 0], ..good }), int8(512));
+        let bf16 = ErrorStats { broken_int8: [3, 3, 3], ..good };
         assert_eq!(Q4_0.after_looking(&bf16), Choice::Tiles(Precision::Bf16));
         assert_eq!(Facts { rows: 32, ..Q4_0 }.after_looking(&bf16), Choice::Vectors);
-        assert_eq!(Q4_0.after_looking(&Seen { broken_bf16: 3, ..bf16 }), Choice::Vectors);
+        assert_eq!(Q4_0.after_looking(&ErrorStats { broken_bf16: 3, ..bf16 }), Choice::Vectors);
     }
 
     #[test]
     fn nan_never_leads_to_int8() {
         let nan = seen(f32::NAN, [f32::NAN; 3], f32::NAN);
-        assert_eq!(Q4_0.after_looking(&Seen { broken_int8: [16; 3], broken_bf16: 16, ..nan }), Choice::Vectors);
+        assert_eq!(Q4_0.after_looking(&ErrorStats { broken_int8: [16; 3], broken_bf16: 16, ..nan }), Choice::Vectors);
     }
 }

@@ -11,7 +11,7 @@ use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
 use crate::panel::requant;
 use crate::panel::rows::{Row, Source};
-use crate::panel::weight_error::{SCRATCH, STRETCH};
+use crate::panel::weight_error::{KC_ERROR, SCRATCH};
 use crate::with_format;
 
 /// Rows that are computed while weights are there as floats.
@@ -32,7 +32,7 @@ impl ExactRows {
     /// Computes those among the job's rows, on its columns.
     ///
     /// # Safety
-    /// As for [`crate::kernel::gemm::run`], the weights being the job's panels or rows; flags and activations must be
+    /// As for [`crate::kernel::tile_gemm::run`], the weights being the job's panels or rows; flags and activations must be
     /// there for all its rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn run(&self, stored: &Stored, job: &Job, scratch: *mut u8) {
@@ -67,8 +67,8 @@ impl ExactRows {
         unsafe {
             for panel in 0..job.panel_count() {
                 let mut sums = [_mm512_setzero_ps(); TOGETHER];
-                for from in (0..k).step_by(STRETCH) {
-                    let len = STRETCH.min(k - from);
+                for from in (0..k).step_by(KC_ERROR) {
+                    let len = KC_ERROR.min(k - from);
                     floats(stored, job, panel, from, len, scratch);
                     for (rows, sums) in rows.chunks(IN_REGISTERS).zip(sums.chunks_mut(IN_REGISTERS)) {
                         let x: [Row; IN_REGISTERS] = std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));

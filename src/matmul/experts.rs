@@ -16,9 +16,9 @@ use crate::cpu::Isa;
 use crate::debug;
 use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
-use crate::kernel::{self, gemm};
+use crate::kernel::{self, tile_gemm};
 use crate::panel::activations;
-use crate::panel::outliers::{CHUNK, Channels, Chunk, LOOKED_AT, Seen, keep_mask};
+use crate::panel::outliers::{CHUNK, Channels, Chunk, ErrorStats, LOOKED_AT, keep_mask};
 use crate::panel::row_error::Bound;
 use crate::panel::rows::{Row, Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
@@ -149,20 +149,20 @@ struct Parts {
     /// A byte per row in the sorted order: 1 for those that tiles are not good enough for.
     flags: *mut u8,
     /// What rows show that are looked at.
-    looks: *mut Seen,
+    looks: *mut ErrorStats,
     scratch: *mut u8,
 }
 
 /// How rows are multiplied.
 #[derive(Clone, Copy)]
-struct Ways {
+struct KernelChoice {
     isa: Isa,
     wish: Wish,
     /// From how many rows on an expert is multiplied on tiles, and how.
     tiles: Option<(usize, Precision)>,
 }
 
-impl Ways {
+impl KernelChoice {
     fn of(self, expert: &Expert) -> Operand {
         match self.tiles {
             Some((rows, precision)) if expert.rows as usize >= rows => Operand::Tiles(precision),
@@ -205,7 +205,7 @@ impl ExpertMul {
         let stored = &self.weights.stored;
         Facts {
             storage: stored.storage(),
-            own_error: stored.own_error(),
+            quant_nmse: stored.quant_nmse(),
             // Together they are enough.
             rows: usize::MAX,
             tile_rows: if settings.wish >= Wish::Exact { 1 } else { stored.tile_rows() },
@@ -227,7 +227,7 @@ impl ExpertMul {
         let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
         let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
         let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, self.weights.stored.planes(), chunks)?;
-        let gemm = gemm::scratch_bytes(1) + product::pack_bytes(&self.weights, self.gate.as_ref());
+        let gemm = tile_gemm::scratch_bytes(1) + product::pack_bytes(&self.weights, self.gate.as_ref());
         let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), choices)?;
         let per_thread = scratch.checked_add(extra.bytes()?)?;
@@ -287,7 +287,7 @@ impl ExpertMul {
                 let gathered = plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0;
                 known.measure(thread, parts.scratch, gathered);
             }
-            let ways = Ways {
+            let ways = KernelChoice {
                 isa: settings.isa,
                 wish: settings.wish,
                 tiles: self.tiles(&facts, settings.isa, &parts, thread),
@@ -418,7 +418,7 @@ impl ExpertMul {
                     keep_mask(&at.1, mask);
                 }
                 for weights in known.of(expert.number as usize) {
-                    seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.own_error, weights)));
+                    seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.quant_nmse, weights)));
                 }
             });
             (facts.after_looking(&seen), seen)
@@ -466,7 +466,7 @@ impl ExpertMul {
     ///
     /// # Safety
     /// As for [`ExpertMul::run`].
-    unsafe fn quantise_shared(&self, ways: Ways, parts: &Parts, thread: &Thread<'_>) {
+    unsafe fn quantise_shared(&self, ways: KernelChoice, parts: &Parts, thread: &Thread<'_>) {
         let (per_token, used) = (self.input.ne[1], self.choices.used);
         // SAFETY: rows are shared out by where they come from, so every place is written by one thread.
         unsafe {
@@ -508,7 +508,7 @@ impl ExpertMul {
     ///
     /// # Safety
     /// As for [`ExpertMul::run`].
-    unsafe fn quantise_own(&self, ways: Ways, parts: &Parts, thread: &Thread<'_>) {
+    unsafe fn quantise_own(&self, ways: KernelChoice, parts: &Parts, thread: &Thread<'_>) {
         let mine = split::share(parts.routing.rows(), thread.index, thread.count);
         for expert in parts.routing.experts() {
             let first = expert.first as usize;
@@ -552,7 +552,15 @@ impl ExpertMul {
     ///
     /// # Safety
     /// As for [`Tiles::put_int8`].
-    unsafe fn put(&self, ways: Ways, parts: &Parts, x: &Row, places: &[Place], channels: &Channels, mask: &[u16]) {
+    unsafe fn put(
+        &self,
+        ways: KernelChoice,
+        parts: &Parts,
+        x: &Row,
+        places: &[Place],
+        channels: &Channels,
+        mask: &[u16],
+    ) {
         let expert = |place: &Place| &parts.routing.experts()[place.expert as usize];
         let mut to = [0; PLACES_TOGETHER];
         to.iter_mut().zip(places).for_each(|(to, place)| *to = expert(place).tile_row(place.row));
@@ -564,11 +572,11 @@ impl ExpertMul {
                 Precision::Int8 { pass } => parts.tiles.put_int8(pass, x, to, channels, mask),
                 _ => parts.tiles.put_bf16(precision, x, to),
             }
-            let own_error = self.weights.stored.own_error();
+            let quant_nmse = self.weights.stored.quant_nmse();
             for (place, row) in places.iter().zip(to) {
                 let expert = expert(place);
                 let holds = |weights| {
-                    let bound = Bound::new(own_error, weights);
+                    let bound = Bound::new(quant_nmse, weights);
                     parts.tiles.holds(precision, &bound, weights, x, *row, channels, mask)
                 };
                 let flag = parts.flags.add(expert.first as usize + place.row as usize);
@@ -594,12 +602,12 @@ impl ExpertMul {
     ///
     /// # Safety
     /// As for [`ExpertMul::run`].
-    unsafe fn compute(&self, ways: Ways, plan: &Plan, parts: &Parts, piece: &Piece, threads: usize) {
+    unsafe fn compute(&self, ways: KernelChoice, plan: &Plan, parts: &Parts, piece: &Piece, threads: usize) {
         let expert = &parts.routing.experts()[piece.expert];
         let (out, n) = (&self.output, self.weights.ne[1]);
         let bytes = n * 4 * self.choices.used * self.choices.tokens;
         let aligned = (out.nb[0] | out.nb[1]).is_multiple_of(ALIGN);
-        let (gathered, room) = plan.extra.at(parts.scratch.wrapping_add(plan.per_thread));
+        let (gathered, up_rows) = plan.extra.at(parts.scratch.wrapping_add(plan.per_thread));
         let product = Product {
             operand: ways.of(expert),
             // SAFETY: promised by the caller.
@@ -624,7 +632,7 @@ impl ExpertMul {
         };
         let dst = (out.data.cast(), Rows::Listed(parts.routing.results(expert)));
         // SAFETY: promised by the caller.
-        unsafe { product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), dst, room) };
+        unsafe { product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), dst, up_rows) };
     }
 }
 

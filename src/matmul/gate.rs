@@ -54,7 +54,7 @@ impl Biases {
 }
 
 /// Bytes of scratch for the results of `up`, a multiple of 64, where a piece has up to `rows` rows.
-pub fn room_bytes(rows: usize) -> usize {
+pub fn up_bytes(rows: usize) -> usize {
     (rows.min(ROWS) * COLUMNS).max(ROOM) * 4
 }
 
@@ -133,7 +133,7 @@ mod tests {
             let mut seen = vec![0u8; cols.end * rows.end];
             for (c, r) in blocks(cols.clone(), rows.clone()) {
                 assert!(c.start.is_multiple_of(32) && r.start.is_multiple_of(32), "{c:?} {r:?}");
-                assert!(c.len() * r.len() * 4 <= room_bytes(rows.len()), "{c:?} {r:?}");
+                assert!(c.len() * r.len() * 4 <= up_bytes(rows.len()), "{c:?} {r:?}");
                 r.for_each(|row| c.clone().for_each(|col| seen[row * cols.end + col] += 1));
             }
             let wanted = |i: usize| u8::from(cols.contains(&(i % cols.end)) && rows.contains(&(i / cols.end)));
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_room_of_a_thread_is_bounded() {
-        assert_eq!(room_bytes(usize::MAX), room_bytes(ROWS));
-        assert!(room_bytes(usize::MAX) <= 2 << 20);
+        assert_eq!(up_bytes(usize::MAX), up_bytes(ROWS));
+        assert!(up_bytes(usize::MAX) <= 2 << 20);
     }
 }

@@ -2,37 +2,37 @@
 //! all come to the same choice whatever their number.
 
 use super::{ALIGN, Thread, split};
-use crate::panel::outliers::Seen;
+use crate::panel::outliers::ErrorStats;
 
 /// Bytes for what so many rows show; `None` if they do not fit.
 pub fn bytes(rows: usize) -> Option<usize> {
-    rows.checked_mul(size_of::<Seen>())?.checked_next_multiple_of(ALIGN)
+    rows.checked_mul(size_of::<ErrorStats>())?.checked_next_multiple_of(ALIGN)
 }
 
 /// What all of `rows` show; `look` adds what one does. A barrier inside.
 ///
 /// # Safety
-/// `room` must be shared by the threads, have [`bytes`] for all rows, and be aligned; all threads must come with the same
+/// `slots` must be shared by the threads, have [`bytes`] for all rows, and be aligned; all threads must come with the same
 /// rows.
 pub unsafe fn together<R>(
     thread: &Thread<'_>,
-    room: *mut Seen,
+    slots: *mut ErrorStats,
     rows: impl Iterator<Item = R> + Clone,
-    mut look: impl FnMut(R, &mut Seen),
-) -> Seen {
+    mut look: impl FnMut(R, &mut ErrorStats),
+) -> ErrorStats {
     let count = rows.clone().count();
     let mine = split::share(count, thread.index, thread.count);
     for (i, row) in rows.enumerate().skip(mine.start).take(mine.len()) {
-        let mut seen = Seen::default();
+        let mut seen = ErrorStats::default();
         look(row, &mut seen);
         // SAFETY: promised by the caller; shares are disjoint.
-        unsafe { room.add(i).write(seen) };
+        unsafe { slots.add(i).write(seen) };
     }
     thread.wait();
-    let mut all = Seen::default();
+    let mut all = ErrorStats::default();
     for i in 0..count {
         // SAFETY: every thread has written its share.
-        all.add(unsafe { &*room.add(i) });
+        all.add(unsafe { &*slots.add(i) });
     }
     all
 }

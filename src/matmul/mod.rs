@@ -22,9 +22,9 @@ use crate::debug;
 use crate::diag::env::env;
 use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
-use crate::kernel::{self, gemm};
+use crate::kernel::{self, tile_gemm};
 use crate::panel::activations::{Activations, Layout};
-use crate::panel::outliers::{CHUNK, Channels, Chunk, LOOKED_AT, Seen, keep_mask};
+use crate::panel::outliers::{CHUNK, Channels, Chunk, ErrorStats, LOOKED_AT, keep_mask};
 use crate::panel::row_error::Bound;
 use crate::panel::rows::{Rows, Source};
 use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
@@ -228,7 +228,7 @@ struct Parts {
     /// What is known of the weights, from one thread for all.
     known: *mut *mut Known,
     /// What rows show that are looked at.
-    looks: *mut Seen,
+    looks: *mut ErrorStats,
     batches: *mut u8,
     /// A byte per row of all batches: 1 for those that tiles are not good enough for.
     flags: *mut u8,
@@ -252,7 +252,7 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = gemm::scratch_bytes(m.div_ceil(CHUNK))
+        let gemm = tile_gemm::scratch_bytes(m.div_ceil(CHUNK))
             .checked_add(product::pack_bytes(&self.weights, self.gate.as_ref()))?;
         let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).checked_next_multiple_of(ALIGN)?;
         let extra = Extra::new(&self.weights, self.gate.as_ref(), m)?;
@@ -297,7 +297,7 @@ impl MatMul {
         };
         let facts = Facts {
             storage: self.weights.stored.storage(),
-            own_error: self.weights.stored.own_error(),
+            quant_nmse: self.weights.stored.quant_nmse(),
             rows: self.input.ne[1],
             tile_rows: self.weights.stored.tile_rows(),
             batches: plan.batches,
@@ -408,7 +408,7 @@ impl MatMul {
                         keep_mask(&at.1, mask);
                     }
                     for weights in known.of(0) {
-                        seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.own_error, weights)));
+                        seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.quant_nmse, weights)));
                     }
                 });
                 choice = facts.after_looking(&seen);
@@ -441,7 +441,7 @@ impl MatMul {
                 }
                 let (i2, i3) = self.matrix(batch);
                 let holds = |weights| {
-                    tiles.holds(precision, &Bound::new(facts.own_error, weights), weights, &x, row, &at.1, mask)
+                    tiles.holds(precision, &Bound::new(facts.quant_nmse, weights), weights, &x, row, &at.1, mask)
                 };
                 let by_tiles = facts.wish < Wish::Floats && known.of(i2 + i3 * self.weights.ne[2]).all(holds);
                 *parts.flags.add(i) = u8::from(!by_tiles);
@@ -486,7 +486,7 @@ impl MatMul {
         let (work, scratch) = (parts.batches.wrapping_add(piece.batch * plan.per_batch), parts.scratch);
         // SAFETY: the batch's part of the work buffer.
         let (act, tiles) = unsafe { (plan.act.at(work), plan.tiles.at(work)) };
-        let (gathered, room) = plan.extra.at(scratch.wrapping_add(plan.per_thread));
+        let (gathered, up_rows) = plan.extra.at(scratch.wrapping_add(plan.per_thread));
         let stride = self.output.nb[0];
         let product = Product {
             operand,
@@ -507,7 +507,9 @@ impl MatMul {
         };
         let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]).cast();
         // SAFETY: promised by the caller.
-        unsafe { product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), (dst, Rows::Every(stride)), room) };
+        unsafe {
+            product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), (dst, Rows::Every(stride)), up_rows)
+        };
     }
 }
 

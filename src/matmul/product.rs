@@ -6,7 +6,7 @@ use super::exact_rows::ExactRows;
 use super::{Gate, Stored, Weights, gate};
 use crate::cpu::{Amx, Isa};
 use crate::diag::counters::Kernel;
-use crate::kernel::gemm::{self, TileJob};
+use crate::kernel::tile_gemm::{self, TileJob};
 use crate::kernel::{self, Job};
 use crate::panel::activations::Activations;
 use crate::panel::decoded::DecodedRows;
@@ -28,25 +28,25 @@ pub(super) struct Extra {
     /// To gather weights.
     pub gathered: usize,
     /// For results that are to be combined with others.
-    pub room: usize,
+    pub up_rows: usize,
 }
 
 impl Extra {
     /// Where pieces have up to `rows` rows; `None` if that does not fit.
     pub fn new(weights: &Weights, gate: Option<&Gate>, rows: usize) -> Option<Self> {
         let of_gate = gate.map_or(0, |g| g.weights.gather_bytes());
-        let room = if gate.is_some() { gate::room_bytes(rows) } else { 0 };
-        Some(Self { gathered: weights.gather_bytes().max(of_gate), room })
+        let up_rows = if gate.is_some() { gate::up_bytes(rows) } else { 0 };
+        Some(Self { gathered: weights.gather_bytes().max(of_gate), up_rows })
     }
 
     pub fn bytes(self) -> Option<usize> {
-        self.gathered.checked_add(self.room)
+        self.gathered.checked_add(self.up_rows)
     }
 
     /// Both parts at the end of a thread's memory.
     pub fn at(self, end: *mut u8) -> (*mut u8, *mut f32) {
-        let room = end.wrapping_sub(self.room);
-        (room.wrapping_sub(self.gathered), room.cast())
+        let up_rows = end.wrapping_sub(self.up_rows);
+        (up_rows.wrapping_sub(self.gathered), up_rows.cast())
     }
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// Columns `cols` of the result whose rows count from `dst`, with a gate by way of `room`.
+    /// Columns `cols` of the result whose rows count from `dst`, with a gate by way of `up_rows`.
     ///
     /// # Safety
     /// As for [`MatMul::run`]; the parts must be as large as planned.
@@ -81,7 +81,7 @@ impl Product {
         gate: Option<&Gate>,
         cols: Range<usize>,
         (dst, dst_rows): (*mut f32, Rows),
-        room: *mut f32,
+        up_rows: *mut f32,
     ) {
         // SAFETY: promised by the caller.
         unsafe {
@@ -91,11 +91,11 @@ impl Product {
             };
             for (cols, rows) in gate::blocks(cols, self.rows.clone()) {
                 let stride = cols.len() * 4;
-                let up = room.wrapping_byte_sub(rows.start * stride);
+                let up = up_rows.wrapping_byte_sub(rows.start * stride);
                 let dst = dst.wrapping_add(cols.start);
                 self.multiply(weights, rows.clone(), cols.clone(), up, Rows::Every(stride), false);
                 self.multiply(&gate.weights, rows.clone(), cols.clone(), dst, dst_rows, false);
-                let block = gate::Block { cols, rows, expert: self.slice.0, up: room, dst, dst_rows };
+                let block = gate::Block { cols, rows, expert: self.slice.0, up: up_rows, dst, dst_rows };
                 gate.combine(self.operand.isa(), &block);
             }
         }
@@ -181,7 +181,7 @@ impl Operand {
     /// Computes `job` on weights stored like this, on the tile unit as `tiles` says.
     ///
     /// # Safety
-    /// As for [`kernel::run`] or [`gemm::run`].
+    /// As for [`kernel::run`] or [`tile_gemm::run`].
     unsafe fn multiply<'a>(
         self,
         stored: &Stored,
@@ -196,22 +196,22 @@ impl Operand {
         unsafe {
             match (self, stored) {
                 (Operand::Tiles(precision), Stored::Packed(shape)) => {
-                    with_format!(shape.ty, F => gemm::run::<F>(proof(), &tiles(precision), scratch))
+                    with_format!(shape.ty, F => tile_gemm::run::<F>(proof(), &tiles(precision), scratch))
                 }
                 (Operand::Tiles(precision), Stored::InPlace { shape, together }) => {
                     let rows = in_place(job, *together);
-                    with_format!(shape.ty, F => gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
+                    with_format!(shape.ty, F => tile_gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
                 }
                 (Operand::Tiles(precision), Stored::Decoded(ty)) => {
                     let tiles = tiles(precision);
                     let (data, stride, k) = (job.panels, job.panel_bytes, tiles.tiles.layout.k);
                     let rows = DecodedRows { ty, data, stride, rows: job.cols, k };
-                    gemm::run_decoded(proof(), &tiles, &rows, scratch);
+                    tile_gemm::run_decoded(proof(), &tiles, &rows, scratch);
                 }
                 (Operand::Tiles(precision), Stored::Plain(ty)) => {
                     let (data, stride) = (job.panels, job.panel_bytes);
                     let rows = PlainRows { ty, data, stride, rows: job.cols };
-                    gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
+                    tile_gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
                 }
                 (Operand::Vectors(_), Stored::InPlace { shape, together }) if self.reads_rows(job.rows.len()) => {
                     let rows = in_place(job, *together);

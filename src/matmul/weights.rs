@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::choice::Storage;
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, LANES};
-use crate::kernel::{TILE_COLS, gemm};
+use crate::kernel::{TILE_COLS, tile_gemm};
 use crate::panel::decoded::DecodedType;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainType;
@@ -75,8 +75,8 @@ impl Stored {
     /// Scratch that the tile GEMM needs besides its own to make panels of rows of `k` weights stored so.
     pub fn pack_bytes(&self, k: usize) -> usize {
         match self {
-            Stored::InPlace { .. } => gemm::PACK_BYTES,
-            Stored::Decoded(_) => gemm::decoded_bytes(k),
+            Stored::InPlace { .. } => tile_gemm::PACK_BYTES,
+            Stored::Decoded(_) => tile_gemm::decoded_bytes(k),
             Stored::Packed(_) | Stored::Plain(_) => 0,
         }
     }
@@ -91,9 +91,9 @@ impl Stored {
     }
 
     /// NMSE of the type itself; 0 if it is not known.
-    pub(super) fn own_error(&self) -> f32 {
+    pub(super) fn quant_nmse(&self) -> f32 {
         match self {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().own_error,
+            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().quant_nmse,
             Stored::Plain(_) | Stored::Decoded(_) => 0.0,
         }
     }

@@ -120,7 +120,7 @@ impl Chunk {
         mask: &[u16],
         weights: &WeightError,
         bound: &Bound,
-    ) -> Seen {
+    ) -> ErrorStats {
         // SAFETY: the row exists.
         unsafe {
             let x = self.x.row(row);
@@ -130,7 +130,7 @@ impl Chunk {
                 let scale = |i: usize| scale_of_pass(&x, i * pass..self.k.min((i + 1) * pass), mask).0;
                 row_error::int8(weights, &x, pass, scale, channels, mask)
             });
-            Seen::of_row(bound, blocks, bf16, int8, self.crest(&x, mask))
+            ErrorStats::of_row(bound, blocks, bf16, int8, self.crest(&x, mask))
         }
     }
 
@@ -165,7 +165,7 @@ pub fn keep_mask(channels: &Channels, mask: &mut [u16]) {
 
 /// What the rows that were looked at have in common. Errors are relative to the rows' signals.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seen {
+pub struct ErrorStats {
     /// How many rows.
     pub rows: usize,
     /// Sums of their errors: 8 bits per 32 activations, and [`PASSES`] with the outlier split.
@@ -180,7 +180,7 @@ pub struct Seen {
     pub crest: f32,
 }
 
-impl Seen {
+impl ErrorStats {
     fn of_row(bound: &Bound, blocks: RowError, bf16: RowError, int8: [RowError; PASSES.len()], crest: f32) -> Self {
         let broken = |row| usize::from(!bound.holds(row, || blocks));
         let seen = Self { rows: 1, broken_int8: int8.map(broken), broken_bf16: broken(bf16), ..Self::default() };
@@ -210,7 +210,7 @@ impl Seen {
     }
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for ErrorStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (crest, blocks) = (self.mean(self.crest), self.mean(self.blocks));
         write!(f, "amax / rms {crest:.1}; estimated NMSE 8 bits per 32: {blocks:.1e}")?;

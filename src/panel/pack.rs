@@ -102,7 +102,7 @@ const fn chunk(fields: &[Field], bytes: usize, offset: usize) -> Option<Step> {
 }
 
 /// The same bytes of 16 rows.
-trait Sixteen: Copy {
+trait RowSource: Copy {
     /// As many bytes further on.
     fn skip(self, bytes: usize) -> Self;
     /// Those of one row.
@@ -111,12 +111,12 @@ trait Sixteen: Copy {
 
 /// Rows at equal distances: one address for four of them, for so far an instruction can count.
 #[derive(Clone, Copy)]
-struct Whole {
+struct FullRows {
     fours: [*const u8; 4],
     stride: usize,
 }
 
-impl Sixteen for Whole {
+impl RowSource for FullRows {
     #[inline(always)]
     fn skip(self, bytes: usize) -> Self {
         let [a, b, c, d] = self.fours;
@@ -134,13 +134,13 @@ impl Sixteen for Whole {
 
 /// Fewer rows; the last stands for those that are missing.
 #[derive(Clone, Copy)]
-struct Part {
+struct TailRows {
     first: *const u8,
     stride: usize,
     last: usize,
 }
 
-impl Sixteen for Part {
+impl RowSource for TailRows {
     #[inline(always)]
     fn skip(self, bytes: usize) -> Self {
         Self { first: self.first.wrapping_add(bytes), ..self }
@@ -187,9 +187,9 @@ impl WeightRows {
             if row + LANES <= self.rows {
                 let four = 4 * stride;
                 let fours = [from, from.wrapping_add(four), from.wrapping_add(2 * four), from.wrapping_add(3 * four)];
-                pack_blocks::<F, _>(Whole { fours, stride }, count, out);
+                pack_blocks::<F, _>(FullRows { fours, stride }, count, out);
             } else {
-                pack_blocks::<F, _>(Part { first: from, stride, last: self.rows - 1 - row }, count, out);
+                pack_blocks::<F, _>(TailRows { first: from, stride, last: self.rows - 1 - row }, count, out);
             }
         }
     }
@@ -221,7 +221,7 @@ impl WeightRows {
 /// # Safety
 /// As for [`WeightRows::pack`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_blocks<F: Format, R: Sixteen>(rows: R, count: usize, out: *mut u8) {
+unsafe fn pack_blocks<F: Format, R: RowSource>(rows: R, count: usize, out: *mut u8) {
     let pairs = if const { in_pairs::<F>() } { count / 2 } else { 0 };
     for pair in 0..pairs {
         // SAFETY: promised by the caller.
@@ -271,7 +271,7 @@ const MAX_PAIR: usize = 68;
 /// As for [`WeightRows::pack`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_pair<F: Format, R: Sixteen>(rows: R, out: *mut u8) {
+unsafe fn pack_pair<F: Format, R: RowSource>(rows: R, out: *mut u8) {
     const LOW: u32 = 0x5555_5555;
     let count = const { F::BYTES / 2 };
     let mut words = [_mm512_setzero_si512(); MAX_PAIR / 4];
@@ -310,7 +310,7 @@ fn together(words: __m512i, unit: usize) -> __m512i {
 /// `unit` readable bytes per row, 16 times as many to write.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn move_single<R: Sixteen>(rows: &R, unit: usize, out: *mut u8) {
+unsafe fn move_single<R: RowSource>(rows: &R, unit: usize, out: *mut u8) {
     for lane in 0..LANES {
         let from = rows.row(lane);
         // SAFETY: promised by the caller.
@@ -330,7 +330,7 @@ unsafe fn move_single<R: Sixteen>(rows: &R, unit: usize, out: *mut u8) {
 /// The rows must have the bytes; AVX-512 needed.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose<R: Sixteen>(rows: &R) -> [__m512i; 4] {
+unsafe fn transpose<R: RowSource>(rows: &R) -> [__m512i; 4] {
     // SAFETY: promised by the caller.
     let quarter = |row: usize| unsafe { _mm_loadu_si128(rows.row(row).cast()) };
     // Quarter `q` of vector `i` has row `4 q + i`.

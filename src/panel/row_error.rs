@@ -44,11 +44,11 @@ const DEVIATIONS: f32 = 8.0;
 
 impl Bound {
     /// For weights of a type with this error of its own.
-    pub fn new(own_error: f32, weights: &WeightError) -> Self {
+    pub fn new(quant_nmse: f32, weights: &WeightError) -> Self {
         // Nothing known: no number, which no error is below.
         let margin =
             if weights.columns() > 0.0 { (1.0 - DEVIATIONS / weights.columns().sqrt()).max(0.0) } else { f32::NAN };
-        Self { of_signal: margin * (own_error / 10.0).clamp(ALWAYS, MAX_OF_TYPE), of_blocks: margin * OF_BLOCKS }
+        Self { of_signal: margin * (quant_nmse / 10.0).clamp(ALWAYS, MAX_OF_TYPE), of_blocks: margin * OF_BLOCKS }
     }
 
     /// Whether it holds for an error; `blocks` says that of 8 bits per 32 activations, and is asked only if need be.

@@ -20,9 +20,9 @@ pub const UNIT: usize = 128;
 /// Columns of quantised weights that are measured, evenly spaced, where there are more. The size of all is looked at.
 pub const MEASURED: usize = 256;
 /// Channels that are looked at at a time.
-pub const STRETCH: usize = PASSES[0];
+pub const KC_ERROR: usize = PASSES[0];
 /// Bytes of scratch for a panel: a stretch as floats, its int8 tiles, their scales.
-pub const SCRATCH: usize = STRETCH * LANES * 4 + STRETCH / STEP_INT8 * STEP_BYTES + LANES * 4;
+pub const SCRATCH: usize = KC_ERROR * LANES * 4 + KC_ERROR / STEP_INT8 * STEP_BYTES + LANES * 4;
 
 /// Of one matrix.
 #[derive(Debug)]
@@ -125,11 +125,11 @@ impl Sums {
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn add<F: Format>(&mut self, panel: *const u8, lanes: usize, scratch: *mut u8) {
         let weights = scratch.cast::<f32>();
-        let (tiles, mask) = (scratch.wrapping_add(STRETCH * LANES * 4), ((1u32 << lanes) - 1) as u16);
-        let scales = tiles.wrapping_add(STRETCH / STEP_INT8 * STEP_BYTES).cast::<f32>();
+        let (tiles, mask) = (scratch.wrapping_add(KC_ERROR * LANES * 4), ((1u32 << lanes) - 1) as u16);
+        let scales = tiles.wrapping_add(KC_ERROR / STEP_INT8 * STEP_BYTES).cast::<f32>();
         let k = self.energy.len();
-        for from in (0..k).step_by(STRETCH) {
-            let to = k.min(from + STRETCH);
+        for from in (0..k).step_by(KC_ERROR) {
+            let to = k.min(from + KC_ERROR);
             // SAFETY: promised by the caller; a stretch fits the scratch.
             unsafe {
                 requant::floats::<F>(panel, from, to - from, weights);
@@ -170,8 +170,8 @@ impl Sums {
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn add_floats(&mut self, floats: impl Fn(usize, usize, *mut f32), lanes: usize, scratch: *mut u8) {
         let (k, mut columns) = (self.energy.len(), _mm512_setzero_ps());
-        for from in (0..k).step_by(STRETCH) {
-            let to = k.min(from + STRETCH);
+        for from in (0..k).step_by(KC_ERROR) {
+            let to = k.min(from + KC_ERROR);
             floats(from, to - from, scratch.cast());
             // SAFETY: promised by the caller.
             let squares = unsafe { self.squares(from, to, scratch.cast(), ((1u32 << lanes) - 1) as u16) };

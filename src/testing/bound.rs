@@ -20,8 +20,8 @@ const ROWS: usize = 4;
 
 /// Largest NMSE of a row: twice that of 8 bits per 32 activations (`e8`) or a tenth of the weight type's own error, the
 /// latter at most 3e-4; and never less than 1e-5.
-pub fn row_bound(own_error: f64, e8: f64) -> f64 {
-    (2.0 * e8).max((own_error / 10.0).min(3e-4)).max(1e-5)
+pub fn row_bound(quant_nmse: f64, e8: f64) -> f64 {
+    (2.0 * e8).max((quant_nmse / 10.0).min(3e-4)).max(1e-5)
 }
 
 /// What the results of one row of activations add up to; draws of other weights are added with [`Row::add`].
@@ -57,9 +57,9 @@ impl Row {
     }
 
     /// Whether the row keeps the bound; what it has and what it may have, if not.
-    pub fn judge(&self, own_error: f32) -> Result<(), String> {
+    pub fn judge(&self, quant_nmse: f32) -> Result<(), String> {
         assert!(self.outputs >= OUTPUTS, "{} results of a row, {OUTPUTS} are needed", self.outputs);
-        let bound = row_bound(own_error.into(), self.e8());
+        let bound = row_bound(quant_nmse.into(), self.e8());
         // A comparison with NaN is false.
         if self.nmse() <= bound {
             return Ok(());
@@ -114,14 +114,14 @@ impl Matrix {
     }
 
     /// Judges every row of a product; if it has fewer columns than [`OUTPUTS`], all rows together, which should be alike.
-    pub fn judge(&self, own_error: f32, x: &[f32], out: &[f32]) -> Result<(), String> {
+    pub fn judge(&self, quant_nmse: f32, x: &[f32], out: &[f32]) -> Result<(), String> {
         let rows = self.measure(x, out);
         if self.columns() < OUTPUTS {
             let mut all = Row::default();
             rows.into_iter().for_each(|row| all.add(row));
-            return all.judge(own_error);
+            return all.judge(quant_nmse);
         }
-        rows.iter().enumerate().try_for_each(|(i, row)| row.judge(own_error).map_err(|why| format!("row {i}: {why}")))
+        rows.iter().enumerate().try_for_each(|(i, row)| row.judge(quant_nmse).map_err(|why| format!("row {i}: {why}")))
     }
 
     /// Up to [`ROWS`] rows.

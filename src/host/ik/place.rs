@@ -231,7 +231,7 @@ unsafe extern "C" fn init_tensor(_: *mut RawBuffer, tensor: *mut RawTensor) {
 type Free = unsafe extern "C" fn(*mut RawBuffer);
 
 /// A buffer of ours beside one of the host's, into which tensors go that were meant for that one.
-struct Beside {
+struct CompanionBuffer {
     of: usize,
     /// 0 if there was no memory for it.
     ours: usize,
@@ -241,12 +241,12 @@ struct Beside {
     free: Option<Free>,
 }
 
-static BESIDE: Mutex<Vec<Beside>> = Mutex::new(Vec::new());
+static COMPANIONS: Mutex<Vec<CompanionBuffer>> = Mutex::new(Vec::new());
 
 /// Frees our buffer with the one it belongs to.
 unsafe extern "C" fn free_both(buffer: *mut RawBuffer) {
     ffi_boundary!("free_buffer", or the process ends, {
-        let mut all = BESIDE.lock();
+        let mut all = COMPANIONS.lock();
         let at = all.iter().position(|b| b.of == buffer as usize).map(|i| all.swap_remove(i));
         drop(all);
         if let Some(beside) = at {
@@ -267,12 +267,12 @@ unsafe extern "C" fn free_both(buffer: *mut RawBuffer) {
 ///
 /// # Safety
 /// Both must be live buffers, ours may be null; `of` must not be tied already.
-unsafe fn tie(all: &mut Vec<Beside>, of: *mut RawBuffer, ours: *mut RawBuffer) {
+unsafe fn tie(all: &mut Vec<CompanionBuffer>, of: *mut RawBuffer, ours: *mut RawBuffer) {
     // SAFETY: promised by the caller.
     let free = unsafe { host().buffer(of).map(|of| of.replace_free(free_both as *const c_void)) };
     // SAFETY: the host's function for that, or null.
     let free = unsafe { std::mem::transmute::<*const c_void, Option<Free>>(free.unwrap_or(std::ptr::null())) };
-    all.push(Beside { of: of as usize, ours: ours as usize, used: 0, free });
+    all.push(CompanionBuffer { of: of as usize, ours: ours as usize, used: 0, free });
 }
 
 /// Packs a tensor that the loader is about to find at `address`, in the file that `buffer` maps. False if it is not
@@ -313,7 +313,7 @@ pub unsafe fn pack_mapped(
 
 /// Room for `bytes` in our buffer beside `buffer`, which is made if there is none yet: the buffer, and where.
 fn room_beside(buffer: *mut RawBuffer, bytes: usize) -> Option<(*mut RawBuffer, usize)> {
-    let find = |all: &mut Vec<Beside>| {
+    let find = |all: &mut Vec<CompanionBuffer>| {
         let beside = all.iter_mut().find(|b| b.of == buffer as usize)?;
         let (ours, at) = (beside.ours as *mut RawBuffer, beside.used);
         // SAFETY: a buffer of ours, or null.
@@ -321,7 +321,7 @@ fn room_beside(buffer: *mut RawBuffer, bytes: usize) -> Option<(*mut RawBuffer, 
         beside.used += if fits { bytes } else { 0 };
         Some(fits.then_some((ours, at)))
     };
-    let mut all = BESIDE.lock();
+    let mut all = COMPANIONS.lock();
     if let Some(found) = find(&mut all) {
         return found;
     }
@@ -414,7 +414,7 @@ pub unsafe fn pack_unmapped(
             (host.symbols.ggml_backend_buffer_free)(ours);
             return real();
         }
-        tie(&mut BESIDE.lock(), of, ours);
+        tie(&mut COMPANIONS.lock(), of, ours);
         of
     }
 }

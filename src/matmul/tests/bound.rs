@@ -235,7 +235,7 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
             let weights = if in_place { Weights { stored, base: plain.as_ptr(), ..whole } } else { whole };
             let op = dense(weights, &x, m);
             let out = gemm(&op, exact, n * m);
-            if let Err(why) = matrix.judge(ty.info().own_error, &x, &out) {
+            if let Err(why) = matrix.judge(ty.info().quant_nmse, &x, &out) {
                 panic!("{ty:?} K {k} N {n} M {m} {weighting:?} {kind:?} in place {in_place} exact {exact}: {why}");
             }
             done += m;
@@ -268,7 +268,7 @@ fn single_channels_beside_one_large_column_keep_their_bound() {
             let x: Vec<f32> = (0..k * k).map(|i| if i / k == i % k { 1.0039 } else { 0.0 }).collect();
             let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, k);
             let out = gemm(&op, true, n * k);
-            let judged = Matrix::packed(&shape, &packed).judge(ty.info().own_error, &x, &out);
+            let judged = Matrix::packed(&shape, &packed).judge(ty.info().quant_nmse, &x, &out);
             assert_eq!(judged, Ok(()), "{ty:?} {large}");
         }
     }
@@ -326,7 +326,7 @@ fn every_row_of_every_expert_keeps_its_bound() {
             on_threads(2, |thread| shared.run(Settings { isa: Isa::Amx, wish: wish(exact) }, thread));
             for (i, (id, out)) in ids.iter().zip(out.chunks(n)).enumerate() {
                 let x = &x[(i / used * per_token + i % used % per_token) * k..][..k];
-                if let Err(why) = matrices[*id as usize].judge(ty.info().own_error, x, out) {
+                if let Err(why) = matrices[*id as usize].judge(ty.info().quant_nmse, x, out) {
                     let weighting = drawn[*id as usize].2;
                     panic!(
                         "{ty:?} K {k} tokens {tokens} expert {id} of {experts} {weighting:?} {kind:?} exact {exact}: {why}"
@@ -365,7 +365,7 @@ fn judged(ty: WeightType, weights: &[f32], k: usize, x: &[f32], what: &str) -> f
     let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), x, m);
     let out = gemm(&op, false, n * m);
     let matrix = Matrix::packed(&shape, &packed);
-    if let Err(why) = matrix.judge(ty.info().own_error, x, &out) {
+    if let Err(why) = matrix.judge(ty.info().quant_nmse, x, &out) {
         panic!("{ty:?}, {what}: {why}");
     }
     matrix.measure(x, &out).iter().map(|row| row.nmse()).fold(0.0, f64::max)
@@ -433,7 +433,7 @@ fn errors_of_single_channels_are_not_averaged_away() {
     }
     let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, m);
     let out = gemm(&op, false, n * m);
-    Matrix::packed(&shape, &packed).judge(WeightType::Q4_0.info().own_error, &x, &out).unwrap();
+    Matrix::packed(&shape, &packed).judge(WeightType::Q4_0.info().quant_nmse, &x, &out).unwrap();
 }
 
 /// Given weights that are much alike in every block, by a minimum of its own, and rows in which that cancels, then every row
@@ -457,7 +457,7 @@ fn what_neighbouring_channels_have_in_common_may_cancel() {
     let x: Vec<f32> = (0..m * k).map(|i| sign(i) + 0.02 * gauss(&mut random)).collect();
     let op = dense(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]), &x, m);
     let out = gemm(&op, false, n * m);
-    Matrix::packed(&shape, &packed).judge(WeightType::Q4_1.info().own_error, &x, &out).unwrap();
+    Matrix::packed(&shape, &packed).judge(WeightType::Q4_1.info().quant_nmse, &x, &out).unwrap();
 }
 
 /// Given a row with massive activations among ordinary ones, then it keeps its bound wherever it stands.

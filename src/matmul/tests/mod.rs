@@ -329,7 +329,7 @@ fn the_tile_gemm_keeps_the_promised_bound_for_every_type_and_odd_shapes() {
                     output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
                 };
                 let judge = Matrix::packed(&shape, &packed);
-                let verdict = judge.judge(ty.info().own_error, &x, &gemm(&op, false, n * m));
+                let verdict = judge.judge(ty.info().quant_nmse, &x, &gemm(&op, false, n * m));
                 assert_eq!(verdict, Ok(()), "{ty:?} k {k} n {n} m {m} {kind}");
                 let exact = nmse(&gemm(&op, true, n * m), &reference);
                 assert!(exact < 2e-5, "{ty:?} k {k} n {n} m {m} {kind}, exact: {exact:e}");

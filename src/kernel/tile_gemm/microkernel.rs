@@ -16,7 +16,7 @@ pub const BLOCK: usize = ROWS * TILE_COLS * 4;
 pub const PREFETCH_ACT: usize = 4;
 
 /// Operands of one pass of one block.
-pub struct Product {
+pub struct KPass {
     /// Activation tiles, weight tiles, and how many k-steps of both.
     pub act: *const u8,
     pub weights: *const u8,
@@ -30,13 +30,13 @@ pub struct Product {
 /// 32 rows of 32 floats somewhere; masks say which columns of the two halves are there. Without any,
 /// reads give zero.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub struct CTile {
     pub at: *mut f32,
     pub rows: Rows,
     pub masks: [u16; 2],
 }
 
-impl Place {
+impl CTile {
     /// A block in scratch.
     pub fn sums(at: *mut f32) -> Self {
         Self { at, rows: Rows::Every(TILE_COLS * 4), masks: [u16::MAX; 2] }
@@ -57,20 +57,20 @@ impl Place {
 }
 
 /// Results of a pass that wait to be scaled and added to sums.
-pub struct Pending {
+pub struct Epilogue {
     pub dots: *const u8,
     /// 32 activation scales, 32 weight scales; not used for BF16.
     pub act: *const f32,
     pub weights: *const f32,
     pub rows: usize,
     /// The sums before and after.
-    pub from: Place,
-    pub to: Place,
+    pub from: CTile,
+    pub to: CTile,
     /// Whether `to` is written past the caches: 64-byte aligned, all columns there.
     pub stream: bool,
 }
 
-impl Pending {
+impl Epilogue {
     /// # Safety
     /// The pointers must be valid; AVX-512 needed.
     #[inline]
@@ -99,7 +99,7 @@ impl Pending {
     }
 
     /// # Safety
-    /// As for [`Pending::row`].
+    /// As for [`Epilogue::row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn scales<const BF16: bool>(&self) -> [__m512; 2] {
@@ -113,7 +113,7 @@ impl Pending {
     /// Some rows.
     ///
     /// # Safety
-    /// As for [`Pending::row`].
+    /// As for [`Epilogue::row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn some<const BF16: bool>(&self, rows: Range<usize>) {
@@ -174,7 +174,7 @@ macro_rules! last {
     };
 }
 
-/// Multiplies one pass into `product.dots` and works off `pending` meanwhile, `WEAVE` rows per k-step.
+/// Multiplies one pass into `kpass.dots` and works off `epilogue` meanwhile, `WEAVE` rows per k-step.
 /// `TWO`: both tiles of rows, or only the upper one.
 ///
 /// # Safety
@@ -183,18 +183,18 @@ macro_rules! last {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
-    product: &Product,
-    pending: Option<&Pending>,
+    kpass: &KPass,
+    epilogue: Option<&Epilogue>,
 ) {
     // SAFETY: promised by the caller.
     unsafe {
-        start::<TWO>(product.act, product.weights);
-        let rows = pending.map_or(0, |p| p.rows / WEAVE * WEAVE);
-        let scales = pending.map_or([_mm512_setzero_ps(); 2], |p| p.scales::<BF16>());
+        start::<TWO>(kpass.act, kpass.weights);
+        let rows = epilogue.map_or(0, |p| p.rows / WEAVE * WEAVE);
+        let scales = epilogue.map_or([_mm512_setzero_ps(); 2], |p| p.scales::<BF16>());
         let mut row = 0;
-        for step in 1..=product.steps {
-            if step < product.steps {
-                let (act, weights) = (product.act.add(step * STEP_BYTES), product.weights.add(step * STEP_BYTES));
+        for step in 1..=kpass.steps {
+            if step < kpass.steps {
+                let (act, weights) = (kpass.act.add(step * STEP_BYTES), kpass.weights.add(step * STEP_BYTES));
                 match (BF16, TWO) {
                     (true, true) => step!("tdpbf16ps", true, act, weights),
                     (true, false) => step!("tdpbf16ps", false, act, weights),
@@ -210,11 +210,11 @@ pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
                 }
             }
             for line in 0..PREFETCH_ACT {
-                let at = product.next_act.wrapping_add(((step - 1) * PREFETCH_ACT + line) * 64);
+                let at = kpass.next_act.wrapping_add(((step - 1) * PREFETCH_ACT + line) * 64);
                 _mm_prefetch::<_MM_HINT_T1>(at.cast());
             }
             if row < rows
-                && let Some(p) = pending
+                && let Some(p) = epilogue
             {
                 for i in 0..WEAVE {
                     p.row::<BF16>(row + i, scales);
@@ -222,8 +222,8 @@ pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
                 row += WEAVE;
             }
         }
-        store_dots::<TWO>(product.dots);
-        if let Some(p) = pending {
+        store_dots::<TWO>(kpass.dots);
+        if let Some(p) = epilogue {
             p.some::<BF16>(row..p.rows);
         }
     }

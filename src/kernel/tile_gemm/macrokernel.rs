@@ -6,7 +6,7 @@
 //! While one pass multiplies, the results of the one before are scaled and added, and the next block's
 //! activations are prefetched. Nothing more is prefetched: the cache is full.
 
-use super::block::{BLOCK, PREFETCH_ACT, Pending, Place, Product, multiply, outlier_product};
+use super::microkernel::{BLOCK, CTile, Epilogue, KPass, PREFETCH_ACT, multiply, outlier_product};
 use super::{TILE_COLS, TileJob, result};
 use crate::cpu::cache;
 use crate::format::{Format, LANES};
@@ -22,7 +22,7 @@ const ON_THE_WAY: usize = 2;
 const STRETCH_STEPS: usize = 64;
 /// Pairs of panels (32 columns) kept at a time, by least size of the second-level cache: their
 /// requantised weights, 128 KB per pair, take five eighths of it (measured: 8 and 12 are slower).
-const PAIRS: [(usize, usize); 3] = [(2 << 20, 10), (1 << 20, 5), (0, 2)];
+const NC_PAIRS: [(usize, usize); 3] = [(2 << 20, 10), (1 << 20, 5), (0, 2)];
 
 /// How much is kept, and where in a thread's scratch.
 #[derive(Clone, Copy)]
@@ -35,7 +35,7 @@ struct Blocking {
 impl Blocking {
     fn new() -> Self {
         let l2 = cache::l2_bytes();
-        let pairs = PAIRS.iter().find(|(least, _)| l2 >= *least).map_or(1, |(_, pairs)| *pairs);
+        let pairs = NC_PAIRS.iter().find(|(least, _)| l2 >= *least).map_or(1, |(_, pairs)| *pairs);
         Self { pairs, steps: STRETCH_STEPS }
     }
 
@@ -84,7 +84,7 @@ pub const PACK_BYTES: usize = pack::packed_bytes(STRETCH_STEPS * STEP_INT8) + pa
 /// The same for [`decoded`] and rows of `k` channels.
 pub fn decoded_bytes(k: usize) -> usize {
     // In BF16 a stretch has up to twice as many k-steps, of half as many channels.
-    decoded::room_bytes(k, STRETCH_STEPS * STEP_INT8)
+    decoded::up_bytes(k, STRETCH_STEPS * STEP_INT8)
 }
 
 /// Where packed weights come from.
@@ -338,7 +338,7 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
                 outlier_product(job.tiles.outliers(block), part.outliers(job.chunk(row), pair), rows, part.sums(pair));
             }
         }
-        let mut pending: Option<Pending> = None;
+        let mut epilogue: Option<Epilogue> = None;
         let mut round = 0;
         for pass in 0..passes {
             let first_step = pass / products.len() * pass_steps;
@@ -354,23 +354,23 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
                 let dots = part.scratch.add(Blocking::DOTS + round % 2 * BLOCK);
                 let next_act = next_act.wrapping_add(pair * steps * PREFETCH_ACT * 64);
                 let weights = part.weights(pair, weight_plane, first_step);
-                let product = Product { act, weights, steps, dots, next_act };
+                let kpass = KPass { act, weights, steps, dots, next_act };
                 match (rows > ROWS / 2, pass_steps) {
-                    (true, 16) => multiply::<BF16, true, 2>(&product, pending.as_ref()),
-                    (true, 8) => multiply::<BF16, true, 4>(&product, pending.as_ref()),
-                    (true, _) => multiply::<BF16, true, 8>(&product, pending.as_ref()),
-                    (false, _) => multiply::<BF16, false, 4>(&product, pending.as_ref()),
+                    (true, 16) => multiply::<BF16, true, 2>(&kpass, epilogue.as_ref()),
+                    (true, 8) => multiply::<BF16, true, 4>(&kpass, epilogue.as_ref()),
+                    (true, _) => multiply::<BF16, true, 8>(&kpass, epilogue.as_ref()),
+                    (false, _) => multiply::<BF16, false, 4>(&kpass, epilogue.as_ref()),
                 }
-                let to = if pass + 1 < passes { Place::sums(part.sums(pair)) } else { result_of(pair) };
-                pending = Some(Pending {
+                let to = if pass + 1 < passes { CTile::sums(part.sums(pair)) } else { result_of(pair) };
+                epilogue = Some(Epilogue {
                     dots,
                     act: act_scales,
                     weights: part.scales(pair * passes + pass),
                     rows,
                     from: match (pass, part.first) {
-                        (0, true) if BF16 => Place::zeros(),
+                        (0, true) if BF16 => CTile::zeros(),
                         (0, false) => result_of(pair),
-                        _ => Place::sums(part.sums(pair)),
+                        _ => CTile::sums(part.sums(pair)),
                     },
                     to,
                     stream: part.last && pass + 1 == passes && job.may_stream(&to),
@@ -378,7 +378,7 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
                 round += 1;
             }
         }
-        if let Some(last) = &pending {
+        if let Some(last) = &epilogue {
             last.some::<BF16>(0..last.rows);
         }
     }

@@ -1,12 +1,12 @@
 //! The tile GEMM: activations and weights are requantised into compact tiles, in cache, and one loop
 //! multiplies them, whatever the weight type ([`columns`]).
 
-mod block;
-mod columns;
+mod macrokernel;
+mod microkernel;
 
 use std::arch::x86_64::_mm_sfence;
 
-use block::Place;
+use microkernel::CTile;
 
 use super::{Job, TILE_COLS};
 use crate::cpu::Amx;
@@ -20,11 +20,11 @@ use crate::panel::tiles::{Precision, ROWS, Tiles};
 
 /// Bytes of scratch per thread for rows with `chunks` sets of outlier channels, a multiple of 64.
 pub fn scratch_bytes(chunks: usize) -> usize {
-    columns::scratch_bytes(chunks)
+    macrokernel::scratch_bytes(chunks)
 }
 
-pub use block::{SAME, accumulate};
-pub use columns::{PACK_BYTES, decoded_bytes};
+pub use macrokernel::{PACK_BYTES, decoded_bytes};
+pub use microkernel::{SAME, accumulate};
 
 /// A piece of one product on the tile unit.
 pub struct TileJob<'a> {
@@ -58,8 +58,8 @@ pub unsafe fn run<F: Format>(proof: Amx, job: &TileJob<'_>, scratch: *mut u8) {
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
         match job.precision {
-            Precision::Int8 { .. } => columns::packed::<F, false>(job, scratch),
-            Precision::Bf16 => columns::packed::<F, true>(job, scratch),
+            Precision::Int8 { .. } => macrokernel::packed::<F, false>(job, scratch),
+            Precision::Bf16 => macrokernel::packed::<F, true>(job, scratch),
             Precision::Bf16Twice => unreachable!("packed weights have 8 bits"),
         }
         // Stores past the caches are not ordered by the barrier that follows.
@@ -79,8 +79,8 @@ pub unsafe fn run_rows<F: Format>(proof: Amx, job: &TileJob<'_>, rows: &WeightRo
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
         match job.precision {
-            Precision::Int8 { .. } => columns::on_the_way::<F, false>(job, rows, scratch),
-            Precision::Bf16 => columns::on_the_way::<F, true>(job, rows, scratch),
+            Precision::Int8 { .. } => macrokernel::on_the_way::<F, false>(job, rows, scratch),
+            Precision::Bf16 => macrokernel::on_the_way::<F, true>(job, rows, scratch),
             Precision::Bf16Twice => unreachable!("weights of packed types have 8 bits"),
         }
         _mm_sfence();
@@ -98,7 +98,7 @@ pub unsafe fn run_plain(proof: Amx, job: &TileJob<'_>, rows: &PlainRows, scratch
     let _unit = TileUnit::enter_full(proof);
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
-        columns::plain(job, rows, scratch);
+        macrokernel::plain(job, rows, scratch);
         _mm_sfence();
     }
 }
@@ -114,15 +114,15 @@ pub unsafe fn run_decoded(proof: Amx, job: &TileJob<'_>, rows: &DecodedRows, scr
     let _unit = TileUnit::enter_full(proof);
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
     unsafe {
-        columns::decoded(job, rows, scratch);
+        macrokernel::decoded(job, rows, scratch);
         _mm_sfence();
     }
 }
 
 /// The results of 32 rows from `row` on and of panels `panel` and `panel + 1`.
-fn result(job: &Job, row: usize, panel: usize) -> Place {
+fn result(job: &Job, row: usize, panel: usize) -> CTile {
     let (offset, rows) = job.dst_rows.skip(row);
-    Place {
+    CTile {
         at: job.dst.wrapping_byte_add(offset).wrapping_add(panel * LANES),
         rows,
         masks: [job.mask(panel), job.mask(panel + 1)],
@@ -161,7 +161,7 @@ impl TileJob<'_> {
     }
 
     /// Whether results at `to` may be written past the caches, whole lines at a time.
-    fn may_stream(&self, to: &Place) -> bool {
+    fn may_stream(&self, to: &CTile) -> bool {
         self.stream && to.masks == [u16::MAX; 2] && (to.at as usize).is_multiple_of(64)
     }
 
