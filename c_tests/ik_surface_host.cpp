@@ -10,12 +10,15 @@ namespace {
 
 using namespace ik;
 
-void given_the_registry_when_asked_then_a_buffer_type_and_no_backend() {
+void given_the_registry_when_asked_then_a_buffer_type_and_the_backend_of_the_cpu() {
     const size_t at = ggml_backend_reg_find_by_name("AMX");
     CHECK(at != SIZE_MAX && at > 0 && at < ggml_backend_reg_get_count(), "AMX is entry %zu", at);
     CHECK(strcmp(ggml_backend_reg_get_name(0), "CPU") == 0, "the first entry is %s", ggml_backend_reg_get_name(0));
     CHECK(ggml_backend_reg_get_count() == ggml_backend_reg_get_count(), "it is registered twice");
-    CHECK(ggml_backend_reg_init_backend(at, nullptr) == nullptr, "there is a backend of that name");
+    const ggml_backend_t of_that_name = ggml_backend_reg_init_backend(at, nullptr);
+    CHECK(of_that_name && strcmp(ggml_backend_name(of_that_name), "CPU") == 0, "the backend of that name is not the CPU's");
+    CHECK(of_that_name && ggml_backend_supports_buft(of_that_name, amx), "it does not take the buffer type");
+    ggml_backend_free(of_that_name);
     CHECK(strcmp(ggml_backend_buft_name(amx), "AMX") == 0, "the name is %s", ggml_backend_buft_name(amx));
     CHECK(!ggml_backend_buft_is_host(amx), "it says that it is host memory");
     CHECK(ggml_backend_supports_buft(backend(1), amx), "the CPU backend does not take it");
@@ -336,7 +339,7 @@ int main(int argc, char ** argv) {
         return strcmp(argv[1], "packed") == 0 ? packed_mode() : off_mode();
     }
     open();
-    RUN(given_the_registry_when_asked_then_a_buffer_type_and_no_backend);
+    RUN(given_the_registry_when_asked_then_a_buffer_type_and_the_backend_of_the_cpu);
     RUN(given_any_tensor_when_parts_are_written_and_read_then_the_bytes_are_those);
     RUN(given_tensors_when_copied_to_and_from_our_buffer_then_the_same_bytes);
     RUN(given_buffers_freed_and_made_again_when_multiplied_then_right);
