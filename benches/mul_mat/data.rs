@@ -1,7 +1,9 @@
 //! Random weights and activations.
 
-use ggml_amx::format::{FieldKind, WeightType};
+use ggml_amx::format::WeightType;
 use ggml_amx::panel::weights::Shape;
+
+use crate::reference::set_scales;
 
 /// A small generator: the same numbers in every run.
 pub struct Random(pub u64);
@@ -63,23 +65,7 @@ pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
         plain.iter_mut().filter(|b| **b == 0x80).for_each(|b| *b = 0x81);
     }
     for block in plain.chunks_exact_mut(shape.ty.info().bytes) {
-        for field in shape.ty.info().fields {
-            let bytes = &mut block[field.offset..field.offset + field.len];
-            match field.kind {
-                FieldKind::F16 => bytes.chunks_exact_mut(2).for_each(|d| {
-                    d.copy_from_slice(&half::f16::from_f32(scale(random)).to_le_bytes());
-                }),
-                FieldKind::F32 => {
-                    bytes.chunks_exact_mut(4).for_each(|d| d.copy_from_slice(&scale(random).to_le_bytes()));
-                }
-                FieldKind::F16Nibbles => {
-                    [(5, 0x40), (7, 0x10)].iter().for_each(|(at, d)| bytes[*at] = bytes[*at] & 15 | d)
-                }
-                FieldKind::E8M0 => bytes.iter_mut().for_each(|e| *e = 118 + *e % 4),
-                FieldKind::UE4M3 => bytes.iter_mut().for_each(|d| *d = 0x30 + *d % 16),
-                FieldKind::U8 | FieldKind::Quants | FieldKind::Indices => {}
-            }
-        }
+        set_scales(block, shape.ty.info().fields, 118, [0x40, 0x10], || scale(random));
     }
     plain
 }

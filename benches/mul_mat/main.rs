@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use codebooks::decode as decode_codebook;
 use ggml_amx::cpu;
-use ggml_amx::format::WeightType;
+use ggml_amx::format::{Field, FieldKind, WeightType};
 use hosts::Host;
 use machine::Reader;
 use options::Options;

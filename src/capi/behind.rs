@@ -50,7 +50,7 @@ struct Call {
     /// Where the calls return to; 0: nothing.
     caller: AtomicUsize,
     answer: AtomicUsize,
-    /// The caller's object, and the answer's if that is an address.
+    /// The caller's object, and the answer's if that is an address; both 0 if they stay as long as the process.
     objects: [AtomicUsize; 2],
 }
 
@@ -86,14 +86,14 @@ impl Calls {
             if version & 1 != 0 || call.version.load(Ordering::Relaxed) != version {
                 return None;
             }
-            let are_there = objects == [caller, answer].map(|at| if at < FIRST_ADDRESS { 0 } else { identity(at) });
-            return are_there.then_some(answer);
+            return (objects == [0; 2] || objects == [caller, answer].map(identity)).then_some(answer);
         }
         None
     }
 
-    /// Remembers an answer. If all places are taken, an older one is forgotten.
-    fn note(&self, caller: usize, answer: usize) {
+    /// Remembers an answer; `stays` says that neither object goes. If all places are taken, an older one is forgotten.
+    fn note(&self, caller: usize, answer: usize, stays: bool) {
+        FIND_OBJECT.store(everybody(c"_dl_find_object").unwrap_or(0), Ordering::Relaxed);
         let is_mine = |call: &&Call| [0, caller].contains(&call.caller.load(Ordering::Relaxed));
         let Some(call) = self.places(caller).find(is_mine).or_else(|| self.places(caller).nth(answer % PLACES)) else {
             return;
@@ -107,7 +107,7 @@ impl Calls {
         call.caller.store(caller, Ordering::Relaxed);
         call.answer.store(answer, Ordering::Relaxed);
         for (object, at) in call.objects.iter().zip([caller, answer]) {
-            object.store(if at < FIRST_ADDRESS { 0 } else { identity(at) }, Ordering::Relaxed);
+            object.store(if stays { 0 } else { identity(at) }, Ordering::Relaxed);
         }
         call.version.store(version + 2, Ordering::Release);
     }
@@ -125,6 +125,9 @@ static FIND_OBJECT: AtomicUsize = AtomicUsize::new(0);
 fn identity(address: usize) -> usize {
     /// `struct dl_find_object` (dlfcn.h): flags, first and last byte, link map, unwind tables, and room.
     type Found = [usize; 12];
+    if address < FIRST_ADDRESS {
+        return 0;
+    }
     let find = FIND_OBJECT.load(Ordering::Relaxed);
     if find == 0 {
         return loader_moment() as usize;
@@ -171,7 +174,8 @@ impl Behind {
         if caller == SERVED && served != 0 {
             return Found { address: served, is_served: true };
         }
-        match if caller == SERVED { None } else { self.calls.find(caller) } {
+        let known = if caller == SERVED { None } else { self.calls.find(caller) };
+        match known {
             Some(address) => Found { address, is_served: address == served },
             None => self.look(name, caller, args),
         }
@@ -179,23 +183,24 @@ impl Behind {
 
     #[cold]
     fn look(&self, name: &str, caller: usize, args: [usize; 2]) -> Found {
-        FIND_OBJECT.store(everybody(c"_dl_find_object").unwrap_or(0), Ordering::Relaxed);
         let next = CString::new(name).ok().and_then(|name| Some((next(&name, caller, args)?, name)));
         // Nobody has it: whoever calls found nothing but ours, and gets nothing.
         let Some(((address, is_sure), name)) = next else { return Found { address: nobody(), is_served: false } };
         let object = Object::of(address);
+        let begin = object.begin;
         // Other programs have functions of these names too.
         let is_ik = object.has(&ONLY_IK);
-        let is_served = is_ik && is_served(Flavour::Ik, object.begin);
+        let is_served = is_ik && is_served(Flavour::Ik, begin);
         let mut to = address;
         if is_served {
             set_scope(Flavour::Ik, object.keep());
             self.served.store(address, Ordering::Release);
-        } else if is_ik && let Some(twin) = Twin::of(Flavour::Ik, object.begin, object.keep()) {
+        } else if is_ik && let Some(twin) = Twin::of(Flavour::Ik, begin, object.keep()) {
             to = twin.in_front_of(&name).unwrap_or(address);
         }
         if is_sure && caller != SERVED {
-            self.calls.note(caller, to);
+            // An ik_llama.cpp was kept just now: it calls its own functions as long as the process lives.
+            self.calls.note(caller, to, is_ik && object_of(caller) == begin);
         }
         Found { address: to, is_served }
     }
@@ -239,12 +244,14 @@ impl Object {
 
     /// A function where the object finds it: the program in the global scope, a library in itself and what it is linked with.
     fn find(&self, name: &CStr) -> Option<usize> {
-        let handle = if self.is_program() { libc::RTLD_DEFAULT } else { self.handle };
-        if handle.is_null() && !self.is_program() {
+        if self.is_program() {
+            return everybody(name);
+        }
+        if self.handle.is_null() {
             return None;
         }
-        // SAFETY: a C string, and an open handle or a pseudo-handle.
-        let address = unsafe { libc::dlsym(handle, name.as_ptr()) as usize };
+        // SAFETY: a C string, and an open handle.
+        let address = unsafe { libc::dlsym(self.handle, name.as_ptr()) as usize };
         (address != 0).then_some(address)
     }
 
@@ -254,10 +261,8 @@ impl Object {
     }
 
     /// A handle that finds what it has before all else, and keeps it loaded; null for the program.
-    fn keep(&self) -> *mut c_void {
-        let file = file_of(self.begin);
-        // Once more, for the other is given back.
-        if self.handle.is_null() { self.handle } else { file.map_or(std::ptr::null_mut(), |file| handle_of(&file)) }
+    fn keep(mut self) -> *mut c_void {
+        std::mem::replace(&mut self.handle, std::ptr::null_mut())
     }
 }
 
@@ -314,13 +319,12 @@ pub fn server(caller: usize) -> Server {
         return Server::from_number(number);
     }
     let server = look_for(caller);
-    ASKED.note(caller, server.number());
+    ASKED.note(caller, server.number(), false);
     server
 }
 
 #[cold]
 fn look_for(caller: usize) -> Server {
-    FIND_OBJECT.store(everybody(c"_dl_find_object").unwrap_or(0), Ordering::Relaxed);
     let object = Object::of(caller);
     if object.begin == object_of(nobody()) {
         // Part of the host's own object, or of a program's: the linker has put both together.
@@ -337,7 +341,8 @@ fn look_for(caller: usize) -> Server {
         set_scope(flavour, if by_caller { object.keep() } else { host.keep() });
         return Server::Here(flavour);
     }
-    Twin::of(flavour, host.begin, host.keep()).map_or(Server::Nobody, Server::Twin)
+    let begin = host.begin;
+    Twin::of(flavour, begin, host.keep()).map_or(Server::Nobody, Server::Twin)
 }
 
 weak_table!(ggml_amx_only_ik; "ggml_fused_up_gate", "ggml_init",);

@@ -275,15 +275,16 @@ unsafe extern "C" fn ask_flash_attn(
 
 /// What six integer registers hold, of which a function knows the first few.
 type Word = usize;
+/// A function of the host's, called with all of them.
+type Six<T> = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> T;
 
 in_front_of!("ggml_graph_compute": __wrap_ggml_graph_compute, by find_graph_compute, then graph_compute);
 
 unsafe extern "C-unwind" fn graph_compute(graph: Word, plan: Word, c: Word, d: Word, e: Word, f: Word) -> c_int {
-    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> c_int;
     let _border = Passing::new("ggml_graph_compute");
     // SAFETY: passed on; the type is that of the name.
     unsafe {
-        let real = real!("ggml_graph_compute", Real);
+        let real = real!("ggml_graph_compute", Six<c_int>);
         seam::graph_compute(graph as *mut c_void, plan as *const IkPlan, || real(graph, plan, c, d, e, f))
     }
 }
@@ -291,11 +292,10 @@ unsafe extern "C-unwind" fn graph_compute(graph: Word, plan: Word, c: Word, d: W
 in_front_of!("ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init, by find_cpu_init, then cpu_init);
 
 unsafe extern "C-unwind" fn cpu_init(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> *mut RawBackend {
-    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> *mut RawBackend;
     let _border = Passing::new("ggml_backend_cpu_init");
     // SAFETY: as above.
     unsafe {
-        let backend = real!("ggml_backend_cpu_init", Real)(a, b, c, d, e, f);
+        let backend = real!("ggml_backend_cpu_init", Six<*mut RawBackend>)(a, b, c, d, e, f);
         seam::widen_cpu_backend(backend);
         backend
     }
@@ -304,11 +304,10 @@ unsafe extern "C-unwind" fn cpu_init(a: Word, b: Word, c: Word, d: Word, e: Word
 in_front_of!("ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count, by find_reg_count, then reg_count);
 
 unsafe extern "C-unwind" fn reg_count(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> usize {
-    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> usize;
     let _border = Passing::new("ggml_backend_reg_get_count");
     // SAFETY: as above.
     unsafe {
-        let real = real!("ggml_backend_reg_get_count", Real);
+        let real = real!("ggml_backend_reg_get_count", Six<usize>);
         seam::register(|| real(a, b, c, d, e, f))
     }
 }
@@ -316,11 +315,10 @@ unsafe extern "C-unwind" fn reg_count(a: Word, b: Word, c: Word, d: Word, e: Wor
 in_front_of!("ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc, by find_tensor_alloc, then tensor_alloc);
 
 unsafe extern "C-unwind" fn tensor_alloc(buffer: Word, tensor: Word, address: Word, d: Word, e: Word, f: Word) -> i32 {
-    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> i32;
     let _border = Passing::new("ggml_backend_tensor_alloc");
     // SAFETY: as above.
     unsafe {
-        let real = real!("ggml_backend_tensor_alloc", Real);
+        let real = real!("ggml_backend_tensor_alloc", Six<i32>);
         let real = |buffer: *mut RawBuffer, tensor: *mut RawTensor, address: *mut c_void| {
             real(buffer as Word, tensor as Word, address as Word, d, e, f)
         };
@@ -341,12 +339,11 @@ unsafe extern "C-unwind" fn alloc_ctx_tensors(
     e: Word,
     f: Word,
 ) -> *mut RawBuffer {
-    type Real = unsafe extern "C-unwind" fn(Word, Word, Word, Word, Word, Word) -> *mut RawBuffer;
     type Alloc = unsafe extern "C-unwind" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
     let _border = Passing::new("ggml_backend_alloc_ctx_tensors_from_buft");
     // SAFETY: as above.
     unsafe {
-        let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Real);
+        let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Six<*mut RawBuffer>);
         let alloc = real!("ggml_backend_tensor_alloc", Alloc);
         let real = || real(context, buft, c, d, e, f);
         seam::alloc_ctx_tensors(context as *mut c_void, buft as *mut RawBufferType, |b, t, a| alloc(b, t, a), real)

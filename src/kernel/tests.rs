@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::cpu;
+use crate::format::WeightType;
 use crate::format::stand_in::all_types;
-use crate::format::{FieldKind, WeightType};
 use crate::panel::activations::Layout;
 use crate::panel::rows::Rows;
 use crate::panel::weights::Shape;
 use crate::testing::bound;
+use crate::testing::reference::set_scales;
 use crate::with_format;
 
 /// A small deterministic generator.
@@ -30,24 +31,7 @@ impl Random {
 pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
     for block in plain.chunks_exact_mut(ty.info().bytes) {
-        for field in ty.info().fields {
-            let bytes = &mut block[field.offset..field.offset + field.len];
-            let scale = |random: &mut Random| 0.01 + 0.01 * random.normal();
-            match field.kind {
-                FieldKind::F16 => bytes.chunks_exact_mut(2).for_each(|d| {
-                    d.copy_from_slice(&half::f16::from_f32(scale(random)).to_le_bytes());
-                }),
-                FieldKind::F32 => {
-                    bytes.chunks_exact_mut(4).for_each(|d| d.copy_from_slice(&scale(random).to_le_bytes()));
-                }
-                FieldKind::F16Nibbles => {
-                    [(5, 0x00), (7, 0x20)].iter().for_each(|(at, d)| bytes[*at] = bytes[*at] & 15 | d)
-                }
-                FieldKind::E8M0 => bytes.iter_mut().for_each(|e| *e = 126 + *e % 4),
-                FieldKind::UE4M3 => bytes.iter_mut().for_each(|d| *d = 0x30 + *d % 16),
-                FieldKind::U8 | FieldKind::Quants | FieldKind::Indices => {}
-            }
-        }
+        set_scales(block, ty.info().fields, 126, [0x00, 0x20], || 0.01 + 0.01 * random.normal());
     }
     plain
 }

@@ -4,7 +4,7 @@ pub mod bound;
 mod hashes;
 pub mod reference;
 
-use crate::format::{WeightType, stand_in};
+use crate::format::{Field, FieldKind, WeightType, stand_in};
 
 /// The weights of a plain block, by the stand-in for ggml's decoder.
 fn decode_codebook(ty: WeightType, block: &[u8], out: &mut [f32]) {

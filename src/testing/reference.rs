@@ -1,12 +1,32 @@
 //! Weights as numbers, by ggml's definition of each type and not by this library's code. Tests and the benchmark share it:
 //! `super` says what a [`WeightType`] is, and how blocks with a codebook are decoded.
 
-use super::{WeightType, decode_codebook};
+use super::{Field, FieldKind, WeightType, decode_codebook};
 
 /// What the nibbles of IQ4_NL and IQ4_XS stand for.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// What the lower three bits of the nibbles of MXFP4 and NVFP4 stand for; the fourth is the sign.
 const FP4: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// Gives the scales of a block of random bytes a sane size, by the kinds of its fields: numbers are `scale`'s, exponents `e8m0` to
+/// `e8m0 + 3`, 8-bit floats about 1, and the number that lies in nibbles gets `nibbles` as its upper two.
+pub fn set_scales(block: &mut [u8], fields: &[Field], e8m0: u8, nibbles: [u8; 2], mut scale: impl FnMut() -> f32) {
+    for field in fields {
+        let bytes = &mut block[field.offset..field.offset + field.len];
+        match field.kind {
+            FieldKind::F16 => bytes.chunks_exact_mut(2).for_each(|d| {
+                d.copy_from_slice(&half::f16::from_f32(scale()).to_le_bytes());
+            }),
+            FieldKind::F32 => bytes.chunks_exact_mut(4).for_each(|d| d.copy_from_slice(&scale().to_le_bytes())),
+            FieldKind::F16Nibbles => {
+                [5, 7].iter().zip(nibbles).for_each(|(at, upper)| bytes[*at] = bytes[*at] & 15 | upper);
+            }
+            FieldKind::E8M0 => bytes.iter_mut().for_each(|e| *e = e8m0 + *e % 4),
+            FieldKind::UE4M3 => bytes.iter_mut().for_each(|d| *d = 0x30 + *d % 16),
+            FieldKind::U8 | FieldKind::Quants | FieldKind::Indices => {}
+        }
+    }
+}
 
 /// One plain row as numbers.
 pub fn row(ty: WeightType, plain: &[u8]) -> Vec<f32> {

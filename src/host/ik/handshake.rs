@@ -217,14 +217,7 @@ impl From<String> for Refusal {
 fn outcome(host: &'static IkHost) -> &'static Result<(), Refusal> {
     static DONE: Once<Result<(), Refusal>> = Once::new();
     let _until_it_is_there = log::hold();
-    DONE.get_or_init(|| {
-        let mut verdict = Ok(());
-        caught(|| {
-            verdict = shake(host)?;
-            Ok(())
-        })?;
-        verdict
-    })
+    DONE.get_or_init(|| caught(|| shake(host))?)
 }
 
 fn shake(host: &'static IkHost) -> Result<Result<(), Refusal>, String> {
