@@ -3,19 +3,15 @@
 use std::ops::Range;
 
 use super::exact_rows::ExactRows;
-use super::{Gate, Stored, Weights, gate};
+use super::{Gate, Weights, gate};
 use crate::cpu::{Amx, Isa};
 use crate::diag::counters::Kernel;
 use crate::kernel::tile_gemm::{self, TileTask};
 use crate::kernel::{Task, exact_weights};
 use crate::panel::activation_tiles::ActivationTiles;
 use crate::panel::activations::Activations;
-use crate::panel::decoded::DecodedRows;
-use crate::panel::pack::WeightRows;
-use crate::panel::plain::PlainRows;
 use crate::panel::precision::Precision;
 use crate::panel::rows::RowOffsets;
-use crate::with_format;
 
 /// Scratch that the tile GEMM needs besides its own to make panels: a matrix and its gate may be stored in different ways.
 pub(super) fn pack_bytes(weights: &Weights, gate: Option<&Gate>) -> usize {
@@ -119,27 +115,32 @@ impl Product {
         let first = cols.start;
         // SAFETY: promised by the caller; the scratch has room behind what kernels use.
         unsafe {
-            weights.each_run(self.slice, cols, panels, self.gathered, |panels, panel_bytes, cols| {
+            weights.each_run(self.slice, cols, panels, self.gathered, |data, stride, cols| {
+                let (k, count) = (weights.ne[0], cols.len());
                 let task = Task {
-                    panels,
-                    panel_bytes,
-                    cols: cols.len(),
-                    act: self.act,
+                    weights: weights.stored.source(data, stride, count, k, panels),
+                    k,
+                    cols: count,
                     rows: rows.clone(),
                     dst: dst.wrapping_add(cols.start - first),
                     dst_rows,
                 };
-                self.operand.multiply(&weights.stored, &task, self.scratch, |precision| TileTask {
+                let precision = match self.operand {
+                    Operand::Vectors(isa) => return exact_weights::run(isa, &task, &self.act, self.scratch),
+                    Operand::Tiles(precision) => precision,
+                };
+                let tile_task = TileTask {
                     task: &task,
                     tiles: self.tiles,
                     precision,
-                    block: self.block,
+                    row_block: self.block,
                     outlier_set: self.outlier_set,
                     outlier_set_rows: self.outlier_set_rows,
                     stream,
-                });
-                if let (Operand::Tiles(_), Some(exact)) = (self.operand, self.exact) {
-                    exact.run(&weights.stored, &task, self.scratch);
+                };
+                tile_gemm::run(Amx::new().expect("AMX was found usable"), &tile_task, self.scratch);
+                if let Some(exact) = self.exact {
+                    exact.run(&task, self.scratch);
                 }
             });
         }
@@ -177,58 +178,5 @@ impl Operand {
     /// Whether so many rows of activations are multiplied with weights in place without making panels of them first.
     fn reads_rows(self, rows: usize) -> bool {
         matches!(self, Operand::Vectors(isa) if isa >= Isa::Avx512) && rows <= exact_weights::DIRECT_ROWS_IN_PLACE
-    }
-
-    /// Computes `task` on weights stored like this, on the tile unit as `tiles` says.
-    ///
-    /// # Safety
-    /// As for [`exact_weights::run`] or [`tile_gemm::run`].
-    unsafe fn multiply<'a>(
-        self,
-        stored: &Stored,
-        task: &'a Task,
-        scratch: *mut u8,
-        tiles: impl Fn(Precision) -> TileTask<'a>,
-    ) {
-        let proof = || Amx::new().expect("AMX was found usable");
-        let in_place = |task: &Task, interleave| WeightRows {
-            data: task.panels,
-            stride: task.panel_bytes,
-            rows: task.cols,
-            interleave,
-        };
-        // SAFETY: promised by the caller; an instruction set is used only with its proof.
-        unsafe {
-            match (self, stored) {
-                (Operand::Tiles(precision), Stored::Packed(shape)) => {
-                    with_format!(shape.ty, F => tile_gemm::run::<F>(proof(), &tiles(precision), scratch))
-                }
-                (Operand::Tiles(precision), Stored::InPlace { shape, interleave }) => {
-                    let rows = in_place(task, *interleave);
-                    with_format!(shape.ty, F => tile_gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
-                }
-                (Operand::Tiles(precision), Stored::Decoded(ty)) => {
-                    let tiles = tiles(precision);
-                    let (data, stride, k) = (task.panels, task.panel_bytes, tiles.tiles.layout.k);
-                    let rows = DecodedRows { ty, data, stride, rows: task.cols, k };
-                    tile_gemm::run_decoded(proof(), &tiles, &rows, scratch);
-                }
-                (Operand::Tiles(precision), Stored::Plain(ty)) => {
-                    let (data, stride) = (task.panels, task.panel_bytes);
-                    let rows = PlainRows { ty, data, stride, rows: task.cols };
-                    tile_gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
-                }
-                (Operand::Vectors(_), Stored::InPlace { shape, interleave }) if self.reads_rows(task.rows.len()) => {
-                    let rows = in_place(task, *interleave);
-                    with_format!(shape.ty, F => exact_weights::run_rows::<F>(task, &rows, scratch))
-                }
-                (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace { shape, .. }) => {
-                    with_format!(shape.ty, F => exact_weights::run::<F>(isa, task, scratch))
-                }
-                (Operand::Vectors(_), Stored::Plain(_) | Stored::Decoded(_)) => {
-                    unreachable!("plain weights are for tiles only")
-                }
-            }
-        }
     }
 }

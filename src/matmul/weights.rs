@@ -6,9 +6,10 @@ use super::choice::Storage;
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, LANES};
 use crate::kernel::{TILE_NR, tile_gemm};
-use crate::panel::decoded::DecodedType;
+use crate::panel::decoded::{DecodedRows, DecodedType};
 use crate::panel::pack::WeightRows;
-use crate::panel::plain::PlainType;
+use crate::panel::plain::{PlainRows, PlainType};
+use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::with_format;
 
@@ -78,6 +79,29 @@ impl Stored {
             Stored::InPlace { .. } => tile_gemm::PACK_BYTES,
             Stored::Decoded(_) => tile_gemm::decoded_bytes(k),
             Stored::Packed(_) | Stored::Plain(_) => 0,
+        }
+    }
+
+    /// `rows` rows of `k` weights stored like this, from `data` on, `stride` bytes apart; or panels, if they are packed or
+    /// were `made_panels` of.
+    pub(super) fn source(
+        &self,
+        data: *const u8,
+        stride: usize,
+        rows: usize,
+        k: usize,
+        made_panels: bool,
+    ) -> WeightSource {
+        match *self {
+            Stored::Packed(shape) => WeightSource::Packed(shape.ty, PackedPanels { data, stride }),
+            Stored::InPlace { shape, .. } if made_panels => {
+                WeightSource::Packed(shape.ty, PackedPanels { data, stride })
+            }
+            Stored::InPlace { shape, interleave } => {
+                WeightSource::InPlace(shape.ty, WeightRows { data, stride, rows, interleave })
+            }
+            Stored::Plain(ty) => WeightSource::Plain(PlainRows { ty, data, stride, rows }),
+            Stored::Decoded(ty) => WeightSource::Decoded(DecodedRows { ty, data, stride, rows, k }),
         }
     }
 

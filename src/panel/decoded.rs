@@ -46,7 +46,7 @@ pub struct DecodedRows {
 }
 
 /// Bytes of scratch to decode rows of `k` channels, `stretch` of them at a time; a multiple of 64.
-pub const fn up_bytes(k: usize, stretch: usize) -> usize {
+pub const fn scratch_bytes(k: usize, stretch: usize) -> usize {
     // A panel's stretch, and as many whole rows as may lie together.
     LANES * (stretch.next_multiple_of(16) + k.next_multiple_of(16)) * 4
 }
@@ -57,7 +57,7 @@ impl DecodedRows {
     ///
     /// # Safety
     /// The rows must have the channels, multiples of 32 and of the block; `out` room for them, `room` for
-    /// [`up_bytes`]; AVX-512 needed.
+    /// [`scratch_bytes`]; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, room: *mut f32) {
         // SAFETY: promised by the caller.
@@ -188,7 +188,7 @@ mod tests {
                 }
             }
             let source = DecodedRows { ty, data: data.as_ptr(), stride, rows, k };
-            let mut room = vec![0f32; up_bytes(k, len) / 4];
+            let mut room = vec![0f32; scratch_bytes(k, len) / 4];
             let mut memory = vec![0u16; 2 * LANES * len + 64];
             let skip = memory.as_ptr().align_offset(64);
             let tiles = &mut memory[skip..];

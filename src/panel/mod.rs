@@ -13,5 +13,6 @@ pub mod row_error;
 pub mod rows;
 mod scale;
 pub mod weight_error;
+pub mod weight_source;
 pub mod weight_sums;
 pub mod weights;
