@@ -29,7 +29,7 @@ impl Random {
     }
 }
 
-/// Random bytes with sane scales by the kinds of fields: f16 numbers are made small, exponents and 8-bit floats about 1.
+/// Random bytes with sane scales: f16 fields are made small, exponents and 8-bit floats about 1.
 pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
     for block in plain.chunks_exact_mut(ty.info().bytes) {
@@ -57,7 +57,7 @@ impl Case {
         Self { shape, packed, x, m }
     }
 
-    /// The product with `isa`; the destination is wider than the result and must stay untouched there.
+    /// The product with `isa`. The destination is wider than the result; the rest of it must stay untouched.
     fn run(&self, isa: Isa) -> Vec<f32> {
         let (k, n, m) = (self.shape.k, self.shape.n, self.m);
         let group = self.shape.ty.info().group;
@@ -132,7 +132,7 @@ pub fn nmse(out: &[f32], reference: &[f64]) -> f64 {
     error / reference.iter().map(|b| b * b).sum::<f64>()
 }
 
-/// Nothing is rounded but activations, to 8 bits per 32: the errors are those of the judge's own reference.
+/// Only activations are rounded, to 8 bits per 32: the errors are those of the reference itself.
 #[test]
 fn the_portable_kernel_has_the_error_of_int8_activations() {
     for ty in all_types() {
@@ -169,7 +169,7 @@ fn all_instruction_sets_agree_bit_for_bit() {
 }
 
 #[test]
-fn rows_longer_than_a_chunk_agree_too() {
+fn rows_of_more_than_one_kc_block_agree_too() {
     let best = cpu::isa();
     if best == Isa::Portable {
         println!("SKIPPED: no AVX-512 VNNI");
