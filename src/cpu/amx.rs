@@ -1,6 +1,6 @@
-//! May this process use the tile unit? Four things must agree: the CPU's feature bits, the palette that it describes, the
-//! state components that the operating system enabled, and the kernel's permission (Linux gives tile data only to processes
-//! that ask).
+//! May this process use the tile unit? Four things must agree: the CPU's feature bits, the palette that it describes,
+//! the state components that the operating system enabled, and the kernel's permission (Linux gives tile data only to
+//! processes that ask).
 
 use crate::process::Once;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};

@@ -5,9 +5,9 @@ use std::io::Error;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-/// Calls `visit(folder, is_second)` for every group in `groups`, the text of /proc/self/cgroup, that has this controller, and
-/// for those above it; `is_second` says whether it is a group of version 2. `roots` are the folders of the controller in
-/// version 1. Ends with the first error.
+/// Calls `visit(folder, is_second)` for every group in `groups`, the text of /proc/self/cgroup, that has this
+/// controller, and for those above it; `is_second` says whether it is a group of version 2. `roots` are the folders of
+/// the controller in version 1. Ends with the first error.
 pub fn each_group(
     groups: &[u8],
     controller: &str,

@@ -1,5 +1,5 @@
-//! How many threads can run at once: the CPUs that the kernel allows them (cpuset, affinity), and the quota of the control
-//! group.
+//! How many threads can run at once: the CPUs that the kernel allows them (cpuset, affinity), and the quota of the
+//! control group.
 
 use std::cell::Cell;
 use std::io::Error;

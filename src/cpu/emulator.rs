@@ -1,9 +1,9 @@
 //! The tile unit in software, for tests on machines without one: built only with `--cfg amx_emulator`.
 //!
-//! A CPU without AMX raises SIGILL at every tile instruction. The handler here decodes the instruction, does to eight tiles
-//! of the thread what the manual says (Intel SDM, "Intel AMX instruction set reference"), and continues behind it. In int8
-//! results have the hardware's bits, in BF16 those of the manual's pseudo-code. A trap takes about a microsecond, so this says
-//! nothing about speed.
+//! A CPU without AMX raises SIGILL at every tile instruction. The handler here decodes the instruction, does to eight
+//! tiles of the thread what the manual says (Intel SDM, "Intel AMX instruction set reference"), and continues behind
+//! it. In int8 results have the hardware's bits, in BF16 those of the manual's pseudo-code. A trap takes about a
+//! microsecond, so this says nothing about speed.
 
 use crate::process::Once;
 use std::arch::asm;
@@ -71,8 +71,8 @@ struct Instruction {
     stride: usize,
 }
 
-/// Decodes the instruction at `code`; `registers` are the general registers in the order of their numbers. `None` if it is
-/// none of the tile unit's.
+/// Decodes the instruction at `code`; `registers` are the general registers in the order of their numbers. `None` if it
+/// is none of the tile unit's.
 ///
 /// # Safety
 /// `code` must be the address of an instruction.
@@ -172,7 +172,8 @@ unsafe fn run(state: &mut State, instruction: &Instruction) {
         std::process::abort()
     };
     let shape = |t: usize| if state.shapes[t].0 == 0 { fault("tile is not configured") } else { state.shapes[t] };
-    // SAFETY: the memory operand is valid; rows and bytes are at most those of a tile, as loading the configuration checked.
+    // SAFETY: the memory operand is valid; rows and bytes are at most those of a tile, as loading the configuration
+    // checked.
     unsafe {
         match instruction.op {
             Op::Release => state.shapes = [(0, 0); 8],
@@ -249,7 +250,8 @@ unsafe fn int8(sums: &mut Tile, a: &Tile, b: &Tile, m: usize, k: usize) {
     }
 }
 
-/// TDPBF16PS: products of even and of odd channels are summed up separately, then added to the sums; denormals are zero.
+/// TDPBF16PS: products of even and of odd channels are summed up separately, then added to the sums; denormals are
+/// zero.
 ///
 /// # Safety
 /// AVX-512 must be there.

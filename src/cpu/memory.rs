@@ -1,5 +1,5 @@
-//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them; or memory of the host's own
-//! allocator, where it has one for weights (high-bandwidth memory, by libmemkind).
+//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them; or memory of the
+//! host's own allocator, where it has one for weights (high-bandwidth memory, by libmemkind).
 
 use crate::process::Once;
 use std::ptr::NonNull;
@@ -13,7 +13,8 @@ const HUGE: usize = 2 << 20;
 /// An allocator of the host: functions like `hbw_posix_memalign` and `hbw_free`.
 #[derive(Clone, Copy)]
 pub struct HostAllocator {
-    /// Writes the address of so many aligned bytes; returns 0, or the number of an error. Arguments: address, alignment, bytes.
+    /// Writes the address of so many aligned bytes; returns 0, or the number of an error. Arguments: address,
+    /// alignment, bytes.
     pub allocate: unsafe extern "C" fn(*mut *mut c_void, usize, usize) -> c_int,
     /// Frees what the other function gave.
     pub free: unsafe extern "C" fn(*mut c_void),
@@ -92,7 +93,8 @@ impl Region {
         }
     }
 
-    /// Allows the kernel to drop the contents from byte `from` on when memory is short. Memory of the host's allocator stays.
+    /// Allows the kernel to drop the contents from byte `from` on when memory is short. Memory of the host's allocator
+    /// stays.
     pub fn let_go_from(&mut self, from: usize) {
         const PAGE: usize = 4096;
         let from = from.next_multiple_of(PAGE).min(self.len);

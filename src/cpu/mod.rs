@@ -1,6 +1,6 @@
-//! What this processor and this process can do and may do: instruction sets ([`Isa`]), the kernel's permission for the tile
-//! unit (`amx`), its configurations (`tile`), cache sizes (`cache`), cores (`cores`), memory for weights (`memory`) and its
-//! limits (`limits`); and where threads wait for each other (`rendezvous`, `sync`).
+//! What this processor and this process can do and may do: instruction sets ([`Isa`]), the kernel's permission for the
+//! tile unit (`amx`), its configurations (`tile`), cache sizes (`cache`), cores (`cores`), memory for weights
+//! (`memory`) and its limits (`limits`); and where threads wait for each other (`rendezvous`, `sync`).
 
 pub mod amx;
 pub mod cache;
@@ -98,8 +98,8 @@ pub fn why_not_amx() -> Option<String> {
 
 /// Why the drop-in buffer type must not serve, or `None` if it may.
 ///
-/// Without AMX the host's own kernels are the better choice, unless the user asks for a lower instruction set by name (tests
-/// do).
+/// Without AMX the host's own kernels are the better choice, unless the user asks for a lower instruction set by name
+/// (tests do).
 pub fn refusal() -> Option<String> {
     match env().isa {
         Some(IsaCeiling::Portable) => None,

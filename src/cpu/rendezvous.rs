@@ -1,5 +1,5 @@
-//! Where threads wait for each other. A waiting thread spins for about as long as others are late when each has a core of its
-//! own; then it sleeps, so that its core can do something else.
+//! Where threads wait for each other. A waiting thread spins for about as long as others are late when each has a core
+//! of its own; then it sleeps, so that its core can do something else.
 
 use super::sync::{self, AtomicU32, Ordering};
 
@@ -31,8 +31,8 @@ impl Signal {
         }
     }
 
-    /// Waits until `is` is true of its value. `crowded`: there are more threads than cores. The signal must outlive the calls
-    /// of all threads that wait for it or set it.
+    /// Waits until `is` is true of its value. `crowded`: there are more threads than cores. The signal must outlive the
+    /// calls of all threads that wait for it or set it.
     pub fn wait_until(&self, crowded: bool, is: impl Fn(u32) -> bool) {
         if sync::look(crowded, || is(self.value())) {
             return;
@@ -71,8 +71,8 @@ impl Rendezvous {
         Self { arrived: Lines(AtomicU32::new(0)), over: Signal::new() }
     }
 
-    /// Waits until `count` threads have arrived at this meeting. Each then sees what the others did before. `crowded` and
-    /// lifetimes as for [`Signal::wait_until`].
+    /// Waits until `count` threads have arrived at this meeting. Each then sees what the others did before. `crowded`
+    /// and lifetimes as for [`Signal::wait_until`].
     pub fn wait(&self, count: usize, crowded: bool) {
         // The meeting cannot be over before this thread arrives.
         let before = self.over.value();

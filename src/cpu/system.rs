@@ -1,5 +1,5 @@
-//! What the kernel says: texts in /proc and /sys, and the limits of this process. Texts are bytes: names of threads and of
-//! control groups may be any.
+//! What the kernel says: texts in /proc and /sys, and the limits of this process. Texts are bytes: names of threads and
+//! of control groups may be any.
 
 use std::fs;
 use std::io::{Error, ErrorKind};
@@ -12,8 +12,8 @@ pub type Text = Result<Option<Vec<u8>>, Error>;
 pub fn text(path: &Path) -> Text {
     match fs::read(path) {
         Ok(text) => Ok(Some(text)),
-        // A control group may go while it is read. A file that a sandbox hides counts as not there: it says nothing of a
-        // limit, and otherwise this library would never be used in a sandbox.
+        // A control group may go while it is read. A file that a sandbox hides counts as not there: it says nothing of
+        // a limit, and otherwise this library would never be used in a sandbox.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EACCES | libc::EPERM)) => Ok(None),
         // No descriptor is left, or no memory.

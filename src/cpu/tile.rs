@@ -1,5 +1,5 @@
-//! The tile unit of a thread and its configurations. These lie in static memory: compilers have dropped configurations that
-//! were built on the stack, and a load from a constant address cannot see a half-written one.
+//! The tile unit of a thread and its configurations. These lie in static memory: compilers have dropped configurations
+//! that were built on the stack, and a load from a constant address cannot see a half-written one.
 
 use std::arch::asm;
 
@@ -59,16 +59,16 @@ static FULL: TileConfig = TileConfig::c_tile(32, TILE_BYTES);
 static DEPTH_16: [TileConfig; 33] = table(16);
 static DEPTH_32: [TileConfig; 33] = table(32);
 
-/// The tile unit of the current thread, configured from [`TileUnit::enter`] until this is dropped. It is released then, for
-/// live tiles make context switches slower and keep cores from idling deeply.
+/// The tile unit of the current thread, configured from [`TileUnit::enter`] until this is dropped. It is released then,
+/// for live tiles make context switches slower and keep cores from idling deeply.
 pub struct TileUnit {
     depth: usize,
     rows: usize,
 }
 
 impl TileUnit {
-    /// Takes the tile unit of this thread for instructions of depth 16 or 32 (bytes along K). A configuration that another
-    /// library left on the thread is replaced.
+    /// Takes the tile unit of this thread for instructions of depth 16 or 32 (bytes along K). A configuration that
+    /// another library left on the thread is replaced.
     pub fn enter(_proof: Amx, depth: usize) -> Self {
         assert!(depth == 16 || depth == 32, "tile depth {depth}");
         let mut tiles = Self { depth, rows: 0 };
@@ -90,8 +90,8 @@ impl TileUnit {
             return;
         }
         let config = if self.depth == 16 { &DEPTH_16[rows] } else { &DEPTH_32[rows] };
-        // SAFETY: `enter` had the proof that tile instructions may run; the configuration is static and valid for palette 1.
-        // Not `nomem`: the instruction reads memory.
+        // SAFETY: `enter` had the proof that tile instructions may run; the configuration is static and valid for
+        // palette 1. Not `nomem`: the instruction reads memory.
         unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, preserves_flags, readonly)) };
         self.rows = rows;
     }

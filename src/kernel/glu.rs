@@ -1,4 +1,5 @@
-//! Gated linear units: `op(gate) * up` of the results of two products, as in the first half of a gated feed-forward network.
+//! Gated linear units: `op(gate) * up` of the results of two products, as in the first half of a gated feed-forward
+//! network.
 //!
 //! Portable and AVX-512 code take the same steps in the same order, so that they agree bit for bit. The exponential is
 //! e^x = 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f, good to two units in the last place.

@@ -1,5 +1,5 @@
-//! Outlier channels: those whose activations are too large to share an 8-bit scale with the others. This file finds them,
-//! and estimates what errors each precision would have.
+//! Outlier channels: those whose activations are too large to share an 8-bit scale with the others. This file finds
+//! them, and estimates what errors each precision would have.
 //!
 //! ```text
 //! for every outlier set (256 rows; of an expert all rows):

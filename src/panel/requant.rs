@@ -1,8 +1,8 @@
-//! Packed panels made into tiles, the second operand of the tile GEMM; the formats supply quants and scales, nothing here
-//! knows a type.
+//! Packed panels made into tiles, the second operand of the tile GEMM; the formats supply quants and scales, nothing
+//! here knows a type.
 //!
-//! A k-step of a pair of panels is two compact tiles of 1 KB, laid out as TDPBSSD wants them (16 rows of 4 channels x 16
-//! columns) or TDPBF16PS (16 rows of 2 channels x 16 columns).
+//! A k-step of a pair of panels is two compact tiles of 1 KB, laid out as TDPBSSD wants them (16 rows of 4 channels x
+//! 16 columns) or TDPBF16PS (16 rows of 2 channels x 16 columns).
 //!
 //! ```text
 //! int8: for every column: bound = largest magnitude that its quants in the pass could stand for
@@ -31,8 +31,8 @@ pub fn group_at<F: Format>(panel: *const u8, channel: usize) -> *const u8 {
     group_of::<F>(panel, channel / F::GROUP).0
 }
 
-/// Prefetches as many bytes as a group has, `i` groups behind `next`. Packed weights come from memory once, in streams too
-/// short for the hardware to recognise.
+/// Prefetches as many bytes as a group has, `i` groups behind `next`. Packed weights come from memory once, in streams
+/// too short for the hardware to recognise.
 #[inline]
 fn prefetch<F: Format>(next: *const u8, i: usize) {
     let bytes = LANES * F::BYTES / (F::BLOCK / F::GROUP);
@@ -67,16 +67,17 @@ pub(super) unsafe fn largest<F: Format>(panel: *const u8, g: usize) -> __m512 {
     _mm512_castsi512_ps(_mm512_max_epu32(magnitude(ends[0]), magnitude(ends[1])))
 }
 
-/// Makes int8 tiles of `channels` of one panel: `w * 127 / bound`, rounded, where `bound` is the largest magnitude that a
-/// column's quants could stand for. Writes `bound / 127` to `scales`.
+/// Makes int8 tiles of `channels` of one panel: `w * 127 / bound`, rounded, where `bound` is the largest magnitude that
+/// a column's quants could stand for. Writes `bound / 127` to `scales`.
 ///
-/// `out` is the panel's tile in the first k-step. Quants and factors are integers; a factor has 8 bits behind the point,
-/// which moves a weight by at most a quarter of a step. From `next` on, as many bytes are prefetched as are read. Outlier
-/// channels among `channels` go to the tiles of `outliers`, exactly; those before them must have been added.
+/// `out` is the panel's tile in the first k-step. Quants and factors are integers; a factor has 8 bits behind the
+/// point, which moves a weight by at most a quarter of a step. From `next` on, as many bytes are prefetched as are
+/// read. Outlier channels among `channels` go to the tiles of `outliers`, exactly; those before them must have been
+/// added.
 ///
 /// # Safety
-/// The panel must have the channels, whole groups; `out` must be writable for their k-steps and 64-byte aligned, `scales`
-/// for 16 floats, and the tiles of `outliers`; AVX-512 must be there.
+/// The panel must have the channels, whole groups; `out` must be writable for their k-steps and 64-byte aligned,
+/// `scales` for 16 floats, and the tiles of `outliers`; AVX-512 must be there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn int8<F: Format>(
@@ -137,8 +138,8 @@ pub unsafe fn int8<F: Format>(
 
 /// Scale and offset of group `g` of a block, per column: `w = q * scale + offset` for the unsigned quant.
 ///
-/// NaN becomes the hardware's quiet NaN, which stays NaN when it is rounded to its upper half. Files may hold others, whose
-/// digits would carry into the sign.
+/// NaN becomes the hardware's quiet NaN, which stays NaN when it is rounded to its upper half. Files may hold others,
+/// whose digits would carry into the sign.
 ///
 /// # Safety
 /// The block must be packed and have the group; AVX-512 must be there.
@@ -166,11 +167,12 @@ fn four_channels(q: __m512i, scale: __m512, offset: __m512) -> [__m512; 4] {
     ]
 }
 
-/// The weights of channels `from..from + len` of one panel as floats: the 16 columns' weights of a channel lie side by side.
+/// The weights of channels `from..from + len` of one panel as floats: the 16 columns' weights of a channel lie side by
+/// side.
 ///
 /// # Safety
-/// The panel must have the channels, whole groups; `out` must be writable for 16 floats per channel and 64-byte aligned;
-/// AVX-512 must be there.
+/// The panel must have the channels, whole groups; `out` must be writable for 16 floats per channel and 64-byte
+/// aligned; AVX-512 must be there.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn floats<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut f32) {
     for (i, g) in (from / F::GROUP..(from + len) / F::GROUP).enumerate() {
@@ -197,12 +199,12 @@ pub(super) fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
     _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(round(even)), round(odd))
 }
 
-/// Makes BF16 tiles of channels `from..from + len` of one panel; `out` is its tile in the first k-step. The same channels of
-/// `next_panel` are prefetched.
+/// Makes BF16 tiles of channels `from..from + len` of one panel; `out` is its tile in the first k-step. The same
+/// channels of `next_panel` are prefetched.
 ///
 /// # Safety
-/// The panel must have the channels, whole groups; `out` must be writable for their k-steps and 64-byte aligned; AVX-512
-/// must be there.
+/// The panel must have the channels, whole groups; `out` must be writable for their k-steps and 64-byte aligned;
+/// AVX-512 must be there.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8, next_panel: *const u8) {
     let next = group_at::<F>(next_panel, from);

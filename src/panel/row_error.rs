@@ -1,5 +1,6 @@
-//! The error of one row of results, known before they are computed: what rounding the row's activations costs, each channel
-//! as much as it counts in the weights; and what requantising the weights costs, each block as much as its activations count.
+//! The error of one row of results, known before they are computed: what rounding the row's activations costs, each
+//! channel as much as it counts in the weights; and what requantising the weights costs, each block as much as its
+//! activations count.
 //!
 //! ```text
 //! for every 32 channels:
@@ -8,8 +9,8 @@
 //!     what all columns, or the channels of a block, have in common is added up first and squared then
 //! ```
 //!
-//! Errors of different channels are independent, so their squares add up. What the channels of a block have in common is
-//! added to the error as if it were one channel. It is left out of the signal: in a row it may cancel.
+//! Errors of different channels are independent, so their squares add up. What the channels of a block have in common
+//! is added to the error as if it were one channel. It is left out of the signal: in a row it may cancel.
 
 use std::arch::x86_64::*;
 
@@ -29,8 +30,8 @@ pub struct RowError {
     pub error: f32,
 }
 
-/// What a row's error may be: what the C header promises, less what the estimate may be off by. A row keeps it if its error is
-/// below one of the two.
+/// What a row's error may be: what the C header promises, less what the estimate may be off by. A row keeps it if its
+/// error is below one of the two.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     /// As a share of the signal.
@@ -45,8 +46,8 @@ pub const MAX_OF_TYPE: f32 = 3e-4;
 const ALWAYS: f32 = 1e-5;
 /// Multiple of the error of 8 bits per 32 activations that is allowed.
 const OF_BLOCKS: f32 = 2.0;
-/// Error and signal are mean squares over n results, each off by a share of sqrt(2 / n), so that their quotient is off by
-/// 2 sqrt(1 / n). Four times that is kept as a margin: this constant times sqrt(1 / n).
+/// Error and signal are mean squares over n results, each off by a share of sqrt(2 / n), so that their quotient is off
+/// by 2 sqrt(1 / n). Four times that is kept as a margin: this constant times sqrt(1 / n).
 const DEVIATIONS: f32 = 8.0;
 
 impl Bound {
@@ -93,8 +94,8 @@ unsafe fn largest(x: &InputRow, k: usize) -> f32 {
     f32::from_bits(_mm512_reduce_max_epu32(max))
 }
 
-/// Sums over the channels of a row, 16 channels side by side. Of signal and error there are two sums each: squares of what
-/// differs from column to column, and what all columns have in common, not squared.
+/// Sums over the channels of a row, 16 channels side by side. Of signal and error there are two sums each: squares of
+/// what differs from column to column, and what all columns have in common, not squared.
 struct Sums {
     signal: [__m512; 2],
     error: [__m512; 2],
@@ -118,8 +119,8 @@ impl Sums {
         self.error[1] = _mm512_fnmadd_ps(rest, weights.mean, self.error[1]);
     }
 
-    /// Adds what the channels of a block have in common. `of_weights` and `of_errors` are covariances; `all` and `rests` add
-    /// up, over their lanes, to the sum of the block's activations and of their errors.
+    /// Adds what the channels of a block have in common. `of_weights` and `of_errors` are covariances; `all` and
+    /// `rests` add up, over their lanes, to the sum of the block's activations and of their errors.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn add_shared(&mut self, of_weights: f32, of_errors: f32, all: __m512, rests: __m512) {
@@ -154,8 +155,8 @@ impl From<([f32; 2], [f32; 2])> for RowError {
     }
 }
 
-/// Of int8 tiles with passes of `pass` channels. `scales` gives the scale of each pass; outliers are in BF16: `channels`, which
-/// `keep` leaves out.
+/// Of int8 tiles with passes of `pass` channels. `scales` gives the scale of each pass; outliers are in BF16:
+/// `channels`, which `keep` leaves out.
 ///
 /// # Safety
 /// The row must be readable and have as many channels as the weights; AVX-512 and its BF16 must be there.

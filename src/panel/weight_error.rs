@@ -1,12 +1,12 @@
-//! What a matrix does to errors, measured from its weights: how much each channel of activations counts in the results, and
-//! what requantising the weights costs. Together with a row of activations this gives the error of the row's results before
-//! they are computed ([`super::row_error`]).
+//! What a matrix does to errors, measured from its weights: how much each channel of activations counts in the results,
+//! and what requantising the weights costs. Together with a row of activations this gives the error of the row's
+//! results before they are computed ([`super::row_error`]).
 //!
-//! Every energy is a mean square over the columns, relative to the largest of the matrix. Two things are kept apart, for
-//! errors are not independent there:
+//! Every energy is a mean square over the columns, relative to the largest of the matrix. Two things are kept apart,
+//! for errors are not independent there:
 //!
-//! - What all columns have in common, the mean of a channel's weights and the mean of their errors: these add up over the
-//!   channels to one number for all columns.
+//! - What all columns have in common, the mean of a channel's weights and the mean of their errors: these add up over
+//!   the channels to one number for all columns.
 //! - What neighbouring channels of a column have in common (a minimum of their block; the same rounding of the same few
 //!   quants): a covariance of 16 and of 32 channels.
 
@@ -28,7 +28,8 @@ pub struct WeightError {
     energy: Box<[u16]>,
     /// Mean of each channel over the columns, BF16.
     mean: Box<[u16]>,
-    /// Errors of int8 tiles per length of [`PASSES`], per block of 32 channels; empty for weights that have no such tiles.
+    /// Errors of int8 tiles per length of [`PASSES`], per block of 32 channels; empty for weights that have no such
+    /// tiles.
     int8: [Box<[BlockError]>; PASSES.len()],
     /// Errors of BF16 tiles, per block of 32 channels.
     bf16: Box<[BlockError]>,
@@ -38,8 +39,8 @@ pub struct WeightError {
     shared_by_32: Box<[f32]>,
     /// Whether covariances, of weights or of errors, matter in any row.
     is_shared: bool,
-    /// Columns of equal size whose results would spread as these do: few where some columns are much larger than others.
-    /// 0: the matrix has NaN, infinity or squares that do not fit a float, and nothing can be said.
+    /// Columns of equal size whose results would spread as these do: few where some columns are much larger than
+    /// others. 0: the matrix has NaN, infinity or squares that do not fit a float, and nothing can be said.
     columns: f32,
 }
 
@@ -63,8 +64,8 @@ pub struct BlockError {
     pub mean: f32,
     /// Covariance of two errors in one column, never negative.
     pub shared: f32,
-    /// Mean of a weight times its error, as a share of the mean square of a weight: not 0 where few quants are all rounded
-    /// to the same side. A share, because the channels of a block have different sizes.
+    /// Mean of a weight times its error, as a share of the mean square of a weight: not 0 where few quants are all
+    /// rounded to the same side. A share, because the channels of a block have different sizes.
     pub cross: f32,
 }
 
@@ -165,7 +166,8 @@ impl Means {
         channels.map(|(e, m)| (e * self.square - (m * self.linear).powi(2)).max(0.0)).collect()
     }
 
-    /// Covariances of two weights of `n` neighbouring channels. `sums` are the squares of what they add up to in a column.
+    /// Covariances of two weights of `n` neighbouring channels. `sums` are the squares of what they add up to in a
+    /// column.
     fn covariances(&self, sums: &[f64], variances: &[f64], n: usize) -> Box<[f32]> {
         let groups = sums.iter().zip(self.totals.mean.chunks(n)).zip(variances.chunks(n));
         let one = |((sum, mean), own): ((&f64, &[f64]), &[f64])| {
@@ -198,21 +200,22 @@ impl Means {
     }
 }
 
-/// Covariance of two of `n` numbers, at least 0: the square of what they add up to, less their own squares, is n (n - 1)
-/// covariances.
+/// Covariance of two of `n` numbers, at least 0: the square of what they add up to, less their own squares, is n (n -
+/// 1) covariances.
 fn covariance(square_of_sum: f64, own_squares: f64, n: usize) -> f64 {
     let covariance = (square_of_sum - own_squares) / (n * (n - 1)) as f64;
     if cfg!(mutant = "neighbours-independent") { 0.0 } else { covariance.max(0.0) }
 }
 
-/// Whether covariances count. Where all of 32 channels are alike in a row, 32 covariances count as much as one variance.
+/// Whether covariances count. Where all of 32 channels are alike in a row, 32 covariances count as much as one
+/// variance.
 fn matters(covariances: f32, variances: f32) -> bool {
     covariances * ACT_BLOCK as f32 > NEGLIGIBLE * variances
 }
 
 impl WeightError {
-    /// What units of columns, always in the same order, say about a matrix of `k` channels. `has_int8`: int8 tiles may be
-    /// made of it.
+    /// What units of columns, always in the same order, say about a matrix of `k` channels. `has_int8`: int8 tiles may
+    /// be made of it.
     pub fn of(k: usize, units: impl Iterator<Item = WeightSums>, has_int8: bool) -> Self {
         let mut totals = Totals::of(k, units);
         let (largest, count) = (totals.largest(), totals.count as f64);
@@ -279,7 +282,8 @@ impl WeightError {
         self.shared_by_32[block]
     }
 
-    /// Of each outlier channel: variance, variance without what its neighbours have in common, mean; and what BF16 costs.
+    /// Of each outlier channel: variance, variance without what its neighbours have in common, mean; and what BF16
+    /// costs.
     pub(super) fn outliers(&self, channels: &OutlierChannels) -> impl Iterator<Item = ([f32; 3], BlockError)> {
         channels.iter().map(|c| {
             let c = *c as usize;

@@ -84,8 +84,8 @@ impl WeightSums {
     /// Adds the first `lanes` columns of a packed panel, without their sizes.
     ///
     /// # Safety
-    /// The panel must be packed and have the sums' channels; `scratch` must be writable for [`SCRATCH_BYTES`] and 64-byte
-    /// aligned; AVX-512 must be there.
+    /// The panel must be packed and have the sums' channels; `scratch` must be writable for [`SCRATCH_BYTES`] and
+    /// 64-byte aligned; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn add<F: Format>(&mut self, panel: *const u8, lanes: usize, scratch: *mut u8) {
         let weights = scratch.cast::<f32>();
@@ -126,8 +126,8 @@ impl WeightSums {
         self.add_column_sizes(columns, lanes);
     }
 
-    /// Adds the first `lanes` of 16 columns that only BF16 tiles are made of, and their sizes. `floats(from, len, out)` writes
-    /// them as floats, those of a channel side by side.
+    /// Adds the first `lanes` of 16 columns that only BF16 tiles are made of, and their sizes. `floats(from, len, out)`
+    /// writes them as floats, those of a channel side by side.
     ///
     /// # Safety
     /// `scratch` as for [`WeightSums::add`]; AVX-512 must be there.
@@ -154,8 +154,8 @@ impl WeightSums {
         self.column_sizes.extend_from_slice(&all[..lanes]);
     }
 
-    /// Adds channels `from..to` of 16 columns and what rounding them to BF16 costs; returns the sum of squares of each column.
-    /// `mask` says which columns exist.
+    /// Adds channels `from..to` of 16 columns and what rounding them to BF16 costs; returns the sum of squares of each
+    /// column. `mask` says which columns exist.
     ///
     /// # Safety
     /// `weights` must have 16 floats per channel from `from` on; AVX-512 must be there.
@@ -196,7 +196,8 @@ impl WeightSums {
     }
 }
 
-/// Adds the errors of int8 tiles of `channels`, in 16 columns that share `scales`; `weights` are the weights themselves.
+/// Adds the errors of int8 tiles of `channels`, in 16 columns that share `scales`; `weights` are the weights
+/// themselves.
 ///
 /// # Safety
 /// `tiles` and `weights` must begin with the first of the channels and have them all; AVX-512 must be there.

@@ -1,7 +1,7 @@
 //! A packed weight tensor: its sizes, and reads and writes of any range of its plain bytes.
 //!
-//! The plain form is what a GGUF file has: slices (ne2 x ne3) of `n` rows of `k` weights. The packed form keeps every slice
-//! apart and rounds its rows up to whole panels of 16: `[slice][panel][block along K][16 rows interleaved]`.
+//! The plain form is what a GGUF file has: slices (ne2 x ne3) of `n` rows of `k` weights. The packed form keeps every
+//! slice apart and rounds its rows up to whole panels of 16: `[slice][panel][block along K][16 rows interleaved]`.
 
 use crate::diag::{Error, Status};
 use crate::format::{LANES, WeightType};
@@ -108,8 +108,8 @@ impl Shape {
     /// Packs `plain` into the tensor at `base`, from plain byte `offset` on.
     ///
     /// # Safety
-    /// `base` must be valid for [`Shape::packed_size`] bytes; the range must be inside the tensor; nobody may read or write the
-    /// same plain bytes meanwhile.
+    /// `base` must be valid for [`Shape::packed_size`] bytes; the range must be inside the tensor; nobody may read or
+    /// write the same plain bytes meanwhile.
     pub unsafe fn write(&self, base: *mut u8, offset: usize, plain: &[u8]) {
         debug_assert!(self.contains(offset, plain.len()));
         let info = self.ty.info();

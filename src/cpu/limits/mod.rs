@@ -15,7 +15,8 @@ use open_models::open_models;
 const KEPT_SHARE: u64 = 10;
 /// At least so many bytes stay free.
 const KEPT: u64 = 64 << 20;
-/// Addresses and private memory that the host's threads will take, which are not started yet: stacks, and heaps of their own.
+/// Addresses and private memory that the host's threads will take, which are not started yet: stacks, and heaps of
+/// their own.
 const THREADS: u64 = 160 << 20;
 
 /// What limits memory.
@@ -59,10 +60,10 @@ pub struct Free {
 
 /// How much memory weights may take at this moment.
 ///
-/// Where there is a limit and its use cannot be read, the answer is 0: weights that are not packed cost time, but a load that
-/// fails, or a process that is killed, costs everything. An older answer is no substitute: memory may have been used since.
-/// Keeping a descriptor in reserve is none either: children would inherit it, and a program that closes all descriptors would
-/// give its number to a file of its own.
+/// Where there is a limit and its use cannot be read, the answer is 0: weights that are not packed cost time, but a
+/// load that fails, or a process that is killed, costs everything. An older answer is no substitute: memory may have
+/// been used since. Keeping a descriptor in reserve is none either: children would inherit it, and a program that
+/// closes all descriptors would give its number to a file of its own.
 pub fn free() -> Free {
     free_by(text, limit_of, open_models)
 }

@@ -22,8 +22,8 @@ fn descriptors() -> Vec<i32> {
 /// Bytes of the GGUF files that this process has open, each counted once.
 ///
 /// They are read through the process's own descriptors. Opening them again would do harm: a process that closes any
-/// descriptor of a file gives up all record locks (`F_SETLK`) that it holds on the file. Another thread may close a descriptor
-/// meanwhile and open something else under its number; then that file is read, which changes nothing in it.
+/// descriptor of a file gives up all record locks (`F_SETLK`) that it holds on the file. Another thread may close a
+/// descriptor meanwhile and open something else under its number; then that file is read, which changes nothing in it.
 pub fn open_models() -> u64 {
     let mut seen = Vec::new();
     let mut bytes = 0;

@@ -1,5 +1,5 @@
-//! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, sleeping on a word of memory,
-//! and spinning before that. A module of its own, so that a test can put models in its place.
+//! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, sleeping on a word of
+//! memory, and spinning before that. A module of its own, so that a test can put models in its place.
 
 #[cfg(race)]
 mod pthread;
@@ -13,8 +13,8 @@ pub use crate::process::{sleep, wake_all};
 pub use pthread::{Condvar, Mutex, MutexGuard, RwLock};
 pub use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-/// Most ticks of the time stamp counter (2 to 4 GHz) that a thread spins: several times the distance between the threads of
-/// one operation when each has a core, and about what it costs to sleep and to be woken.
+/// Most ticks of the time stamp counter (2 to 4 GHz) that a thread spins: several times the distance between the
+/// threads of one operation when each has a core, and about what it costs to sleep and to be woken.
 const LONGEST: u64 = 1 << 17;
 /// The same for a thread that had to sleep after its last waits.
 const SHORTEST: u64 = 1 << 11;
@@ -26,8 +26,8 @@ thread_local! {
     static PATIENCE: Cell<(u64, u32)> = const { Cell::new((LONGEST, 0)) };
 }
 
-/// Spins until `there` is true; returns false if it is better to sleep. A thread learns from its last waits how long to spin.
-/// `crowded`: there are more threads than cores, so that others may need this one's core to get ahead.
+/// Spins until `there` is true; returns false if it is better to sleep. A thread learns from its last waits how long to
+/// spin. `crowded`: there are more threads than cores, so that others may need this one's core to get ahead.
 pub fn look(crowded: bool, there: impl Fn() -> bool) -> bool {
     if there() {
         return true;

@@ -1,5 +1,5 @@
-//! The locks of the C library, for `cargo xtask race`. ThreadSanitizer knows them; the standard library's are compiled without
-//! it, so that it would not see that they order anything.
+//! The locks of the C library, for `cargo xtask race`. ThreadSanitizer knows them; the standard library's are compiled
+//! without it, so that it would not see that they order anything.
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};

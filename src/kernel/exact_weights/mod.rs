@@ -48,8 +48,8 @@ pub const fn scratch_bytes(k: usize, group: usize) -> usize {
 /// [`DIRECT_ROWS_IN_PLACE`] rows and AVX-512. The bits are the same.
 ///
 /// # Safety
-/// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable for
-/// [`scratch_bytes`], 64-byte aligned and nobody else's, and `isa` be usable here.
+/// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable
+/// for [`scratch_bytes`], 64-byte aligned and nobody else's, and `isa` be usable here.
 pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
     debug_assert_eq!(task.k, act.k);
     if task.is_empty() {

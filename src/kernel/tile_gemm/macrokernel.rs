@@ -11,8 +11,9 @@
 //!                     meanwhile: scale the C tile before and add it to its sums, or to the result
 //! ```
 //!
-//! The activations of a pass stay in the first-level cache while it walks the columns; weight tiles are loaded with a hint
-//! that keeps them out of it. The next row block's activations are prefetched, and nothing else: the cache is full.
+//! The activations of a pass stay in the first-level cache while it walks the columns; weight tiles are loaded with a
+//! hint that keeps them out of it. The next row block's activations are prefetched, and nothing else: the cache is
+//! full.
 
 use super::blocking::{Blocking, KcBlock, scratch_bytes};
 use super::microkernel::{CTile, Epilogue, KPass, PREFETCH_ACT, multiply, outlier_product};

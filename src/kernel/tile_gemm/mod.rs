@@ -1,5 +1,5 @@
-//! The tile GEMM: activations and weights are requantised into compact tiles, and one loop multiplies them, whatever the
-//! weight type and wherever the weights lie.
+//! The tile GEMM: activations and weights are requantised into compact tiles, and one loop multiplies them, whatever
+//! the weight type and wherever the weights lie.
 
 mod blocking;
 mod macrokernel;

@@ -1,5 +1,5 @@
-//! Weights that stay where the host put them, as GGUF has them: 16 rows at a time are packed into scratch that stays in the
-//! caches, just before they are multiplied.
+//! Weights that stay where the host put them, as GGUF has them: 16 rows at a time are packed into scratch that stays in
+//! the caches, just before they are multiplied.
 //!
 //! ```text
 //! for every block (or two, where a pair is whole double words):
@@ -37,12 +37,12 @@ pub const fn packed_bytes(channels: usize) -> usize {
 }
 
 impl WeightRows {
-    /// Channels `from..from + len` (whole blocks) of rows `16 * panel..16 * panel + 16`, laid out as [`requant::floats`]
-    /// does. They are packed into `scratch` on the way.
+    /// Channels `from..from + len` (whole blocks) of rows `16 * panel..16 * panel + 16`, laid out as
+    /// [`requant::floats`] does. They are packed into `scratch` on the way.
     ///
     /// # Safety
-    /// As for [`WeightRows::pack`] to `scratch`, which must be writable for [`packed_bytes`]; `out` must be writable for 16
-    /// floats per channel and 64-byte aligned.
+    /// As for [`WeightRows::pack`] to `scratch`, which must be writable for [`packed_bytes`]; `out` must be writable
+    /// for 16 floats per channel and 64-byte aligned.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn floats<F: Format>(&self, panel: usize, from: usize, len: usize, out: *mut f32, scratch: *mut u8) {
         // SAFETY: the rows have the channels; what was packed is a panel of them.
@@ -52,7 +52,8 @@ impl WeightRows {
         }
     }
 
-    /// Packs blocks `first..first + count` of rows `16 * panel..16 * panel + 16` to `out`. Rows past the last repeat it.
+    /// Packs blocks `first..first + count` of rows `16 * panel..16 * panel + 16` to `out`. Rows past the last repeat
+    /// it.
     ///
     /// # Safety
     /// The rows must be readable and have the blocks, `out` be writable for the packed ones; AVX-512 must be there.
@@ -92,8 +93,8 @@ impl WeightRows {
         }
     }
 
-    /// Address of block `block` of the interleaved rows that row `lane` of a panel is the first of; of the last ones, if it
-    /// is past them.
+    /// Address of block `block` of the interleaved rows that row `lane` of a panel is the first of; of the last ones,
+    /// if it is past them.
     #[inline(always)]
     fn lane<F: Format>(&self, panel: usize, lane: usize, block: usize) -> *const u8 {
         let row = (panel * LANES + lane).min(self.rows - self.interleave);
@@ -134,8 +135,8 @@ unsafe fn pack_blocks<F: Format, R: RowSource>(rows: R, count: usize, out: *mut 
     }
 }
 
-/// Packs two blocks of a type that is packed [`in_pairs`]. The double words of both are transposed as they lie; those of the
-/// first block are then put together from the halves of two neighbours.
+/// Packs two blocks of a type that is packed [`in_pairs`]. The double words of both are transposed as they lie; those
+/// of the first block are then put together from the halves of two neighbours.
 ///
 /// # Safety
 /// As for [`WeightRows::pack`] of two blocks.
@@ -201,7 +202,7 @@ mod tests {
             // The last panel repeats its last row; a panel behind it has nothing but that row.
             for (panel, first_missing) in [(2, 4), (3, 0)] {
                 let mut out = vec![0; LANES * info.bytes];
-                // SAFETY: as above.
+                // SAFETY: the rows have the block, and `out` room for it.
                 unsafe { with_format!(*ty, F => rows.pack::<F>(panel, 0, 1, out.as_mut_ptr())) };
                 for byte in 0..info.bytes {
                     let at = |lane| out[info.layout.index(lane, byte)];

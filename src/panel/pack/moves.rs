@@ -38,8 +38,8 @@ impl<F: Format> Moves<F> {
             let unit = unit_at(F::FIELDS, done).0;
             let mut next_move = Move::Unit { offset: done, unit };
             let mut next = done + unit;
-            // Where four double words cannot begin, those that begin a little before may end: moving a byte twice does no
-            // harm.
+            // Where four double words cannot begin, those that begin a little before may end: moving a byte twice does
+            // no harm.
             let mut back = 0;
             while back < WORDS_BYTES && back <= done {
                 if let Some(words) = words(F::FIELDS, F::BYTES, done - back) {
@@ -92,8 +92,8 @@ const fn words(fields: &[Field], bytes: usize, offset: usize) -> Option<Move> {
 /// Most bytes of two blocks that are packed [`in_pairs`]: Q8_0.
 pub const MAX_PAIR: usize = 68;
 
-/// Whether a block is a scale of two bytes, then double words. Two such blocks are a whole number of double words, though
-/// those of the first block lie across their borders.
+/// Whether a block is a scale of two bytes, then double words. Two such blocks are a whole number of double words,
+/// though those of the first block lie across their borders.
 pub const fn in_pairs<F: Format>() -> bool {
     let mut words = F::FIELDS[0].len == 2 && F::FIELDS[0].unit == 2 && F::BYTES % 4 == 2 && F::BYTES <= MAX_PAIR / 2;
     let mut i = 1;

@@ -12,7 +12,8 @@ pub trait RowSource: Copy {
     fn row(&self, lane: usize) -> *const u8;
 }
 
-/// 16 rows at equal distances. An address for every fourth row: from there an instruction's operand reaches the next three.
+/// 16 rows at equal distances. An address for every fourth row: from there an instruction's operand reaches the next
+/// three.
 #[derive(Clone, Copy)]
 pub struct FullRows {
     fours: [*const u8; 4],

@@ -1,5 +1,5 @@
-//! Weights in place, up to 8 rows of activations. Rows of the host are packed into scratch that stays in the first-level
-//! cache, and multiplied from there:
+//! Weights in place, up to 8 rows of activations. Rows of the host are packed into scratch that stays in the
+//! first-level cache, and multiplied from there:
 //!
 //! ```text
 //! for every 16 rows of weights:

@@ -63,7 +63,8 @@ pub unsafe fn run<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanel
     }
 }
 
-/// All panels, as many at once as leave registers for the sums of the rows. More than 8 rows read them again, from cache.
+/// All panels, as many at once as leave registers for the sums of the rows. More than 8 rows read them again, from
+/// cache.
 ///
 /// # Safety
 /// As for [`super::run`], on a CPU with AVX-512 VNNI.
@@ -184,8 +185,8 @@ unsafe fn add_unpacked<F: Format, const MR: usize>(
     }
 }
 
-/// Unpacks the KC block of a packed panel that begins with channel `start` as number `p` of `out`; quants are signed for
-/// tiles, unsigned for VNNI.
+/// Unpacks the KC block of a packed panel that begins with channel `start` as number `p` of `out`; quants are signed
+/// for tiles, unsigned for VNNI.
 ///
 /// # Safety
 /// `panel` must be a whole packed panel that has the KC block; `out` be writable for it; AVX-512 must be there.
