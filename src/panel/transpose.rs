@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 /// Transposes 16 x 16 double words.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
+pub(crate) fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
     // Double words of neighbouring rows, then pairs of them, then whole 128-bit quarters.
     let mut a = m;
     for i in 0..8 {

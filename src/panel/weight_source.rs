@@ -4,6 +4,7 @@ use super::decoded::DecodedRows;
 use super::pack::WeightRows;
 use super::plain::PlainRows;
 use super::requant;
+use super::weight_sums::{SCRATCH_BYTES, WeightSums};
 use crate::format::WeightType;
 use crate::with_format;
 
@@ -59,6 +60,44 @@ impl WeightSource {
                 }
                 Self::Plain(rows) => rows.floats(panel, from, len, out),
                 Self::Decoded(rows) => rows.floats(panel, from, len, out, scratch.cast()),
+            }
+        }
+    }
+
+    /// Adds panel `panel`, of which `lanes` rows exist, to sums over rows: what they measure, what size they have, or both.
+    /// Rows in place must have been packed first.
+    ///
+    /// # Safety
+    /// The panel must exist and be readable; `scratch` be writable for [`SCRATCH_BYTES`], and behind them for what decoding
+    /// takes ([`scratch_bytes`](super::decoded::scratch_bytes)), and 64-byte aligned; AVX-512 BF16 must be there.
+    pub unsafe fn add_to(
+        &self,
+        sums: &mut WeightSums,
+        panel: usize,
+        lanes: usize,
+        (is_measured, is_sized): (bool, bool),
+        scratch: *mut u8,
+    ) {
+        // SAFETY: the panel exists, and the scratch has room for both parts.
+        unsafe {
+            match self {
+                Self::Packed(ty, panels) => {
+                    let panel = panels.panel(panel);
+                    if is_measured {
+                        with_format!(*ty, F => sums.add::<F>(panel, lanes, scratch));
+                    }
+                    if is_sized {
+                        with_format!(*ty, F => sums.add_sizes::<F>(panel, lanes));
+                    }
+                }
+                Self::InPlace(..) => unreachable!("rows in place are measured in panels"),
+                Self::Plain(rows) => {
+                    sums.add_floats(|from, len, out| rows.floats(panel, from, len, out), lanes, scratch);
+                }
+                Self::Decoded(rows) => {
+                    let behind = scratch.add(SCRATCH_BYTES).cast();
+                    sums.add_floats(|from, len, out| rows.floats(panel, from, len, out, behind), lanes, scratch);
+                }
             }
         }
     }

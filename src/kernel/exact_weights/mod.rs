@@ -21,6 +21,7 @@ mod sums;
 
 use super::Task;
 use crate::cpu::{Amx, Avx512, Isa};
+use crate::dispatch::{self, ExactKernel};
 use crate::format::Format;
 use crate::panel::activations::Activations;
 use crate::panel::pack::packed_bytes;
@@ -30,12 +31,6 @@ use crate::with_format;
 pub(super) use operands::KC_UNPACKED;
 use operands::{Operands, Unpacked, kc_blocks};
 
-/// Rows of activations from which on the tile kernel is faster than the vector kernel.
-pub const AMX_MIN_ROWS: usize = 9;
-
-/// Rows of activations up to which weights in place are multiplied as they are; more rows need packed panels.
-pub const DIRECT_ROWS_IN_PLACE: usize = 8;
-
 /// Bytes of scratch that [`run`] needs for rows of `k` weights with groups of `group`, whatever the instruction set.
 pub const fn scratch_bytes(k: usize, group: usize) -> usize {
     let kc = if k < operands::KC_UNPACKED { k } else { operands::KC_UNPACKED };
@@ -44,8 +39,8 @@ pub const fn scratch_bytes(k: usize, group: usize) -> usize {
     if unpacked > in_place { unpacked } else { in_place }
 }
 
-/// Computes `task` from quantised activations and packed weights; or from weights in place with at most
-/// [`DIRECT_ROWS_IN_PLACE`] rows and AVX-512. The bits are the same.
+/// Computes `task` from quantised activations and packed weights; or from weights in place with AVX-512 and
+/// so few rows that [`dispatch::reads_in_place`]. The bits are the same.
 ///
 /// # Safety
 /// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable
@@ -63,7 +58,7 @@ pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
                 with_format!(ty, F => run_packed::<F>(isa, &operands, scratch));
             }
             WeightSource::InPlace(ty, weights) => {
-                debug_assert!(isa >= Isa::Avx512 && task.rows.len() <= DIRECT_ROWS_IN_PLACE);
+                debug_assert!(dispatch::reads_in_place(isa, task.rows.len()));
                 let operands = Operands { task, act: *act, weights };
                 with_format!(ty, F => avx512::run_in_place::<F>(avx512(), &operands, scratch));
             }
@@ -78,12 +73,11 @@ unsafe fn run_packed<F: Format>(isa: Isa, operands: &Operands<'_, PackedPanels>,
     debug_assert_eq!(operands.act.group, F::GROUP);
     // SAFETY: the caller's promise is that of each kernel; the proofs stand for the instruction sets.
     unsafe {
-        match isa {
-            Isa::Amx if operands.task.rows.len() >= AMX_MIN_ROWS => {
-                amx::run::<F>(Amx::new().expect("AMX was found usable"), operands, scratch)
-            }
-            Isa::Amx | Isa::Avx512 => avx512::run::<F>(avx512(), operands, scratch),
-            Isa::Portable => portable::run::<F>(operands),
+        match dispatch::exact_weights(isa, operands.task.rows.len()) {
+            ExactKernel::Portable => portable::run::<F>(operands),
+            ExactKernel::Registers => avx512::in_registers::<F>(avx512(), operands),
+            ExactKernel::Scratch => avx512::in_scratch::<F>(avx512(), operands, scratch),
+            ExactKernel::Amx => amx::run::<F>(Amx::new().expect("AMX was found usable"), operands, scratch),
         }
     }
 }

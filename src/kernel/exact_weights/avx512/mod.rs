@@ -1,4 +1,4 @@
-//! AVX-512 VNNI. Up to [`DIRECT_ROWS`] rows read the packed panels directly: this is token generation, bound by memory
+//! AVX-512 VNNI. Few rows ([`in_registers`]) read the packed panels directly: this is token generation, bound by memory
 //! bandwidth. More rows read panels that were unpacked into scratch once.
 //!
 //! ```text
@@ -24,9 +24,6 @@ use crate::panel::weight_source::PackedPanels;
 pub use in_place::{KC_IN_PLACE, run as run_in_place};
 use micro::{Direct, micro};
 
-/// Rows of activations up to which unpacking in registers is faster than unpacking to scratch.
-const DIRECT_ROWS: usize = 12;
-
 /// Bytes ahead of the reads that packed weights are prefetched, per panel.
 const PREFETCH: usize = 2048;
 
@@ -50,17 +47,22 @@ macro_rules! with_row_count {
 }
 use with_row_count;
 
+/// Few rows: the weights become integers in registers.
+///
 /// # Safety
 /// As for [`super::run`].
-pub unsafe fn run<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
+pub unsafe fn in_registers<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>) {
     // SAFETY: the proof stands for the features; the rest is the caller's promise.
-    unsafe {
-        if operands.task.rows.len() <= DIRECT_ROWS {
-            few_rows::<F>(operands)
-        } else {
-            many_rows::<F>(operands, scratch)
-        }
-    }
+    unsafe { few_rows::<F>(operands) }
+}
+
+/// Many rows: the weights become integers in scratch, once for all of them.
+///
+/// # Safety
+/// As for [`super::run`].
+pub unsafe fn in_scratch<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
+    // SAFETY: the proof stands for the features; the rest is the caller's promise.
+    unsafe { many_rows::<F>(operands, scratch) }
 }
 
 /// All panels, as many at once as leave registers for the sums of the rows. More than 8 rows read them again, from

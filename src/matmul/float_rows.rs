@@ -15,14 +15,14 @@ const IN_REGISTERS: usize = 8;
 
 /// Which rows of an operation, or of an expert.
 #[derive(Clone, Copy)]
-pub(super) struct ExactRows {
+pub(super) struct FloatRows {
     /// A byte per row: 0, or 1 for those that are meant.
     pub flags: *const u8,
     /// The activations.
     pub x: InputRows,
 }
 
-impl ExactRows {
+impl FloatRows {
     /// Computes those among the job's rows, on its columns.
     ///
     /// # Safety
@@ -53,7 +53,7 @@ impl ExactRows {
     }
 
     /// # Safety
-    /// As for [`ExactRows::run`].
+    /// As for [`FloatRows::run`].
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn some(&self, rows: &[usize], task: &Task, scratch: *mut u8) {
         let (k, weights) = (task.k, scratch.cast::<f32>());
