@@ -14,7 +14,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Operands, Unpacked, avx512, kc_blocks, sums};
+use super::operands::{Operands, Unpacked, kc_blocks};
+use super::{avx512, sums};
 use crate::cpu::Amx;
 use crate::cpu::tile::{TILE_ROWS, TileUnit};
 use crate::format::{ACT_BLOCK, Format, LANES};

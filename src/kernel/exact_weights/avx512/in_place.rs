@@ -11,9 +11,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::Operands;
-use super::micro::{Direct, micro};
-use super::with_row_count;
+use super::super::operands::Operands;
+use super::micro::{Direct, micro, with_row_count};
 use crate::cpu::Avx512;
 use crate::format::{Format, LANES};
 use crate::panel::pack::WeightRows;

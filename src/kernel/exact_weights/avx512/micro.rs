@@ -10,10 +10,30 @@
 
 use std::arch::x86_64::*;
 
-use super::super::Unpacked;
+use super::super::operands::Unpacked;
 use crate::format::{ACT_BLOCK, BlockScales, Format, LANES};
 use crate::panel::activations::Tile;
 use crate::panel::weight_source::PackedPanels;
+
+/// `$body` with the constant `$MR`, which is `$rows`: 1 to 8.
+macro_rules! with_row_count {
+    ($rows:expr, $MR:ident => $body:expr) => {
+        with_row_count!($rows, $MR => $body, 1 2 3 4 5 6 7, 8)
+    };
+    ($rows:expr, $MR:ident => $body:expr, $($count:literal)*, $most:literal) => {
+        match $rows {
+            $($count => {
+                const $MR: usize = $count;
+                $body
+            })*
+            _ => {
+                const $MR: usize = $most;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_row_count;
 
 /// One group of weights of 16 rows, unpacked.
 pub struct Group {
