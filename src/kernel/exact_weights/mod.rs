@@ -29,7 +29,7 @@ use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::with_format;
 #[cfg(test)]
 pub(super) use operands::KC_UNPACKED;
-use operands::{Operands, Unpacked, kc_blocks};
+use operands::{Operands, Unpacked};
 
 /// Bytes of scratch that [`run`] needs for rows of `k` weights with groups of `group`, whatever the instruction set.
 pub const fn scratch_bytes(k: usize, group: usize) -> usize {
