@@ -34,7 +34,7 @@ enum Backing {
     HostAllocator { at: NonNull<u8>, free: unsafe extern "C" fn(*mut c_void) },
 }
 
-// SAFETY: the memory is nobody else's, and any thread may free it.
+// SAFETY: the memory belongs to the region alone, and any thread may free it.
 unsafe impl Send for Backing {}
 // SAFETY: a shared reference gives no more than the address.
 unsafe impl Sync for Backing {}
@@ -48,7 +48,7 @@ impl Drop for Backing {
     }
 }
 
-/// Zeroed memory that is nobody else's, aligned to 64 bytes, or to 2 MiB from that size on.
+/// Zeroed memory that belongs to the region alone, aligned to 64 bytes, or to 2 MiB from that size on.
 pub struct Region {
     backing: Backing,
     len: usize,
@@ -100,7 +100,8 @@ impl Region {
         let from = from.next_multiple_of(PAGE).min(self.len);
         let bytes = (self.len - from) / PAGE * PAGE;
         if bytes > 0 && matches!(self.backing, Backing::Mapped { .. }) {
-            // SAFETY: the pages are this region's, and nobody needs their contents. If the kernel refuses, they stay.
+            // SAFETY: the pages are this region's, and their contents are no longer needed. If the kernel refuses, they
+            // stay.
             unsafe { libc::madvise(self.base().as_ptr().add(from).cast(), bytes, libc::MADV_FREE) };
         }
     }
@@ -126,7 +127,7 @@ mod tests {
             let region = Region::new(len).unwrap();
             assert_eq!(region.base().as_ptr() as usize % 64, 0);
             assert_eq!(region.len(), len);
-            // SAFETY: the region has `len` bytes and is nobody else's.
+            // SAFETY: the region has `len` bytes, which belong to it alone.
             let bytes = unsafe { std::slice::from_raw_parts(region.base().as_ptr(), len) };
             assert!(bytes.iter().all(|b| *b == 0));
         }

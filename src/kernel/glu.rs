@@ -32,7 +32,7 @@ const LEAST_LIMIT: f32 = 1e-6;
 
 /// One row of results.
 ///
-/// Valid: `up`, `dst` and each bias that is not null have `len` floats; `dst` is nobody else's.
+/// Valid: `up`, `dst` and each bias that is not null have `len` floats; `dst` is used by no other thread.
 #[derive(Clone, Copy, Debug)]
 pub struct GluTask {
     /// The function.

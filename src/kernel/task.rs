@@ -13,7 +13,7 @@ pub const TILE_NR: usize = 2 * LANES;
 /// result. The activations come beside it, in the form that the kernel takes.
 ///
 /// A task is *valid* if its weights are readable and have a row of `k` weights for every column, and if `cols` floats
-/// of every result row in `rows` are writable and nobody else's. Kernels take no other.
+/// of every result row in `rows` are writable and used by no other thread. Kernels take no other.
 #[derive(Clone, Debug)]
 pub struct Task {
     /// The weights of its columns.

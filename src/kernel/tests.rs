@@ -4,39 +4,14 @@ use super::exact_weights::{KC_UNPACKED, run, scratch_bytes};
 use super::*;
 use crate::cpu::{self, Isa};
 use crate::format::stand_in::all_types;
-use crate::format::{ACT_BLOCK, Format, LANES, WeightType};
+use crate::format::{ACT_BLOCK, WeightType};
 use crate::panel::activations::ActivationLayout;
 use crate::panel::rows::RowOffsets;
 use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::testing::bound;
-use crate::testing::reference::set_scales;
+use crate::testing::random::{Random, dequantise, random_weights};
 use crate::with_format;
-
-/// A small deterministic generator.
-pub struct Random(pub u64);
-
-impl Random {
-    /// 31 random bits.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-
-    /// Roughly normal: the sum of four uniform numbers.
-    pub fn normal(&mut self) -> f32 {
-        (0..4).map(|_| (self.next() % 65536) as f32 / 65536.0 - 0.5).sum()
-    }
-}
-
-/// Random bytes with sane scales: f16 fields are made small, exponents and 8-bit floats about 1.
-pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
-    let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
-    for block in plain.chunks_exact_mut(ty.info().bytes) {
-        set_scales(block, ty.info().fields, 126, [0x00, 0x20], || 0.01 + 0.01 * random.normal());
-    }
-    plain
-}
 
 struct Case {
     shape: Shape,
@@ -101,35 +76,11 @@ impl Case {
     }
 }
 
-/// What a packed matrix stands for, in double precision: `n` rows of `k`.
-pub fn dequantise<F: Format>(shape: &Shape, packed: &[u8], out: &mut [f64]) {
-    let mut quants = [0; LANES * 32];
-    for row in 0..shape.n {
-        let panel = &packed[row / LANES * shape.panel_bytes()..];
-        for k in 0..shape.k {
-            let block = &panel[k / F::BLOCK * LANES * F::BYTES..][..LANES * F::BYTES];
-            let (group, lane, i) = (k % F::BLOCK / F::GROUP, row % LANES, k % F::GROUP);
-            if i == 0 {
-                F::quants(block, group, &mut quants);
-            }
-            let s = F::scales(block, group);
-            let q = f64::from(quants[i / 4 * 64 + lane * 4 + i % 4]);
-            out[row * shape.k + k] = f64::from(s.scale[lane]) * q + f64::from(s.min[lane]);
-        }
-    }
-}
-
 /// Random weights of a shape, packed, and their exact product with `x` (m rows) in f64.
 pub fn weights_and_reference(ty: WeightType, k: usize, n: usize, m: usize, x: &[f32]) -> (Shape, Vec<u8>, Vec<f64>) {
     let case = Case { x: x.to_vec(), ..Case::new(ty, k, n, m) };
     let reference = case.reference();
     (case.shape, case.packed, reference)
-}
-
-/// Squared error over squared size.
-pub fn nmse(out: &[f32], reference: &[f64]) -> f64 {
-    let error: f64 = out.iter().zip(reference).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    error / reference.iter().map(|b| b * b).sum::<f64>()
 }
 
 /// Only activations are rounded, to 8 bits per 32: the errors are those of the reference itself.

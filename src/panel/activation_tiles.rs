@@ -105,8 +105,8 @@ impl ActivationTiles {
     /// those before.
     ///
     /// # Safety
-    /// `x` must be readable and have the layout's channels; `rows` must be below the layout's and written by nobody
-    /// else; AVX-512 and its BF16 must be there.
+    /// `x` must be readable and have the layout's channels; `rows` must be below the layout's and written by no
+    /// other thread; AVX-512 and its BF16 must be there.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
     pub unsafe fn put_bf16(&self, precision: Precision, x: &InputRow, rows: &[usize]) {
@@ -136,8 +136,8 @@ impl ActivationTiles {
     #[inline(never)]
     pub unsafe fn put_int8(&self, pass: usize, x: &InputRow, rows: &[usize], channels: &OutlierChannels, keep: &[u16]) {
         let k = self.layout.k;
-        // SAFETY: `x` has all channels below k; tiles, scales and outliers of `rows` are in the layout and nobody
-        // else's.
+        // SAFETY: `x` has all channels below k; tiles, scales and outliers of `rows` are in the layout, used by no
+        // other thread.
         unsafe {
             for from in (0..k).step_by(pass) {
                 let to = (from + pass).min(k);

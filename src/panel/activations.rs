@@ -106,7 +106,8 @@ impl Activations {
     /// `q = round-to-even(x * 127 / amax)`, with the rules of [`scale_of`] for NaN, infinity and very small numbers.
     ///
     /// # Safety
-    /// The row and the block must exist and be nobody else's; the 32 floats must be readable; `isa` must be usable.
+    /// The row and the block must exist and be used by no other thread; the 32 floats must be readable; `isa` must be
+    /// usable.
     #[inline]
     pub unsafe fn quantise(&self, isa: Isa, row: usize, block: usize, x: *const u8, stride: usize) {
         let tile = self.tile(row / TILE);

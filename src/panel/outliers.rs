@@ -52,7 +52,7 @@ impl OutlierSet {
     /// First step: writes the maxima of channels `first..first + 32`.
     ///
     /// # Safety
-    /// The rows must be readable; these maxima must be writable and nobody else's; AVX-512 must be there.
+    /// The rows must be readable; these maxima must be writable and used by no other thread; AVX-512 must be there.
     #[target_feature(enable = "avx512f")]
     #[inline(never)]
     pub unsafe fn find_maxima(&self, first: usize) {

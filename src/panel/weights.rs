@@ -108,8 +108,8 @@ impl Shape {
     /// Packs `plain` into the tensor at `base`, from plain byte `offset` on.
     ///
     /// # Safety
-    /// `base` must be valid for [`Shape::packed_size`] bytes; the range must be inside the tensor; nobody may read or
-    /// write the same plain bytes meanwhile.
+    /// `base` must be valid for [`Shape::packed_size`] bytes; the range must be inside the tensor; no other thread may
+    /// read or write the same plain bytes meanwhile.
     pub unsafe fn write(&self, base: *mut u8, offset: usize, plain: &[u8]) {
         debug_assert!(self.contains(offset, plain.len()));
         let info = self.ty.info();

@@ -12,7 +12,7 @@ pub struct Mutex<T> {
 
 // SAFETY: the lock lets one thread at a time to the value.
 unsafe impl<T: Send> Sync for Mutex<T> {}
-// SAFETY: nobody holds it while it moves.
+// SAFETY: no thread holds it while it moves.
 unsafe impl<T: Send> Send for Mutex<T> {}
 
 /// Holds a [`Mutex`].
@@ -62,7 +62,7 @@ pub struct RwLock<T> {
 
 // SAFETY: the lock lets threads that read, or one that writes, to the value.
 unsafe impl<T: Send + Sync> Sync for RwLock<T> {}
-// SAFETY: nobody holds it while it moves.
+// SAFETY: no thread holds it while it moves.
 unsafe impl<T: Send> Send for RwLock<T> {}
 
 /// Holds a [`RwLock`] for reading.
@@ -76,14 +76,14 @@ impl<T> RwLock<T> {
         Self { raw: UnsafeCell::new(libc::PTHREAD_RWLOCK_INITIALIZER), value: UnsafeCell::new(value) }
     }
 
-    /// Waits until nobody writes.
+    /// Waits until no thread writes.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         // SAFETY: it does not move while it is borrowed.
         unsafe { libc::pthread_rwlock_rdlock(self.raw.get()) };
         RwLockReadGuard(self)
     }
 
-    /// Waits until nobody reads or writes.
+    /// Waits until no thread reads or writes.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         // SAFETY: it does not move while it is borrowed.
         unsafe { libc::pthread_rwlock_wrlock(self.raw.get()) };

@@ -44,7 +44,7 @@ pub const fn scratch_bytes(k: usize, group: usize) -> usize {
 ///
 /// # Safety
 /// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable
-/// for [`scratch_bytes`], 64-byte aligned and nobody else's, and `isa` be usable here.
+/// for [`scratch_bytes`], 64-byte aligned and used by no other thread, and `isa` be usable here.
 pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
     debug_assert_eq!(task.k, act.k);
     if task.is_empty() {

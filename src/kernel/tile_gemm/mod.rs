@@ -18,8 +18,9 @@ pub use task::TileTask;
 /// Computes `task`.
 ///
 /// # Safety
-/// The task must be valid. `scratch` must be 64-byte aligned, nobody else's, and writable for [`scratch_bytes`], and
-/// behind that for what making panels takes: [`PACK_BYTES`] for weights in place, [`decoded_bytes`] for decoded ones.
+/// The task must be valid. `scratch` must be 64-byte aligned, used by no other thread, and writable for
+/// [`scratch_bytes`], and behind that for what making panels takes: [`PACK_BYTES`] for weights in place,
+/// [`decoded_bytes`] for decoded ones.
 pub unsafe fn run(proof: Amx, task: &TileTask<'_>, scratch: *mut u8) {
     if task.task.is_empty() {
         return;

@@ -11,10 +11,11 @@ use super::*;
 use crate::cpu::{self, Amx};
 use crate::dispatch::thresholds;
 use crate::format::WeightType;
-use crate::kernel::tests::{Random, nmse, weights_and_reference};
+use crate::kernel::tests::weights_and_reference;
 use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
 use crate::testing::bound::Matrix;
+use crate::testing::random::{Random, nmse};
 
 /// Rows from which on the tile GEMM may take the weights of an operation.
 fn min_tile_m(op: &MatMul) -> usize {

@@ -1,5 +1,5 @@
-//! AVX-512 VNNI. Few rows read the packed panels directly: this is token generation, bound by memory bandwidth. More rows
-//! read panels that were unpacked into scratch once.
+//! AVX-512 VNNI. Few rows read the packed panels directly: this is token generation, bound by memory bandwidth. More
+//! rows read panels that were unpacked into scratch once.
 //!
 //! ```text
 //! in registers:  for every 4, 2 or 1 panels (so that their memory latencies overlap):
