@@ -8,13 +8,13 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 /// What CPUID and XCR0 say: one value, so that tests can invent machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuFacts {
-    /// CPUID.7.0:EDX[24].
+    /// `CPUID.7.0:EDX[24]`.
     pub amx_tile: bool,
-    /// CPUID.7.0:EDX[25].
+    /// `CPUID.7.0:EDX[25]`.
     pub amx_int8: bool,
-    /// CPUID.7.0:EDX[22].
+    /// `CPUID.7.0:EDX[22]`.
     pub amx_bf16: bool,
-    /// CPUID.1:ECX[27]: XGETBV may be used.
+    /// `CPUID.1:ECX[27]`: XGETBV may be used.
     pub osxsave: bool,
     /// XCR0, 0 if it cannot be read.
     pub xcr0: u64,
@@ -26,7 +26,7 @@ pub struct CpuFacts {
     pub tile_names: u32,
     /// CPUID.1D.1: rows of a tile.
     pub max_rows: u32,
-    /// CPUID.1E.0:EBX[7:0]: deepest K of a TMUL, in dwords.
+    /// `CPUID.1E.0:EBX[7:0]`: deepest K of a TMUL, in dwords.
     pub tmul_max_k: u32,
 }
 

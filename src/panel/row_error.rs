@@ -6,7 +6,7 @@
 //! for every 32 channels:
 //!     v = activations, rest = v - rounded v
 //!     signal += v^2 * variance of the weights         error += rest^2 * variance + v^2 * error of the weights
-//!     what all columns, or the channels of a block, have in common is added up first and squared then
+//!     what all columns, or the channels of a block, have in common is added up first, then squared
 //! ```
 //!
 //! Errors of different channels are independent, so their squares add up. What the channels of a block have in common
@@ -64,7 +64,7 @@ impl Bound {
         if cfg!(mutant = "rows-unchecked") {
             return true;
         }
-        // The margin is all of it: too few columns for an estimate.
+        // The margin leaves nothing: too few columns for an estimate.
         if self.of_signal == 0.0 {
             return false;
         }
