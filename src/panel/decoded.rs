@@ -60,7 +60,7 @@ impl DecodedRows {
     /// writable for their tiles, `scratch` for [`scratch_bytes`]. AVX-512 and its BF16 must be there.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, scratch: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the rows have the channels, and the scratch room for them.
         unsafe { self.decode_panel(panel, from, len, scratch) };
         for step in 0..len / STEP_BF16 {
             // SAFETY: the panel's floats are in the scratch, and `out` has the step.
@@ -82,7 +82,7 @@ impl DecodedRows {
     /// As for [`DecodedRows::bf16`], `out` being writable for 16 floats per channel and 64-byte aligned.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32, scratch: *mut f32) {
-        // SAFETY: the caller's promise; the panel's floats are in the scratch, and `out` has the channels.
+        // SAFETY: the rows have the channels, the scratch and `out` have room for them.
         unsafe {
             self.decode_panel(panel, from, len, scratch);
             for at in (0..len).step_by(LANES) {

@@ -36,7 +36,7 @@ pub const SCRATCH_BYTES: usize = 2 * GROUPS_AT_ONCE * DOTS_BYTES + MR * TILE_NR 
 /// As for [`super::run`].
 pub unsafe fn run<F: Format>(proof: Amx, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
     let mut unit = TileUnit::enter(proof, F::GROUP);
-    // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
+    // SAFETY: an AMX CPU has the vector features; the task is valid, and the scratch is large enough.
     unsafe { all_panels::<F>(&mut unit, operands, scratch) }
 }
 

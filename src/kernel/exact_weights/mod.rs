@@ -50,7 +50,7 @@ pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
     if task.is_empty() {
         return;
     }
-    // SAFETY: the caller's promise is that of each kernel.
+    // SAFETY: the task is valid, and the scratch is large enough for any kernel.
     unsafe {
         match task.weights {
             WeightSource::Packed(ty, weights) => {
@@ -71,7 +71,7 @@ pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
 /// As for [`run`].
 unsafe fn run_packed<F: Format>(isa: Isa, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
     debug_assert_eq!(operands.act.group, F::GROUP);
-    // SAFETY: the caller's promise is that of each kernel; the proofs stand for the instruction sets.
+    // SAFETY: the task is valid, and each proof stands for its instruction set.
     unsafe {
         match dispatch::exact_weights(isa, operands.task.rows.len()) {
             ExactKernel::Portable => portable::run::<F>(operands),

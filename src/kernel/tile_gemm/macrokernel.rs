@@ -36,7 +36,7 @@ const SETS_AT_ONCE: usize = 2;
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn run(task: &TileTask<'_>, scratch: *mut u8) {
     let behind = scratch.wrapping_add(scratch_bytes(task.outlier_sets()));
-    // SAFETY: the caller's promise is that of each function; the scratch for making panels lies behind the other.
+    // SAFETY: the task is valid; behind `scratch_bytes` of the scratch lies what making panels takes.
     unsafe {
         match &task.task.weights {
             WeightSource::Packed(ty, panels) => {
@@ -59,7 +59,7 @@ pub unsafe fn run(task: &TileTask<'_>, scratch: *mut u8) {
 /// As for [`run`].
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn quantised<F: Format, S: PanelSource>(task: &TileTask<'_>, scratch: *mut u8, source: &S) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the task is valid, and `source` has its panels.
     unsafe {
         match task.precision {
             Precision::Int8 { .. } => {

@@ -26,7 +26,7 @@ pub unsafe fn run(proof: Amx, task: &TileTask<'_>, scratch: *mut u8) {
         return;
     }
     let _unit = TileUnit::enter_full(proof);
-    // SAFETY: an AMX CPU has AVX-512 and its BF16, and the tile unit is configured; the rest is the caller's promise.
+    // SAFETY: an AMX CPU has AVX-512 and its BF16, the tile unit is configured, and the task is valid.
     unsafe {
         macrokernel::run(task, scratch);
         // The barrier that follows does not order stores past the caches.

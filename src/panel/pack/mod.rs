@@ -61,13 +61,13 @@ impl WeightRows {
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn pack<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
         if self.interleave > 1 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the rows have the blocks, and `out` room for them.
             return unsafe { self.pack_interleaved::<F>(panel, first, count, out) };
         }
         // The second panel of a pair may have no row at all.
         let row = (panel * LANES).min(self.rows - 1);
         let (from, stride) = (self.data.wrapping_add(row * self.stride + first * F::BYTES), self.stride);
-        // SAFETY: the caller's promise; neither source goes past the last row.
+        // SAFETY: the rows have the blocks, `out` has room for them, and neither source goes past the last row.
         unsafe {
             if row + LANES <= self.rows {
                 pack_blocks::<F, _>(FullRows::new(from, stride), count, out);

@@ -32,7 +32,7 @@ const PREFETCH: usize = 2048;
 /// # Safety
 /// As for [`super::run`].
 pub unsafe fn in_registers<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>) {
-    // SAFETY: the proof stands for the features; the rest is the caller's promise.
+    // SAFETY: the proof stands for the features; the task is valid.
     unsafe { few_rows::<F>(operands) }
 }
 
@@ -41,7 +41,7 @@ pub unsafe fn in_registers<F: Format>(_proof: Avx512, operands: &Operands<'_, Pa
 /// # Safety
 /// As for [`super::run`].
 pub unsafe fn in_scratch<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
-    // SAFETY: the proof stands for the features; the rest is the caller's promise.
+    // SAFETY: the proof stands for the features; the task is valid.
     unsafe { many_rows::<F>(operands, scratch) }
 }
 
