@@ -1,15 +1,12 @@
 //! Every kernel against an f64 reference and against the portable kernel, bit for bit, on odd shapes.
 
-use super::exact_weights::{KC_UNPACKED, run, scratch_bytes};
-use super::*;
+use super::exact_weights::KC_UNPACKED;
 use crate::cpu::{self, Isa};
+use crate::format::WeightType;
 use crate::format::stand_in::all_types;
-use crate::format::{ACT_BLOCK, WeightType};
-use crate::panel::activations::ActivationLayout;
-use crate::panel::rows::RowOffsets;
-use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::testing::bound;
+use crate::testing::products::exact_product;
 use crate::testing::random::{Random, dequantise, random_weights};
 use crate::with_format;
 
@@ -32,38 +29,8 @@ impl Case {
         Self { shape, packed, x, m }
     }
 
-    /// The product with `isa`. The destination is wider than the result; the rest of it must stay untouched.
     fn run(&self, isa: Isa) -> Vec<f32> {
-        let (k, n, m) = (self.shape.k, self.shape.n, self.m);
-        let group = self.shape.ty.info().group;
-        let layout = ActivationLayout::new(m, k, group).unwrap();
-        let mut memory = vec![0u8; layout.bytes + scratch_bytes(k, group) + 128];
-        let base = memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(64));
-        let width = n + 3;
-        let mut out = vec![f32::NAN; m * width];
-        // SAFETY: all buffers have the sizes their layouts ask for; the caller chose a usable isa.
-        unsafe {
-            let act = layout.at(base);
-            for row in 0..m {
-                for block in 0..k / ACT_BLOCK {
-                    act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
-                }
-            }
-            let panels = PackedPanels { data: self.packed.as_ptr(), stride: self.shape.panel_bytes() };
-            let task = Task {
-                weights: WeightSource::Packed(self.shape.ty, panels),
-                k,
-                cols: n,
-                rows: 0..m,
-                dst: out.as_mut_ptr(),
-                dst_rows: RowOffsets::Strided(width * 4),
-            };
-            run(isa, &task, &act, base.add(layout.bytes));
-        }
-        for row in out.chunks(width) {
-            assert!(row[n..].iter().all(|v| v.is_nan()), "{:?}: wrote past column {n}", self.shape);
-        }
-        out.chunks(width).flat_map(|row| row[..n].to_vec()).collect()
+        exact_product(isa, &self.shape, &self.packed, &self.x)
     }
 
     /// Exact weights times exact activations in f64.

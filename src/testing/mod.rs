@@ -2,6 +2,7 @@
 
 pub mod bound;
 mod hashes;
+pub mod products;
 pub mod random;
 pub mod reference;
 
