@@ -29,6 +29,7 @@ use crate::with_format;
 
 /// Outlier sets whose weights are picked out while panels are made.
 const SETS_AT_ONCE: usize = 2;
+
 /// Computes `task`, which is not empty.
 ///
 /// # Safety
