@@ -243,7 +243,7 @@ impl KnownErrors {
                     unit.lock().unwrap_or_else(|e| e.into_inner()).take().expect("every unit has its thread")
                 });
                 // Another operation may have been faster.
-                let _ = known.matrices[missing.matrix].set(WeightSums::finish(k, units, has_int8));
+                let _ = known.matrices[missing.matrix].set(WeightError::of(k, units, has_int8));
             }
             thread.wait();
         }

@@ -15,10 +15,11 @@ use super::*;
 use crate::cpu::{self, Amx};
 use crate::dispatch::thresholds;
 use crate::format::WeightType;
-use crate::kernel::tests::{Random, nmse, weights_and_reference};
+use crate::kernel::tests::weights_and_reference;
 use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
 use crate::testing::bound::Matrix;
+use crate::testing::random::{Random, nmse};
 
 /// Whether the tests here meet the tile unit; they say so if not.
 fn has_amx() -> bool {
