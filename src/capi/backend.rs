@@ -3,12 +3,12 @@
 use crate::diag::border::ffi_boundary;
 use crate::process::Once;
 
-use super::behind::{self, Server};
+use super::server::{Server, server};
 use super::twin::Twin;
 use crate::diag::log;
 use crate::host::abi::GgmlComputeParams;
 use crate::host::ik::{IkHost, surface};
-use crate::host::{Flavour, Host, Tensor, buffer_type, cxx, op};
+use crate::host::{Flavour, Host, Tensor, buffer_type, driver, op};
 
 /// ggml's `struct ggml_backend_buffer_type` (ggml-backend-impl.h).
 pub struct GgmlBackendBufferType(());
@@ -36,7 +36,7 @@ enum Served {
 unsafe fn served(caller: usize, op: *const OpaqueTensor) -> Option<Served> {
     // SAFETY: promised by the caller.
     unsafe {
-        match behind::server(caller) {
+        match server(caller) {
             Server::Nobody => None,
             Server::Twin(twin) => Some(Served::Twin(twin)),
             Server::Here(Flavour::Ik) => surface::node(op.cast()).map(|(host, op)| Served::Ik(host, op)),
@@ -51,7 +51,7 @@ unsafe fn served(caller: usize, op: *const OpaqueTensor) -> Option<Served> {
 
 /// The buffer type for the host that `caller` belongs to; NULL when the library stepped aside.
 fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
-    match behind::server(caller) {
+    match server(caller) {
         Server::Nobody => std::ptr::null_mut(),
         Server::Twin(twin) => (twin.surface.buffer_type)().cast(),
         Server::Here(Flavour::Ik) => surface::buffer_type().unwrap_or(std::ptr::null_mut()).cast(),
@@ -66,10 +66,10 @@ fn buffer_type_for(caller: usize) -> *mut GgmlBackendBufferType {
 ///
 /// The first call decides whether there is one, and logs one line that says so.
 ///
-/// Returns: the same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
-/// layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. Of several hosts in a
-/// process the one that the calling object is linked with is served; a second one of a kind has a buffer type, and all
-/// else, of its own.
+/// Returns: the same pointer at every call from one host. NULL when the library steps aside: no ggml in the process
+/// whose layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. Of several hosts
+/// in a process the one that the calling object is linked with is served; a second one of a kind has a buffer type, and
+/// all else, of its own.
 ///
 /// Ownership: the library's, for as long as the process lives. Buffers made of it are freed by ggml's own functions.
 ///
@@ -112,8 +112,8 @@ unsafe impl Sync for Array {}
 
 /// The extra buffer types of this library.
 ///
-/// Returns: a NULL-terminated array, never NULL itself. It holds `ggml_backend_amx_buffer_type()`, or nothing but the NULL
-/// when that is NULL.
+/// Returns: a NULL-terminated array, never NULL itself. It holds `ggml_backend_amx_buffer_type()`, or nothing but the
+/// NULL when that is NULL.
 ///
 /// Ownership: the library's, for as long as the process lives. Do not free or change it.
 ///
@@ -126,7 +126,7 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
             static ARRAYS: [Once<Array>; 3] = [const { Once::new() }; 3];
             // Made before the array's initialiser runs: that logs.
             let buft = buffer_type_for(caller);
-            let number = match behind::server(caller) {
+            let number = match server(caller) {
                 Server::Twin(twin) => return (twin.surface.get_extra_bufts)().cast(),
                 Server::Here(flavour) if !buft.is_null() => flavour as usize,
                 _ => 2,
@@ -137,23 +137,23 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
     std::arch::naked_asm!("mov rcx, [rsp]", "jmp {inner}", inner = sym inner)
 }
 
-/// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer. What is accepted while a model loads is
-/// computed at run time.
+/// Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer. What is accepted while a model
+/// loads is computed at run time.
 ///
 /// Parameters:
 /// - `dev`: not looked at; may be NULL.
 /// - `op`: a node of the calling host's graph. A loader asks with the weights in an AMX buffer of no size.
 ///
 /// Returns: true for
-/// - MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches that ggml broadcasts, any
-///   ids, and a result in F32,
+/// - MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches that ggml broadcasts,
+///   any ids, and a result in F32,
 /// - the same with many rows on BF16 and F16 weights,
 /// - operations whose sources in AMX buffers are all stored plain,
 /// - in ik_llama.cpp, FUSED_UP_GATE and MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain.
 ///
-/// In ik_llama.cpp a loader gets true only for matrices that graphs do nothing else with, and only if this host was seen to
-/// ask `ggml_backend_amx_compute_forward` about every product. False for all else, for NULL, and when the library stepped
-/// aside.
+/// In ik_llama.cpp a loader gets true only for matrices that graphs do nothing else with, and only if this host was
+/// seen to ask `ggml_backend_amx_compute_forward` about every product. False for all else, for NULL, and when the
+/// library stepped aside.
 ///
 /// Ownership: nothing is kept.
 ///
@@ -186,8 +186,8 @@ pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevic
 /// - `op`: a node of the calling host's graph.
 /// - `size`: where the number of bytes goes.
 ///
-/// Returns: true, and the bytes in `size`. False, with `size` untouched, if the operation is not computed here, for NULL
-/// arguments, and when the library stepped aside.
+/// Returns: true, and the bytes in `size`. False, with `size` untouched, if the operation is not computed here, for
+/// NULL arguments, and when the library stepped aside.
 ///
 /// Ownership: nothing is kept.
 ///
@@ -205,7 +205,7 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
             }
             // SAFETY: passed on.
             let bytes = match unsafe { served(caller, op) } {
-                Some(Served::Llama(host, op)) => cxx::work_size(host, n_threads, op),
+                Some(Served::Llama(host, op)) => driver::work_size(host, n_threads, op),
                 Some(Served::Ik(host, op)) => surface::work_size(host, n_threads, op),
                 // SAFETY: passed on.
                 Some(Served::Twin(twin)) => return unsafe { (twin.surface.work_size)(n_threads, op.cast(), size) },
@@ -221,15 +221,15 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
 /// Computes this thread's part of `op`, if it is a product that is computed here.
 ///
 /// Parameters:
-/// - `params`: as the host gives them to its own kernels: `ith`, `nth`, a `wdata` of at least `ggml_backend_amx_work_size`
-///   bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the threads of a run, and no
-///   others, have in common: its `shared`).
+/// - `params`: as the host gives them to its own kernels: `ith`, `nth`, a `wdata` of at least
+///   `ggml_backend_amx_work_size` bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer
+///   that the threads of a run, and no others, have in common: its `shared`).
 /// - `op`: a node of the calling host's graph.
 ///
 /// Returns: true when this thread's part is done. False, with nothing written, if the operation is not ours, for NULL
-/// arguments, and when the library stepped aside. A product on packed weights that cannot be computed (a work buffer too
-/// small, an operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other
-/// code could read the weights.
+/// arguments, and when the library stepped aside. A product on packed weights that cannot be computed (a work buffer
+/// too small, an operand without data, an id that is no expert) ends the process through `ggml_abort` with a message:
+/// no other code could read the weights.
 ///
 /// Ownership: everything stays the host's.
 ///
@@ -253,7 +253,7 @@ pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
             // SAFETY: structs of the host's; NULL is None.
             unsafe {
                 match (params.cast::<GgmlComputeParams>().as_ref(), served(caller, op)) {
-                    (Some(params), Some(Served::Llama(host, op))) => cxx::compute_forward(host, params, op),
+                    (Some(params), Some(Served::Llama(host, op))) => driver::compute_forward(host, params, op),
                     (Some(params), Some(Served::Ik(host, op))) => surface::compute_forward(host, params, op),
                     (Some(_), Some(Served::Twin(twin))) => (twin.surface.compute_forward)(params.cast(), op.cast()),
                     _ => false,

@@ -153,8 +153,8 @@ pub extern "C" fn ggml_amx_packed_size(r#type: i32, k: i64, n: i64) -> usize {
 /// Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change what is packed by this
 /// function only: products remember what they measured of it.
 ///
-/// Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads, which
-/// end or rest before the call returns.
+/// Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads,
+/// which end or rest before the call returns.
 ///
 /// # Safety
 /// Both pointers are NULL or valid for their sizes. The buffers do not overlap.
@@ -306,14 +306,14 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
 /// - 1e-5.
 ///
 /// Activations below 1e-30 count as 0. A row or a scale that is not finite gives results that are not. The number of
-/// threads never changes a bit. The bound is kept by an estimate made beforehand; docs/numerics.md names the matrices that
-/// it leaves open.
+/// threads never changes a bit. The bound is kept by an estimate made beforehand; docs/numerics.md names the matrices
+/// that it leaves open.
 ///
 /// Parameters:
 /// - `args`: all arguments, see `struct ggml_amx_mul_mat_args`. The struct is only read.
 ///
-/// Returns: an `enum ggml_amx_status`. On error `dst` is untouched. `GGML_AMX_NOT_AVAILABLE` also for the IQ1, IQ2 and IQ3
-/// types where no ggml is in the process: its decoders have their codebooks.
+/// Returns: an `enum ggml_amx_status`. On error `dst` is untouched. `GGML_AMX_NOT_AVAILABLE` also for the IQ1, IQ2 and
+/// IQ3 types where no ggml is in the process: its decoders have their codebooks.
 ///
 /// Ownership: the struct and all buffers stay the caller's. The library keeps no pointer to them, but remembers by its
 /// address what it measured of a packed matrix, until `ggml_amx_pack` writes there.

@@ -15,8 +15,8 @@ use crate::matmul::{MatMul, Settings, Thread};
 
 /// Nobody has more cores.
 const MAX_THREADS: usize = 1024;
-/// Multiplications for which a thread more is worth its start and join: that takes about 20 microseconds, in which a core
-/// reads 200 KB of weights.
+/// Multiplications for which a thread more is worth its start and join: that takes about 20 microseconds, in which a
+/// core reads 200 KB of weights.
 const MULS_PER_THREAD: usize = 1 << 18;
 /// Columns of weights that are not cut between threads.
 const COLUMNS: usize = 32;
@@ -115,8 +115,8 @@ extern "C" fn run_started(start: *mut c_void) -> *mut c_void {
     std::ptr::null_mut()
 }
 
-/// Starts a thread, if one can be had. One of libc's: a thread of Rust's own takes memory on its way, and ends the process
-/// if there is none left.
+/// Starts a thread, if one can be had. One of libc's: a thread of Rust's own takes memory on its way, and ends the
+/// process if there is none left.
 ///
 /// It must be joined before anything is dropped that it was started with: [`together`] does.
 fn start(start: &Start<'_>) -> Option<pthread_t> {

@@ -1,5 +1,5 @@
-//! Numbers and small structs of ggml's that are the same in every version and both flavours. `Ggml*` are theirs; ours never
-//! start so. Structs that change from version to version are found out ([`super::discover`]).
+//! Numbers and small structs of ggml's that are the same in every version and both flavours. `Ggml*` are theirs; ours
+//! never start so. Structs that change from version to version are found out ([`super::discover`]).
 
 use libc::c_void;
 
