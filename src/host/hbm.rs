@@ -5,7 +5,7 @@ use libc::{c_int, c_void};
 
 use super::flavour::Flavour;
 use super::symbols::{find, weak_table};
-use crate::cpu::memory::{self, Foreign};
+use crate::cpu::memory::{self, HostAllocator};
 use crate::info;
 
 weak_table!(
@@ -18,7 +18,7 @@ weak_table!(
 
 /// libmemkind's functions, if the host of this flavour was built for them. That it was is told by its own buffer type:
 /// any other library of the process may use libmemkind as well.
-fn functions(flavour: Flavour) -> Option<Foreign> {
+fn functions(flavour: Flavour) -> Option<HostAllocator> {
     let function = |index, name| find(flavour.scope(), ggml_amx_hbm_symbols(index), name);
     function(2, c"_Z32ggml_backend_cpu_hbm_buffer_typev")
         .or_else(|| function(3, c"ggml_backend_cpu_hbm_buffer_type"))?;
@@ -28,7 +28,7 @@ fn functions(flavour: Flavour) -> Option<Foreign> {
     // SAFETY: libmemkind's functions of these names have these types.
     unsafe {
         let allocate = std::mem::transmute::<*const c_void, PosixMemalign>(allocate);
-        Some(Foreign { allocate, free: std::mem::transmute::<*const c_void, HbwFree>(free) })
+        Some(HostAllocator { allocate, free: std::mem::transmute::<*const c_void, HbwFree>(free) })
     }
 }
 
@@ -36,6 +36,6 @@ fn functions(flavour: Flavour) -> Option<Foreign> {
 pub(super) fn use_hbm(flavour: Flavour) {
     if let Some(functions) = functions(flavour) {
         info!("weights lie in high-bandwidth memory, by hbw_posix_memalign: the host was built with GGML_CPU_HBM");
-        memory::set_foreign(functions);
+        memory::set_host_allocator(functions);
     }
 }
