@@ -3,6 +3,7 @@
 use super::abi::GgmlComputeParams;
 use super::llama::Host;
 use super::op;
+use super::operands;
 use super::tensor::Tensor;
 use crate::buffer::held;
 use crate::cpu;
@@ -49,7 +50,7 @@ pub unsafe fn compute_forward(host: &'static Host, params: &GgmlComputeParams, n
     if product.is_empty() {
         return true;
     }
-    let (index, count) = check(&product, params).unwrap_or_else(|why| fail(&why));
+    let (index, count) = operands::check_params(&product, params).unwrap_or_else(|why| fail(&why));
     // The scheduler decides where activations lie after it has asked whether the node can be computed, so this is
     // checked here.
     if [1, 2].into_iter().filter_map(|i| node.source(i)).any(|t| !op::is_readable(host, t)) {
@@ -69,20 +70,4 @@ pub unsafe fn compute_forward(host: &'static Host, params: &GgmlComputeParams, n
     // SAFETY: shapes, addresses, ids and the work buffer were checked; the instruction set is one that can be used.
     unsafe { product.run(settings, &thread, params.wdata.cast()) };
     true
-}
-
-/// Which thread of how many these parameters are for, or why `product` cannot be computed with them.
-pub fn check(product: &Op, params: &GgmlComputeParams) -> Result<(usize, usize), String> {
-    if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
-        return Err(format!("thread {} of {}", params.ith, params.nth));
-    }
-    let (index, count) = (params.ith as usize, params.nth as usize);
-    let need = product.work_size(count).unwrap_or(usize::MAX);
-    if params.wdata.is_null() || params.wsize < need {
-        return Err(format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
-    }
-    if product.lacks_data() {
-        return Err("a tensor has no data".to_string());
-    }
-    Ok((index, count))
 }

@@ -8,7 +8,7 @@
 //! - [`abi`], [`layout`], [`tensor`], [`objects`], [`peek`]: structs of the host's
 //! - [`discover`], [`core`], [`foreign`], [`llama`]: a host whose layout was found out
 //! - [`operands`], [`waiting`], [`registry`], [`op`], [`driver`]: nodes, and who computes them
-//! - [`proof`], [`cxx`], [`callbacks`], [`buffer_type`]: what the host calls
+//! - [`budget`], [`proof`], [`cxx`], [`callbacks`], [`buffer_type`]: what the host calls
 //! - [`ik`]: the same for ik_llama.cpp
 
 #[allow(missing_docs)] // fields are documented where ggml declares them

@@ -1,7 +1,7 @@
 //! The operands of a product without its weights, read off graph nodes. They are the same in both flavours. Data may be
 //! missing.
 
-use super::abi::{TYPE_F32, TYPE_I32};
+use super::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
 use super::tensor::Tensor;
 use crate::matmul::{Choices, Input, Op, Output};
 
@@ -56,4 +56,21 @@ pub fn check(op: &Op, node: Tensor) -> Result<(), String> {
         found if found != expected => Err(format!("the result has the shape {found:?}, not {expected:?}")),
         _ => Ok(()),
     }
+}
+
+/// Checks the parameters of a thread that is to compute `product`: its index, the number of threads, and the work
+/// buffer. Returns the index and the number.
+pub fn check_params(product: &Op, params: &GgmlComputeParams) -> Result<(usize, usize), String> {
+    if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
+        return Err(format!("thread {} of {}", params.ith, params.nth));
+    }
+    let (index, count) = (params.ith as usize, params.nth as usize);
+    let need = product.work_size(count).unwrap_or(usize::MAX);
+    if params.wdata.is_null() || params.wsize < need {
+        return Err(format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
+    }
+    if product.lacks_data() {
+        return Err("a tensor has no data".to_string());
+    }
+    Ok((index, count))
 }
