@@ -167,11 +167,11 @@ pub extern "C" fn ggml_backend_amx_get_extra_bufts() -> *mut *mut GgmlBackendBuf
 pub unsafe extern "C" fn ggml_backend_amx_supports_op(dev: *mut GgmlBackendDevice, op: *const OpaqueTensor) -> bool {
     unsafe extern "C" fn inner(_: usize, op: *const OpaqueTensor, _: usize, caller: usize) -> bool {
         ffi_boundary!("ggml_backend_amx_supports_op", else false, {
-            // SAFETY: NODE, by the Preconditions.
+            // SAFETY: NODE, by `# Safety`.
             match unsafe { served(caller, op) } {
                 Some(Served::Llama(host, op)) => op::supports(host, op),
                 Some(Served::Ik(host, op)) => surface::supports(host, op),
-                // SAFETY: the twin's function has the same Preconditions.
+                // SAFETY: the twin's function demands the same.
                 Some(Served::Twin(twin)) => unsafe { (twin.surface.supports_op)(std::ptr::null_mut(), op.cast()) },
                 None => false,
             }
@@ -204,15 +204,15 @@ pub unsafe extern "C" fn ggml_backend_amx_work_size(n_threads: i32, op: *const O
             if size.is_null() {
                 return false;
             }
-            // SAFETY: NODE, by the Preconditions.
+            // SAFETY: NODE, by `# Safety`.
             let bytes = match unsafe { served(caller, op) } {
                 Some(Served::Llama(host, op)) => driver::work_size(host, n_threads, op),
                 Some(Served::Ik(host, op)) => surface::work_size(host, n_threads, op),
-                // SAFETY: the twin's function has the same Preconditions.
+                // SAFETY: the twin's function demands the same.
                 Some(Served::Twin(twin)) => return unsafe { (twin.surface.work_size)(n_threads, op.cast(), size) },
                 None => None,
             };
-            // SAFETY: not NULL, so it can be written (Preconditions).
+            // SAFETY: not NULL, so it can be written (`# Safety`).
             bytes.inspect(|bytes| unsafe { *size = *bytes }).is_some()
         })
     }
@@ -251,7 +251,7 @@ pub unsafe extern "C" fn ggml_backend_amx_compute_forward(
         caller: usize,
     ) -> bool {
         ffi_boundary!("ggml_backend_amx_compute_forward", or the process ends, {
-            // SAFETY: NODE and live parameters, or NULL, by the Preconditions, which the twin's function has too.
+            // SAFETY: NODE and live parameters, or NULL, by `# Safety`, which the twin's function has too.
             unsafe {
                 match (params.cast::<GgmlComputeParams>().as_ref(), served(caller, op)) {
                     (Some(params), Some(Served::Llama(host, op))) => driver::compute_forward(host, params, op),

@@ -117,8 +117,8 @@ macro_rules! goes_where {
 pub(super) use goes_where;
 
 /// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns an [`Answer`]) with the arguments in
-/// registers and a copy of the first `$words` words on the stack. If that declines, it jumps to the address that `$real`
-/// (`extern "C"`) returns.
+/// registers and a copy of the first `$words` words on the stack. If that declines, it jumps to the address that
+/// `$real` (`extern "C"`) returns.
 macro_rules! jumps_on {
     ($(#[$attribute:meta])* $name:ident: $ask:path, or $real:path, $words:expr) => {
         $(#[$attribute])*
@@ -165,28 +165,8 @@ mod tests {
 
     use super::Answer;
 
-    /// Six integers in registers, nine floats of which one is on the stack, and more integers.
-    type KnownArgs = unsafe extern "C" fn(
-        i32,
-        f32,
-        i64,
-        f32,
-        i32,
-        f32,
-        i64,
-        f32,
-        i32,
-        f32,
-        i64,
-        f32,
-        f32,
-        f32,
-        f32,
-        i64,
-        i32,
-        *const u8,
-    ) -> Answer;
-    /// The same with two more arguments at the end, and another result.
+    /// What `ask` takes (six integers in registers, nine floats of which one is on the stack, and more integers), two
+    /// more arguments at the end, and another result.
     type LaterArgs = unsafe extern "C" fn(
         i32,
         f32,
@@ -283,6 +263,5 @@ mod tests {
             TAKE.store(answer, Ordering::Relaxed);
             assert_eq!(call(), (wanted, known.clone()));
         }
-        let _: KnownArgs = ask;
     }
 }

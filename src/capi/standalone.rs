@@ -175,7 +175,7 @@ pub unsafe extern "C" fn ggml_amx_pack(
         at_least("plain_size", plain_size, shape.plain_size())?;
         at_least("packed_size", packed_size, shape.packed_size())?;
         let packed = packed.cast::<u8>();
-        // SAFETY: both pointers are valid for their sizes (Preconditions), which were checked to be large enough.
+        // SAFETY: both pointers are valid for their sizes (`# Safety`), which were checked to be large enough.
         unsafe {
             let last = shape.packed_size().saturating_sub(shape.panel_bytes());
             std::ptr::write_bytes(packed.add(last), 0, shape.packed_size() - last);
@@ -220,7 +220,7 @@ pub unsafe extern "C" fn ggml_amx_unpack(
         not_null("plain", plain)?;
         at_least("packed_size", packed_size, shape.packed_size())?;
         at_least("plain_size", plain_size, shape.plain_size())?;
-        // SAFETY: both pointers are valid for their sizes (Preconditions), which were checked to be large enough.
+        // SAFETY: both pointers are valid for their sizes (`# Safety`), which were checked to be large enough.
         unsafe {
             let plain = std::slice::from_raw_parts_mut(plain.cast::<u8>(), shape.plain_size());
             buffer::read(&shape, packed.cast(), 0, plain);
@@ -292,7 +292,7 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
         output: Output { data: args.dst.cast(), nb: [args.dst_stride, 0, 0] },
     };
     product.check().map_err(|why| Error::new(Status::BadShape, why))?;
-    // SAFETY: the product was checked; its pointers are valid for their sizes (Preconditions of `ggml_amx_mul_mat`),
+    // SAFETY: the product was checked; its pointers are valid for their sizes (`# Safety` of `ggml_amx_mul_mat`),
     // and the instruction set can be used.
     unsafe { threads::run(&product, Settings { isa, wish: Wish::of_user() }, args.n_threads as usize) }
 }
