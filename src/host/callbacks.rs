@@ -18,7 +18,7 @@ use crate::buffer::held::{self, Held};
 use crate::cpu::memory::Region;
 use crate::diag::border::ffi_boundary;
 use crate::diag::log;
-use crate::matmul::measured;
+use crate::matmul::known_errors;
 use crate::panel::weights::Shape;
 
 /// Alignment of tensors: a cache line.
@@ -73,7 +73,7 @@ fn forget<S: FlavourBuffers>(tensor: Tensor) {
     let base = root.data() as usize;
     // SAFETY: LIVE TENSOR.
     let size = unsafe { S::core().nbytes(root.address()) };
-    measured::forget(&(base..base + size.max(1)));
+    known_errors::forget(&(base..base + size.max(1)));
 }
 
 /// Where the bytes of a range of a tensor are. Ends the process, as ggml does, if the range leaves the tensor, or if
@@ -170,7 +170,7 @@ impl<S: FlavourBuffers> Callbacks<S> {
         ffi_boundary!("free_buffer", or the process ends, {
             // SAFETY: CALLBACK; `alloc` has made the box, and the host frees a buffer once.
             let held = unsafe { Box::from_raw(context::<S>(buffer)) };
-            measured::forget(&range_of(held.region()));
+            known_errors::forget(&range_of(held.region()));
             S::freed(held.region());
         })
     }
@@ -291,7 +291,7 @@ impl<S: FlavourBuffers> Callbacks<S> {
             unsafe {
                 let region = region::<S>(buffer);
                 std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
-                measured::forget(&range_of(region));
+                known_errors::forget(&range_of(region));
             }
         })
     }

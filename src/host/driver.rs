@@ -66,7 +66,7 @@ pub unsafe fn compute_forward(host: &'static Host, params: &GgmlComputeParams, n
     // SAFETY: the pool is the host's, and every one of its threads computes this node.
     let barrier = || unsafe { host.barrier(params.threadpool) };
     let (settings, thread) =
-        (Settings { isa: cpu::isa(), wish: op::wish(node) }, Thread { index, count, barrier: &barrier });
+        (Settings { isa: cpu::isa(), demand: op::demand(node) }, Thread { index, count, barrier: &barrier });
     // SAFETY: shapes, addresses, ids and the work buffer were checked; the instruction set is one that can be used.
     unsafe { product.run(settings, &thread, params.wdata.cast()) };
     true
