@@ -42,7 +42,7 @@
  */
 enum ggml_amx_isa {
   /**
-   * The best one that the CPU, the kernel and the environment variable GGML_AMX_ISA allow.
+   * The best one that the CPU, Linux and the environment variable GGML_AMX_ISA allow.
    */
   GGML_AMX_ISA_AUTO = 0,
   /**
@@ -341,12 +341,12 @@ const char *ggml_amx_version(void);
 const char *ggml_amx_last_error(void);
 
 /**
- * The best instruction set that can be used: what the CPU, the kernel and the environment variable `GGML_AMX_ISA`
+ * The best instruction set that can be used: what the CPU, Linux and the environment variable `GGML_AMX_ISA`
  * allow.
  *
  * Returns: an `enum ggml_amx_isa`, never `GGML_AMX_ISA_AUTO`.
  *
- * Threads: any, at any time. The first call asks the kernel for permission to use AMX, once for the process.
+ * Threads: any, at any time. The first call asks Linux for permission to use AMX, once for the process.
  */
 int32_t ggml_amx_isa_available(void);
 

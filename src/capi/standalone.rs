@@ -79,12 +79,12 @@ pub extern "C" fn ggml_amx_last_error() -> *const c_char {
     ffi_boundary!("ggml_amx_last_error", else c"".as_ptr(), { error::last() })
 }
 
-/// The best instruction set that can be used: what the CPU, the kernel and the environment variable `GGML_AMX_ISA`
+/// The best instruction set that can be used: what the CPU, Linux and the environment variable `GGML_AMX_ISA`
 /// allow.
 ///
 /// Returns: an `enum ggml_amx_isa`, never `GGML_AMX_ISA_AUTO`.
 ///
-/// Threads: any, at any time. The first call asks the kernel for permission to use AMX, once for the process.
+/// Threads: any, at any time. The first call asks Linux for permission to use AMX, once for the process.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_available() -> i32 {
     ffi_boundary!("ggml_amx_isa_available", else Isa::Portable as i32, { cpu::isa() as i32 })

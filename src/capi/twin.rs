@@ -207,7 +207,7 @@ fn load_copy() -> Result<Scope, String> {
 
 /// An empty file in memory that may be mapped for execution.
 fn memory_file() -> Result<OwnedFd, std::io::Error> {
-    /// `MFD_EXEC` of linux/memfd.h; kernels before 6.3 do not know it.
+    /// `MFD_EXEC` of linux/memfd.h; Linux before 6.3 does not know it.
     const MFD_EXEC: u32 = 0x10;
     for flags in [libc::MFD_CLOEXEC | MFD_EXEC, libc::MFD_CLOEXEC] {
         // SAFETY: no preconditions beyond a C string.

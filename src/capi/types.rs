@@ -9,7 +9,7 @@ use crate::diag::Status;
 /// Instruction sets, in rising order.
 #[repr(C)]
 pub enum ggml_amx_isa {
-    /// The best one that the CPU, the kernel and the environment variable GGML_AMX_ISA allow.
+    /// The best one that the CPU, Linux and the environment variable GGML_AMX_ISA allow.
     GGML_AMX_ISA_AUTO = 0,
     /// Plain code, for any x86-64.
     GGML_AMX_ISA_PORTABLE = 1,

@@ -111,7 +111,7 @@ impl LoadedObject {
 
 /// Whether the object that begins here is the program.
 fn is_program(begin: usize) -> bool {
-    // SAFETY: it only reads what the kernel told the process.
+    // SAFETY: it only reads what Linux told the process.
     begin != 0 && begin == object_of(unsafe { libc::getauxval(libc::AT_PHDR) } as usize)
 }
 

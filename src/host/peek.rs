@@ -1,5 +1,5 @@
 //! Memory at addresses that may be invalid. What the words of a host's structs mean is a guess until it was tried, so
-//! the kernel is asked before a word is read or written: a system call that reads (writes) eight bytes fails where
+//! Linux is asked before a word is read or written: a system call that reads (writes) eight bytes fails where
 //! there is no memory, and raises no signal. `rt_sigprocmask` is the call, because every sandbox allows it: no thread
 //! starts without it.
 
@@ -7,7 +7,7 @@ use libc::{c_char, c_int, c_long};
 
 /// `rt_sigprocmask(how, new, old)`: the error number, or 0. `errno` stays as it was.
 fn ask(how: c_int, new: usize, old: usize) -> c_int {
-    // SAFETY: `errno` is this thread's. The kernel reads `new` and writes `old`, and checks both addresses.
+    // SAFETY: `errno` is this thread's. Linux reads `new` and writes `old`, and checks both addresses.
     unsafe {
         let errno = libc::__errno_location();
         let before = *errno;
@@ -20,10 +20,10 @@ fn ask(how: c_int, new: usize, old: usize) -> c_int {
 
 /// The word at an address; `None` if there is no memory.
 pub fn word(at: usize) -> Option<usize> {
-    // There is no change of the mask by the number -1. The kernel finds that out after it has read the set, so it
+    // There is no change of the mask by the number -1. Linux finds that out after it has read the set, so it
     // answers EINVAL if it could read it, and EFAULT if it could not.
     let is_there = at != 0 && ask(-1, at, 0) == libc::EINVAL;
-    // SAFETY: the kernel has just read these eight bytes.
+    // SAFETY: Linux has just read these eight bytes.
     is_there.then(|| unsafe { (at as *const usize).read_unaligned() })
 }
 
@@ -32,10 +32,10 @@ pub fn word(at: usize) -> Option<usize> {
 /// # Safety
 /// Nothing else may use these eight bytes meanwhile.
 pub unsafe fn write(at: usize, value: usize) -> bool {
-    // The kernel writes this thread's signal mask there.
+    // Linux writes this thread's signal mask there.
     let is_there = at != 0 && ask(libc::SIG_BLOCK, 0, at) == 0;
     if is_there {
-        // SAFETY: the kernel has just written these eight bytes, and nothing else uses them.
+        // SAFETY: Linux has just written these eight bytes, and nothing else uses them.
         unsafe { (at as *mut usize).write_unaligned(value) };
     }
     is_there
