@@ -1,5 +1,5 @@
-//! A memory of answers to calls, by where they come from: looking up who calls takes the loader's locks and time. It
-//! takes no lock, because another thread may have held that as this process was forked.
+//! Answers about callers that are remembered. Looking up who calls takes time, and locks of the loader's that another
+//! thread may have held as this process was forked. Finding a remembered answer takes no lock.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::atomic::{AtomicUsize, Ordering, fence};

@@ -1,5 +1,5 @@
-//! The hosts of the process, as the dynamic loader shows them: which objects have a host, and which hosts are served by
-//! this very library. Those are the first of each flavour that came by.
+//! The hosts of the process, as the dynamic loader shows them: which objects have a host, and which hosts this library
+//! serves itself: the first of each flavour that calls.
 
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,11 +10,11 @@ use crate::host::loader::{LoadedObject, OpenObject, files, our_object};
 /// What one object of an ik_llama.cpp has. The last two are functions that nothing of ours stands in front of.
 pub const ONLY_IK: [&CStr; 3] = [c"iqk_mul_mat_4d", c"ggml_fused_up_gate", c"ggml_init"];
 
-/// First bytes of the objects that have the served hosts, by flavour; 0: none came by yet.
+/// First bytes of the objects that have the served hosts, by flavour; 0 as long as there is none.
 static SERVED_HOSTS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
-/// Whether the host of this flavour in the object that begins here is the one that this library serves. The first one
-/// is.
+/// Whether this library serves the host of this flavour in the object that begins here. It serves the first that is
+/// asked about.
 pub fn is_served(flavour: Flavour, object: usize) -> bool {
     match SERVED_HOSTS[flavour as usize].compare_exchange(0, object, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => true,

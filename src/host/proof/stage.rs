@@ -43,9 +43,11 @@ pub fn is_proved() -> bool {
 pub struct TrialTurn(());
 
 impl TrialTurn {
-    /// Waits for other trials and begins one, in which `get_tensor_traits` returns `traits`. Without a trial: whether
-    /// the host is served, which is known already, or false for whoever would wait for himself. `called`: the host has
-    /// called a virtual function, so it is no longer enough that it called none in an earlier trial.
+    /// Waits for other trials, and begins one in which `get_tensor_traits` returns `traits`. `called` says that the
+    /// host has called a virtual function: then another trial follows one in which it called none.
+    ///
+    /// The error is whether the host is served, if an earlier trial has shown that; and false if the trial that is
+    /// going on waits for this thread.
     pub fn begin(called: bool, traits: usize) -> Result<Self, bool> {
         let deadline = Deadline::new();
         let mut stage = STAGE.lock();
