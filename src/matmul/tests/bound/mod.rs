@@ -11,7 +11,7 @@ mod random;
 use super::*;
 use crate::format::FieldKind;
 use crate::format::stand_in::all_types;
-use crate::kernel::tests::random_weights;
+use crate::testing::random::random_weights;
 use crate::testing::bound::OUTPUTS;
 
 /// Uniform in 0..1.
