@@ -27,7 +27,7 @@ fn group_of<F: Format>(panel: *const u8, g: usize) -> (*const u8, usize) {
 }
 
 /// Address of the block that has channel `channel` of a panel.
-pub fn group_at<F: Format>(panel: *const u8, channel: usize) -> *const u8 {
+pub fn block_at<F: Format>(panel: *const u8, channel: usize) -> *const u8 {
     group_of::<F>(panel, channel / F::GROUP).0
 }
 
@@ -207,7 +207,7 @@ pub(super) fn bf16_pairs(even: __m512, odd: __m512) -> __m512i {
 /// AVX-512 must be there.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *mut u8, next_panel: *const u8) {
-    let next = group_at::<F>(next_panel, from);
+    let next = block_at::<F>(next_panel, from);
     for (i, g) in (from / F::GROUP..(from + len) / F::GROUP).enumerate() {
         let (block, g) = group_of::<F>(panel, g);
         prefetch::<F>(next, i);

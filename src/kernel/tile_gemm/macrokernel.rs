@@ -164,7 +164,7 @@ unsafe fn make_panels<F: Format, const BF16: bool>(task: &TileTask<'_>, block: &
                 let scales = block.scales(pair * passes + pass).add(half * LANES);
                 let to = out.add(pass * task.precision.pass_steps() * STEP_BYTES);
                 let next = if pass + 1 < passes { (panel, channels.end) } else { (next_panel, from) };
-                let next = requant::group_at::<F>(next.0, next.1);
+                let next = requant::block_at::<F>(next.0, next.1);
                 requant::int8::<F>(panel, channels, to, scales, next, first);
             }
             if block.first {
