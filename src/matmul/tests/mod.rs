@@ -102,6 +102,28 @@ fn dense(weights: Weights, x: &[f32], m: usize) -> MatMul {
     }
 }
 
+/// `per_token` rows of `x` per token times the matrices of the experts that tokens chose: `used` of them each, in rows of
+/// `stride` numbers.
+fn moe(
+    weights: Weights,
+    (x, per_token): (&[f32], usize),
+    (ids, used, stride): (&[i32], usize, usize),
+    out: &mut [f32],
+) -> ExpertMul {
+    let ([k, n, ..], tokens) = (weights.ne, ids.len() / stride);
+    ExpertMul {
+        gate: None,
+        weights,
+        input: Input {
+            data: x.as_ptr().cast(),
+            ne: [k, per_token, tokens, 1],
+            nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
+        },
+        choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride], skip_others: false },
+        output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
+    }
+}
+
 /// Calls `run` on `threads` threads, each with its number and a barrier for all.
 fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
     let barrier = Barrier::new(threads);
