@@ -64,7 +64,7 @@ fn is_probe(host: &'static Host, tensor: Tensor) -> bool {
 /// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can multiply it.
 fn plain_type(host: &'static Host, tensor: Tensor) -> Option<&'static PlainType> {
     let ours = cpu::isa() == Isa::Amx && is_ours(host, tensor.holder()) && packed_shape(host, tensor).is_none();
-    let ty = PlainType::from_ggml(tensor.ty()).filter(|_| ours)?;
+    let ty = host.plain_type(tensor.ty()).filter(|_| ours)?;
     // Rows of whole k-steps.
     (usize::try_from(tensor.ne()[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
 }
