@@ -44,6 +44,8 @@ writes mul-mat.json.
   --reps N       in every turn, default 7
   --rounds N     default 5
 
+  --thresholds   instead, only print from how many rows of activations on which kernel multiplies, by weight type
+
   --type-table   instead, every weight type: how it is stored, which rows of activations the tile unit takes, and
                  its speed against the plain path of the host, as graphs of one operation on a matrix of 4096x4096
                  in this library's build, buffer type AMX and CPU in turns (10 minutes). Writes types.json
@@ -79,6 +81,8 @@ pub struct Options {
     pub experts: Vec<String>,
     /// The table of weight types.
     pub type_table: Option<Plan>,
+    /// Only print the thresholds.
+    pub thresholds: bool,
     /// Threads.
     pub threads: usize,
 }
@@ -120,6 +124,7 @@ impl Options {
                 "--slices" => o.slices = true,
                 "--host" => o.is_ik = host::is_ik(value()?)?,
                 "--experts" => o.is_experts = true,
+                "--thresholds" => o.thresholds = true,
                 "--type-table" => is_type_table = true,
                 other => return Err(format!("unknown argument `{other}`")),
             }
