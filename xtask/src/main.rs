@@ -1,4 +1,5 @@
-//! Developer commands: `cargo xtask demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|examples|mutants|race|header`.
+//! Developer commands: `cargo xtask
+//! demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|examples|mutants|race|header`.
 
 mod bench;
 mod c_tests;
@@ -29,6 +30,7 @@ mod score;
 mod skips;
 mod slice;
 mod speed;
+mod style;
 mod symbols;
 mod table;
 mod test;
@@ -56,6 +58,7 @@ const HELP: &str = "Developer commands of ggml-amx
   cargo xtask mutants  planted defects, each of which a test must find
   cargo xtask cmake-tests  only the CMake modules, on small trees
   cargo xtask race     what threads share, under ThreadSanitizer
+  cargo xtask style    lines, sizes, SAFETY comments and circles of files
   cargo xtask header   write include/ggml-amx.h anew
 
 `cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
@@ -149,6 +152,7 @@ fn main() -> ExitCode {
         "examples" => EXAMPLES_HELP,
         "bench" => bench::HELP,
         "race" => race::HELP,
+        "style" => style::HELP,
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
         "fork" => FORK_HELP,
@@ -177,6 +181,7 @@ fn main() -> ExitCode {
         "examples" => quick(rest).map(|quick| examples::run(&test::Options::new(quick, false))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
+        "style" => quick(rest).map(|_| style::run()),
         "fork" => only(rest, "--verify").map(by_function),
         "memory" => quick(rest).map(|_| memory::run(|what, why| println!("  SKIPPED {what}: {why}"))),
         "mutants" => Ok(mutants::run(rest)),

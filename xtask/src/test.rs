@@ -15,7 +15,7 @@ use crate::{
     host::{self, Kind},
     ik, matrix, memory, mutants,
     products::Products,
-    race, skips,
+    race, skips, style,
     util::{self, Result},
     verify,
 };
@@ -92,7 +92,8 @@ struct Step {
     run: fn(&Options) -> Result<()>,
 }
 
-const STEPS: [Step; 18] = [
+const STEPS: [Step; 19] = [
+    Step { name: "style", when: When::Always, run: |_| style::run() },
     Step { name: "format", when: When::Always, run: format },
     Step { name: "clippy", when: When::Always, run: clippy },
     Step { name: "rust tests", when: When::Always, run: |o| rust_tests(o, None) },
