@@ -1,6 +1,6 @@
-//! Generates the C header from `src/capi` and the table of weight types, and the table for C tests, into `OUT_DIR`, where a
-//! test compares them with those that are checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in files are written
-//! too. Then a C compiler, if there is one, compares the header's structs with those of the library.
+//! Generates the C header from `src/capi` and the table of weight types, and the table for C tests, into `OUT_DIR`,
+//! where a test compares them with those that are checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in files are
+//! written too. Then a C compiler, if there is one, compares the header's structs with those of the library.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};

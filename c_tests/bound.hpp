@@ -18,8 +18,8 @@ using namespace common;
 // Results of a row that a mean of squares needs to say something. Rows of fewer columns are pooled over draws.
 constexpr int64_t OUTPUTS = 256;
 
-// Largest NMSE of a row: twice that of 8 bits per 32 activations or a tenth of the weight type's own error, the latter at
-// most 3e-4; and never less than 1e-5.
+// Largest NMSE of a row: twice that of 8 bits per 32 activations or a tenth of the weight type's own error, the latter
+// at most 3e-4; and never less than 1e-5.
 inline double of_row(double own_error, double e8) {
     return std::max({2 * e8, std::min(own_error / 10, 3e-4), 1e-5});
 }

@@ -35,7 +35,8 @@ HARNESS_UNUSED static bool host_has_amx(void) {
            (supported >> 18 & 1);
 }
 
-/* Without AMX the library is asked to serve with lesser kernels, so that everything but the tile unit is still tested. */
+/* Without AMX the library is asked to serve with lesser kernels, so that everything but the tile unit is still
+ * tested. */
 HARNESS_UNUSED static void host_settle_for_lesser_kernels(void) {
     if (!host_has_amx() && !getenv("GGML_AMX_ISA")) {
         const char * isa = host_cpu_has_avx512() ? "avx512" : "portable";

@@ -41,8 +41,8 @@ inline void judge_each(const float * got, const reference & want, double own_err
           worst, allowed);
 }
 
-// Computes both ops and judges ours, short rows in `pool`, for every thread count and once more: the bits must not depend
-// on either.
+// Computes both ops and judges ours, short rows in `pool`, for every thread count and once more: the bits must not
+// depend on either.
 inline double check_op(ggml_tensor * ours, ggml_tensor * plain, const reference & want, double own_error, bound::row & pool, const std::string & what) {
     tensors host_graph(1), our_graph(1);
     poison(plain);

@@ -1,6 +1,6 @@
-// Hosts whose C++ classes and compute parameters are others than those of any version: a virtual function more, in another
-// place, fields in another order. Each is served right, or declined with a line that names the thing; none crashes. The classes
-// are real ones, so that calls go by the compiler's own tables.
+// Hosts whose C++ classes and compute parameters are others than those of any version: a virtual function more, in
+// another place, fields in another order. Each is served right, or declined with a line that names the thing; none
+// crashes. The classes are real ones, so that calls go by the compiler's own tables.
 #define HOSTS 35 // hosts that this program can have
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

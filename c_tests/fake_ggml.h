@@ -2,8 +2,9 @@
  * layout and offer the buffer type. So programs can have hosts that are not to be had: of another version, built with
  * other options, with callbacks of their own. Include it once, in the program's only file; needs _GNU_SOURCE.
  *
- * The layout is that of ggml 0.25, unless the program defines other members. FAKE_TYPES is where the table of types ends, 43 in that version; the program ends,
- * as a debug build of ggml does, when it is asked for a type past the end. */
+ * * The layout is that of ggml 0.25, unless the program defines other members. FAKE_TYPES is where the table of types
+ * ends, 43 in that version; the program ends, as a debug build of ggml does, when it is asked for a type past the
+ * end. */
 #ifndef GGML_AMX_TEST_FAKE_GGML_H
 #define GGML_AMX_TEST_FAKE_GGML_H
 

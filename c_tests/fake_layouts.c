@@ -1,6 +1,6 @@
-/* Hosts of versions that are not there yet: members of structs inserted, removed and swapped, tensors longer and shorter,
- * functions missing or with other habits. Each is served right, or left alone with a line that names the reason; none
- * ends the process. The program is built once for every HOST from 0 on. */
+/* Hosts of versions that are not there yet: members of structs inserted, removed and swapped, tensors longer and
+ * shorter, functions missing or with other habits. Each is served right, or left alone with a line that names the
+ * reason; none ends the process. The program is built once for every HOST from 0 on. */
 #define _GNU_SOURCE
 #define HOSTS 42 /* read by the program that builds this one */
 

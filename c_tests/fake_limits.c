@@ -1,5 +1,5 @@
-/* Limits of memory in processes of all kinds: with names that are no UTF-8, without a descriptor to read limits by, with record
- * locks on files of their own. */
+/* Limits of memory in processes of all kinds: with names that are no UTF-8, without a descriptor to read limits by,
+ * with record locks on files of their own. */
 #define _GNU_SOURCE
 #include "fake_ggml.h"
 

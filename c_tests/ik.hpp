@@ -146,7 +146,8 @@ struct matrix {
         bytes.resize(ggml_row_size(type, k) * size_t(rows));
         ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
         if (const ggml_to_float_t to_float = ggml_internal_get_type_traits(type).to_float) {
-            const int64_t step = together_in(type) > 1 ? together_in(type) : rows; // the host decodes interleaved rows together
+            // The host decodes interleaved rows together.
+            const int64_t step = together_in(type) > 1 ? together_in(type) : rows;
             for (int64_t row = 0; row < rows; row += step) {
                 to_float(bytes.data() + size_t(row) * ggml_row_size(type, k), floats.data() + row * k, k * step);
             }
@@ -281,16 +282,18 @@ struct products {
 // ggml's own limit for an operation (tests/test-backend-ops.cpp).
 constexpr double NMSE_LIMIT = 5e-4;
 
-// Errors that a mean of squares needs: the slack of six standard deviations is below 1.5 then. Fewer are pooled with those
-// of other products of the same kind.
+// Errors that a mean of squares needs: the slack of six standard deviations is below 1.5 then. Fewer are pooled with
+// those of other products of the same kind.
 constexpr double ENOUGH = 288;
 
 struct pooled {
-    double error = 0, independent = 0, bound = 0; // of products one after the other, each weighed with its number of errors
+    // Of products one after the other, each weighed with its number of errors.
+    double error = 0, independent = 0, bound = 0;
 };
 
 // NMSE of what we computed at most the bound that the header promises; of what the host computed, at most the larger of
-// its own (times 1.1) and a tenth of what quantising the weights cost. No single error ten times the usual one (the host: twenty).
+// its own (times 1.1) and a tenth of what quantising the weights cost. No single error ten times the usual one (the
+// host: twenty).
 inline double judge(const std::vector<float> & got, const reference & want, bool is_ours, double host, double quantisation, const std::string & what) {
     const double ours = want.nmse(got), slack = want.slack();
     CHECK(!is_ours || want.e8 > 0, "%s: nobody said what 8 bits cost: the test is wrong", what.c_str());
@@ -330,8 +333,8 @@ inline double usual_error(bool is_ours) {
     return is_ours ? 1e-4 : 3e-3;
 }
 
-// The result of a graph that ends in `node`, by one thread and by another number of them each time; with `ours` both must
-// have the same bits. Other nodes may come before it.
+// The result of a graph that ends in `node`, by one thread and by another number of them each time; with `ours` both
+// must have the same bits. Other nodes may come before it.
 inline std::vector<float> result_of(ggml_context * context, ggml_tensor * node, bool ours, const std::string & what, const std::vector<ggml_tensor *> & before = {}) {
     std::vector<ggml_tensor *> nodes = before;
     nodes.push_back(node);

@@ -46,8 +46,8 @@ struct attention {
                     (long long) dv, (long long) kv_heads, (long long) heads, (long long) tokens, (long long) keys, name_of(mask),
                     softcap > 0 ? ", soft cap" : "", sinks ? ", sinks" : "");
     }
-    // The host's own kernels do the others: few queries per head of the cache, or fewer tiles of 32 than half the threads.
-    // Where results shall be exact, all are ours.
+    // The host's own kernels do the others: few queries per head of the cache, or fewer tiles of 32 than half the
+    // threads. Where results shall be exact, all are ours.
     bool is_ours() const {
         const char * precision = getenv("GGML_AMX_PRECISION");
         if (precision && strcmp(precision, "exact") == 0) {
@@ -279,7 +279,8 @@ void given_nan_in_the_cache_when_computed_then_only_tokens_that_see_it_have_it()
     }
 }
 
-// In a process of its own: the last token has the same bits, however many are computed with it, on any number of threads.
+// In a process of its own: the last token has the same bits, however many are computed with it, on any number of
+// threads.
 int exact_mode() {
     open();
     harness_test = "exact mode";

@@ -1,5 +1,5 @@
-// ik_llama.cpp: FUSED_UP_GATE and MOE_FUSED_UP_GATE with weights in place and packed, against the host's own kernels and
-// double precision.
+// ik_llama.cpp: FUSED_UP_GATE and MOE_FUSED_UP_GATE with weights in place and packed, against the host's own kernels
+// and double precision.
 #include "ik_experts.hpp"
 
 namespace {

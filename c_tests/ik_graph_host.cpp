@@ -1,4 +1,5 @@
-// ik_llama.cpp: graphs that use addresses and weights again, the host's allocator and scheduler, and several contexts at once.
+// ik_llama.cpp: graphs that use addresses and weights again, the host's allocator and scheduler, and several contexts
+// at once.
 #include "ik.hpp"
 
 #include <atomic>
@@ -181,8 +182,8 @@ void given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_
     }
 }
 
-// A model that is loaded and unloaded all the time beside others that compute: every context has packed weights of its own
-// in the same table.
+// A model that is loaded and unloaded all the time beside others that compute: every context has packed weights of its
+// own in the same table.
 void given_many_contexts_when_models_come_and_go_then_the_bits_of_a_single_one() {
     constexpr int CONTEXTS = 40;
     rng r = {34};

@@ -1,5 +1,5 @@
-// ik_llama.cpp: MUL_MAT with weights in place, packed, and stored plain in our buffer, against the host's own kernels and
-// double precision. Experts are in ik_experts_host.cpp, gates in ik_gates_host.cpp.
+// ik_llama.cpp: MUL_MAT with weights in place, packed, and stored plain in our buffer, against the host's own kernels
+// and double precision. Experts are in ik_experts_host.cpp, gates in ik_gates_host.cpp.
 #include "ik.hpp"
 
 namespace {

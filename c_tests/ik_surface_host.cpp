@@ -1,5 +1,5 @@
-// ik_llama.cpp: our buffer type from all sides, what else may read packed weights, and GGML_AMX_MODE. Graphs one after the
-// other and at once are in ik_graph_host.cpp.
+// ik_llama.cpp: our buffer type from all sides, what else may read packed weights, and GGML_AMX_MODE. Graphs one after
+// the other and at once are in ik_graph_host.cpp.
 #include "ik.hpp"
 
 #include "child.h"

@@ -63,7 +63,8 @@ public:
     ggml_tensor * ours() const { return ours_; }
     ggml_tensor * ours_weight() const { return weight_; }
     const ggml_tensor * src1() const { return x_; }
-    // Computes the host's side and the exact product, then ours with every thread count, and judges: short rows in `pool`.
+    // Computes the host's side and the exact product, then ours with every thread count, and judges: short rows in
+    // `pool`.
     void check(bound::row & pool, const std::string & what) {
         tensors host_graph(1), our_graph(1);
         exact();
@@ -146,8 +147,8 @@ private:
     double typical_ = 0;
 };
 
-// One case for every type, drawn until there are enough results to judge; sizes are given for a block of 32 and grow for
-// super-blocks.
+// One case for every type, drawn until there are enough results to judge; sizes are given for a block of 32 and grow
+// for super-blocks.
 inline void check_case(const layout_case & small, rng & r) {
     for (ggml_type type : TYPES) {
         layout_case c = small;

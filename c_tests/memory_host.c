@@ -1,6 +1,6 @@
-/* Which weights are packed where memory is short: a loader's questions decide, before it allocates. What it asks twice counts
- * once, what it asks without allocating changes nothing, and what was accepted can be allocated. Packed memory is locked
- * where the host locks its own. */
+/* Which weights are packed where memory is short: a loader's questions decide, before it allocates. What it asks twice
+ * counts once, what it asks without allocating changes nothing, and what was accepted can be allocated. Packed memory
+ * is locked where the host locks its own. */
 #define _GNU_SOURCE
 #include "host.h"
 

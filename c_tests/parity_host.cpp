@@ -110,7 +110,8 @@ void check_grid(bool outliers) {
     for (ggml_type type : TYPES) {
         worst worst;
         for (const range & at : ranges_of(type, outliers)) {
-            rng r = {uint64_t(type) << 32 | uint64_t(at.k) << 1 | uint64_t(outliers)}; // no two shapes have the same numbers
+            // No two shapes have the same numbers.
+            rng r = {uint64_t(type) << 32 | uint64_t(at.k) << 1 | uint64_t(outliers)};
             const grid g(type, at, outliers, r);
             for (int64_t n : at.ns) {
                 if (!slow || n < 576 || at.k <= 256) {

@@ -1,5 +1,6 @@
-// MUL_MAT_ID on a grid of types, sizes, routings and thread counts: experts in our buffer against the bound that the header
-// promises for every row; the host's own result with experts in an ordinary buffer shows that the test is right. Layouts are in parity_id_layout_host.cpp.
+// MUL_MAT_ID on a grid of types, sizes, routings and thread counts: experts in our buffer against the bound that the
+// header promises for every row; the host's own result with experts in an ordinary buffer shows that the test is right.
+// Layouts are in parity_id_layout_host.cpp.
 #include "experts.hpp"
 
 namespace {

@@ -1,5 +1,5 @@
-// Products in difficult company: far more threads than cores, other threads that compute or load at the same time, threads older than the
-// AMX permission, foreign tile state, forked children, and threads with tiny signal stacks.
+// Products in difficult company: far more threads than cores, other threads that compute or load at the same time,
+// threads older than the AMX permission, foreign tile state, forked children, and threads with tiny signal stacks.
 #include "parity.hpp"
 
 #include "child.h"

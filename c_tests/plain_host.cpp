@@ -106,7 +106,8 @@ void given_views_and_batches_then_the_result_is_the_hosts() {
         const auto views = {
             +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 128, 21, 3, t->nb[1], t->nb[2], 5 * t->nb[1]); },
             +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 64, 50, 3, t->nb[1], t->nb[2], 64 * t->nb[0]); },
-            +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 40, 50, 3, t->nb[1], t->nb[2], 0); }, // no multiple of 32
+            // Rows whose length is no multiple of 32.
+            +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 40, 50, 3, t->nb[1], t->nb[2], 0); },
             +[](ggml_context * c, ggml_tensor * t) { return ggml_view_2d(c, t, 128, 25, 2 * t->nb[1], t->nb[2]); },
         };
         int index = 0;

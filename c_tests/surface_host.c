@@ -109,7 +109,8 @@ static void given_an_op_driven_by_hand_then_its_bits_are_those_of_the_graph(void
 
 enum misuse { WORK_BUFFER_TOO_SMALL, NO_WORK_BUFFER, THREAD_BEYOND_THE_COUNT, NO_DST, NO_SRC1, N_MISUSES };
 
-static const char * const MISUSES[] = {"work buffer", "work buffer", "thread", "data", "data"}; /* what the message names */
+/* What the message names. */
+static const char * const MISUSES[] = {"work buffer", "work buffer", "thread", "data", "data"};
 
 static int misuse_an_op(void * context) {
     const enum misuse which = *(const enum misuse *) context;

@@ -1,5 +1,5 @@
-// An older ggml, built by others: the libraries of a Python package, in which there is no AMX code. What a program must do
-// there itself is to name our buffer type to the CPU backend.
+// An older ggml, built by others: the libraries of a Python package, in which there is no AMX code. What a program must
+// do there itself is to name our buffer type to the CPU backend.
 #include "parity.hpp"
 
 #include <ggml-amx.h>

@@ -1,5 +1,5 @@
-// The functions of ik_llama.cpp whose calls are taken (ik-wrapped.txt), with the types that src/capi/ik.rs knows: compiled
-// against the host's headers when a build is configured. A call of another type would be read wrongly.
+// The functions of ik_llama.cpp whose calls are taken (ik-wrapped.txt), with the types that src/capi/ik.rs knows:
+// compiled against the host's headers when a build is configured. A call of another type would be read wrongly.
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml.h"

@@ -46,7 +46,8 @@ function(ggml_amx_targets_below DIR OUT)
     set(${OUT} "${targets}" PARENT_SCOPE)
 endfunction()
 
-# The library to link (LIBRARY), which has the function ENTRY, its header (HEADER) and the targets that make it (DEPENDS).
+# The library to link (LIBRARY), which has the function ENTRY, its header (HEADER) and the targets that make it
+# (DEPENDS).
 function(ggml_amx_locate ENTRY LIBRARY HEADER DEPENDS)
     set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
     cmake_path(GET here PARENT_PATH repo)

@@ -1,5 +1,5 @@
-// What this library takes the place of in ggml-cpu, and the two C++ classes that it makes objects of by hand, with the types
-// that src/host/cxx.rs knows: compiled against the host's headers when a build is configured.
+// What this library takes the place of in ggml-cpu, and the two C++ classes that it makes objects of by hand, with the
+// types that src/host/cxx.rs knows: compiled against the host's headers when a build is configured.
 #include "amx-macros.h"
 
 #include "amx/amx.h"

@@ -47,8 +47,8 @@ function(ggml_amx_flags TARGET LANGUAGE CONFIG OUT)
     set(${OUT} "${general} ${special} ${own}" PARENT_SCOPE)
 endfunction()
 
-# Writes FILE, which a trial project includes: the properties that TARGET's SOURCE is compiled with. OUT: what of it tells
-# types apart: instruction sets do not, and plug-ins for each CPU generation differ in nothing else.
+# Writes FILE, which a trial project includes: the properties that TARGET's SOURCE is compiled with. OUT: what of it
+# tells types apart: instruction sets do not, and plug-ins for each CPU generation differ in nothing else.
 function(ggml_amx_write_settings TARGET SOURCE FILE OUT)
     get_target_property(dir ${TARGET} SOURCE_DIR)
     set(text "set(CMAKE_CXX_SCAN_FOR_MODULES OFF)\n")
@@ -197,16 +197,16 @@ function(ggml_amx_compiler_says LOG OUT)
     set(${OUT} "${unknown}" PARENT_SCOPE)
 endfunction()
 
-# What only objects tell: where virtual functions are (llama-signatures.cpp), and, if IS_ENTRY, whether the host's source
-# calls what this library provides, and nothing else of what it takes the place of.
+# What only objects tell: where virtual functions are (llama-signatures.cpp), and, if IS_ENTRY, whether the host's
+# source calls what this library provides, and nothing else of what it takes the place of.
 function(ggml_amx_look_into_objects ARCHIVE IS_ENTRY OUT)
     set(${OUT} "" PARENT_SCOPE)
     if(NOT IS_ENTRY)
         return()
     endif()
     file(READ "${ARCHIVE}" bytes HEX)
-    # "ggml-amx order:", then six pointers to member functions: 1 and the place in the table, no offset. Two destructors are in
-    # front, and the third is the one that comes behind all of the host's.
+    # "ggml-amx order:", then six pointers to member functions: 1 and the place in the table, no offset. Two destructors
+    # are in front, and the third is the one that comes behind all of the host's.
     string(FIND "${bytes}" "67676d6c2d616d78206f726465723a00" at)
     if(at EQUAL -1)
         set(${OUT} "the order of virtual functions was not found" PARENT_SCOPE)

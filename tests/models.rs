@@ -1,5 +1,5 @@
-//! What threads share, in all orders that a processor may do it in (loom): the sources are taken as they are, with models
-//! of what they are made of.
+//! What threads share, in all orders that a processor may do it in (loom): the sources are taken as they are, with
+//! models of what they are made of.
 
 // Not everything is used by a model.
 #[allow(dead_code)]

@@ -50,7 +50,8 @@ struct Options {
     std::vector<std::string> shapes = { "up", "down" };
     int                      threads = 1;
     int                      reps    = 7;
-    int                      memory  = 640;  // MiB of weights to pass before a tensor is used again: more than caches have
+    // MiB of weights to pass before a tensor is used again: more than caches have.
+    int                      memory  = 640;
 };
 
 [[noreturn]] void fail(const std::string & why) {

@@ -3,9 +3,9 @@
 //   any_host products LIBRARY...   proof, buffer contract, products against double precision and the host's own
 //   any_host logits MODEL TEXT OUT LIBRARY...   one row of logits per token of a text, by libllama
 //
-// LIBRARY... are loaded in this order into the global scope; a directory: its backends are loaded by the host. If one of them
-// is this library, its buffer type is put into the host's list first. Prints a line per thing seen, "FAILED ..." on standard
-// error, and exits with 1 then.
+// LIBRARY... are loaded in this order into the global scope; a directory: its backends are loaded by the host. If one
+// of them is this library, its buffer type is put into the host's list first. Prints a line per thing seen, "FAILED
+// ..." on standard error, and exits with 1 then.
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/stat.h>
@@ -291,7 +291,8 @@ void products(any amx) {
 
 // ---- libllama
 
-// Parameters are structs by value whose size is that of the version: callers pass them in memory, so that a larger one will do.
+// Parameters are structs by value whose size is that of the version: callers pass them in memory, so that a larger one
+// will do.
 struct params {
     uint8_t bytes[1024];
 };

@@ -1,10 +1,12 @@
 //! The C and C++ tests in `c_tests/`: what each program needs follows from its name.
 //!
-//! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once
-//! with the shared one; `fake_*` likewise, with a ggml of their own (`fake_layouts` once for each of its hosts). `*_host` run against real hosts: all of them (plain and
-//! with sanitizers) against the shared build, `smoke_host` also against the static and the DL build, some against a later version; `ik_*_host` against
-//! ik_llama.cpp with our library linked in; `wheel_*` with an older ggml from a Python package. `parity_process_host` and `ik_graph_host` also run with threads that spin. Each
-//! program prints its own counts; exit code 77 and lines that start with SKIPPED say what could not run.
+//! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once with the shared
+//! one; `fake_*` likewise, with a ggml of their own (`fake_layouts` once for each of its hosts). `*_host` run against
+//! real hosts: all of them (plain and with sanitizers) against the shared build, `smoke_host` also against the static
+//! and the DL build, some against a later version; `ik_*_host` against ik_llama.cpp with our library linked in;
+//! `wheel_*` with an older ggml from a Python package. `parity_process_host` and `ik_graph_host` also run with threads
+//! that spin. Each program prints its own counts; exit code 77 and lines that start with SKIPPED say what could not
+//! run.
 
 use std::{
     fs::{self, File},
@@ -35,8 +37,8 @@ const SANITIZE: [&str; 4] =
 const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lpthread", "-ldl", "-lrt", "-lm"];
 /// No program takes longer, sanitizers and a busy machine included.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
-/// Programs that also run against the later version of the host: what was found of its structs, the contract of buffers, the
-/// surface, products.
+/// Programs that also run against the later version of the host: what was found of its structs, the contract of
+/// buffers, the surface, products.
 const OF_LATER: [&str; 5] = ["abi_", "smoke_", "buffer_", "surface_", "parity_id_host"];
 /// A program in which nothing could be checked.
 const ALL_SKIPPED: i32 = 77;
@@ -44,7 +46,8 @@ const ALL_SKIPPED: i32 = 77;
 /// One program to build and run.
 struct Job {
     source: PathBuf,
-    /// `plain`, `sanitized`, `spinning`, `shared`, `static`, `dl`, `later`, `wheel`: a directory and part of the line printed.
+    /// `plain`, `sanitized`, `spinning`, `shared`, `static`, `dl`, `later`, `wheel`: a directory and part of the line
+    /// printed.
     flavour: &'static str,
     sanitize: bool,
     /// Headers that are not ours: no warnings from there.
@@ -333,8 +336,8 @@ fn run_program(job: &Job, out: &Path, options: &Options) -> Result<()> {
     }
     command
         .envs(job.env.iter().map(|(k, v)| (k, v)))
-        // More threads than cores wait for each other: spinning would take most of the time of the large grids. Programs
-        // about threads run both ways.
+        // More threads than cores wait for each other: spinning would take most of the time of the large grids.
+        // Programs about threads run both ways.
         .envs((!job.spins).then_some(("OMP_WAIT_POLICY", "passive")))
         .env("GGML_NO_BACKTRACE", "1");
     let code = run_within(&mut command, &log)?;

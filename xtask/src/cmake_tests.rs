@@ -65,8 +65,8 @@ const LTO_CASES: [LtoCase; 16] = [
     (&[RELEASE, "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION_RELEASE=OFF"], false),
 ];
 
-/// Versions of llama.cpp that are not known: an option of the small tree, and what is said of it. What is defined for it comes
-/// in every way in which the types of a target can be changed.
+/// Versions of llama.cpp that are not known: an option of the small tree, and what is said of it. What is defined for
+/// it comes in every way in which the types of a target can be changed.
 const UNKNOWN: [(&str, &str); 16] = [
     ("-DWITHOUT=ggml-cpu/amx/mmq.cpp", "has no source ggml-cpu/amx/mmq.cpp"),
     ("-DMORE=ggml-cpu/amx/tile.cpp", "has a source ggml-cpu/amx/tile.cpp"),
@@ -197,7 +197,8 @@ impl Bench {
         Ok(format!("-DGGML_AMX_LIBRARY={}", library.display()))
     }
 
-    /// A llama.cpp that is not known: a warning that says why, and the build goes on; an error for those who ask for one.
+    /// A llama.cpp that is not known: a warning that says why, and the build goes on; an error for those who ask for
+    /// one.
     fn trees_that_cannot_be_served_are_left_as_they_are(&self) -> Result<()> {
         let module = util::repo().join("cmake/llama-host.cmake");
         for (number, (option, why)) in UNKNOWN.into_iter().enumerate() {

@@ -31,8 +31,8 @@ pub const fn instead(file: &'static str, at: &'static str, text: &'static str) -
     Edit { file, at, replace: true, text }
 }
 
-/// Takes the object file of a source that is as in the pinned tree from that tree's build, unless it mentions something that
-/// is another here: `sh LAUNCHER pinned-tree copy pinned-build pattern compiler ...`.
+/// Takes the object file of a source that is as in the pinned tree from that tree's build, unless it mentions something
+/// that is another here: `sh LAUNCHER pinned-tree copy pinned-build pattern compiler ...`.
 const LAUNCHER: &str = r#"pinned=$1 copy=$2 build=$3 pattern=$4
 shift 4
 for last; do
@@ -78,8 +78,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Makes the tree. Object files are taken from the pinned tree's build, except of sources that were edited or mention
-    /// `pattern`: what an edited header is about.
+    /// Makes the tree. Object files are taken from the pinned tree's build, except of sources that were edited or
+    /// mention `pattern`: what an edited header is about.
     pub fn new(cache: &Cache, name: &str, pinned: &Host, edits: &[Edit], pattern: Option<&str>) -> Result<Self> {
         let text: Vec<&str> = edits.iter().flat_map(|edit| [edit.file, edit.at, edit.text]).collect();
         let of = [&util::repo(), &pinned.source, &pinned.build].map(|path| path.display().to_string());

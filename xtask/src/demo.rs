@@ -48,8 +48,8 @@ impl Plan {
         !self.amx && self.isa.is_none()
     }
 
-    /// Whether this library computed what there was to compute for an answer: a token or more for a word, the first of them by
-    /// the prompt, which is too short for tiles in every precision.
+    /// Whether this library computed what there was to compute for an answer: a token or more for a word, the first of
+    /// them by the prompt, which is too short for tiles in every precision.
     pub fn check(&self, host: &Host, model: &Path, settings: &Settings<'_>, answer: &chat::Answer) -> Result<()> {
         if self.steps_aside() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! `cargo xtask examples`: installs this library, and builds and runs `examples/` against it as a user would.
 //!
-//! Every example compares its own results and ends with 0 only if they are right. It runs with each instruction set that
-//! this machine has, and as its user would start it: without AMX the library steps aside then.
+//! Every example compares its own results and ends with 0 only if they are right. It runs with each instruction set
+//! that this machine has, and as its user would start it: without AMX the library steps aside then.
 
 use std::{
     path::{Path, PathBuf},
@@ -118,7 +118,8 @@ fn isas(has_amx: bool, has_avx512: bool) -> Vec<Option<&'static str>> {
     std::iter::once(None).chain(reached).collect()
 }
 
-/// Whether an example said that its results are right, who computed them, and, where there was no AMX, that there was none.
+/// Whether an example said that its results are right, who computed them, and, where there was no AMX, that there was
+/// none.
 fn judge(output: &str, log: &str, steps_aside: bool, on_amx: bool) -> Result<()> {
     if output.lines().next_back() != Some("right") {
         return Err(format!("the last line is not `right`:\n{output}"));

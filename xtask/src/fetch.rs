@@ -11,8 +11,8 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// Build tools, installed into a private virtual environment (the last two belong to the third), with the hashes of their files
-/// for x86-64 with glibc and musl.
+/// Build tools, installed into a private virtual environment (the last two belong to the third), with the hashes of
+/// their files for x86-64 with glibc and musl.
 const TOOLS: [&str; 5] = [
     "cmake==4.4.4 --hash=sha256:f773a0544c66370408f451acd487c2c643b0dfebb48c5d64f3638bc1bb820238 \
      --hash=sha256:ed50c732a82ac04f6e5606a0677ddfb49dda9ee130f9d4163c5df217e478417e",
@@ -329,8 +329,8 @@ pub fn node(cache: &Cache) -> Result<Option<PathBuf>> {
     unpacked.map(Some)
 }
 
-/// What Debian's unstable distribution ships now, unpacked below a folder of its own: its version, and the directory of its
-/// libraries.
+/// What Debian's unstable distribution ships now, unpacked below a folder of its own: its version, and the directory of
+/// its libraries.
 pub fn sid(cache: &Cache) -> Result<(String, PathBuf)> {
     let root = cache.path("src/debian-sid");
     cache::remove(&root)?;
@@ -488,8 +488,8 @@ pub fn older_ggml(cache: &Cache) -> Result<Option<PathBuf>> {
     Ok(Some(whole))
 }
 
-/// [`download`], or None if the index answers that it does not have the file. Anything else that goes wrong is an error: no
-/// network, another file under its name.
+/// [`download`], or None if the index answers that it does not have the file. Anything else that goes wrong is an
+/// error: no network, another file under its name.
 fn download_if_served(cache: &Cache, package: &Package) -> Result<Option<PathBuf>> {
     let whole = cache.path(format!("downloads/{}", package.file));
     if !whole.exists() {
@@ -507,8 +507,8 @@ fn download_log(package: &Package) -> Result<PathBuf> {
     cache::log(&format!("download-{}", package.file))
 }
 
-/// Whether what pip or urllib say means that an index was asked and does not have the file. Without network pip says too that
-/// there is no matching distribution, after it has complained.
+/// Whether what pip or urllib say means that an index was asked and does not have the file. Without network pip says
+/// too that there is no matching distribution, after it has complained.
 fn says_absent(said: &str) -> bool {
     let any = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     let unreachable = ["Retrying", "Could not fetch URL", "onnection", "Temporary failure", "timed out"];

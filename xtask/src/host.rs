@@ -314,7 +314,8 @@ pub fn also(host: &Host, targets: &[&str]) -> Result<()> {
     util::run_logged(&mut ninja, &format!("building more of {name}"), &cache::log(&format!("build-more-{name}"))?)
 }
 
-/// A tree of another version (`name` tells it from others), with this library in the place of its AMX code (of ik_llama.cpp: beside it), built as `kind` is.
+/// A tree of another version (`name` tells it from others), with this library in the place of its AMX code (of
+/// ik_llama.cpp: beside it), built as `kind` is.
 pub fn of_tree(kind: Kind, source: PathBuf, name: &str) -> Result<Host> {
     let library = our_archive()?;
     let cache = Cache::open()?;

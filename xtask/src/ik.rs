@@ -129,8 +129,8 @@ fn short_answer(plan: &Plan, program: &Path, model: &Path) -> Result<Command> {
     Ok(run)
 }
 
-/// A library of the host whose calls stay inside it (`-Bsymbolic-functions`, which distributions link with): a preloaded
-/// library is not reached. It must say so, pack nothing, and leave the answer as it is.
+/// A library of the host whose calls stay inside it (`-Bsymbolic-functions`, which distributions link with): a
+/// preloaded library is not reached. It must say so, pack nothing, and leave the answer as it is.
 pub fn out_of_reach() -> Result<()> {
     let link = |host: &Host, dir: &Path| {
         let mut link = Command::new(&host.compiler.cxx);
@@ -141,8 +141,8 @@ pub fn out_of_reach() -> Result<()> {
     changed("linked with -Bsymbolic-functions", "nothing is packed", &[true], link)
 }
 
-/// A library of a later host, one of whose kernels has one more argument in the midst of the others. It must be left alone,
-/// with weights in place too.
+/// A library of a later host, one of whose kernels has one more argument in the midst of the others. It must be left
+/// alone, with weights in place too.
 pub fn other_arguments() -> Result<()> {
     const KERNEL: &str = "iqk_mul_mat_4d";
     let link = |host: &Host, dir: &Path| {
@@ -167,8 +167,8 @@ pub fn other_arguments() -> Result<()> {
     changed("a kernel with one more argument", "with other arguments than are known", &[true, false], link)
 }
 
-/// A host of which one library was made otherwise (`link` makes it, in a directory), with this library preloaded, packed or
-/// not: the answer is as without, and a line says so.
+/// A host of which one library was made otherwise (`link` makes it, in a directory), with this library preloaded,
+/// packed or not: the answer is as without, and a line says so.
 fn changed(what: &str, says: &str, packed: &[bool], link: impl Fn(&Host, &Path) -> Result<()>) -> Result<()> {
     let plan = Plan::new();
     let host = host::ensure(Kind::Ik)?;
@@ -215,8 +215,9 @@ else:
     print('llama', make(0, None) is not None)
 ";
 
-/// Processes that the preloaded library must not harm: hosts that Python loads in a scope of their own, and programs that are
-/// no hosts at all. They must print the same as without it, but for what this library itself says in ik_llama.cpp.
+/// Processes that the preloaded library must not harm: hosts that Python loads in a scope of their own, and programs
+/// that are no hosts at all. They must print the same as without it, but for what this library itself says in
+/// ik_llama.cpp.
 pub fn harmless() -> Result<()> {
     let plan = Plan::new();
     let library = preload::ensure()?;
@@ -297,8 +298,8 @@ pub fn harmless() -> Result<()> {
     Ok(())
 }
 
-/// A program, a library for it that has functions of the same names as ik_llama.cpp's, a library that stands in front of
-/// ik_llama.cpp's as this one does, and a program of ik_llama.cpp's whose callback throws.
+/// A program, a library for it that has functions of the same names as ik_llama.cpp's, a library that stands in front
+/// of ik_llama.cpp's as this one does, and a program of ik_llama.cpp's whose callback throws.
 fn bystanders(host: &Host) -> Result<[PathBuf; 4]> {
     let (tools, dir) = (util::repo().join("c_tests/tools"), host.build.join("bystanders"));
     io("create", &dir, fs::create_dir_all(&dir))?;
@@ -323,8 +324,8 @@ fn bystanders(host: &Host) -> Result<[PathBuf; 4]> {
 }
 
 /// Several hosts in one process, each with a part of the program that calls this library's functions: llama.cpp and
-/// ik_llama.cpp are both served, each by its own structs, and a second one of either kind by a copy of this library. Then two
-/// ik_llama.cpp under the preload.
+/// ik_llama.cpp are both served, each by its own structs, and a second one of either kind by a copy of this library.
+/// Then two ik_llama.cpp under the preload.
 pub fn two_hosts() -> Result<bool> {
     let ik = host::ensure(Kind::Ik)?;
     let ours = host::our_libraries()?;
@@ -410,7 +411,8 @@ pub fn two_hosts() -> Result<bool> {
     Ok(true)
 }
 
-/// A copy of a library of ggml under names that the loader does not know yet: `ggmk` where it says `ggml` in names of files.
+/// A copy of a library of ggml under names that the loader does not know yet: `ggmk` where it says `ggml` in names of
+/// files.
 fn renamed(from: &Path, to: &Path) -> Result<()> {
     let mut bytes = io("read", from, fs::read(from))?;
     for name in [&b"libggml.so"[..], b"libggml-base.so", b"libggml-cpu.so"] {

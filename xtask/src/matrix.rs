@@ -1,5 +1,5 @@
-//! `cargo xtask hosts --check`: every host that this library says it serves, as one table: were its structs found, do bytes come
-//! back from buffers, are products right, and, where there is a libllama, are a real model's logits.
+//! `cargo xtask hosts --check`: every host that this library says it serves, as one table: were its structs found, do
+//! bytes come back from buffers, are products right, and, where there is a libllama, are a real model's logits.
 
 use std::{
     fs::{self, File},
@@ -126,8 +126,9 @@ struct Row {
     is_absent: bool,
 }
 
-/// Looks at the hosts of these names; at all of them, if there are none. `quick`: at those that CI has time for, of which some
-/// may be out of reach: `skip` is told. `newest`: at newer versions that the packages' indexes have, besides.
+/// Looks at the hosts of these names; at all of them, if there are none. `quick`: at those that CI has time for, of
+/// which some may be out of reach: `skip` is told. `newest`: at newer versions that the packages' indexes have,
+/// besides.
 pub fn run(names: &[String], quick: bool, newest: bool, skip: impl Fn(&str, &str)) -> Result<()> {
     let chosen =
         |entry: &&Entry| if names.is_empty() { !quick || entry.quick } else { names.iter().any(|n| n == entry.name) };
@@ -215,7 +216,8 @@ impl Bench {
         util::capture(&mut command, &cache::log("matrix")?)
     }
 
-    /// Logits of a model, written to a file: how many words there are. All products must have been this library's, or none.
+    /// Logits of a model, written to a file: how many words there are. All products must have been this library's, or
+    /// none.
     fn logits(&self, made: &Made, llama: &Path, model: &Path, to: &Path, ours: bool) -> Result<usize> {
         let settings = Settings { isa: self.isa.as_deref(), ..Settings::default() };
         let floor = Floor::of(false, &settings, model, 1, 0)?;

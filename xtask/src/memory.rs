@@ -1,5 +1,5 @@
-//! Whole programs where memory is short: what loads without this library must load with it, answer, and have packed what
-//! fits. And packed memory is locked with the host's.
+//! Whole programs where memory is short: what loads without this library must load with it, answer, and have packed
+//! what fits. And packed memory is locked with the host's.
 
 use std::{fs, path::Path, process::Command};
 
@@ -67,8 +67,8 @@ fn said<'a>(output: &'a util::Output, part: &str) -> Option<&'a str> {
     program::our_lines(&output.stderr).into_iter().find(|line| line.contains(part))
 }
 
-/// Limits of one kind, by an option of the shell's `ulimit`, with one and with two threads: what loads without us more often
-/// than not (threads of the host may find no room) must load with us.
+/// Limits of one kind, by an option of the shell's `ulimit`, with one and with two threads: what loads without us more
+/// often than not (threads of the host may find no room) must load with us.
 fn limited(plan: &Plan, host: &Host, model: &Path, (what, option, limits): (&str, &str, &[u64])) -> Result<()> {
     let (mut alone, mut partly) = (0, 0);
     for (limit, threads) in limits.iter().flat_map(|limit| [(limit, "1"), (limit, "2")]) {

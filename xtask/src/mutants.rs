@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: defects planted in the library on purpose, as `cfg(mutant = "...")`. Each must turn the test red
-//! that is named here; a test that stays green does not test.
+//! `cargo xtask mutants`: defects planted in the library on purpose, as `cfg(mutant = "...")`. Each must turn the test
+//! red that is named here; a test that stays green does not test.
 
 use std::{path::PathBuf, process::Command};
 

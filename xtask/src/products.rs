@@ -1,5 +1,5 @@
-//! How many products of a host's program were this library's, by its own count, and how many must be: a library that says
-//! it is there may still leave every product to the host.
+//! How many products of a host's program were this library's, by its own count, and how many must be: a library that
+//! says it is there may still leave every product to the host.
 
 use std::path::Path;
 
@@ -33,7 +33,8 @@ impl Products {
         line.split(", ").map(item).collect::<Option<Vec<_>>>().map(Self)
     }
 
-    /// Matrices that were multiplied by one of these kernels (all, if none are named); an operation with a gate has two.
+    /// Matrices that were multiplied by one of these kernels (all, if none are named); an operation with a gate has
+    /// two.
     pub fn matrices(&self, kernels: &[&str]) -> u64 {
         let of = |(op, kernel, count): &(String, String, u64)| match op.as_str() {
             _ if !kernels.is_empty() && !kernels.contains(&kernel.as_str()) => 0,

@@ -1,5 +1,6 @@
-//! `cargo xtask race`: what threads share in ik_llama.cpp, under ThreadSanitizer. The standard library that comes with the
-//! toolchain is compiled without it; so the build takes the C library's locks (`--cfg race`), which ThreadSanitizer knows.
+//! `cargo xtask race`: what threads share in ik_llama.cpp, under ThreadSanitizer. The standard library that comes with
+//! the toolchain is compiled without it; so the build takes the C library's locks (`--cfg race`), which ThreadSanitizer
+//! knows.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Benchmark results as they are kept: `benchmarks/CPU/DATE.json`, one file per processor and day. The tables and charts
-//! of the documents are made of these files and of nothing else.
+//! Benchmark results as they are kept: `benchmarks/CPU/DATE.json`, one file per processor and day. The tables and
+//! charts of the documents are made of these files and of nothing else.
 
 use std::{
     fs,

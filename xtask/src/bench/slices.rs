@@ -106,7 +106,8 @@ fn tests(plan: &Plan) -> Vec<(String, Of)> {
     all
 }
 
-/// Every way must keep its weights where it says, and only ours may be at work; how much, is looked at in every turn. Types with something in front of their rows stay as they are.
+/// Every way must keep its weights where it says, and only ours may be at work; how much, is looked at in every turn.
+/// Types with something in front of their rows stay as they are.
 fn check(host: &Host, model: &Path, ty: &str, sides: &[Side<'_>], threads: usize) -> Result<()> {
     for side in sides {
         let log = speed::short_log(host, model, side.way, threads)?;

@@ -1,4 +1,5 @@
-//! The weight types of ggml: number, name, and the blocks rows are made of. Those that the library packs are in its table.
+//! The weight types of ggml: number, name, and the blocks rows are made of. Those that the library packs are in its
+//! table.
 
 #[path = "../../../src/format/table.rs"]
 #[allow(dead_code)] // not all columns matter here

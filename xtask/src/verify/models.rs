@@ -89,8 +89,8 @@ impl Models<'_> {
         self.quantise(from, to, &["--allow-requantize"], "F32")
     }
 
-    /// Types that are mixed within each layer: keys and gates in F32, outputs of attention in Q6_0, the others in Q4_1. By
-    /// the quantiser of ik_llama.cpp.
+    /// Types that are mixed within each layer: keys and gates in F32, outputs of attention in Q6_0, the others in Q4_1.
+    /// By the quantiser of ik_llama.cpp.
     pub fn mixed(&self) -> Result<PathBuf> {
         let q4_1 = fetch::model(self.cache)?;
         self.cache.once(&format!("models/{NAME}-mixed-ik.gguf"), |to| {
