@@ -212,12 +212,7 @@ fn test_options(args: &[String]) -> Result<test::Options> {
 
 /// The functions of the drop-in surface in ik_llama.cpp.
 fn by_function(verify: bool) -> Result<()> {
-    if !ik::two_hosts()? {
-        println!("  SKIPPED two hosts in one process: the package index does not serve ggml 0.20");
-    }
-    ik::out_of_reach()?;
-    ik::other_arguments()?;
-    ik::harmless()?;
+    ik::processes(|what, why| println!("  SKIPPED {what}: {why}"))?;
     fork::run()?;
     if verify { fork::judge() } else { Ok(()) }
 }

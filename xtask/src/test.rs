@@ -315,12 +315,7 @@ fn verify_step(options: &Options, what: &verify::Options) -> Result<()> {
 fn ik_step(options: &Options) -> Result<()> {
     ik::demo(true)?;
     ik::linked_statically()?;
-    ik::out_of_reach()?;
-    ik::other_arguments()?;
-    ik::harmless()?;
-    if !ik::two_hosts()? {
-        options.skip("two hosts in one process", "the package index does not serve ggml 0.20");
-    }
+    ik::processes(|what, why| options.skip(what, why))?;
     fork::run()?;
     let few = |types: &[&str], upcycled| verify::Options {
         types: types.iter().map(ToString::to_string).collect(),
