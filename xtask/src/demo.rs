@@ -10,7 +10,7 @@ use crate::{
     host::{self, Host, Kind},
     products::Floor,
     program::{self, Settings, Way},
-    speed, symbols, table,
+    speed, stats, symbols, table,
     util::Result,
 };
 
@@ -64,6 +64,12 @@ impl Plan {
             (Some(isa), false) => format!("this library, {isa}"),
             (None, false) => "host, no AMX".into(),
         }
+    }
+
+    /// What a table of speeds was measured with.
+    pub fn print_origin(&self, samples: &speed::Samples) {
+        println!("  SmolLM2-135M-Instruct Q4_1, llama-bench, {}", stats::legend(samples.prompt.len()));
+        println!("  {}, {} threads, {}", self.cpu.model, self.cpu.threads, cpu::today());
     }
 
     /// Says what the machine is, and what that means.
@@ -162,21 +168,20 @@ fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Res
 
     let ours_label = plan.ours_label();
     let header = if alone { vec!["tokens/s", &ours_label] } else { vec!["tokens/s", &theirs.1, &ours_label, "ratio"] };
-    let rows: Vec<Vec<String>> = ["prompt (pp512)", "generation (tg64)"]
+    let rows: Vec<Vec<String>> = speed::TESTS
         .into_iter()
-        .enumerate()
-        .map(|(test, name)| {
-            let medians: Vec<f64> =
-                samples.iter().map(|s| speed::median(if test == 0 { &s.prompt } else { &s.generation })).collect();
+        .map(|(name, of)| {
+            let values: Vec<&[f64]> = samples.iter().map(of).collect();
             let mut row = vec![name.to_string()];
-            row.extend(medians.iter().map(|m| format!("{m:.1}")));
-            row.extend((!alone).then(|| format!("{:.2}x", medians[1] / medians[0])));
+            row.extend(values.iter().map(|v| stats::spread(v, |v| format!("{v:.1}"))));
+            if let [theirs, ours] = values[..] {
+                row.push(stats::spread(&stats::ratios(ours, theirs), |v| format!("{v:.2}")));
+            }
             row
         })
         .collect();
     println!("\n{}", table::render(&header, &rows));
-    println!("  SmolLM2-135M-Instruct Q4_1, llama-bench, medians of {} interleaved runs each", samples[0].prompt.len());
-    println!("  {}, {threads} threads, {}", plan.cpu.model, cpu::today());
+    plan.print_origin(&samples[0]);
     for note in notes {
         println!("  {note}");
     }

@@ -30,6 +30,7 @@ mod score;
 mod skips;
 mod slice;
 mod speed;
+mod stats;
 mod style;
 mod symbols;
 mod table;

@@ -8,7 +8,7 @@ use plotters::{
 };
 
 use super::record::{Model, Record};
-use crate::{speed::median, util::Result};
+use crate::{stats::median, util::Result};
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 640;

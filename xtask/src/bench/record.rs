@@ -101,10 +101,16 @@ pub struct Product {
     /// ggml's name.
     #[serde(rename = "type")]
     pub ty: String,
-    /// Time of llama.cpp's C++ AMX backend by ours.
+    /// Time of llama.cpp's C++ AMX backend by ours: medians of the repetitions.
     pub llama: Vec<Option<f64>>,
+    /// Lowest and highest repetition; not in records of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub llama_range: Vec<Option<[f64; 2]>>,
     /// Time of ik_llama.cpp by ours.
     pub ik: Vec<Option<f64>>,
+    /// As `llama_range`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ik_range: Vec<Option<[f64; 2]>>,
     /// Percent of the tile unit's peak.
     pub peak: Vec<Option<f64>>,
     /// Percent of the bandwidth of plain reads.
@@ -138,8 +144,11 @@ pub struct TypeRow {
     pub int8_rows: Option<usize>,
     /// The same in BF16.
     pub bf16_rows: Option<usize>,
-    /// Time of the host's plain path by ours, for every M.
+    /// Time of the host's plain path by ours, for every M: the median of the turns.
     pub ratio: Vec<Option<f64>>,
+    /// Lowest and highest of the turns; not in records of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub range: Vec<Option<[f64; 2]>>,
 }
 
 /// The folder of all records.
@@ -244,9 +253,17 @@ impl Products {
             let column = |of: &dyn Fn(&super::run::Item) -> Option<f64>| {
                 rows.iter().map(|m| run.mean(&ty, *m, of).map(significant)).collect::<Vec<_>>()
             };
+            let ranges = |hosts: &[&str]| -> Vec<Option<[f64; 2]>> {
+                let end = |end: usize| column(&move |i| Some(i.range(hosts)?[end]));
+                let both =
+                    end(0).into_iter().zip(end(1)).map(|(least, most)| Some([least?, most?])).collect::<Vec<_>>();
+                if both.iter().any(Option::is_some) { both } else { Vec::new() }
+            };
             Product {
                 llama: column(&|i| i.ratio(LLAMA)),
+                llama_range: ranges(LLAMA),
                 ik: column(&|i| i.ratio(IK)),
+                ik_range: ranges(IK),
                 peak: column(&|i| i.way("ours").map(|w| w.of_peak)),
                 read: column(&|i| i.way("ours").map(|w| w.of_read)),
                 nmse: column(&|i| i.way("ours").map(|w| w.nmse)),
@@ -324,6 +341,12 @@ impl SliceItem {
 /// Four digits: no measurement here has more.
 pub fn significant(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+/// The lowest and the highest; none of fewer than two values.
+pub fn range(values: &[f64]) -> Option<[f64; 2]> {
+    let ends = [values.iter().copied().reduce(f64::min)?, values.iter().copied().reduce(f64::max)?];
+    (values.len() > 1).then(|| ends.map(significant))
 }
 
 /// The name of a folder: `Intel(R) Xeon(R) Processor` is `intel-xeon-processor`.

@@ -1,7 +1,7 @@
 //! A run as text for the terminal, and the Markdown that documents are made of.
 
-use super::run::{Item, Run};
-use crate::{table, util::Result};
+use super::run::{Item, Run, Way};
+use crate::{stats, table, util::Result};
 
 /// Hosts, as the bench program names them. Of ik_llama.cpp the faster of its two forms counts.
 pub const LLAMA: &[&str] = &["llama"];
@@ -12,7 +12,7 @@ pub const IK: &[&str] = &["ik", "ik-rtr"];
 pub fn table(run: &Run) -> String {
     let hosts: Vec<&str> =
         ["llama", "ik", "ik-rtr"].into_iter().filter(|h| run.items.iter().any(|i| i.way(h).is_some())).collect();
-    let mut header = vec!["type NxK", "M", "ms", "best", "% peak", "% reads", "NMSE"];
+    let mut header = vec!["type NxK", "M", "ms", "% peak", "% reads", "NMSE"];
     for host in &hosts {
         header.extend([*host, "NMSE", "ratio"]);
     }
@@ -24,14 +24,13 @@ pub fn table(run: &Run) -> String {
 fn row(item: &Item, hosts: &[&str]) -> Vec<String> {
     let mut cells = vec![format!("{} {}", item.ty(), item.shape()), item.m().to_string()];
     if let Some(way) = item.way("ours") {
-        cells.extend([time(way.ms), time(way.best_ms)]);
-        cells.extend([percent(way.of_peak), percent(way.of_read), format!("{:.0e}", way.nmse)]);
+        cells.extend([times(&way), percent(way.of_peak), percent(way.of_read), format!("{:.0e}", way.nmse)]);
     }
     for host in hosts {
         match item.way(host) {
             Some(way) => {
                 let ratio = item.ratio(&[host]).map_or("-".into(), |r| format!("{r:.2}x"));
-                cells.extend([time(way.ms), format!("{:.0e}", way.nmse), ratio]);
+                cells.extend([times(&way), format!("{:.0e}", way.nmse), ratio]);
             }
             None => cells.extend(["-"; 3].map(String::from)),
         }
@@ -51,7 +50,12 @@ fn legend(run: &Run, hosts: &[&str]) -> String {
         let what = run.hosts.iter().find(|(k, _)| k == name).map_or("", |(_, v)| v);
         out.push_str(&format!("  {host}: {what}; weights as {}\n", forms.join(", ")));
     }
-    out + "  medians of ms; ratio: their time by ours; % of the tile peak and of plain reads in the same repetitions\n"
+    out + "  ms: medians (lowest to highest); ratio: their median by ours; % of the tile peak and of plain reads in the same repetitions\n"
+}
+
+/// The median, and all repetitions from the shortest to the longest, if they are known.
+fn times(way: &Way) -> String {
+    if way.all_ms.is_empty() { time(way.ms) } else { stats::spread(&way.all_ms, time) }
 }
 
 fn time(ms: f64) -> String {
@@ -88,7 +92,7 @@ mod tests {
     fn the_table_has_a_line_per_product_and_names_the_forms() {
         let text = table(&example());
         assert_eq!(text.lines().filter(|l| l.contains("x4096")).count(), 8);
-        assert!(text.contains("q4_0 1024x4096  512  1.000  1.000    40.0     90.0  1e-5  8.000"), "{text}");
+        assert!(text.contains("q4_0 1024x4096  512  1.000 (0.500 to 2.000)    40.0     90.0  1e-5   8.000"), "{text}");
         assert!(text.contains("  llama: llama.cpp; weights as f\n"));
     }
 

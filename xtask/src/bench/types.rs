@@ -7,7 +7,7 @@ use crate::{
     cache, cpu,
     host::{self, Kind},
     json::{self, Json, Look, object},
-    speed::median,
+    stats::{self, median},
     table, util,
     util::Result,
     verify,
@@ -178,27 +178,29 @@ impl Item {
 
     /// What is kept of it.
     fn row(&self, rows: &[usize]) -> TypeRow {
+        let ratios: Vec<Option<Vec<f64>>> = rows.iter().map(|m| self.ratios(*m)).collect();
+        let of_ratios = |ratios: &Option<Vec<f64>>| ratios.as_ref().map(|all| record::significant(median(all)));
         TypeRow {
             ty: self.name.clone(),
             stored: self.stored.clone(),
             int8_rows: self.int8_rows,
             bf16_rows: self.bf16_rows,
-            ratio: rows.iter().map(|m| self.ratio(*m).map(record::significant)).collect(),
+            ratio: ratios.iter().map(of_ratios).collect(),
+            range: ratios.iter().map(|ratios| record::range(ratios.as_ref()?)).collect(),
         }
     }
 
     /// Type, form, tiles, few rows; then one ratio for every M.
     fn cells(&self, rows: &[usize]) -> Vec<String> {
-        let row = self.row(rows);
-        let ratios = row.ratio.iter().map(|r| r.map_or(String::new(), |r| format!("{r:.2}")));
-        std::iter::once(self.name.clone()).chain(row.facts()).chain(ratios).collect()
+        let ratio = |m: &usize| self.ratios(*m).map_or(String::new(), |all| stats::spread(&all, |v| format!("{v:.2}")));
+        let name = std::iter::once(self.name.clone());
+        name.chain(self.row(rows).facts()).chain(rows.iter().map(ratio)).collect()
     }
 
     /// The plain path's time by ours: the turns of both follow each other, so every pair has its own ratio.
-    fn ratio(&self, m: usize) -> Option<f64> {
+    fn ratios(&self, m: usize) -> Option<Vec<f64>> {
         let product = self.products.iter().find(|p| p.m == m)?;
-        let ratios: Vec<f64> = product.plain.iter().zip(&product.ours).map(|(plain, ours)| plain / ours).collect();
-        Some(median(&ratios))
+        Some(stats::ratios(&product.plain, &product.ours))
     }
 
     fn json(&self) -> Json {
@@ -370,10 +372,15 @@ mod tests {
         let text = docs::type_table(&Record::default(), &example().table());
         assert!(text.contains("| | stored | tile unit from rows | fewer rows | M = 512 | M = 1 |\n"), "{text}");
         assert!(
-            text.contains("| q4_0 | packed | 11, in BF16 33 | AVX-512, packed weights | 4.00 | 4.00 |\n"),
+            text.contains("| q4_0 | packed | 11, in BF16 33 | AVX-512, packed weights | 4.00 (4.00 to 4.00) | 4.00 (4.00 to 4.00) |\n"),
             "{text}"
         );
-        assert!(text.contains("| f16 | plain | in BF16 16 | the host's kernels | 2.00 | 2.00 |\n"), "{text}");
+        assert!(
+            text.contains(
+                "| f16 | plain | in BF16 16 | the host's kernels | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) |\n"
+            ),
+            "{text}"
+        );
         assert!(text.contains("| iq1_s | by the host | never | the host's kernels |  |  |\n"), "{text}");
         assert_eq!(example().terminal().lines().count(), 5);
     }

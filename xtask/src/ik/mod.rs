@@ -14,13 +14,12 @@ use std::{
 use crate::{
     cache::{self, Cache},
     chat::{self, Answer},
-    cpu,
     demo::Plan,
     fetch,
     host::{self, Host, Kind},
     preload, products,
     program::{self, Settings, Way},
-    speed, symbols, table,
+    speed, stats, symbols, table,
     util::{self, Result, io},
     verify,
 };
@@ -167,7 +166,7 @@ fn modes(plan: &Plan) -> [(&'static str, Settings<'_>); 2] {
 
 fn ask(host: &Host, model: &Path, way: Way<'_>, name: &str) -> Result<Answer> {
     let answer = chat::ask(host, model, way)?;
-    println!("  {name}\n    $ {}", answer.command.replace('\n', "\\n"));
+    println!("  {name}\n    $ {}", answer.command);
     for said in program::our_lines(&answer.log) {
         println!("    {said}");
     }
@@ -194,18 +193,15 @@ fn speeds(plan: &Plan, host: &Host, model: &Path, rounds: usize) -> Result<()> {
     let ways: Vec<Way<'_>> = sides.iter().map(|(_, way)| *way).collect();
     let threads = plan.cpu.threads;
     let samples = speed::interleaved(host, model, &ways, threads, &speed::Plan { rounds, ..speed::Plan::default() })?;
-    let rows: Vec<Vec<String>> = ["prompt (pp512)", "generation (tg64)"]
+    let rows: Vec<Vec<String>> = speed::TESTS
         .into_iter()
-        .enumerate()
-        .map(|(test, name)| {
-            let values = samples.iter().map(|s| if test == 0 { &s.prompt } else { &s.generation });
-            let medians = values.map(|v| format!("{:.1}", speed::median(v)));
-            std::iter::once(name.to_string()).chain(medians).collect()
+        .map(|(name, of)| {
+            let cells = samples.iter().map(|s| stats::spread(of(s), |v| format!("{v:.1}")));
+            std::iter::once(name.to_string()).chain(cells).collect()
         })
         .collect();
     let header: Vec<&str> = std::iter::once("tokens/s").chain(sides.iter().map(|(name, _)| *name)).collect();
     println!("\n{}", table::render(&header, &rows));
-    println!("  SmolLM2-135M-Instruct Q4_1, llama-bench, medians of {} interleaved runs each", samples[0].prompt.len());
-    println!("  {}, {threads} threads, {}", plan.cpu.model, cpu::today());
+    plan.print_origin(&samples[0]);
     Ok(())
 }
