@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use super::{
     chart,
     record::{Model, Product, Products, Record, TypeRow, TypeTable},
-    report::{between_markers, grid},
+    report::{between_markers, broken, grid},
 };
 use crate::{
     stats,
@@ -71,25 +71,6 @@ fn origin(record: &Record, command: &str) -> String {
     let file = record.path();
     let file = file.strip_prefix(util::repo()).unwrap_or(&file).display().to_string();
     format!("{}, {}, {} threads: `{command}`; `{file}`.", record.date, record.cpu, record.threads)
-}
-
-/// A paragraph in lines of at most 120 columns, if its words allow.
-fn broken(paragraph: &str) -> String {
-    let mut out = String::new();
-    let mut columns = 0;
-    for word in paragraph.split_whitespace() {
-        let length = word.chars().count();
-        if columns > 0 && columns + 1 + length > 120 {
-            out.push('\n');
-            columns = 0;
-        } else if columns > 0 {
-            out.push(' ');
-            columns += 1;
-        }
-        out.push_str(word);
-        columns += length;
-    }
-    out
 }
 
 fn cell(value: Option<&Option<f64>>, show: impl Fn(f64) -> String) -> String {
@@ -271,13 +252,6 @@ mod tests {
         let wanted =
             "| q4_0 | 4.00 (4.00 to 4.00) | 1.50 (1.50 to 1.50) | 4.00 (4.00 to 4.00) | 1.50 (1.50 to 1.50) | 90 |";
         assert!(text.contains(wanted), "{text}");
-    }
-
-    #[test]
-    fn paragraphs_are_broken_between_words() {
-        let text = broken(&"word ".repeat(50));
-        assert!(text.lines().all(|line| line.len() <= 120 && !line.ends_with(' ')), "{text}");
-        assert_eq!((text.lines().count(), text.split_whitespace().count()), (3, 50));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod options;
 mod products;
 mod record;
 pub mod report;
+mod results;
 mod run;
 mod slices;
 mod types;

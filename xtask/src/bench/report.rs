@@ -75,6 +75,25 @@ pub fn grid(header: &[String], lines: &[(String, Vec<String>)]) -> String {
     out
 }
 
+/// A paragraph in lines of at most 120 columns, if its words allow.
+pub fn broken(paragraph: &str) -> String {
+    let mut out = String::new();
+    let mut columns = 0;
+    for word in paragraph.split_whitespace() {
+        let length = word.chars().count();
+        if columns > 0 && columns + 1 + length > 120 {
+            out.push('\n');
+            columns = 0;
+        } else if columns > 0 {
+            out.push(' ');
+            columns += 1;
+        }
+        out.push_str(word);
+        columns += length;
+    }
+    out
+}
+
 /// The document with everything between the comments `NAME:begin` and `NAME:end` replaced.
 pub fn between_markers(document: &str, name: &str, text: &str) -> Result<String> {
     let [first, last] = ["begin", "end"].map(|which| format!("<!-- {name}:{which} -->"));
@@ -94,6 +113,13 @@ mod tests {
         assert_eq!(text.lines().filter(|l| l.contains("x4096")).count(), 8);
         assert!(text.contains("q4_0 1024x4096  512  1.000 (0.500 to 2.000)    40.0     90.0  1e-5   8.000"), "{text}");
         assert!(text.contains("  llama: llama.cpp; weights as f\n"));
+    }
+
+    #[test]
+    fn paragraphs_are_broken_between_words() {
+        let text = broken(&"word ".repeat(50));
+        assert!(text.lines().all(|line| line.len() <= 120 && !line.ends_with(' ')), "{text}");
+        assert_eq!((text.lines().count(), text.split_whitespace().count()), (3, 50));
     }
 
     #[test]
