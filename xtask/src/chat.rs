@@ -21,7 +21,7 @@ pub struct Answer {
     pub text: String,
     /// Everything the host and this library logged.
     pub log: String,
-    /// The command, for a human to repeat.
+    /// The command with its environment, to be repeated in a shell.
     pub command: String,
 }
 
@@ -44,7 +44,7 @@ pub fn ask(host: &Host, model: &Path, way: Way<'_>) -> Result<Answer> {
         // -fit off: else the library's own line falls into a trial load whose log is muted.
         command.args(["-p", QUESTION, "-fit", "off", "-cnv", "-st", "--jinja", "-lv", "4"]);
     }
-    let shown = util::shown(&command);
+    let shown = util::shown_with_environment(&command);
     let output = program::run_proved(host, command, way, &cache::log("chat")?)?;
     let text = output.stdout.trim().trim_end_matches("[end of text]").trim().to_string();
     Ok(Answer { text, log: output.stderr, command: shown })

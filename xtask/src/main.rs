@@ -110,17 +110,6 @@ not hold the weights.
   --tokens N    length of the text, at least 4096; default 8192
   --json        the last line printed is a JSON array";
 
-const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
-
-Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer;
-without AMX also with tiles in software),
-C tests, examples, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
-A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
-
-  --quick   no real hosts
-  --full    also what takes too long for CI: a million rows against the promised bound, and planted
-            defects, each of which a test must find";
-
 const FORK_HELP: &str = "cargo xtask fork [--verify]
 
 Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor and asks this library by function
@@ -148,7 +137,7 @@ fn main() -> ExitCode {
         "hosts" => HOSTS_HELP,
         "demo" => DEMO_HELP,
         "verify" => VERIFY_HELP,
-        "test" => TEST_HELP,
+        "test" => test::HELP,
         "c-tests" => C_TESTS_HELP,
         "examples" => EXAMPLES_HELP,
         "bench" => bench::HELP,
@@ -169,7 +158,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match command {
-        "test" => match test_options(rest) {
+        "test" => match test::Options::parse(rest) {
             Ok(options) => return test::run(&options),
             Err(e) => return usage(&e, help),
         },
@@ -202,13 +191,6 @@ fn main() -> ExitCode {
 fn usage(what: &str, help: &str) -> ExitCode {
     eprintln!("{what}\n\n{help}");
     ExitCode::from(2)
-}
-
-fn test_options(args: &[String]) -> Result<test::Options> {
-    match args.iter().find(|a| !["--quick", "--full"].contains(&a.as_str())) {
-        Some(other) => Err(format!("unknown argument `{other}`")),
-        None => Ok(test::Options::new(args.iter().any(|a| a == "--quick"), args.iter().any(|a| a == "--full"))),
-    }
 }
 
 /// The functions of the drop-in surface in ik_llama.cpp.

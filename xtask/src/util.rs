@@ -1,6 +1,7 @@
 //! Running other programs: every command has a log file, a time limit, and an error that names both.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
@@ -41,17 +42,34 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// The command as one would type it (environment left out).
+/// The command as one would type it, without its environment.
 pub fn shown(command: &Command) -> String {
-    let quoted = |w: &std::ffi::OsStr| {
-        let w = w.to_string_lossy();
-        if w.contains(|c: char| c.is_whitespace() || "'\"$&|;<>*?()".contains(c)) || w.is_empty() {
-            format!("'{}'", w.replace('\'', "'\\''"))
-        } else {
-            w.into_owned()
-        }
-    };
     std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// The command with the variables that it sets and those that it takes away, to be copied into a shell.
+pub fn shown_with_environment(command: &Command) -> String {
+    let (mut set, mut taken) = (String::new(), String::new());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => set += &format!("{}={} ", name.to_string_lossy(), quoted(value)),
+            None => taken += &format!("-u {} ", name.to_string_lossy()),
+        }
+    }
+    let env = if taken.is_empty() { "" } else { "env " };
+    format!("{env}{taken}{set}{}", shown(command))
+}
+
+/// A word for a shell. Line breaks are written as bash and zsh write them, so that it stays one line.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    if word.contains('\n') {
+        format!("$'{}'", word.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n"))
+    } else if word.contains(|c: char| c.is_whitespace() || "'\"$&|;<>*?()#~`\\".contains(c)) || word.is_empty() {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    } else {
+        word.into_owned()
+    }
 }
 
 /// `1m05s`, `12.3s`.
@@ -211,6 +229,12 @@ mod tests {
     #[test]
     fn a_shown_command_can_be_pasted() {
         assert_eq!(shown(Command::new("sh").args(["-c", "echo it's"])), r"sh -c 'echo it'\''s'");
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf '%s' \"$A $B\"\n"]).env("A", "1 2").env_remove("B");
+        let line = shown_with_environment(&command);
+        assert_eq!(line, r#"env -u B A='1 2' sh -c $'printf \'%s\' "$A $B"\n'"#);
+        let output = Command::new("bash").args(["-c", &line]).env("B", "3").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "1 2 ");
     }
 
     #[test]

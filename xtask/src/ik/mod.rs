@@ -128,7 +128,8 @@ pub fn linked_statically() -> Result<()> {
     let (report, value) = products::REPORT;
     run.env(report, value);
     let output = util::capture(&mut run, &cache::log("ik-static")?)?;
-    let answer = Answer { text: output.stdout.trim().into(), log: output.stderr, command: util::shown(&run) };
+    let answer =
+        Answer { text: output.stdout.trim().into(), log: output.stderr, command: util::shown_with_environment(&run) };
     plan.check(&host, &model, &settings, &answer).map_err(|why| format!("statically linked: {why}"))?;
     println!("  statically linked: {}", answer.text);
     chat::garbage(&answer.text).map_or(Ok(()), |why| Err(format!("statically linked: {why}")))

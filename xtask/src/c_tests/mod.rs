@@ -8,6 +8,8 @@
 //! that spin. Each program prints its own counts; exit code 77 and lines that start with SKIPPED say what could not
 //! run.
 
+mod jobs;
+
 use std::{
     fs::{self, File},
     io::Write,
@@ -22,121 +24,25 @@ use std::{
 };
 
 use crate::{
-    cache::{self, Cache},
-    compiler, fetch,
-    host::{self, Host, Kind},
-    symbols,
+    cache, compiler,
     test::Options,
     util::{self, Result, io},
 };
+use jobs::Job;
 
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 const SANITIZE: [&str; 4] =
     ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1"];
-/// What a Rust static library needs from the system.
-const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lpthread", "-ldl", "-lrt", "-lm"];
 /// No program takes longer, sanitizers and a busy machine included.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
-/// Programs that also run against the later version of the host: what was found of its structs, the contract of
-/// buffers, the surface, products.
-const OF_LATER: [&str; 5] = ["abi_", "smoke_", "buffer_", "surface_", "parity_id_host"];
 /// A program in which nothing could be checked.
 const ALL_SKIPPED: i32 = 77;
-
-/// One program to build and run.
-struct Job {
-    source: PathBuf,
-    /// `plain`, `sanitized`, `spinning`, `shared`, `static`, `dl`, `later`, `wheel`: a directory and part of the line
-    /// printed.
-    flavour: &'static str,
-    sanitize: bool,
-    /// Headers that are not ours: no warnings from there.
-    system_includes: Vec<PathBuf>,
-    /// Everything behind the object when linking.
-    link: Vec<String>,
-    /// A C++ runtime must be linked even if the program is C.
-    link_as_cpp: bool,
-    env: Vec<(&'static str, PathBuf)>,
-    /// Waiting threads of the host spin, as they do for users.
-    spins: bool,
-    /// Number of the host that the program is to have, of those it can have.
-    host: Option<usize>,
-}
-
-impl Job {
-    fn name(&self) -> String {
-        let stem = self.source.file_stem().expect("sources have names");
-        let cpp = if self.is_cpp() && stem == "api_header" { "_cpp" } else { "" };
-        let host = self.host.map_or(String::new(), |host| format!("_{host}"));
-        format!("{}{cpp}{host}", stem.to_string_lossy())
-    }
-
-    fn is_cpp(&self) -> bool {
-        self.source.extension().is_some_and(|e| e == "cpp")
-    }
-}
 
 /// Compiles and runs them all; `options.quick` leaves out the hosts.
 pub fn run(options: &Options) -> Result<()> {
     let system = compiler::system()?;
-    let release = host::our_libraries()?;
-    let sources = sources()?;
-    let starts = |s: &&PathBuf, prefix: &str| s.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
-    let mut jobs: Vec<Job> = Vec::new();
-    for source in sources.iter().filter(|s| starts(s, "api_") || starts(s, "fake_")) {
-        if let Some(hosts) = hosts_of(source)? {
-            let job = |host| Job { host: Some(host), ..api_job(source, &release, "plain", false, false) };
-            jobs.extend((0..hosts).map(job));
-            continue;
-        }
-        for (flavour, sanitize, shared) in
-            [("plain", false, false), ("sanitized", true, false), ("shared", false, true)]
-        {
-            jobs.push(api_job(source, &release, flavour, sanitize, shared));
-        }
-    }
-    let mut headers = Vec::new();
-    if options.quick {
-        options.skip("C tests against hosts, and the header beside ggml's", "--quick");
-    } else {
-        let shared = host::ensure(Kind::Llama)?;
-        headers.push(shared.source.join("ggml/include"));
-        let of_hosts = || sources.iter().filter(|s| s.to_string_lossy().contains("_host.") && !starts(s, "ik_"));
-        for source in of_hosts() {
-            jobs.push(host_job(source, &shared, "plain", false));
-            jobs.push(host_job(source, &shared, "sanitized", true));
-        }
-        for source in of_hosts().filter(|s| starts(s, "parity_process_")) {
-            jobs.push(Job { spins: true, ..host_job(source, &shared, "spinning", false) });
-        }
-        for (kind, flavour) in [(Kind::Static, "static"), (Kind::Dl, "dl")] {
-            let other = host::ensure(kind)?;
-            for source in of_hosts().filter(|s| starts(s, "smoke_")) {
-                jobs.push(host_job(source, &other, flavour, false));
-            }
-        }
-        let later = host::ensure(Kind::Later)?;
-        for source in of_hosts().filter(|s| OF_LATER.iter().any(|prefix| starts(s, prefix))) {
-            jobs.push(host_job(source, &later, "later", false));
-        }
-        match fetch::older_ggml(&Cache::open()?)? {
-            Some(root) => {
-                jobs.extend(sources.iter().filter(|s| starts(s, "wheel_")).map(|s| wheel_job(s, &release, &root)))
-            }
-            None => options.skip("the tests on ggml 0.20", "the package index does not serve it"),
-        }
-        let ik = host::ensure(Kind::IkOurs)?;
-        for source in sources.iter().filter(|s| starts(s, "ik_")) {
-            let kinds = [("plain", false, false), ("sanitized", true, false), ("spinning", false, true)];
-            for (flavour, sanitize, spins) in kinds.into_iter().filter(|k| !k.2 || starts(&source, "ik_graph_")) {
-                let mut job = Job { spins, ..host_job(source, &ik, flavour, sanitize) };
-                // As the host's own programs are linked.
-                job.link.extend(symbols::wrapped()?.iter().map(|name| format!("-Wl,--wrap={name}")));
-                jobs.push(job);
-            }
-        }
-    }
-    check_header(options, headers.first().map(PathBuf::as_path))?;
+    let (jobs, ggml) = jobs::all(options)?;
+    check_header(options, ggml.as_deref())?;
 
     let out = util::target().join("c_tests");
     let begin = Instant::now();
@@ -153,79 +59,6 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         Err(format!("{} of {} C programs failed:\n{}", failed.len(), jobs.len(), failed.join("\n")))
     }
-}
-
-/// How many hosts a program is built for, if that is for several: it says so itself.
-fn hosts_of(source: &Path) -> Result<Option<usize>> {
-    let text = io("read", source, fs::read_to_string(source))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("#define HOSTS "));
-    let number = |line: &str| line.split_whitespace().next()?.parse().ok();
-    line.map(|line| number(line).ok_or(format!("{}: HOSTS is no number", source.display()))).transpose()
-}
-
-fn api_job(source: &Path, release: &Path, flavour: &'static str, sanitize: bool, shared: bool) -> Job {
-    let mut link = if shared {
-        vec![
-            format!("-L{}", release.display()),
-            "-Wl,-Bdynamic".into(),
-            "-l:libggml_amx.so".into(),
-            format!("-Wl,-rpath,{}", release.display()),
-        ]
-    } else {
-        vec![release.join("libggml_amx.a").display().to_string()]
-    };
-    link.extend(SYSTEM_LIBRARIES.map(String::from));
-    Job {
-        source: source.into(),
-        flavour,
-        sanitize,
-        system_includes: Vec::new(),
-        link,
-        link_as_cpp: false,
-        env: Vec::new(),
-        spins: false,
-        host: None,
-    }
-}
-
-/// With an older ggml in shared libraries that others built, and our static library in the program.
-fn wheel_job(source: &Path, release: &Path, ggml: &Path) -> Job {
-    let mut job = api_job(source, release, "wheel", false, false);
-    let libraries = ggml.join("lib64").display().to_string();
-    job.system_includes.push(ggml.join("include"));
-    job.link.extend([format!("-L{libraries}"), format!("-Wl,-rpath,{libraries}")]);
-    job.link.extend(["-lggml", "-lggml-cpu", "-lggml-base"].map(String::from));
-    job
-}
-
-fn host_job(source: &Path, host: &Host, flavour: &'static str, sanitize: bool) -> Job {
-    let mut env = Vec::new();
-    if host.kind == Kind::Dl {
-        env.push(("GGML_AMX_TEST_BACKENDS", host.bin_dir()));
-    }
-    Job {
-        source: source.into(),
-        flavour,
-        sanitize,
-        system_includes: host.include_dirs(),
-        link: host.link_args(),
-        link_as_cpp: true,
-        env,
-        spins: false,
-        host: None,
-    }
-}
-
-/// `c_tests/*.c` and `*.cpp`, sorted.
-fn sources() -> Result<Vec<PathBuf>> {
-    let dir = util::repo().join("c_tests");
-    let mut all: Vec<PathBuf> = io("read", &dir, fs::read_dir(&dir))?
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| p.extension().is_some_and(|e| e == "c" || e == "cpp"))
-        .collect();
-    all.sort();
-    Ok(all)
 }
 
 fn standard(cpp: bool) -> &'static str {
