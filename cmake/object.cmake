@@ -64,6 +64,22 @@ function(ggml_amx_make_object LIBRARY HEADER DEPENDS ENTRIES OUT)
     set(${OUT} "${object}" PARENT_SCOPE)
 endfunction()
 
+# The host's installation has this library in it, so it also has the licence: beside the modules where they were
+# installed, above them in a checkout.
+function(ggml_amx_install_license)
+    set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
+    set(license "${here}/LICENSE")
+    if(NOT EXISTS "${license}")
+        cmake_path(GET here PARENT_PATH repo)
+        set(license "${repo}/LICENSE")
+    endif()
+    set(share share)
+    if(CMAKE_INSTALL_DATADIR)
+        set(share "${CMAKE_INSTALL_DATADIR}")
+    endif()
+    install(FILES "${license}" DESTINATION "${share}/licenses/ggml-amx")
+endfunction()
+
 # Puts the object file into a library target of the host.
 function(ggml_amx_add_object TARGET OBJECT)
     set_source_files_properties("${OBJECT}" TARGET_DIRECTORY ${TARGET}

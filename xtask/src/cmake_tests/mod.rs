@@ -54,6 +54,8 @@ impl Bench {
         copy_files(&from.join("tests/crate"), &repo)?;
         copy_files(&from.join("tests/crate/src"), &repo.join("src"))?;
         copy_files(&from.join("tests/crate"), &repo.join("include"))?;
+        let license = repo.join("LICENSE");
+        io("copy", &license, fs::copy(util::repo().join("LICENSE"), &license))?;
         Ok(repo)
     }
 
@@ -113,14 +115,23 @@ impl Bench {
         let mut install = host::cmake(&self.tools);
         install.arg("--install").arg(&build).arg("--prefix").arg(&prefix);
         util::capture(&mut install, &cache::log("cmake-tests-install")?)?;
-        for file in ["libggml_amx.a", "libggml_amx.so", "libggml_amx_preload.so"] {
-            if !prefix.join("lib64").join(file).is_file() {
+        let files = [
+            "lib64/libggml_amx.a",
+            "lib64/libggml_amx.so",
+            "lib64/libggml_amx_preload.so",
+            "lib64/cmake/ggml-amx/LICENSE",
+            "share/licenses/ggml-amx/LICENSE",
+        ];
+        for file in files {
+            if !prefix.join(file).is_file() {
                 return Err(format!("{file} was not installed below {}", prefix.display()));
             }
         }
         let description = prefix.join("lib64/pkgconfig/ggml-amx.pc");
         let text = io("read", &description, fs::read_to_string(&description))?;
-        if !text.starts_with("prefix=${pcfiledir}/../..\nlibdir=${prefix}/lib64\nincludedir=${prefix}/include\n") {
+        let folders = "prefix=${pcfiledir}/../..\nlibdir=${prefix}/lib64\nincludedir=${prefix}/include\n\
+            licensedir=${prefix}/share/licenses/ggml-amx\n";
+        if !text.starts_with(folders) {
             return Err(format!("{} has other folders:\n{text}", description.display()));
         }
         println!("  installed with a build.target of another machine, into lib64");
