@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: from nothing to a chat answer and a speed table, with our library inside llama.cpp.
+//! `cargo xtask demo`: from a fresh checkout to a chat answer and a table of speeds, with this library in llama.cpp.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::{
     util::Result,
 };
 
-/// What this machine allows.
+/// What this machine can show.
 pub struct Plan {
     /// The machine.
     pub cpu: Cpu,
@@ -34,7 +34,7 @@ impl Plan {
         Self { cpu, amx, isa }
     }
 
-    /// Without AMX and a ceiling to use instead, the library itself says why it steps aside.
+    /// Without AMX and without a ceiling for the instruction set, the library steps aside and says why.
     pub fn settings(&self) -> Settings<'_> {
         Settings { isa: self.isa.as_deref(), ..Settings::default() }
     }
@@ -43,13 +43,13 @@ impl Plan {
         Way::Ours(self.settings())
     }
 
-    /// Nothing here that this library would use.
+    /// Whether this library will step aside: no AMX, and no ceiling was asked for.
     pub fn steps_aside(&self) -> bool {
         !self.amx && self.isa.is_none()
     }
 
-    /// Whether this library computed what there was to compute for an answer: a token or more for a word, the first of
-    /// them by the prompt, which is too short for tiles in every precision.
+    /// Checks that this library computed the answer: at least one token for each word. The prompt is too short to need
+    /// tiles in every precision, so no batch of it is counted.
     pub fn check(&self, host: &Host, model: &Path, settings: &Settings<'_>, answer: &chat::Answer) -> Result<()> {
         if self.steps_aside() {
             return Ok(());
@@ -72,7 +72,7 @@ impl Plan {
         println!("  {}, {} threads, {}", self.cpu.model, self.cpu.threads, cpu::today());
     }
 
-    /// Says what the machine is, and what that means.
+    /// Prints what the machine is, and what follows from that.
     pub fn print(&self) {
         let name = if self.cpu.model.is_empty() { "unknown" } else { &self.cpu.model };
         println!("CPU: {name}, {} threads, AMX-INT8 {}", self.cpu.threads, if self.cpu.amx { "yes" } else { "NO" });
@@ -88,7 +88,7 @@ impl Plan {
     }
 }
 
-/// Everything; the benchmark is left out when `quick`.
+/// The whole demo; `quick` leaves out the table of speeds.
 pub fn run(quick: bool) -> Result<()> {
     let plan = Plan::new();
     println!("ggml-amx in the place of llama.cpp's C++ AMX backend ({})", fetch::HOST.requirement);

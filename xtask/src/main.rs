@@ -1,5 +1,4 @@
-//! Developer commands: `cargo xtask
-//! demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|examples|mutants|race|header`.
+//! Developer commands: `cargo xtask COMMAND`. `cargo xtask --help` lists them.
 
 mod bench;
 mod c_tests;
@@ -193,7 +192,7 @@ fn usage(what: &str, help: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The functions of the drop-in surface in ik_llama.cpp.
+/// `cargo xtask fork`: this library in processes of ik_llama.cpp, and in a fork that calls its functions.
 fn by_function(verify: bool) -> Result<()> {
     ik::processes(|what, why| println!("  SKIPPED {what}: {why}"))?;
     fork::run()?;
@@ -204,7 +203,7 @@ fn quick(args: &[String]) -> Result<bool> {
     only(args, "--quick")
 }
 
-/// Whether the one argument that there may be is there.
+/// Whether the only argument that is allowed was given.
 fn only(args: &[String], known: &str) -> Result<bool> {
     match args.iter().find(|a| *a != known) {
         Some(other) => Err(format!("unknown argument `{other}`")),
@@ -238,7 +237,7 @@ fn check_hosts(args: &[String]) -> Result<()> {
 
 fn hosts(kinds: &[Kind]) -> Result<()> {
     for kind in kinds {
-        // Asked for by name it must work; among all it may be out of reach of this machine.
+        // A host that was asked for by name must build. Without names, this machine may lack its compiler.
         if *kind == Kind::CppAmx && kinds.len() > 1 {
             if host::baseline()?.is_none() {
                 println!("  SKIPPED host cpp-amx: {}", compiler::NO_BASELINE);

@@ -84,7 +84,7 @@ pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, 
             samples.prompt.extend(one.prompt);
             samples.generation.extend(one.generation);
         }
-        // Seen even if the run does not come to its end.
+        // Printed at once: a run that fails later has still shown these.
         println!(
             "    round {round} of {}: {}",
             plan.rounds,

@@ -29,7 +29,7 @@ const BARS: [(&str, &str, &str, RGBColor); 3] = [
     ("ik_llama.cpp", "packed", "ik_llama.cpp, weights packed", RGBColor(70, 150, 90)),
 ];
 
-/// An SVG. Its words need no font here: whoever shows it has one.
+/// Draws an SVG. Text stays text, so no font is needed here.
 pub fn draw(record: &Record) -> Result<String> {
     let mut svg = String::new();
     {
@@ -82,7 +82,7 @@ fn draw_panel(area: &Area<'_>, record: &Record, test: &str, title: &str) -> Resu
             let from = middle + bar * (b as f64 - 1.5);
             let corners = [((from + 1.0) as i32, y(ratio)), ((from + bar - 1.0) as i32, bottom)];
             area.draw(&Rectangle::new(corners, colour.filled())).map_err(failed)?;
-            // On a plate, for a line may be behind it.
+            // On a white plate, because a grid line may be behind it.
             let at = ((from + bar / 2.0) as i32, y(ratio) - 8);
             let plate = [(at.0 - 11, at.1 - 6), (at.0 + 11, at.1 + 6)];
             area.draw(&Rectangle::new(plate, WHITE.filled())).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! What the documents have of the records in `benchmarks/`: tables between markers, and the chart.
+//! What the documents show of the records in `benchmarks/`: tables between markers, and the chart.
 
 use std::{fs, path::PathBuf};
 

@@ -54,8 +54,8 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
     save(&out.join("experts.json"), &format!("[\n{}\n]\n", lines.join(",\n")))
 }
 
-/// Ours; the C++ build, whose AMX backend takes no experts, with the buffer its loader chooses instead; and its
-/// plain weights, which is all the types have that nobody repacks.
+/// This library; the C++ build with the buffer that its loader chooses (its AMX backend takes no experts); and the same
+/// build with plain weights, for types that it does not repack.
 fn sides(out: &Path) -> Result<Vec<Side>> {
     let ours = Program::build(&host::ensure(Kind::Llama)?, out)?;
     let mut all = vec![Side { name: "ours", buffer: "AMX", program: ours }];

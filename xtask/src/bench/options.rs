@@ -83,7 +83,7 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// What most models come in; more with `--types`.
+/// The types that most models come in; `--types` names others.
 const USUAL_TYPES: &str = "q4_0,q4_1,q5_0,q5_1,q8_0,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_nl,iq4_xs,mxfp4";
 const FULL: [&str; 3] =
     [USUAL_TYPES, "1,2,4,8,16,32,64,128,512,2048", "4096x4096,14336x4096,4096x14336,1024x4096,151936x2048"];

@@ -17,7 +17,7 @@ pub struct Record {
     pub date: String,
     /// Model name as the kernel prints it.
     pub cpu: String,
-    /// What else one must know of the machine; for people.
+    /// What else a reader should know about the machine.
     #[serde(default)]
     pub machine: String,
     /// Threads of every run.
@@ -56,14 +56,14 @@ pub struct Model {
     pub theirs: Vec<Way>,
 }
 
-/// One of those that had their turns.
+/// One way to run a model.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Way {
     /// Name.
     pub way: String,
     /// Tokens per second.
     pub speed: Vec<f64>,
-    /// Of our ways: its speed by that of the fastest of the others.
+    /// For our ways: speed divided by that of the fastest other way, turn by turn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ratio: Vec<f64>,
 }

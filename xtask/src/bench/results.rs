@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Record {
-    /// The record of a day with the results of a file that `cargo xtask bench` wrote, beside what it had of others.
+    /// The record of a day with the results of one file that `cargo xtask bench` wrote added to it.
     pub fn with_results(results: &Path) -> Result<Self> {
         let text = io("read", results, fs::read_to_string(results))?;
         let of = |e| format!("{}: {e}", results.display());

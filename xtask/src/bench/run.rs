@@ -1,4 +1,4 @@
-//! What one run of the bench program brought, as it lies in a JSON file.
+//! The results of one run of the bench program, as they lie in a JSON file.
 
 use super::record;
 use crate::{

@@ -17,7 +17,7 @@ use crate::{
 
 use super::{options::Options, save};
 
-/// One of those that have their turns.
+/// One way to run a model.
 struct Side<'a> {
     name: &'static str,
     way: Way<'a>,
@@ -104,8 +104,8 @@ fn tests(plan: &Plan) -> Vec<(String, Of)> {
     all
 }
 
-/// Every way must keep its weights where it says, and only ours may be at work; how much, is looked at in every turn.
-/// Types with something in front of their rows stay as they are.
+/// Checks each way in a short run: its weights must be packed or not as it says, and only in our ways may this library
+/// compute. (Each turn checks how much it computed.) Types with row headers stay plain in ik_llama.cpp.
 fn check(host: &Host, model: &Path, ty: &str, sides: &[Side<'_>], threads: usize) -> Result<()> {
     for side in sides {
         let log = speed::short_log(host, model, side.way, threads)?;

@@ -17,8 +17,7 @@ use crate::{
 /// What a Rust static library needs from the system.
 const SYSTEM_LIBRARIES: [&str; 5] = ["-lgcc_s", "-lpthread", "-ldl", "-lrt", "-lm"];
 
-/// Programs that also run against the later version of the host: what was found of its structs, the contract of
-/// buffers, the surface, products.
+/// Programs that also run against the later version of the host.
 const OF_LATER: [&str; 5] = ["abi_", "smoke_", "buffer_", "surface_", "parity_id_host"];
 
 /// One program to build and run.
@@ -37,7 +36,7 @@ pub(super) struct Job {
     pub env: Vec<(&'static str, PathBuf)>,
     /// Waiting threads of the host spin, as they do for users.
     pub spins: bool,
-    /// Number of the host that the program is to have, of those it can have.
+    /// For programs with several hosts of their own: the number of the one to build for.
     pub host: Option<usize>,
 }
 
@@ -54,7 +53,7 @@ impl Job {
     }
 }
 
-/// How many hosts a program is built for, if that is for several: it says so itself.
+/// How many hosts a program is built for, if it says so itself (`#define HOSTS`).
 fn hosts_of(source: &Path) -> Result<Option<usize>> {
     let text = io("read", source, fs::read_to_string(source))?;
     let line = text.lines().find_map(|l| l.strip_prefix("#define HOSTS "));

@@ -61,7 +61,7 @@ impl Bench {
 
     fn configure(&self, tree: &str, build: &Path, module: &Path, options: &[&str]) -> Command {
         let mut configure = host::cmake(&self.tools);
-        // The absolute path of a tree elsewhere stays as it is.
+        // `join` leaves the absolute path of another tree as it is.
         configure.arg("-S").arg(util::repo().join("cmake/tests").join(tree)).arg("-B").arg(build);
         if !options.contains(&MULTI) {
             configure.arg("-GNinja");
@@ -102,7 +102,7 @@ impl Bench {
         self.what_is_to_be_installed_is_found_too(&repo)
     }
 
-    /// The project that installs.
+    /// The project that installs the library, its header, its modules and the licence.
     fn what_is_to_be_installed_is_found_too(&self, repo: &Path) -> Result<()> {
         // A comma in the path must not end a linker's argument.
         let (build, prefix) = (self.dir.join("install,build"), self.dir.join("prefix"));
@@ -166,7 +166,7 @@ impl Bench {
         Ok(format!("-DGGML_AMX_LIBRARY={}", library.display()))
     }
 
-    /// Not at the end of a long build.
+    /// A wrong library is found at once, not at the end of a long build.
     fn a_wrong_library_ends_the_configure(&self) -> Result<()> {
         let library = self.dir.join("libother.a");
         write(&library, "!<arch>\n")?;
@@ -213,7 +213,7 @@ impl Bench {
         Ok(())
     }
 
-    /// They do not know CMAKE_PROJECT_TOP_LEVEL_INCLUDES.
+    /// Older versions do not know CMAKE_PROJECT_TOP_LEVEL_INCLUDES.
     fn older_versions_of_cmake_have_a_way_in(&self) -> Result<()> {
         let cmake = fetch::older_cmake(&self.tools, &self.dir)?;
         let (build, module) = (self.dir.join("llama-older"), util::repo().join("cmake/llama-host.cmake"));

@@ -1,5 +1,5 @@
-//! Trees that are not known, as the modules see it: in llama.cpp they are left as they are, in ik_llama.cpp they end the
-//! configure.
+//! Trees that are not known, as the modules see it: in llama.cpp they are left as they are, in ik_llama.cpp they end
+//! the configure.
 
 use std::{fs, process::Command};
 
@@ -9,8 +9,8 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// Versions of llama.cpp that are not known: an option of the small tree, and what is said of it. What is defined for
-/// it comes in every way in which the types of a target can be changed.
+/// Versions of llama.cpp that are not known: an option of the small tree, and what the module says of it. Macros are
+/// defined in every way in which the types of a target can be changed.
 const UNKNOWN: [(&str, &str); 16] = [
     ("-DWITHOUT=ggml-cpu/amx/mmq.cpp", "has no source ggml-cpu/amx/mmq.cpp"),
     ("-DMORE=ggml-cpu/amx/tile.cpp", "has a source ggml-cpu/amx/tile.cpp"),
@@ -30,12 +30,12 @@ const UNKNOWN: [(&str, &str); 16] = [
     ("-DDEFINED_FOR_TARGET=OTHER_CALL", "ggml-cpu.cpp calls _Z24ggml_backend_amx_preparev"),
 ];
 
-/// Those that end the configure too, if that is asked for: of each kind one.
+/// Cases, one of each kind, in which GGML_AMX_REQUIRED must end the configure.
 const REQUIRED: [usize; 4] = [0, 3, 4, 9];
 
 impl Bench {
-    /// A llama.cpp that is not known: a warning that says why, and the build goes on; an error for those who ask for
-    /// one.
+    /// A llama.cpp that is not known gets a warning that says why, and the build goes on; with GGML_AMX_REQUIRED it is
+    /// an error.
     pub(super) fn trees_that_cannot_be_served_are_left_as_they_are(&self) -> Result<()> {
         let module = util::repo().join("cmake/llama-host.cmake");
         for (number, (option, why)) in UNKNOWN.into_iter().enumerate() {
@@ -73,7 +73,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Nothing but types counts; and both options of CMake bring the module in.
+    /// Warnings and noexcept do not matter, and both options of CMake bring the module in.
     pub(super) fn trees_that_can_be_served_are(&self) -> Result<()> {
         let (library, module) = (self.stand_in()?, util::repo().join("cmake/llama-host.cmake"));
         let top_level = format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display());

@@ -11,11 +11,10 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// What a distribution ships this week: its packages, with the system libraries that they were built for.
+/// Its packages of ggml and llama.cpp, and the system libraries that they were built for.
 const SID: [&str; 7] = ["libggml0", "libllama0", "libc6", "libgcc-s1", "libgomp1", "libstdc++6", "libssl3t64"];
 
-/// What Debian's unstable distribution ships now, unpacked below a folder of its own: its version, and the directory of
-/// its libraries.
+/// Downloads and unpacks today's packages; returns the version of ggml and the directory of the libraries.
 pub fn sid(cache: &Cache) -> Result<(String, PathBuf)> {
     let root = cache.path("src/debian-sid");
     cache::remove(&root)?;

@@ -16,11 +16,11 @@ use crate::{
 };
 
 /// [`download`], or None if the index answers that it does not have the file. Anything else that goes wrong is an
-/// error: no network, another file under its name.
+/// error, a missing network too.
 pub(super) fn download_if_served(cache: &Cache, package: &Package) -> Result<Option<PathBuf>> {
     let whole = cache.path(format!("downloads/{}", package.file));
     if !whole.exists() {
-        tools(cache)?; // has nothing to do with this package
+        tools(cache)?; // now, so that its messages are not in this package's log
     }
     let log = download_log(package)?;
     cache::remove(&log)?;
@@ -34,8 +34,8 @@ fn download_log(package: &Package) -> Result<PathBuf> {
     cache::log(&format!("download-{}", package.file))
 }
 
-/// Whether what pip or urllib say means that an index was asked and does not have the file. Without network pip says
-/// too that there is no matching distribution, after it has complained.
+/// Whether the messages of pip or urllib mean that the index was reached and does not have the file. Without a network
+/// pip also says that there is no matching distribution, but only after other complaints.
 fn says_absent(said: &str) -> bool {
     let any = |parts: &[&str]| parts.iter().any(|part| said.contains(part));
     let unreachable = ["Retrying", "Could not fetch URL", "onnection", "Temporary failure", "timed out"];

@@ -108,8 +108,8 @@ fn unpack(archive: &Path, package: &Package, dir: &Path) -> Result<()> {
     cache::remove(&dir.join(".git"))
 }
 
-/// Makes sure that a host's tree, after builds, is what its package has: what this library asks of it is in the
-/// command line of CMake alone. Returns a sentence.
+/// Checks that a host's tree is still what its package has: this library changes nothing but the command line of CMake.
+/// Returns a sentence that says so.
 pub fn check_untouched(cache: &Cache, package: &Package) -> Result<String> {
     let (archive, used) = (download(cache, package)?, tree(cache, package)?);
     let fresh = cache.path(format!("src/{}.fresh", package.root()));

@@ -11,14 +11,14 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// The newest version of a package, and what its index says that the file's digest is.
+/// The newest version of a package, and the digest of its file as the index states it.
 pub struct Newest {
     pub version: String,
     algorithm: String,
     digest: String,
 }
 
-/// Asks an index: the highest version that is neither withdrawn nor a trial.
+/// Asks an index for the highest version that is neither withdrawn nor a pre-release.
 const NEWEST: &str = r"
 import base64, json, sys, urllib.request
 from packaging.version import InvalidVersion, Version
@@ -47,7 +47,7 @@ version = max(found, key=order)
 print(version, *found[version])
 ";
 
-/// The newest version of a package of sources: its tree. Its index says what its digest must be.
+/// Downloads the newest version of a package of sources, compares its digest, and returns its tree.
 pub fn other_version(cache: &Cache, package: &Package, newest: &Newest) -> Result<PathBuf> {
     let version = newest.version.as_str();
     let (name, _) = package.requirement.split_once("==").ok_or("a requirement without a version")?;

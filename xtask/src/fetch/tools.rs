@@ -12,8 +12,8 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// Build tools, installed into a private virtual environment (the last two belong to the third), with the hashes of
-/// their files for x86-64 with glibc and musl.
+/// Build tools for a private virtual environment, with the hashes of their files for x86-64 with glibc and musl. The
+/// third needs the last two.
 const TOOLS: [&str; 5] = [
     "cmake==4.4.4 --hash=sha256:f773a0544c66370408f451acd487c2c643b0dfebb48c5d64f3638bc1bb820238 \
      --hash=sha256:ed50c732a82ac04f6e5606a0677ddfb49dda9ee130f9d4163c5df217e478417e",
@@ -24,7 +24,7 @@ const TOOLS: [&str; 5] = [
     "pathspec==1.1.1 --hash=sha256:a00ce642f577bf7f473932318056212bc4f8bfdf53128c78bbd5af0b9b20b189",
 ];
 
-/// What the third needs besides before Python 3.11.
+/// What the third also needs before Python 3.11.
 const OLDER_PYTHON: [&str; 3] = [
     "exceptiongroup==1.3.2 --hash=sha256:41c6a70dfec22050d3d8b43386b059a4dc0bca3f3d40a40971cb206fff1785af",
     "tomli==2.5.0 --hash=sha256:32a7b79ac57a2e83670ce329ccf675798bc5a2094783a63676866b70503f2e2b",
@@ -68,7 +68,7 @@ pub fn tools(cache: &Cache) -> Result<PathBuf> {
     Ok(bin)
 }
 
-/// All that is installed there, a line each.
+/// The requirements file of all that is installed there.
 fn tool_list() -> String {
     let older = OLDER_PYTHON.map(|tool| tool.replacen(" --hash", "; python_version < '3.11' --hash", 1));
     TOOLS.iter().map(|tool| (*tool).to_string()).chain(older).map(|tool| tool + "\n").collect()

@@ -21,7 +21,7 @@ pub struct Type {
     pub bytes: u64,
     /// Bytes of a row in front of its blocks.
     pub head: u64,
-    /// Who has it.
+    /// Which hosts have it.
     pub origin: Origin,
     /// Whether quantisers refuse to make it without an importance matrix.
     pub by_importance: bool,

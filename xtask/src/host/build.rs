@@ -106,7 +106,7 @@ fn key(kind: Kind, compiler: &Compiler, flags: &[String]) -> Result<String> {
     Ok(format!("{:08x}", cache::fnv(text.bytes()) >> 32))
 }
 
-/// Runs CMake once; a file that is written last says that it came to its end, and for which tree and flags.
+/// Runs CMake once. A file that is written last says for which tree and flags it succeeded.
 fn configure(host: &Host, tools: &Path, flags: &[String], alike: Option<&Path>) -> Result<()> {
     let (done, what) = (host.build.join("configured"), format!("{}\n{}", host.source.display(), flags.join("\n")));
     if fs::read_to_string(&done).is_ok_and(|found| found == what) {
@@ -124,8 +124,8 @@ fn configure(host: &Host, tools: &Path, flags: &[String], alike: Option<&Path>) 
     io("write", &done, fs::write(&done, what))
 }
 
-/// Begins with the object files of another build. What is done with them is up to ninja: it keeps the commands
-/// they were made by, and makes anew what another command is for.
+/// Starts a build directory with the object files of another build. Ninja keeps the commands that made them, and makes
+/// again what now has another command.
 fn take_objects(from: &Path, to: &Path) -> Result<()> {
     // A killed run must not leave a folder that says it was configured.
     let mut partial = to.as_os_str().to_owned();
@@ -176,7 +176,8 @@ pub fn our_archive() -> Result<PathBuf> {
     Ok(our_libraries()?.join("libggml_amx.a"))
 }
 
-/// The same; the folder of both. Cargo itself says where they are: settings of the user's move them.
+/// Builds our libraries with cargo and returns their folder. Cargo itself says where they are, because a user's
+/// settings may move them.
 pub fn our_libraries() -> Result<PathBuf> {
     let mut build = util::cargo();
     build.args(["build", "--release", "--lib", "--message-format=json-render-diagnostics", "--target-dir"]);

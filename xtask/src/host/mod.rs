@@ -1,6 +1,5 @@
 //! The real hosts: which llama.cpp builds exist, with which flags, and where their parts lie.
-//!
-//! What other commands use (see `c_tests.rs`, `demo.rs`, `verify/`):
+//! What other commands use (see `c_tests/`, `demo.rs`, `verify/`):
 //!
 //! ```text
 //! let host = host::ensure(Kind::Static)?;   // fetch, configure, build; quick when nothing changed
@@ -10,10 +9,8 @@
 //! host.link_args()      // everything after the objects on a g++ command line
 //! host.program("llama-bench")  // path of one program (Kind::Llama, Kind::Ik, Kind::IkOurs)
 //! ```
-//!
-//! Our library is not part of a build directory's name: it is rebuilt by cargo, so `ensure` always
-//! ends in a ninja run, and a change of ours relinks the hosts. `ensure` takes the cache's lock: never
-//! call it while holding a [`Cache`].
+//! The name of a build directory does not depend on our library. `ensure` always ends in a ninja run, so a change of
+//! ours relinks the hosts. It takes the cache's lock: never call it while holding a [`Cache`](crate::cache::Cache).
 
 mod build;
 
@@ -183,7 +180,7 @@ impl Host {
         }
     }
 
-    /// What paths of the CPU backend's library have in them, whatever its version, and no other path has.
+    /// A part of the path of the CPU backend's library, in every version, that no other library's path has.
     pub fn cpu_library_mark(&self) -> &'static str {
         if self.kind.is_ik() { "/libggml.so" } else { "/libggml-cpu" }
     }

@@ -1,5 +1,5 @@
-//! Processes that the preloaded library must not harm: hosts that Python loads in a scope of their own, programs that are no
-//! hosts at all, and other libraries that stand in front of ik_llama.cpp.
+//! Processes that the preloaded library must not harm: hosts that Python loads in a scope of their own, programs that
+//! are no hosts at all, and other libraries that stand in front of ik_llama.cpp.
 
 use std::{
     fs,
@@ -89,8 +89,8 @@ fn same_with_and_without((what, start): &Process<'_>, mode: &str, isa: Option<&s
     Err(format!("{what}, GGML_AMX_MODE={mode}: {without:?} without the preload, with it {with:?}"))
 }
 
-/// Another library that stands in front of ik_llama.cpp and counts graphs (`front`) must be called as before, whichever of
-/// the two comes first.
+/// Another library that stands in front of ik_llama.cpp and counts graphs (`front`) must be called as before, whichever
+/// of the two comes first.
 fn beside_another_library(plan: &Plan, host: &Host, library: &Path, front: &Path) -> Result<()> {
     let model = fetch::model(&Cache::open()?)?;
     let answer = |preload: &[&Path]| {

@@ -26,7 +26,7 @@ use crate::{
 
 /// What a library of ik_llama.cpp needs from the system.
 const SYSTEM_LIBRARIES: [&str; 4] = ["-fopenmp", "-lpthread", "-ldl", "-lm"];
-/// Fine enough that no path's rounding decides about a word.
+/// Fine enough that rounding does not change a word of the answer.
 const EXPERTS_TYPE: &str = "Q8_0";
 
 /// A chat answer without and with this library, and a speed table.
@@ -96,8 +96,8 @@ pub fn processes(skip: impl FnOnce(&str, &str)) -> Result<()> {
     harmless::check()
 }
 
-/// The objects of the shared build in archives, as a static build has them: calls must reach this library, and what
-/// it calls of the host must be pulled in.
+/// Puts the objects of the shared build into archives, as a static build has them. Calls must reach this library, and
+/// the linker must pull in what it calls of the host.
 pub fn linked_statically() -> Result<()> {
     let plan = Plan::new();
     let host = host::ensure(Kind::IkOurs)?;
@@ -177,7 +177,8 @@ fn ask(host: &Host, model: &Path, way: Way<'_>, name: &str) -> Result<Answer> {
     }
 }
 
-/// Nobody rounds activations alike, so that the last digit of a logit may choose another word; both answer.
+/// Prints how both answers compare. Other words are no error: each kernel rounds activations in its own way, and the
+/// last digit of a logit may choose another word.
 fn compare(name: &str, answer: &Answer, alone: &Answer) {
     if answer.text == alone.text {
         println!("    the same text");

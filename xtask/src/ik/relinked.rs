@@ -1,5 +1,5 @@
-//! Hosts of which one library was linked otherwise than by its own build, with this library preloaded: it must leave them
-//! alone and say so.
+//! Hosts of which one library was linked otherwise than by its own build, with this library preloaded: it must leave
+//! them alone and say so.
 
 use std::{fs, path::Path, process::Command};
 
@@ -35,7 +35,7 @@ pub fn other_arguments() -> Result<()> {
         let mut all = Vec::new();
         for (number, object) in objects(&host.build.join("ggml/src/CMakeFiles"))?.into_iter().enumerate() {
             let name = object.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // Who defines it, and who calls it.
+            // The file that defines the kernel gets one name, the files that call it the other.
             let new = if name.starts_with("iqk_mul_mat") { "known_kernel" } else { "calls_kernel" };
             let to = dir.join(format!("{number}.o"));
             let mut rename = Command::new("objcopy");
@@ -52,8 +52,8 @@ pub fn other_arguments() -> Result<()> {
     changed("a kernel with one more argument", "with other arguments than are known", &[true, false], link)
 }
 
-/// A host with one library that `link` makes, in a directory, and with this library preloaded: for each mode in `packed`
-/// the answer must be that of the host alone, and a line must say why (`says`).
+/// A host with one library that `link` makes, in a directory, and with this library preloaded: for each mode in
+/// `packed` the answer must be that of the host alone, and a line must say why (`says`).
 fn changed(what: &str, says: &str, packed: &[bool], link: impl Fn(&Host, &Path) -> Result<()>) -> Result<()> {
     let plan = Plan::new();
     let host = host::ensure(Kind::Ik)?;

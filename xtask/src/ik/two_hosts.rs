@@ -1,6 +1,6 @@
 //! Several hosts in one process, each with a part of the program that calls this library's functions: llama.cpp and
-//! ik_llama.cpp are both served, each by its own structs, and a second one of either kind by a copy of this library. Then
-//! two ik_llama.cpp with this library preloaded.
+//! ik_llama.cpp are both served, each by its own structs, and a second one of either kind by a copy of this library.
+//! Then two ik_llama.cpp with this library preloaded.
 
 use std::{
     fs,
@@ -19,8 +19,8 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// What a part says of a tensor in this library's buffer type, in llama.cpp and in an ik_llama.cpp that has computed nothing
-/// yet.
+/// What a part says of a tensor in this library's buffer type, in llama.cpp and in an ik_llama.cpp that has computed
+/// nothing yet.
 const PACKED: &str = "13824 bytes, packed";
 const PLAIN: &str = "13824 bytes, as they are";
 /// What a part says of a product that is right.

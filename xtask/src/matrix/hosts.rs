@@ -15,7 +15,7 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// A host that is looked at.
+/// A host that is checked.
 pub(super) struct Entry {
     pub name: &'static str,
     /// How it comes to have this library.

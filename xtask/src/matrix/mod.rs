@@ -27,7 +27,7 @@ use hosts::{ENTRIES, Entry, Made, shared};
 /// The weights of all logits.
 const TYPE: &str = "Q4_1";
 
-/// What all hosts are looked at with.
+/// What every host is checked with.
 struct Bench {
     program: PathBuf,
     /// This library as a shared one, beside hosts that do not have it in them.
@@ -38,7 +38,7 @@ struct Bench {
     /// Logits of the same weights in F32.
     base: PathBuf,
     words: usize,
-    /// Files of one run would be another one's results.
+    /// Another run at the same time would overwrite the files of this one.
     _lock: File,
 }
 
@@ -50,9 +50,9 @@ struct Row {
     is_absent: bool,
 }
 
-/// Looks at the hosts of these names; at all of them, if there are none. `quick`: at those that CI has time for, of
-/// which some may be out of reach: `skip` is told. `newest`: at newer versions that the packages' indexes have,
-/// besides.
+/// Checks the hosts with these names; without names all of them, or with `quick` those that CI has time for. In a quick
+/// run `skip` is told of hosts whose package cannot be downloaded. `newest`: also newer versions that the packages'
+/// indexes have.
 pub fn run(names: &[String], quick: bool, newest: bool, skip: impl Fn(&str, &str)) -> Result<()> {
     let chosen =
         |entry: &&Entry| if names.is_empty() { !quick || entry.quick } else { names.iter().any(|n| n == entry.name) };

@@ -72,7 +72,7 @@ impl Options {
         }
     }
 
-    /// Counts tests that passed, all of each. A step that counts none is a test itself.
+    /// Counts tests that passed and skipped nothing. A step that counts none is one test.
     pub fn pass(&self, count: usize) {
         self.passed.fetch_add(count, Ordering::Relaxed);
     }
@@ -94,7 +94,7 @@ impl Options {
         self.skips.lock().expect("no step panics").len()
     }
 
-    /// Skips that nobody allowed, on a machine where everything can run.
+    /// Skips that are not in the list of allowed ones, on a machine where everything can run.
     fn not_allowed(&self, has_amx: bool) -> Vec<String> {
         let skips = self.skips.lock().expect("no step panics");
         skips.iter().filter(|skip| has_amx && skips::allowed(skip).is_none()).cloned().collect()
@@ -152,7 +152,7 @@ const STEPS: [Step; 19] = [
     Step { name: "mutants", when: When::Full, run: mutants::step },
 ];
 
-/// Runs the steps, up to the first failure unless `keep_going`, and prints the summary last: every failure stands there.
+/// Runs the steps, up to the first failure unless `keep_going`. The summary comes last and lists every failure.
 pub fn run(options: &Options) -> ExitCode {
     let start = Instant::now();
     let mut lines: Vec<(&str, &str, Duration)> = Vec::new();
@@ -171,7 +171,7 @@ pub fn run(options: &Options) -> ExitCode {
         let begin = Instant::now();
         let (before, skips) = (options.passed.load(Ordering::Relaxed), options.skip_count());
         let outcome = (step.run)(options);
-        // A step that counted nothing is a test itself, unless it was skipped.
+        // A step that counted nothing is one test, unless it was skipped.
         let is_new = || options.passed.load(Ordering::Relaxed) == before && options.skip_count() == skips;
         if outcome.is_ok() && is_new() {
             options.pass(1);
@@ -208,7 +208,7 @@ pub fn run(options: &Options) -> ExitCode {
 
 fn format(_: &Options) -> Result<()> {
     util::run_shown(util::cargo().args(["fmt", "--all", "--check"]))?;
-    // The table of weight types declares their modules, where cargo does not find them.
+    // A macro of the table of weight types declares their modules, so `cargo fmt` does not find these files.
     let dir = util::repo().join("src/format");
     let entries = std::fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let sources =

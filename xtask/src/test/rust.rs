@@ -1,5 +1,5 @@
-//! The Rust tests, with each instruction set: how many passed, what they skipped, and whether the kernels that were asked
-//! for did the work.
+//! The Rust tests, with each instruction set: how many passed, what they skipped, and whether the kernels that were
+//! asked for did the work.
 
 use std::process::Command;
 
@@ -41,7 +41,7 @@ fn library_tests() -> Command {
     cargo
 }
 
-/// Runs tests, counts them and their skips, and gives the products that they say they had.
+/// Runs tests, counts them and their skips, and returns the products that the test program reports.
 fn count_tests(options: &Options, cargo: &mut Command, name: &str, isa: Option<&str>) -> Result<Products> {
     let log = cache::log(name)?;
     let output = util::capture(cargo, &log).map_err(|e| {
@@ -109,12 +109,12 @@ fn before(line: &str, word: &str) -> Option<usize> {
     line.split(word).next()?.rsplit(' ').next()?.parse().ok()
 }
 
-/// The part of a test log that a human wants to see.
+/// The lines of a test log that say what failed.
 fn failures(log: &str) -> String {
     let failed = |l: &&str| l.ends_with("FAILED") || l.starts_with("error");
     let names: Vec<&str> =
         log.lines().filter_map(|l| l.strip_prefix("test ")?.strip_suffix(" ... FAILED")).map(str::trim).collect();
-    // Tests that pass panic too.
+    // Tests that pass may panic too.
     let panic = |l: &&str| l.contains("panicked at") && names.iter().any(|name| l.contains(&format!("'{name}'")));
     log.lines().filter(failed).chain(log.lines().filter(panic)).take(30).collect::<Vec<_>>().join("\n")
 }

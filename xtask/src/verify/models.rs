@@ -16,7 +16,7 @@ const NAME: &str = "SmolLM2-135M-Instruct";
 
 /// One model file.
 pub struct Model {
-    /// Tells its results from those of others.
+    /// Tells its results apart from those of other models.
     pub label: String,
     /// Where it lies.
     pub file: PathBuf,
@@ -58,7 +58,7 @@ impl Models<'_> {
         let file = if name == "Q4_1" {
             q4_1
         } else {
-            // Two quantisers do not write the same bytes.
+            // The quantisers of two hosts write different bytes.
             let by = if self.host.kind.is_ik() { "-ik" } else { "" };
             let file = format!("models/{NAME}{}{by}.{name}.gguf", if wide { "-wide" } else { "" });
             self.cache.once(&file, |to| {

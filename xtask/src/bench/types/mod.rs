@@ -21,7 +21,7 @@ use super::{
     save,
 };
 
-/// What a file of such results says it is.
+/// The `kind` member of a file of such results.
 pub const KIND: &str = "types";
 /// One run: where, when, with what, and all types.
 #[derive(Debug, Default, PartialEq)]

@@ -33,7 +33,7 @@ impl Plan {
     }
 }
 
-/// The only capital letter of ggml's names is a K behind a low line.
+/// ggml writes names in lower case, but for the K behind an underscore.
 fn ggml_name(name: &str) -> String {
     name.to_lowercase().replace("_k", "_K")
 }
