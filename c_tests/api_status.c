@@ -123,7 +123,7 @@ static void given_a_wrong_struct_size_then_nothing_else_of_the_struct_is_believe
     }
 }
 
-/* Types whose codebooks are ggml's, in a process without ggml: bytes are permuted as ever. */
+/* Types whose codebooks are ggml's, in a process without ggml: they can still be packed. */
 static void given_a_type_with_a_codebook_and_no_ggml_then_it_is_packed_but_not_multiplied(void) {
     const struct {
         int32_t type;
@@ -365,7 +365,7 @@ static void given_each_instruction_set_then_those_above_what_is_usable_are_not_a
     }
 }
 
-/* What the child does when the environment lowers the ceiling: the same checks, one more on the ceiling. */
+/* The child, where the environment lowers the ceiling: the same checks, and one of the ceiling. */
 static int under_a_ceiling(int want) {
     harness_test = "under_a_ceiling";
     CHECK(ggml_amx_isa_available() <= want, "GGML_AMX_ISA allows %d, isa_available is %d", want, ggml_amx_isa_available());

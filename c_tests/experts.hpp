@@ -23,7 +23,7 @@ struct reference {
     }
 };
 
-// A sum over many results hides a wrong one: no single error may be ten times the usual one.
+// A sum over many results hides a single wrong one, so no error may be ten times the usual one.
 inline void judge_each(const float * got, const reference & want, double own_error, const std::string & what) {
     bound::row all;
     double worst = 0;
@@ -35,7 +35,7 @@ inline void judge_each(const float * got, const reference & want, double own_err
             worst = error, at = i;
         }
     }
-    // Of few results the usual size, for theirs may be near 0 by chance.
+    // For few results the usual size counts, because theirs may be near 0 by chance.
     const double e8 = all.error8 / std::max(all.size, want.typical), allowed = 10 * std::sqrt(bound::of_row(own_error, e8));
     CHECK(worst <= allowed, "%s: result %zu is %g, exact %g: off by %.3g of the usual size, allowed %.3g", what.c_str(), at, double(got[at]), want.exact[at],
           worst, allowed);

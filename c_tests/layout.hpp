@@ -8,7 +8,7 @@ namespace layout {
 
 using namespace parity;
 
-// A view of a tensor, made in this context; most cases leave one operand as it is.
+// Makes a view of a tensor in this context. Most cases leave one operand as it is.
 using viewer = std::function<ggml_tensor *(ggml_context *, ggml_tensor *)>;
 
 inline ggml_tensor * as_it_is(ggml_context *, ggml_tensor * t) { return t; }
@@ -159,7 +159,7 @@ inline void check_case(const layout_case & small, rng & r) {
         do {
             instance i(c, type, r);
             const std::string what = text("%s %s, M = %lld", ggml_type_name(type), c.name, (long long) i.src1()->ne[1]);
-            // the device asks us only if it sees the buffer; a raw view has none
+            // The device asks us only if it sees the buffer. A raw view has none.
             const bool supported = c.how == views::raw || ggml_backend_dev_supports_op(host.cpu, i.ours());
             if (supported) {
                 i.check(pool, what);

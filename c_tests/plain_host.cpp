@@ -9,7 +9,7 @@ using namespace parity;
 
 const ggml_type FLOATS[] = {GGML_TYPE_BF16, GGML_TYPE_F16};
 
-// From so many rows on (for experts: on average) we multiply.
+// From this many rows on (for experts: on average) we multiply.
 int64_t our_rows(ggml_type type) {
     return type == GGML_TYPE_F16 ? 32 : 16;
 }

@@ -227,7 +227,7 @@ double nmse(const std::vector<float> & found, const std::vector<double> & exact)
     return all == 0 || !std::isfinite(error) ? INFINITY : error / all;
 }
 
-// Bytes come back as they were, in whatever pieces, and a packed tensor is not what was written.
+// Bytes come back as they were written, in any pieces, although a packed tensor lies in memory in another order.
 void contract(any amx) {
     for (const type & t : TYPES) {
         const int64_t k = 512, n = 80;
@@ -314,7 +314,7 @@ void logits(const char * model_file, const char * text_file, const char * out) {
     if (!model) {
         fail("the model was not loaded");
     }
-    // As it comes: contexts of 512 tokens and batches of as many are every version's default.
+    // Unchanged: in every version the default is contexts and batches of 512 tokens.
     const any ctx = host<any(any, params)>("llama_init_from_model")(model, host<params()>("llama_context_default_params")());
     if (!ctx) {
         fail("there is no context");
