@@ -45,21 +45,24 @@ use util::Result;
 
 const HELP: &str = "Developer commands of ggml-amx
 
-  cargo xtask demo     llama.cpp with its AMX code replaced by this library: chat, speed table
-  cargo xtask test     every check; what CI runs
-  cargo xtask verify   quality of generated text against the host's plain path
-  cargo xtask bench    products beside other hosts' and the machine's limits; whole models
-  cargo xtask hosts    fetch and build the real hosts
-  cargo xtask c-tests  only the C and C++ tests
-  cargo xtask examples only examples/, built and run
-  cargo xtask fork     a fork of ik_llama.cpp that asks this library by function
-  cargo xtask memory   hosts where memory is short
-  cargo xtask neighbours  whether answers depend on who else asks
-  cargo xtask mutants  planted defects, each of which a test must find
-  cargo xtask cmake-tests  only the CMake modules, on small trees
-  cargo xtask race     what threads share, under ThreadSanitizer
-  cargo xtask style    lines, sizes, SAFETY comments and circles of files
-  cargo xtask header   write include/ggml-amx.h anew
+  cargo xtask demo         llama.cpp with its AMX code replaced by this library: a chat, a table of speeds
+  cargo xtask test         every check; what CI runs
+  cargo xtask verify       quality of generated text against the host's plain path
+  cargo xtask bench        products beside those of other hosts and the machine's limits; whole models
+  cargo xtask hosts        downloads and builds the real hosts
+
+Parts of `test`, and checks that are run by hand:
+
+  cargo xtask style        columns of comments and prose, sizes, SAFETY comments, circles of files
+  cargo xtask c-tests      the C and C++ tests
+  cargo xtask cmake-tests  the CMake modules, on small trees
+  cargo xtask examples     examples/, built and run
+  cargo xtask fork         a fork of ik_llama.cpp that asks this library by function
+  cargo xtask memory       hosts where memory is short
+  cargo xtask race         what threads share, under ThreadSanitizer
+  cargo xtask neighbours   whether answers depend on what a server computes at the same time
+  cargo xtask mutants      planted defects, each of which a test must find
+  cargo xtask header       writes include/ggml-amx.h and c_tests/types.h
 
 `cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
 else $XDG_CACHE_HOME/ggml-amx, else ~/.cache/ggml-amx.";
@@ -78,29 +81,32 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   ik       ik_llama.cpp as it is, to compare with
   ik-amx   the same with this library linked in
 
---check looks at every host that is served: are its structs found, do bytes come back from buffers, are products right, and a
-real model's logits; and writes the table into docs/hosts.md. NAME: only these rows of it. --quick: those that CI has time
-for. --newest: besides, newer versions that the packages' indexes have. Some are built first, some downloaded: Debian's
-unstable distribution in the version of today, into a folder of its own.
+--check checks every host that is served: are its structs found, do bytes come back from buffers, are products and a real
+model's logits right. It writes the table of docs/hosts.md. Some hosts are built first, some downloaded: Debian's unstable
+distribution in its version of today, into a folder of its own.
+
+  NAME      only these rows of the table
+  --quick   only those that CI has time for
+  --newest  also newer versions that the packages' indexes have
 
 Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, or gcc 13 or newer.";
 
 const DEMO_HELP: &str = "cargo xtask demo [--quick] [--host ik]
 
-Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model
-a question, and measures both. Without AMX it says so and uses what the CPU has.
+Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model a question, and measures
+both. Commands are printed with their environment, to be copied into a shell. Without AMX it says so and uses what the CPU
+has.
 
-  --quick    no speed table; in ik_llama.cpp one of a single turn
+  --quick    no table of speeds; in ik_llama.cpp one of a single turn
   --host ik  in ik_llama.cpp: this library in place and packed beside ik_llama.cpp without it";
 
 const VERIFY_HELP: &str = "cargo xtask verify [--host ik] [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
 
-Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32:
-this library and the host's plain path, side by side. Fails when this library is worse, or does
-not hold the weights.
+Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32: this library and the host's
+plain path, side by side. Fails when this library is worse, or has not packed the weights.
 
-  --host ik     in ik_llama.cpp, in place (also with -rtr) and packed, against it without this library; and 2,000 tokens
-                are generated while every result is searched for NaN
+  --host ik     in ik_llama.cpp: in place (also with -rtr) and packed, beside ik_llama.cpp without this library; also
+                generates 2,000 tokens while every result is searched for NaN
   --upcycled    a mixture of 8 experts that equals the dense model, against the dense weights in F32;
                 takes 5 GB of disk for a while
   --exact       with GGML_AMX_PRECISION=exact, whose KL divergence may be a tenth of the host's
@@ -111,10 +117,10 @@ not hold the weights.
 
 const FORK_HELP: &str = "cargo xtask fork [--verify]
 
-Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor and asks this library by function
-who computes a node; builds it with the installed package, and with the module besides; lets a dense model and a mixture of
-experts answer in it. Before that: several hosts in one process, hosts that were changed, and processes that are none, with the
-preloaded library.
+Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor, and asks this library by
+function who computes a node. Builds it with the installed package, once alone and once with the module; lets a dense model
+and a mixture of experts answer in it. Before that: several hosts in one process, and the preloaded library in hosts that
+were linked in other ways and in programs that are no hosts.
 
   --verify  also mean KL divergence and perplexity, against ik_llama.cpp as it is";
 

@@ -12,9 +12,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// Of the library itself, where the rules of sizes, SAFETY comments and circles hold.
+    /// Of the library itself, where the rules of SAFETY comments and circles hold.
     pub fn is_library(&self) -> bool {
         self.path.starts_with("src/") && self.path.ends_with(".rs")
+    }
+
+    /// Of the library or of xtask, where files and functions have limits.
+    pub fn has_limits(&self) -> bool {
+        self.is_library() || self.path.starts_with("xtask/src/") && self.path.ends_with(".rs")
     }
 
     pub fn language(&self) -> Option<Language> {
