@@ -1,12 +1,15 @@
 //! Every package that is downloaded: its version, its file and the file's hash.
 
+/// pip downloads the archive of sources, not a built package.
+const FROM_SOURCE: &[&str] = &["--no-binary", ":all:", "--no-build-isolation"];
+
 /// Source of the host: llama.cpp with ggml 0.25.3, as shipped inside a Python package.
 pub const HOST: Package = Package {
     requirement: "llama-cpp-python==0.3.36",
     file: "llama_cpp_python-0.3.36.tar.gz",
     sha256: "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
     member: "vendor/llama.cpp",
-    pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
+    pip_args: FROM_SOURCE,
 };
 
 /// Source of the other host: ik_llama.cpp.
@@ -15,7 +18,7 @@ pub const IK: Package = Package {
     file: "ik_llama_cpp_python-0.1.5.tar.gz",
     sha256: "33c67eb99e4dcab5e611050433243815709b8b3067753f9ce18375013cf002ad",
     member: "vendor/ik_llama.cpp",
-    pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
+    pip_args: FROM_SOURCE,
 };
 
 /// Source of a later llama.cpp, with ggml 0.26.0, as shipped inside a Rust package: without the tools.
@@ -33,10 +36,10 @@ pub const EARLIER: Package = Package {
     file: "llama_cpp_python-0.3.17.tar.gz",
     sha256: "39c31948d234ff351bf638f1e468d893dd29282dd4d47716a39c6a0a1e63b123",
     member: "vendor/llama.cpp",
-    pip_args: &["--no-binary", ":all:", "--no-build-isolation"],
+    pip_args: FROM_SOURCE,
 };
 
-/// llama.cpp with ggml 0.25.1 and backends for each CPU generation, built by others, as shipped inside a Node package.
+/// llama.cpp with ggml 0.25.1 and backends for each CPU generation, prebuilt, as shipped inside a Node package.
 pub const NODE: Package = Package {
     requirement: "@node-llama-cpp/linux-x64==3.22.1",
     file: "linux-x64-3.22.1.tgz",
@@ -48,7 +51,7 @@ pub const NODE: Package = Package {
 /// Why a check is skipped whose package cannot be downloaded.
 pub const NOT_SERVED: &str = "the package index does not serve it";
 
-/// An older ggml, 0.20.2, built by others; any Python may download it.
+/// An older ggml, 0.20.2, prebuilt; any version of Python may download it.
 pub(super) const OLDER: Package = Package {
     requirement: "libggml-python==0.20.2.post1",
     file: "libggml_python-0.20.2.post1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
@@ -79,7 +82,7 @@ pub(super) const MODEL: Package = Package {
 
 pub(super) const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-/// One pinned file of the Python package index, or of the Rust one.
+/// One pinned file of the index of Python, Rust or Node packages.
 pub struct Package {
     /// `name==version`.
     pub requirement: &'static str,

@@ -96,10 +96,7 @@ fn among_each_other<'a>(uses: &Uses<'a>, start: &'a str) -> BTreeSet<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
-        files.iter().map(|(path, text)| Source { path: path.to_string(), text: text.to_string() }).collect()
-    }
+    use crate::style::files::tests::sources;
 
     #[test]
     fn circles_are_found_unless_they_are_known() {

@@ -87,3 +87,31 @@ pub fn without_strings(line: &str, quoted: &mut bool) -> String {
     }
     out
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A made-up tree.
+    pub fn sources(files: &[(&str, &str)]) -> Vec<Source> {
+        files.iter().map(|(path, text)| Source { path: path.to_string(), text: text.to_string() }).collect()
+    }
+
+    #[test]
+    fn languages_follow_from_names() {
+        let files =
+            [("a/b.rs", Some(Language::Rust)), ("a.hpp", Some(Language::C)), ("x.md", Some(Language::Markdown))];
+        let more = [("a/CMakeLists.txt", Some(Language::Hashes)), ("cmake/ik-wrapped.txt", None), (".ci/run", None)];
+        for (path, language) in files.into_iter().chain(more) {
+            assert!(sources(&[(path, "")])[0].language() == language, "{path}");
+        }
+    }
+
+    #[test]
+    fn strings_are_left_out_but_not_comments() {
+        let mut quoted = false;
+        let mut code = |line| without_strings(line, &mut quoted);
+        assert_eq!(code(r#"let a = "x // \" y" + '"'; // "z""#), r#"let a =  + '"'; // "z""#);
+        assert_eq!((code("let b = \"1").as_str(), code("// 2").as_str(), code("3\";").as_str()), ("let b = ", "", ";"));
+    }
+}

@@ -225,10 +225,7 @@ fn defining_file<'a>(path: &Path, modules: &HashMap<Path, Module<'a>>, most: usi
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
-        files.iter().map(|(path, text)| Source { path: path.to_string(), text: text.to_string() }).collect()
-    }
+    use crate::style::files::tests::sources;
 
     #[test]
     fn trees_of_use_are_taken_apart() {
