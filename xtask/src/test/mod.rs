@@ -152,36 +152,18 @@ const STEPS: [Step; 19] = [
     Step { name: "mutants", when: When::Full, run: mutants::step },
 ];
 
+/// Name, verdict and time of each step that ran, and what failed.
+#[derive(Default)]
+struct Outcome {
+    lines: Vec<(&'static str, &'static str, Duration)>,
+    failures: Vec<String>,
+}
+
 /// Runs the steps, up to the first failure unless `keep_going`. The summary comes last and lists every failure.
 pub fn run(options: &Options) -> ExitCode {
     let start = Instant::now();
-    let mut lines: Vec<(&str, &str, Duration)> = Vec::new();
-    let mut failures: Vec<String> = Vec::new();
     let steps: Vec<&Step> = STEPS.iter().filter(|step| options.wants(step.when)).collect();
-    for (n, step) in steps.iter().enumerate() {
-        if !failures.is_empty() && !options.keep_going {
-            options.note_skip(format!("{}: not run after the failure", step.name));
-            continue;
-        }
-        if options.quick && step.when == When::WithHosts {
-            options.skip(step.name, "--quick");
-            continue;
-        }
-        println!("\n=== {} of {}: {}", n + 1, steps.len(), step.name);
-        let begin = Instant::now();
-        let (before, skips) = (options.passed.load(Ordering::Relaxed), options.skip_count());
-        let outcome = (step.run)(options);
-        // A step that counted nothing is one test, unless it was skipped.
-        let is_new = || options.passed.load(Ordering::Relaxed) == before && options.skip_count() == skips;
-        if outcome.is_ok() && is_new() {
-            options.pass(1);
-        }
-        lines.push((step.name, if outcome.is_ok() { "passed" } else { "FAILED" }, begin.elapsed()));
-        if let Err(why) = outcome {
-            println!("\nFAILED {}: {why}", step.name);
-            failures.push(format!("{}: {why}", step.name));
-        }
-    }
+    let Outcome { lines, mut failures } = run_steps(options, &steps);
     let has_amx = cpu::detect().amx;
     failures
         .extend(options.not_allowed(has_amx).into_iter().map(|skip| format!("skipped on a machine with AMX: {skip}")));
@@ -204,6 +186,35 @@ pub fn run(options: &Options) -> ExitCode {
     println!("{passed} passed, {} failed, {} skipped", failures.len(), skips.len());
     let _ = std::io::stdout().flush();
     ExitCode::from(u8::from(!failures.is_empty()))
+}
+
+fn run_steps(options: &Options, steps: &[&Step]) -> Outcome {
+    let mut outcome = Outcome::default();
+    for (n, step) in steps.iter().enumerate() {
+        if !outcome.failures.is_empty() && !options.keep_going {
+            options.note_skip(format!("{}: not run after the failure", step.name));
+            continue;
+        }
+        if options.quick && step.when == When::WithHosts {
+            options.skip(step.name, "--quick");
+            continue;
+        }
+        println!("\n=== {} of {}: {}", n + 1, steps.len(), step.name);
+        let begin = Instant::now();
+        let (before, skips) = (options.passed.load(Ordering::Relaxed), options.skip_count());
+        let result = (step.run)(options);
+        // A step that counted nothing is one test, unless it was skipped.
+        let is_new = || options.passed.load(Ordering::Relaxed) == before && options.skip_count() == skips;
+        if result.is_ok() && is_new() {
+            options.pass(1);
+        }
+        outcome.lines.push((step.name, if result.is_ok() { "passed" } else { "FAILED" }, begin.elapsed()));
+        if let Err(why) = result {
+            println!("\nFAILED {}: {why}", step.name);
+            outcome.failures.push(format!("{}: {why}", step.name));
+        }
+    }
+    outcome
 }
 
 fn format(_: &Options) -> Result<()> {
@@ -257,6 +268,23 @@ mod tests {
         let options = of("--keep-going --quick").ok().unwrap();
         assert!(options.keep_going && options.quick && !options.full);
         assert!(of("--fast").is_err());
+    }
+
+    #[test]
+    fn a_failure_ends_the_run_unless_it_is_to_keep_going() {
+        let step = |name, run| Step { name, when: When::Always, run };
+        let steps =
+            [step("first", |_| Err("broken".into())), step("second", |_| Ok(())), step("third", |_| Err("too".into()))];
+        let run = |keep_going| {
+            let mut options = Options::new(false, false);
+            options.keep_going = keep_going;
+            let outcome = run_steps(&options, &steps.each_ref());
+            let verdicts: Vec<&str> = outcome.lines.iter().map(|(_, verdict, _)| *verdict).collect();
+            (verdicts, outcome.failures, options.skip_count())
+        };
+        assert_eq!(run(false), (vec!["FAILED"], vec!["first: broken".into()], 2));
+        let failures = vec!["first: broken".into(), "third: too".into()];
+        assert_eq!(run(true), (vec!["FAILED", "passed", "FAILED"], failures, 0));
     }
 
     #[test]
