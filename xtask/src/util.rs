@@ -112,6 +112,17 @@ pub fn run_logged(command: &mut Command, label: &str, log: &Path) -> Result<()> 
     if status.success() { Ok(()) } else { Err(failed(&name, status, log)) }
 }
 
+/// Runs with both outputs in a log file; how it ended, or why it did not within its time.
+pub fn run_into(command: &mut Command, log: &Path, limit: Duration) -> Result<ExitStatus> {
+    let name = shown(command);
+    let mut file = io("write", log, File::create(log))?;
+    io("write", log, writeln!(file, "$ {name}"))?;
+    let errors = io("write", log, file.try_clone())?;
+    command.stdin(Stdio::null()).stdout(file).stderr(errors);
+    let child = command.spawn().map_err(|e| not_started(&name, &e))?;
+    wait(child, &name, limit)
+}
+
 /// Runs to the end, keeping both outputs and a copy of them in a log file; a failure is an error.
 pub fn capture(command: &mut Command, log: &Path) -> Result<Output> {
     capture_within(command, log, TIME_LIMIT)
@@ -189,7 +200,8 @@ fn not_started(name: &str, e: &std::io::Error) -> String {
     format!("`{name}` could not be started: {e}")
 }
 
-fn how_it_ended(status: ExitStatus) -> String {
+/// `exit code 1`, or the signal.
+pub fn how_it_ended(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
         Some(4) => "killed by SIGILL: an instruction this CPU or its permissions do not have".into(),

@@ -11,10 +11,9 @@
 mod jobs;
 
 use std::{
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -173,7 +172,7 @@ fn run_program(job: &Job, out: &Path, options: &Options) -> Result<()> {
         // Programs about threads run both ways.
         .envs((!job.spins).then_some(("OMP_WAIT_POLICY", "passive")))
         .env("GGML_NO_BACKTRACE", "1");
-    let code = run_within(&mut command, &log)?;
+    let ended = util::run_into(&mut command, &log, TIME_LIMIT);
     let text = String::from_utf8_lossy(&io("read", &log, fs::read(&log))?).into_owned();
     for line in text.lines().filter_map(|l| l.strip_prefix("SKIPPED ")) {
         let (what, why) = line.split_once(": ").unwrap_or((line, ""));
@@ -182,16 +181,16 @@ fn run_program(job: &Job, out: &Path, options: &Options) -> Result<()> {
     let counts = text.lines().rfind(|l| l.contains(" checks, "));
     let counts = counts.map_or("", |l| l.rsplit(": ").next().unwrap_or(l));
     let time = util::seconds(begin.elapsed());
-    match code {
-        Ok(0) if !counts.is_empty() => {
+    match ended.as_ref().map(|status| status.code()) {
+        Ok(Some(0)) if !counts.is_empty() => {
             options.pass(1);
             println!("  passed  {time:>7}  {title}: {counts}");
         }
-        Ok(ALL_SKIPPED) => println!("  SKIPPED {time:>7}  {title}"),
-        how => {
-            let how = match how {
-                Ok(0) => "printed no counts".to_string(),
-                Ok(code) => format!("exit code {code}"),
+        Ok(Some(ALL_SKIPPED)) => println!("  SKIPPED {time:>7}  {title}"),
+        _ => {
+            let how = match ended {
+                Ok(status) if status.success() => "printed no counts".to_string(),
+                Ok(status) => util::how_it_ended(status),
                 Err(why) => why,
             };
             println!("  FAILED  {time:>7}  {title}: {how}; {counts}");
@@ -203,32 +202,4 @@ fn run_program(job: &Job, out: &Path, options: &Options) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Runs with both outputs in the log file. Ok(Ok(exit code)), or Ok(Err(how else it ended)).
-fn run_within(command: &mut Command, log: &Path) -> Result<std::result::Result<i32, String>> {
-    use std::os::unix::process::ExitStatusExt;
-    let name = util::shown(command);
-    let mut file = io("write", log, File::create(log))?;
-    io("write", log, writeln!(file, "$ {name}"))?;
-    let errors = io("write", log, file.try_clone())?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(file)
-        .stderr(errors)
-        .spawn()
-        .map_err(|e| format!("`{name}` could not be started: {e}"))?;
-    let begin = Instant::now();
-    loop {
-        let status = child.try_wait().map_err(|e| format!("cannot wait for `{name}`: {e}"))?;
-        if let Some(status) = status {
-            return Ok(status.code().ok_or_else(|| format!("killed by signal {}", status.signal().unwrap_or(0))));
-        }
-        if begin.elapsed() > TIME_LIMIT {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Ok(Err(format!("stopped after {}", util::seconds(TIME_LIMIT))));
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
 }
