@@ -231,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_runs_into_a_log_says_how_it_ended() {
+        let log = std::env::temp_dir().join(format!("xtask-into-{}.log", std::process::id()));
+        let run =
+            |script: &str| run_into(Command::new("sh").args(["-c", script]), &log, Duration::from_secs(60)).unwrap();
+        assert_eq!(run("echo out; echo err >&2; exit 77").code(), Some(77));
+        assert_eq!(fs::read_to_string(&log).unwrap(), "$ sh -c 'echo out; echo err >&2; exit 77'\nout\nerr\n");
+        assert_eq!(how_it_ended(run("kill -11 $$")), "killed by SIGSEGV");
+        fs::remove_file(&log).unwrap();
+    }
+
+    #[test]
     fn a_hanging_command_is_stopped() {
         let log = std::env::temp_dir().join(format!("xtask-hang-{}.log", std::process::id()));
         let error = capture_within(Command::new("sleep").arg("60"), &log, Duration::from_millis(50)).err().unwrap();
