@@ -27,6 +27,7 @@ writes mul-mat.json.
 
   --report FILE  only keep a mul-mat.json, types.json, slices.json or slices-ik.json in benchmarks/, and
                  write the documents that are made of what lies there
+  --thresholds   only make the tables of docs/dispatch.md anew, which number of rows goes to which kernel, and print them
   --docs         only write these documents: docs/speed.svg, and tables between markers in
                  docs/performance.md, docs/types.md and docs/lab/products.md
 
@@ -65,6 +66,8 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Only write documents.
     pub docs: bool,
+    /// Only write and print the tables of thresholds.
+    pub thresholds: bool,
     /// Whole models.
     pub slices: bool,
     /// Of ik_llama.cpp.
@@ -117,6 +120,7 @@ impl Options {
                 "--out" => o.out = Some(value()?.into()),
                 "--report" => o.report = Some(value()?.into()),
                 "--docs" => o.docs = true,
+                "--thresholds" => o.thresholds = true,
                 "--slices" => o.slices = true,
                 "--host" => o.is_ik = host::is_ik(value()?)?,
                 "--experts" => o.is_experts = true,

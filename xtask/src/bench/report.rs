@@ -96,10 +96,21 @@ pub fn broken(paragraph: &str) -> String {
 
 /// The document with everything between the comments `NAME:begin` and `NAME:end` replaced.
 pub fn between_markers(document: &str, name: &str, text: &str) -> Result<String> {
+    let (before, _, behind) = at_markers(document, name)?;
+    Ok(format!("{before}\n{}\n{behind}", text.trim_end()))
+}
+
+/// What stands between these comments.
+pub fn within_markers<'a>(document: &'a str, name: &str) -> Result<&'a str> {
+    at_markers(document, name).map(|(_, within, _)| within.trim())
+}
+
+/// A document up to the first comment, between both, and from the last one on.
+fn at_markers<'a>(document: &'a str, name: &str) -> Result<(&'a str, &'a str, &'a str)> {
     let [first, last] = ["begin", "end"].map(|which| format!("<!-- {name}:{which} -->"));
     let begin = document.find(&first).ok_or(format!("there is no `{first}`"))? + first.len();
     let end = document[begin..].find(&last).ok_or(format!("there is no `{last}` behind `{first}`"))? + begin;
-    Ok(format!("{}\n{}\n{}", &document[..begin], text.trim_end(), &document[end..]))
+    Ok((&document[..begin], &document[begin..end], &document[end..]))
 }
 
 #[cfg(test)]
@@ -128,6 +139,7 @@ mod tests {
         let new = between_markers(old, "t", "new\n").unwrap();
         assert_eq!(new, old.replace("old", "new"));
         assert_eq!(between_markers(&new, "t", "new").unwrap(), new);
+        assert_eq!(within_markers(&new, "t"), Ok("new"));
         assert!(between_markers("nothing", "t", "x").is_err());
     }
 }
