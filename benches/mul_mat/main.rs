@@ -11,7 +11,7 @@
 //! Weights come from memory: there are as many copies as it takes, and each repetition uses the next one
 //! (`--warm`: only one). `--in-place`: ours stay as GGUF has them, and are packed on the way.
 //!
-//! `--facts` measures nothing: one JSON object per weight type, how it is stored and multiplied, and per threshold.
+//! `--facts` measures nothing: one JSON object per weight type, how it is stored and multiplied.
 
 mod codebooks;
 mod data;

@@ -38,9 +38,6 @@ pub fn run(options: &Options) -> Result<()> {
         docs::write()?.iter().for_each(|name| println!("  wrote {name}"));
         return Ok(());
     }
-    if options.thresholds {
-        return types::print_thresholds();
-    }
     let out = match &options.out {
         Some(dir) => dir.clone(),
         None => cache::root()?.join("bench"),

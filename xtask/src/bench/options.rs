@@ -27,7 +27,8 @@ writes mul-mat.json.
 
   --report FILE  only keep a mul-mat.json, types.json, slices.json or slices-ik.json in benchmarks/, and
                  write the documents that are made of what lies there
-  --thresholds   only make the tables of docs/dispatch.md anew, which number of rows goes to which kernel, and print them
+  --thresholds   only print from how many rows of activations on which kernel multiplies, by weight type,
+                 and write the same into docs/dispatch.md
   --docs         only write these documents: docs/speed.svg, and tables between markers in
                  docs/performance.md, docs/types.md and docs/lab/products.md
 
@@ -44,8 +45,6 @@ writes mul-mat.json.
   --m LIST       tokens, default 1,4,32,128,512,2048
   --reps N       in every turn, default 7
   --rounds N     default 5
-
-  --thresholds   instead, only print from how many rows of activations on which kernel multiplies, by weight type
 
   --type-table   instead, every weight type: how it is stored, which rows of activations the tile unit takes, and
                  its speed against the plain path of the host, as graphs of one operation on a matrix of 4096x4096
@@ -84,8 +83,6 @@ pub struct Options {
     pub experts: Vec<String>,
     /// The table of weight types.
     pub type_table: Option<Plan>,
-    /// Only print the thresholds.
-    pub thresholds: bool,
     /// Threads.
     pub threads: usize,
 }
@@ -124,7 +121,6 @@ impl Options {
                 "--out" => o.out = Some(value()?.into()),
                 "--report" => o.report = Some(value()?.into()),
                 "--docs" => o.docs = true,
-                "--thresholds" => o.thresholds = true,
                 "--slices" => o.slices = true,
                 "--host" => o.is_ik = host::is_ik(value()?)?,
                 "--experts" => o.is_experts = true,

@@ -68,29 +68,6 @@ pub fn run(plan: &Plan, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Prints what the library decides by, as docs/dispatch.md has it.
-pub fn print_thresholds() -> Result<()> {
-    println!("{}", thresholds(&facts()?));
-    Ok(())
-}
-
-/// Tables of what the library says.
-fn thresholds(facts: &[Json]) -> String {
-    let cell = |json: &Json, key: &str| match (json.number(key), json.text(key)) {
-        (Some(rows), _) => rows.to_string(),
-        (None, "") => "never".to_string(),
-        (None, text) => text.to_string(),
-    };
-    let rows = |of: &str, keys: &[&str]| -> Vec<Vec<String>> {
-        let lines = facts.iter().filter(|f| !f.text(of).is_empty());
-        lines.map(|f| keys.iter().map(|key| cell(f, key)).collect()).collect()
-    };
-    let types = rows("type", &["type", "stored", "rows", "in_place_rows", "int8_rows", "bf16_rows"]);
-    let header = ["rows from which on", "stored", "here", "in place", "int8 tiles", "BF16 tiles"];
-    let constants = rows("threshold", &["threshold", "value", "what"]);
-    format!("{}\n{}", table::render(&header, &types), table::render(&["threshold", "value", "decides"], &constants))
-}
-
 fn measure(plan: &Plan, program: &Program) -> Result<Types> {
     let facts = facts()?;
     let mut items: Vec<Item> = plan.types.iter().map(|name| Item { name: name.clone(), ..Item::default() }).collect();
@@ -355,20 +332,6 @@ mod tests {
         );
         assert!(text.contains("| iq1_s | by the host | never | the host's kernels |  |  |\n"), "{text}");
         assert_eq!(example().terminal().lines().count(), 5);
-    }
-
-    #[test]
-    fn thresholds_are_printed_by_type_and_by_name() {
-        let lines = [
-            r#"{"type":"q2_K","stored":"packed","rows":1,"in_place_rows":12,"int8_rows":9,"bf16_rows":33}"#,
-            r#"{"type":"f16","stored":"plain","rows":32,"in_place_rows":null,"int8_rows":null,"bf16_rows":32}"#,
-            r#"{"threshold":"APART","value":"1 row in 8","what":"may be computed apart"}"#,
-        ];
-        let text = thresholds(&lines.map(|l| json::parse(l).unwrap()));
-        let words: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(words[2], ["q2_K", "packed", "1", "12", "9", "33"], "{text}");
-        assert_eq!(words[3], ["f16", "plain", "32", "never", "never", "32"], "{text}");
-        assert!(words.last().unwrap().starts_with(&["APART", "1", "row", "in", "8"]), "{text}");
     }
 
     #[test]
