@@ -65,7 +65,7 @@ pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
         plain.iter_mut().filter(|b| **b == 0x80).for_each(|b| *b = 0x81);
     }
     for block in plain.chunks_exact_mut(shape.ty.info().bytes) {
-        set_scales(block, shape.ty.info().fields, 118, [0x40, 0x10], || scale(random));
+        set_scales(block, &shape.ty.info().fields, 118, [0x40, 0x10], || scale(random));
     }
     plain
 }

@@ -27,7 +27,7 @@ fn every_packed_byte_has_exactly_one_plain_byte() {
         let mut seen = vec![false; LANES * info.bytes];
         for lane in 0..LANES {
             for byte in 0..info.bytes {
-                let i = info.layout.index(lane, byte);
+                let i = info.fields.index(lane, byte);
                 assert!(!std::mem::replace(&mut seen[i], true), "{ty:?}: two plain bytes at {i}");
             }
         }
@@ -45,12 +45,12 @@ fn scatter_and_gather_follow_the_index() {
             let mut back = vec![0; info.bytes];
             // SAFETY: the buffers have the block's sizes.
             unsafe {
-                info.layout.scatter(packed.as_mut_ptr(), lane, plain.as_ptr());
-                info.layout.gather(back.as_mut_ptr(), packed.as_ptr(), lane);
+                info.fields.scatter(packed.as_mut_ptr(), lane, plain.as_ptr());
+                info.fields.gather(back.as_mut_ptr(), packed.as_ptr(), lane);
             }
             assert_eq!(back, plain);
             for (byte, value) in plain.iter().enumerate() {
-                assert_eq!(packed[info.layout.index(lane, byte)], *value, "{ty:?} lane {lane} byte {byte}");
+                assert_eq!(packed[info.fields.index(lane, byte)], *value, "{ty:?} lane {lane} byte {byte}");
             }
         }
     }
@@ -130,7 +130,7 @@ fn decode(ty: WeightType, plain: &[u8]) -> Vec<f32> {
     let mut packed = vec![0xa5; LANES * info.bytes];
     assert_eq!(plain.len(), info.bytes);
     // SAFETY: the buffers have the block's sizes.
-    unsafe { info.layout.scatter(packed.as_mut_ptr(), 5, plain.as_ptr()) };
+    unsafe { info.fields.scatter(packed.as_mut_ptr(), 5, plain.as_ptr()) };
     crate::with_format!(ty, F => decode_lane::<F>(&packed, 5))
 }
 
@@ -399,7 +399,7 @@ fn a_codebook_that_is_none_is_refused() {
     // Its indices have a tenth bit where these have signs.
     let other = stand_in::decoder(c"dequantize_row_iq2_xxs");
     for decode in [nothing, half, other] {
-        let grid = grids::Grid::<512, 8>::new();
+        let grid = codebook::Grid::<512, 8>::new();
         // SAFETY: none reads more than a block or writes more than its weights.
         let read = unsafe {
             grid.read::<Iq2Xs>(decode, 43..=86, |block, index| {

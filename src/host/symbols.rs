@@ -320,9 +320,8 @@ fn dequantise(name: &'static CStr) -> Option<Dequantise> {
 /// Makes sure that products with `ty` can be computed: reads its codebook off ggml's decoder, if it has one
 /// and that was not done yet. False if there is no decoder, or it is not the one this library knows.
 pub fn make_readable(ty: WeightType) -> bool {
-    let Some(codebook) = ty.info().codebook.filter(|c| !(c.is_there)()) else { return true };
-    // SAFETY: the decoder is ggml's of that name.
-    dequantise(codebook.decoder).is_some_and(|decode| unsafe { (codebook.read)(decode) })
+    // SAFETY: what `dequantise` finds is ggml's decoder of that name.
+    unsafe { ty.make_readable(dequantise) }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub struct WeightRows {
     pub stride: usize,
     /// How many; a multiple of those that lie together.
     pub rows: usize,
-    /// Rows that lie interleaved: 1, or [`interleaved::together`] of the type.
+    /// Rows that lie interleaved: 1, or [`interleaved::rows_per_block`] of the type.
     pub together: usize,
 }
 
@@ -200,7 +200,7 @@ impl WeightRows {
     /// As there; the type has an interleaved form.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pack_interleaved<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
-        let together = const { interleaved::together(F::TYPE) };
+        let together = const { interleaved::rows_per_block(F::TYPE) };
         debug_assert_eq!(self.together, together);
         let blocks: interleaved::Blocks = std::array::from_fn(|i| self.lane::<F>(panel, i * together, first));
         for block in 0..count {
@@ -415,7 +415,7 @@ mod tests {
                 // SAFETY: as above.
                 unsafe { with_format!(*ty, F => rows.pack::<F>(panel, 0, 1, out.as_mut_ptr())) };
                 for byte in 0..info.bytes {
-                    let at = |lane| out[info.layout.index(lane, byte)];
+                    let at = |lane| out[info.fields.index(lane, byte)];
                     assert!(
                         (first_missing..LANES).all(|lane| at(lane) == plain[36 * shape.row_bytes + byte]),
                         "{ty:?}"

@@ -112,7 +112,7 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
     };
     let stored = match (host.weight_type(w.ty()), host.interleaved_type(w.ty()), host.decoded_type(w.ty())) {
         (Some(ty), ..) => in_place(ty, 1)?,
-        (_, Some(ty), _) => in_place(ty, interleaved::together(ty))?,
+        (_, Some(ty), _) => in_place(ty, interleaved::rows_per_block(ty))?,
         (.., Some(ty)) if ne[0].is_multiple_of(ty.block) => Stored::Decoded(ty),
         _ => return None,
     };

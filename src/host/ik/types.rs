@@ -97,7 +97,7 @@ pub fn interleaved(decoded: &[&DecodedType]) -> Vec<(i32, WeightType)> {
 
 /// Whether the host decodes interleaved rows to what they are packed to here: one block of some bytes.
 fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
-    let (together, info) = (interleaved::together(F::TYPE), F::TYPE.info());
+    let (together, info) = (interleaved::rows_per_block(F::TYPE), F::TYPE.info());
     if Avx512::new().is_none()
         || (host.together, host.block, host.bytes, host.meta) != (together, F::BLOCK, F::BYTES, 0)
     {
