@@ -2,8 +2,9 @@
 
 use ggml_amx::cpu::memory::Region;
 use ggml_amx::cpu::{self};
+use ggml_amx::dispatch::Demand;
 use ggml_amx::format::WeightType;
-use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
+use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
 use ggml_amx::panel::weights::Shape;
 
 use crate::hosts::{Host, Matrix};
@@ -79,7 +80,7 @@ impl<'h> Subject<'h> {
     fn weights(&self, region: &Region) -> Weights {
         let whole = Weights::whole(self.shape, region.base().as_ptr(), [self.shape.k, self.shape.n, 1, 1]);
         if self.in_place {
-            Weights { stored: Stored::InPlace { shape: self.shape, together: 1 }, ..whole }
+            Weights { stored: Stored::InPlace { shape: self.shape, interleave: 1 }, ..whole }
         } else {
             whole
         }
@@ -99,7 +100,7 @@ impl<'h> Subject<'h> {
         Ours {
             products,
             work,
-            settings: Settings { isa: cpu::isa(), wish: if exact { Wish::Exact } else { Wish::Auto } },
+            settings: Settings { isa: cpu::isa(), demand: if exact { Demand::Bf16 } else { Demand::Auto } },
         }
     }
 }

@@ -39,7 +39,7 @@ mod tests;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cpu::Amx;
-use crate::cpu::tile::Tiles;
+use crate::cpu::tile::TileUnit;
 use crate::diag::counters;
 use crate::matmul::{Output, Thread};
 use crate::panel::decoded::ToFloat;
@@ -203,7 +203,7 @@ impl Attention {
         (thread.barrier)();
         let mut parts = Cutter::new(work.wrapping_add(LINE + thread.index * blocking.per_thread));
         let scratch = Scratch::cut(&blocking, &mut parts);
-        let _tiles = Tiles::enter_full(proof);
+        let _tiles = TileUnit::enter_full(proof);
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
             let Some(group) = self.query_group(&blocking, unit) else { return };

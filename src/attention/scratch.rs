@@ -4,7 +4,7 @@ use std::arch::x86_64::__m512i;
 
 use super::mask::Visible;
 use super::{Attention, F32_LANES, SIDE, SUB_BLOCKS};
-use crate::panel::tiles::STEP_BYTES;
+use crate::panel::precision::STEP_BYTES;
 
 /// Bytes of a cache line.
 pub const LINE: usize = 64;

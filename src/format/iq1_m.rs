@@ -28,7 +28,6 @@ unsafe impl Format for Iq1M {
     const ZERO_POINT: i32 = 9;
     const QUANT_NMSE: f32 = 2.0e-1;
     const Q_MAX: i32 = 18;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq1_m", 2..=18, |block, index| {
         block[0] = index as u8;
         block[32] = (index >> 8) as u8;

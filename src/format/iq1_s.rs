@@ -28,7 +28,6 @@ unsafe impl Format for Iq1S {
     const ZERO_POINT: i32 = 9;
     const QUANT_NMSE: f32 = 2.3e-1;
     const Q_MAX: i32 = 18;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq1_s", 2..=18, |block, index| {
         block[1] = 0x48; // 8.0
         block[2] = index as u8;

@@ -29,7 +29,6 @@ unsafe impl Format for Iq2S {
     const ZERO_POINT: i32 = 43;
     const QUANT_NMSE: f32 = 6.2e-2;
     const Q_MAX: i32 = 86;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq2_s", 43..=86, |block, index| {
         block[1] = 0x48; // 8.0
         block[2] = index as u8;

@@ -27,7 +27,6 @@ unsafe impl Format for Iq2Xs {
     const ZERO_POINT: i32 = 43;
     const QUANT_NMSE: f32 = 9.0e-2;
     const Q_MAX: i32 = 86;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq2_xs", 43..=86, |block, index| {
         block[1] = 0x48; // 8.0
         block[2..4].copy_from_slice(&(index as u16).to_le_bytes());

@@ -29,7 +29,6 @@ unsafe impl Format for Iq2Xxs {
     const ZERO_POINT: i32 = 43;
     const QUANT_NMSE: f32 = 1.2e-1;
     const Q_MAX: i32 = 86;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq2_xxs", 43..=86, |block, index| {
         block[1] = 0x48; // 8.0
         block[2] = index as u8;

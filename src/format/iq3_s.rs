@@ -29,7 +29,6 @@ unsafe impl Format for Iq3S {
     const ZERO_POINT: i32 = 15;
     const QUANT_NMSE: f32 = 1.9e-2;
     const Q_MAX: i32 = 30;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq3_s", 15..=30, |block, index| {
         block[1] = 0x3c; // 1.0
         block[2] = index as u8;

@@ -27,7 +27,6 @@ unsafe impl Format for Iq3Xxs {
     const ZERO_POINT: i32 = 62;
     const QUANT_NMSE: f32 = 3.3e-2;
     const Q_MAX: i32 = 124;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = codebook!(GRID, c"dequantize_row_iq3_xxs", 62..=124, |block, index| {
         block[1] = 0x44; // 4.0
         block[2] = index as u8;

@@ -25,7 +25,6 @@ unsafe impl Format for Iq4K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 245;
     const STEP: i32 = 4;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let nibbles = Nibbles::<32>::of::<Self>(group);

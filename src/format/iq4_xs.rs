@@ -27,7 +27,6 @@ unsafe impl Format for Iq4Xs {
     const ZERO_POINT: i32 = 128;
     const QUANT_NMSE: f32 = 5.8e-3;
     const Q_MAX: i32 = 241;
-    const MIN_TILE_M: usize = 11;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         both_nibbles(&block[QS + group * GROUP_BYTES..], |i, q| out[i] = IQ4[usize::from(q)]);

@@ -35,7 +35,6 @@ unsafe impl Format for Iq5K {
     const Q_MIN: i32 = 2;
     const Q_MAX: i32 = 251;
     const STEP: i32 = 2;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (nibbles, fifth) = (Nibbles::<64>::of::<Self>(group), Bits::of::<Self>(group));

@@ -46,7 +46,6 @@ unsafe impl Format for Iq6K {
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 250;
     const STEP: i32 = 1;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (nibbles, pairs) = (Nibbles::<64>::of::<Self>(group), Pairs::of(group));

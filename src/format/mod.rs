@@ -89,9 +89,6 @@ pub unsafe trait Format: BlockStruct {
     const Q_MAX: i32;
     /// Whether a group has a minimum.
     const HAS_MIN: bool = Self::Scales::HAS_MIN;
-    /// Rows of activations from which on the tile unit is faster than vectors on the packed weights
-    /// (measured, see docs/performance.md).
-    const MIN_TILE_M: usize = 10;
     /// For types whose groups choose between two tables of quants: every quant of the second table less that of the
     /// first. 0 for all other types.
     const STEP: i32 = 0;
@@ -176,8 +173,6 @@ pub struct TypeInfo {
     pub group: usize,
     /// NMSE of normally distributed weights in this type, for the choice of precision.
     pub quant_nmse: f32,
-    /// Rows of activations from which on the tile unit is faster than vectors.
-    pub tile_rows: usize,
     /// What the type must have read before its weights can be multiplied.
     pub codebook: Option<Codebook>,
     /// The fields of a block, and where their bytes are in a packed one.
@@ -247,7 +242,6 @@ impl TypeInfo {
             bytes: F::BYTES,
             group: F::GROUP,
             quant_nmse: F::QUANT_NMSE,
-            tile_rows: F::MIN_TILE_M,
             codebook: F::CODEBOOK,
             fields: BlockFields::new::<F>(),
         }

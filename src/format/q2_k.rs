@@ -26,7 +26,6 @@ unsafe impl Format for Q2K {
     const ZERO_POINT: i32 = 0;
     const QUANT_NMSE: f32 = 8.8e-2;
     const Q_MAX: i32 = 3;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let pairs = Pairs::of(group);

@@ -20,7 +20,6 @@ unsafe impl Format for Q5_1 {
     const ZERO_POINT: i32 = 0;
     const QUANT_NMSE: f32 = 1.4e-3;
     const Q_MAX: i32 = 31;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         five_bits(&block[QH..], |i, q| out[i] = q as i8);

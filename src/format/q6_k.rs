@@ -27,7 +27,6 @@ unsafe impl Format for Q6K {
     const ZERO_POINT: i32 = 32;
     const QUANT_NMSE: f32 = 3.1e-4;
     const Q_MAX: i32 = 63;
-    const MIN_TILE_M: usize = 6;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (nibbles, pairs) = (Nibbles::<128>::of::<Self>(group), Pairs::of(group));

@@ -18,7 +18,6 @@ unsafe impl Format for Tq2_0 {
     /// Of weights that were not trained as ternary: 0.65.
     const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 3;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let pairs = Pairs::of(2 * group);

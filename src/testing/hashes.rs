@@ -8,17 +8,18 @@
 //! With `GGML_AMX_RECORD=1` the file is written anew, where there are all instruction sets; a type that is new gets its scales
 //! by the kinds of its fields.
 
+use crate::dispatch::{Demand, thresholds};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::cpu::{self, Isa};
 use crate::format::stand_in::all_types;
 use crate::format::{ACT_BLOCK, Field, FieldKind, WeightType};
-use crate::kernel::{self, Job};
-use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
-use crate::panel::activations::Layout;
+use crate::kernel::{Task, exact_weights};
+use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
+use crate::panel::activations::ActivationLayout;
 use crate::panel::plain::{self, PlainType};
-use crate::panel::rows::Rows;
+use crate::panel::rows::RowOffsets;
 use crate::panel::weights::Shape;
 use crate::with_format;
 
@@ -87,8 +88,8 @@ impl Case {
     fn kernel(&self, isa: Isa, shape: &Shape) -> u64 {
         let (k, n, m) = (self.k, self.n, self.m);
         let group = shape.ty.info().group;
-        let layout = Layout::new(m, k, group).unwrap();
-        let mut memory = vec![0u8; layout.bytes + kernel::scratch_bytes(k, group) + 128];
+        let layout = ActivationLayout::new(m, k, group).unwrap();
+        let mut memory = vec![0u8; layout.bytes + exact_weights::scratch_bytes(k, group) + 128];
         let base = memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(64));
         let mut out = vec![f32::NAN; m * n];
         // SAFETY: all buffers have the sizes their layouts ask for; the caller chose a usable isa.
@@ -99,22 +100,22 @@ impl Case {
                     act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
                 }
             }
-            let job = Job {
+            let task = Task {
                 panels: self.packed.as_ptr(),
                 panel_bytes: shape.panel_bytes(),
                 cols: n,
                 act,
                 rows: 0..m,
                 dst: out.as_mut_ptr(),
-                dst_rows: Rows::Every(4 * n),
+                dst_rows: RowOffsets::Strided(4 * n),
             };
-            with_format!(shape.ty, F => kernel::run::<F>(isa, &job, base.add(layout.bytes)));
+            with_format!(shape.ty, F => exact_weights::run::<F>(isa, &task, base.add(layout.bytes)));
         }
         hash(&out)
     }
 
     /// A whole operation on one thread.
-    fn operation(&self, isa: Isa, wish: Wish, stored: Stored) -> u64 {
+    fn operation(&self, isa: Isa, demand: Demand, stored: Stored) -> u64 {
         let (k, n, m) = (self.k, self.n, self.m);
         let mut out = vec![f32::NAN; m * n];
         let base = if matches!(stored, Stored::Packed(_)) { &self.packed } else { &self.plain };
@@ -135,7 +136,7 @@ impl Case {
         let mut work = vec![0u8; op.work_size(1).unwrap()];
         let thread = Thread { index: 0, count: 1, barrier: &|| {} };
         // SAFETY: buffers have the sizes asked for.
-        unsafe { op.run(Settings { isa, wish }, &thread, work.as_mut_ptr()) };
+        unsafe { op.run(Settings { isa, demand }, &thread, work.as_mut_ptr()) };
         hash(&out)
     }
 }
@@ -143,7 +144,7 @@ impl Case {
 /// Kernel, K x N x M and instruction set, and the hash of the results.
 type Results = Vec<(String, Isa, u64)>;
 
-const WISHES: [(Wish, &str); 3] = [(Wish::Auto, "auto"), (Wish::Exact, "exact"), (Wish::Floats, "floats")];
+const DEMANDS: [(Demand, &str); 3] = [(Demand::Auto, "auto"), (Demand::Bf16, "exact"), (Demand::F32, "floats")];
 
 /// All kernels on weights of a packed type.
 fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
@@ -155,19 +156,19 @@ fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
         let [k, n, m] = size;
         for isa in isas() {
             results.push((format!("packed {k}x{n}x{m}"), isa, case.kernel(isa, &shape)));
-            if m < ty.info().tile_rows {
-                let stored = Stored::InPlace { shape, together: 1 };
-                results.push((format!("in-place {k}x{n}x{m}"), isa, case.operation(isa, Wish::Auto, stored)));
+            if m < thresholds::min_tile_m(ty) {
+                let stored = Stored::InPlace { shape, interleave: 1 };
+                results.push((format!("in-place {k}x{n}x{m}"), isa, case.operation(isa, Demand::Auto, stored)));
             }
         }
     }
     for size in [[512, 33, 1], [1280, 35, 37]] {
         let (case, shape) = Case::packed(ty, size, scales);
         let [k, n, m] = size;
-        for (wish, name) in WISHES {
-            let places = [("packed", Stored::Packed(shape)), ("in-place", Stored::InPlace { shape, together: 1 })];
+        for (demand, name) in DEMANDS {
+            let places = [("packed", Stored::Packed(shape)), ("in-place", Stored::InPlace { shape, interleave: 1 })];
             for (place, stored) in places.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
-                let hash = case.operation(Isa::Amx, wish, stored);
+                let hash = case.operation(Isa::Amx, demand, stored);
                 results.push((format!("{name}-{place} {k}x{n}x{m}"), Isa::Amx, hash));
             }
         }
@@ -180,8 +181,8 @@ fn of_plain(ty: &'static PlainType) -> Results {
     let mut results = Vec::new();
     for [k, n, m] in [[96, 33, 1], [1280, 35, 37]] {
         let case = Case::new([k, n, m], |fixed| fixed.weights(2 * k * n, 2, &[[1, 0x81, 0x3c]]));
-        for (wish, name) in WISHES.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
-            let hash = case.operation(Isa::Amx, wish, Stored::Plain(ty));
+        for (demand, name) in DEMANDS.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
+            let hash = case.operation(Isa::Amx, demand, Stored::Plain(ty));
             results.push((format!("{name}-plain {k}x{n}x{m}"), Isa::Amx, hash));
         }
     }

@@ -15,7 +15,7 @@ use super::WeightType;
 pub type Blocks = [*const u8; 4];
 
 /// Rows that a block has in the interleaved form of a type; 1 if no such form is read here.
-pub const fn rows_per_block(ty: WeightType) -> usize {
+pub const fn interleave(ty: WeightType) -> usize {
     match ty {
         WeightType::Q4_0 | WeightType::Q8_0 | WeightType::IQ4_XS => 8,
         WeightType::IQ4_NL | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K | WeightType::IQ4_K => 4,
@@ -26,7 +26,7 @@ pub const fn rows_per_block(ty: WeightType) -> usize {
 /// Makes the packed block `out` of type `ty`.
 ///
 /// # Safety
-/// **Whole blocks**: each of the blocks must be readable for [`rows_per_block`] plain blocks of the type, `out` writable for
+/// **Whole blocks**: each of the blocks must be readable for [`interleave`] plain blocks of the type, `out` writable for
 /// 16 of them; AVX-512 F and BW must be there.
 ///
 /// # Panics
@@ -63,14 +63,14 @@ mod tests {
             println!("SKIPPED: no AVX-512");
             return;
         }
-        let forms: Vec<_> = WeightType::ALL.iter().filter(|ty| rows_per_block(**ty) > 1).collect();
+        let forms: Vec<_> = WeightType::ALL.iter().filter(|ty| interleave(**ty) > 1).collect();
         assert_eq!(forms.len(), 8);
         for ty in forms {
             let size = LANES * ty.info().bytes;
             let (mut from, mut taken) = (vec![0u8; size], vec![0u8; size]);
             for bit in 0..8 * size {
                 from[bit / 8] = 1 << (bit % 8);
-                let each = rows_per_block(*ty) * ty.info().bytes;
+                let each = interleave(*ty) * ty.info().bytes;
                 let blocks = std::array::from_fn(|i| from.as_ptr().wrapping_add(i * each % size));
                 let mut packed = vec![0u8; size];
                 // SAFETY: whole blocks: those in `from` and the packed one are 16 plain blocks.

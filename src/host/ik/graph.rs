@@ -14,7 +14,8 @@ use libc::c_int;
 use super::sync::{Condvar, Mutex, MutexGuard, RwLock};
 use super::team::{Place, Team};
 use crate::cpu::cores;
-use crate::matmul::{Op, Wish};
+use crate::dispatch::Demand;
+use crate::matmul::Op;
 use crate::process::generation;
 
 /// Most tokens for which the host's barrier is OpenMP's, if it is built with that; for more it spins.
@@ -56,7 +57,7 @@ pub struct Node {
     /// See [`Node::stride`].
     pub experts: usize,
     /// What it is wanted for.
-    pub wish: Wish,
+    pub demand: Demand,
     /// Its name, for messages: that of the result's tensor.
     pub name: [u8; 64],
 }

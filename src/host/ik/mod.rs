@@ -45,7 +45,7 @@ use crate::diag::env::{Mode, env};
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::info;
-use crate::kernel::activation::Activation;
+use crate::kernel::glu::GluOp;
 use crate::panel::decoded::DecodedType;
 use abi::{IkPlan, RawBackend};
 
@@ -84,7 +84,7 @@ pub struct IkOps {
     /// `GGML_OP_FLASH_ATTN_EXT`.
     pub flash_attn_ext: i32,
     /// Numbers of the unary operations that are fused.
-    activations: [(i32, Activation); 4],
+    glu_ops: [(i32, GluOp); 4],
 }
 
 thread_local! {

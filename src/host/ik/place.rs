@@ -23,7 +23,7 @@ use crate::host::abi::USAGE_WEIGHTS;
 pub(super) use crate::host::callbacks::range_of;
 use crate::host::callbacks::{ALIGNMENT, Callbacks, Side, region};
 use crate::host::{Core, budget};
-use crate::matmul::measured;
+use crate::matmul::known_errors;
 use crate::panel::weights::Shape;
 use crate::{debug, error, info, warn};
 
@@ -64,7 +64,7 @@ pub(super) static PACKED: Lazy<Table<Shape>> = Lazy::new(Table::new);
 
 /// Forgets what is known of tensors with bytes in this range: they go, or others come.
 fn forget(range: Range<usize>) {
-    measured::forget(&range);
+    known_errors::forget(&range);
     PACKED.remove(range);
 }
 

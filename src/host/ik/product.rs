@@ -2,23 +2,14 @@
 //! the host put them is, if there are enough rows of activations to be worth it.
 
 use super::{IkHost, Tensor, place};
-use crate::cpu::{self, Isa};
-use crate::format::{ACT_BLOCK, WeightType, interleaved};
+use crate::cpu;
+use crate::dispatch;
+use crate::dispatch::Demand;
+use crate::format::{ACT_BLOCK, interleaved};
 use crate::host::abi::USAGE_WEIGHTS;
 use crate::host::operands::{self, usizes};
-use crate::matmul::{Biases, ExpertMul, Gate, MatMul, Op, Stored, Weights, Wish};
+use crate::matmul::{Biases, ExpertMul, Gate, MatMul, Op, Stored, Weights, demand_of_user};
 use crate::panel::weights::Shape;
-
-/// Rows of activations (of experts: on average) from which on weights stored like this are multiplied here. Packing or
-/// decoding them on the way must pay off against the host's kernels on plain weights (measured, see
-/// docs/performance.md).
-fn least_rows(stored: &Stored) -> usize {
-    match stored {
-        Stored::Decoded(_) => 64,
-        Stored::InPlace { shape, .. } if shape.ty == WeightType::Q2_K => 12,
-        Stored::InPlace { .. } | Stored::Packed(_) | Stored::Plain(_) => 1,
-    }
-}
 
 /// Whether `node` is one of the operations that read weights through the seam.
 pub fn is_product(host: &'static IkHost, node: Tensor) -> bool {
@@ -48,9 +39,8 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
     };
     let at = if fused { 2 } else { 1 };
     let x = node.source(at).ok_or("a product without activations")?;
-    let is_packed = |w: &Weights| matches!(w.stored, Stored::Packed(_));
     let gate_is_packed = fused && node.source(1).is_some_and(|w| place::packed(w).is_some());
-    let packed = is_packed(&first) || gate_is_packed;
+    let packed = first.stored.is_packed() || gate_is_packed;
     let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
     let named = |why: String| format!("{}: {why}", node.name());
     let (input, output) = match (operands::activations(x), operands::result(node)) {
@@ -72,13 +62,12 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
             Ok(choices) => choices,
             Err(why) => return refuse(named(why)),
         };
-        let chosen = choices.used.saturating_mul(choices.tokens);
-        let rows = chosen / weights.ne[2].clamp(1, chosen.max(1));
+        let rows = dispatch::mean_rows(choices.used.saturating_mul(choices.tokens), weights.ne[2]);
         (Op::Experts(ExpertMul { weights, gate, input, choices, output }), rows)
     } else {
         (Op::Dense(MatMul { weights, gate, input, output }), input.ne[1])
     };
-    if !packed && (cpu::isa() != Isa::Amx || rows < least_rows(&weights.stored)) {
+    if !packed && !dispatch::is_ours(weights.stored.info().storage, cpu::isa(), rows) {
         return Ok(None);
     }
     match operands::check(&op, node) {
@@ -106,36 +95,36 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
         && w.ty() == root.ty()
         // SAFETY: the host has a type of this number: it is a tensor's.
         && w.nb()[0] == unsafe { (host.symbols.ggml_type_size)(w.ty()) };
-    let in_place = |ty, together| {
+    let in_place = |ty, interleave| {
         let shape = Shape::new(ty, w.ne()[0], w.ne()[1], w.ne()[2].checked_mul(w.ne()[3])?).ok()?;
-        Some(Stored::InPlace { shape, together })
+        Some(Stored::InPlace { shape, interleave })
     };
     let stored = match (host.weight_type(w.ty()), host.interleaved_type(w.ty()), host.decoded_type(w.ty())) {
         (Some(ty), ..) => in_place(ty, 1)?,
-        (_, Some(ty), _) => in_place(ty, interleaved::rows_per_block(ty))?,
+        (_, Some(ty), _) => in_place(ty, interleaved::interleave(ty))?,
         (.., Some(ty)) if ne[0].is_multiple_of(ty.block) => Stored::Decoded(ty),
         _ => return None,
     };
-    let together = stored.together();
-    let whole = together == 1
-        || ne[1].is_multiple_of(together)
-            && (w.data() as usize).wrapping_sub(root.data() as usize).is_multiple_of(together * nb[0]);
+    let interleave = stored.info().interleave;
+    let whole = interleave == 1
+        || ne[1].is_multiple_of(interleave)
+            && (w.data() as usize).wrapping_sub(root.data() as usize).is_multiple_of(interleave * nb[0]);
     (plain && whole).then_some(Weights { stored, base: w.data().cast(), offset: 0, ne, nb })
 }
 
 /// What the user or the graph wants a product for: MUL_MAT says in its parameters if sums shall be made in f32
 /// (`ggml_mul_mat_set_prec`; 0 is the default, and there is one other number).
-pub fn wish(host: &'static IkHost, node: Tensor) -> Wish {
-    let of_graph = if node.op() == host.ops.mul_mat && node.param(0) != 0 { Wish::Exact } else { Wish::Auto };
-    Wish::of_user().max(of_graph)
+pub fn demand(host: &'static IkHost, node: Tensor) -> Demand {
+    let of_graph = if node.op() == host.ops.mul_mat && node.param(0) != 0 { Demand::Bf16 } else { Demand::Auto };
+    demand_of_user().max(of_graph)
 }
 
 /// Both matrices of a fused product: two tensors, or the halves of one (gate first).
 fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(Weights, Gate), String> {
     let name = || node.name();
     let number = node.param(0);
-    let activation = host.ik_ops.activations.iter().find(|(n, _)| *n == number);
-    let (_, activation) = activation.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
+    let op = host.ik_ops.glu_ops.iter().find(|(n, _)| *n == number);
+    let (_, op) = op.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
     let second = node.source(1);
     let (up, gate) = match second {
         Some(w) => {
@@ -144,13 +133,13 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
         }
         None => {
             let half = Weights { ne: [first.ne[0], first.ne[1] / 2, first.ne[2], first.ne[3]], ..first };
-            if !half.ne[1].is_multiple_of(half.stored.together()) {
+            if !half.ne[1].is_multiple_of(half.stored.info().interleave) {
                 return Err(format!("{}: rows of up and gate lie interleaved", name()));
             }
             let skip = first.nb[1] / 2;
-            let up = match half.stored {
-                Stored::Packed(_) => Weights { offset: half.offset + skip, ..half },
-                _ => Weights { base: half.base.wrapping_add(skip), ..half },
+            let up = match half.stored.is_packed() {
+                true => Weights { offset: half.offset + skip, ..half },
+                false => Weights { base: half.base.wrapping_add(skip), ..half },
             };
             (up, half)
         }
@@ -169,5 +158,5 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
         },
     };
     let limit = f32::from_bits(node.param(1) as u32);
-    Ok((up, Gate { weights: gate, activation: *activation, limit, biases }))
+    Ok((up, Gate { weights: gate, op: *op, limit, biases }))
 }

@@ -83,7 +83,7 @@ unsafe fn compute(
 unsafe fn run(node: &Node, op: &Op, member: Member<'_>) {
     let host = IkHost::get().expect("nodes are announced by a host");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let settings = Settings { isa: cpu::isa(), wish: node.wish };
+    let settings = Settings { isa: cpu::isa(), demand: node.demand };
     // SAFETY: shapes were checked as the node was announced; the work buffer is as large as asked for.
     let run = |thread: &Thread<'_>, work| unsafe { op.run(settings, thread, work) };
     // SAFETY: the results are there.
@@ -314,7 +314,7 @@ fn announce(host: &'static IkHost, node: Tensor) -> Option<Node> {
         weights: 0,
         stride: 0,
         experts: 1,
-        wish: product::wish(host, node),
+        demand: product::demand(host, node),
         name: node.name_bytes(),
     };
     if node.op() == host.ik_ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {

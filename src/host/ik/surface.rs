@@ -100,7 +100,7 @@ pub unsafe fn compute_forward(host: &'static IkHost, params: &GgmlComputeParams,
             meeting.wait(count, crowded);
         }
     };
-    let settings = Settings { isa: cpu::isa(), wish: product::wish(host, op) };
+    let settings = Settings { isa: cpu::isa(), demand: product::demand(host, op) };
     // SAFETY: shapes were checked, the work buffer is large enough.
     unsafe { product.run(settings, &Thread { index, count, barrier: &barrier }, params.wdata.cast()) };
     if crate::diag::env::env().check_nan {

@@ -12,9 +12,10 @@ use super::table::Table;
 use crate::cpu;
 use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::Rendezvous;
+use crate::dispatch::Demand;
 use crate::format::WeightType;
 use crate::host::layout::TensorLayout;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights, Wish};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights};
 use crate::panel::weights::Shape;
 use crate::process::tests::in_child;
 
@@ -169,7 +170,7 @@ impl<'a> Graph<'a> {
             weights: of.base() as usize,
             stride: of.shape.slice_plain,
             experts: of.shape.slices,
-            wish: Wish::Auto,
+            demand: Demand::Auto,
             name: [0; 64],
         }
     }
@@ -258,7 +259,7 @@ pub(super) fn join(threads: Vec<ScopedJoinHandle<'_, ()>>) {
 }
 
 fn settings() -> Settings {
-    Settings { isa: cpu::isa(), wish: Wish::Auto }
+    Settings { isa: cpu::isa(), demand: Demand::Auto }
 }
 
 /// The results of a run, of one thread.
