@@ -120,7 +120,9 @@ impl TensorBytes {
         // SAFETY: a range of the tensor, and as many bytes on the other side.
         unsafe {
             match self {
-                TensorBytes::Packed(shape, base, at) => write(shape, *base, *at, std::slice::from_raw_parts(data, size)),
+                TensorBytes::Packed(shape, base, at) => {
+                    write(shape, *base, *at, std::slice::from_raw_parts(data, size))
+                }
                 TensorBytes::Plain(at) => std::ptr::copy_nonoverlapping(data, *at, size),
             }
         }
@@ -134,7 +136,9 @@ impl TensorBytes {
         // SAFETY: a range of the tensor, and as many bytes on the other side.
         unsafe {
             match self {
-                TensorBytes::Packed(shape, base, at) => read(shape, *base, *at, std::slice::from_raw_parts_mut(data, size)),
+                TensorBytes::Packed(shape, base, at) => {
+                    read(shape, *base, *at, std::slice::from_raw_parts_mut(data, size))
+                }
                 TensorBytes::Plain(at) => std::ptr::copy_nonoverlapping(at.cast_const(), data, size),
             }
         }

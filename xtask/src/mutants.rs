@@ -142,7 +142,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "log-at-once",
         "lines are sent from inside initialisers and locks",
-        "diag::log::tests::lines_wait_for_the_last_hold_or_for_the_next_call",
+        "diag::delivery::tests::lines_wait_for_the_last_hold_or_for_the_next_call",
     ),
     mutant(
         "types-without-end",
