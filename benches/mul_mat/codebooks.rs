@@ -19,7 +19,7 @@ pub unsafe fn read(find: impl Fn(&CStr) -> Option<*mut c_void>) {
             found = find(name).map(|address| unsafe { std::mem::transmute::<*mut c_void, Dequantise>(address) });
             found
         };
-        // SAFETY: as above.
+        // SAFETY: what `find` finds is ggml's function of this name.
         if unsafe { ty.make_readable(decoder) } {
             DECODERS.lock().expect("no panic").push((*ty, found.expect("the codebook was read off it")));
         }
@@ -33,6 +33,6 @@ pub fn decode(ty: WeightType, block: &[u8], out: &mut [f32]) {
     let (_, decode) = decoders.iter().find(|d| d.0 == ty).expect("refused when types are chosen");
     // ggml's blocks are structs of 16-bit numbers, which must be aligned.
     let aligned: Vec<u16> = block.chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-    // SAFETY: one block, its weights.
+    // SAFETY: ggml's decoder of the type gets one block, and room for its weights.
     unsafe { decode(aligned.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64) };
 }

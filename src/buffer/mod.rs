@@ -31,7 +31,7 @@ struct Disjoint(*mut u8);
 
 // SAFETY: threads use disjoint ranges behind it.
 unsafe impl Send for Disjoint {}
-// SAFETY: as above.
+// SAFETY: threads use disjoint ranges behind it.
 unsafe impl Sync for Disjoint {}
 
 impl Disjoint {

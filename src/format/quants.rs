@@ -230,7 +230,7 @@ impl Bits {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) unsafe fn mask(self, field: *const u8, r: usize) -> __mmask64 {
-        // SAFETY: as there.
+        // SAFETY: the whole field, and a vector that the group has.
         let bytes = unsafe { self.bytes(field, r) };
         _mm512_test_epi8_mask(bytes, _mm512_set1_epi8((1u8 << self.bit) as i8))
     }

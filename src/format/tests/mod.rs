@@ -10,7 +10,7 @@ use crate::kernel::tests::{Random, random_weights};
 use crate::panel::weights::Shape;
 use crate::testing::reference;
 
-/// A small deterministic generator (SplitMix64).
+/// Random bytes, the same for the same seed (SplitMix64).
 fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;
     let mut next = || {
@@ -67,43 +67,50 @@ fn the_vector_code_agrees_with_the_portable_code_bit_for_bit() {
     for ty in stand_in::all_types() {
         for seed in 0..20 {
             let block = random_bytes(seed, LANES * ty.info().bytes);
-            // SAFETY: AVX-512 was found above.
+            // SAFETY: a whole block; AVX-512 was found above.
             crate::with_format!(*ty, F => unsafe { compare::<F>(&block) });
         }
     }
 }
 
+/// Compares quants and scales in registers with those of the portable code.
+///
+/// # Safety
+/// `block` must be a whole block.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn compare<F: Format>(block: &[u8]) {
     for group in 0..F::BLOCK / F::GROUP {
         let mut portable = vec![0; LANES * F::GROUP];
         F::quants(block, group, &mut portable);
-        // SAFETY: the block is whole; a vector has 64 bytes.
+        // SAFETY: a whole block; vectors without padding.
         let vectors: [[u8; 64]; 8] = unsafe { std::mem::transmute(F::quants_avx512(block.as_ptr(), group)) };
         let flat: Vec<i8> =
             vectors[..F::GROUP / 4].iter().flatten().map(|u| (i32::from(*u) - F::ZERO_POINT) as i8).collect();
         assert_eq!(flat, portable, "{:?} group {group}", F::TYPE);
 
         let expected = F::scales(block, group);
-        // SAFETY: as above.
+        // SAFETY: a whole block; vectors without padding.
         let (scale, min): ([u32; 16], [u32; 16]) =
             unsafe { std::mem::transmute(F::scales_avx512(block.as_ptr(), group)) };
         for lane in 0..LANES {
-            // Random f16 scales include NaN; NaN payloads are all we do not compare.
+            // Random f16 scales may be NaN. Which NaN does not matter.
             let same = |a: f32, b: u32| a.to_bits() == b || a.is_nan() && f32::from_bits(b).is_nan();
             assert!(same(expected.scale[lane], scale[lane]), "{:?} group {group} lane {lane}", F::TYPE);
             assert!(same(expected.min[lane], min[lane]) || !F::HAS_MIN, "{:?} group {group} lane {lane}", F::TYPE);
         }
     }
-    // SAFETY: as above.
+    // SAFETY: a whole block.
     unsafe { compare_parts::<F>(block) };
 }
 
-/// Quants without the step of the second table, and scales of the whole block.
+/// Compares quants of the first table, and scales of the whole block, with those of each group.
+///
+/// # Safety
+/// `block` must be a whole block.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn compare_parts<F: Format>(block: &[u8]) {
     let mut scales = BlockScales::new();
-    // SAFETY: the block is whole; all scales are written before they are read.
+    // SAFETY: a whole block; all scales are written before they are read; vectors without padding.
     unsafe {
         F::block_scales_avx512(block.as_ptr(), &mut scales);
         for group in 0..F::BLOCK / F::GROUP {
@@ -151,7 +158,7 @@ fn decode_lane<F: Format>(packed: &[u8], lane: usize) -> Vec<f32> {
     out
 }
 
-/// Every type, block by block, against the reference that knows nothing of this code.
+/// Every type, block by block, against the reference, which does not use this code.
 #[test]
 fn random_blocks_mean_what_the_reference_says() {
     for ty in stand_in::all_types() {
@@ -159,7 +166,7 @@ fn random_blocks_mean_what_the_reference_says() {
         for seed in 0..40 {
             let plain = random_weights(*ty, &shape, &mut Random(seed));
             let expected = reference::row(*ty, &plain);
-            // Single-precision numbers are added and multiplied in another order there.
+            // The reference rounds in another order.
             let largest = expected.iter().fold(0f32, |most, w| most.max(w.abs()));
             for (i, (weight, expected)) in decode(*ty, &plain).into_iter().zip(expected).enumerate() {
                 assert!((weight - expected).abs() <= 1e-6 * largest, "{ty:?} {i}: {weight} {expected}");
@@ -168,7 +175,7 @@ fn random_blocks_mean_what_the_reference_says() {
     }
 }
 
-/// The table says which types are readable only with a host.
+/// Types with fields of indices, and no others, have a codebook; and the table's rows are the types.
 #[test]
 fn types_with_indices_have_a_codebook() {
     for ty in WeightType::ALL {
@@ -180,7 +187,7 @@ fn types_with_indices_have_a_codebook() {
     assert!(rows().is_sorted());
 }
 
-/// Exponents and small floats at the ends of their ranges, as bits of half the number.
+/// E8M0 and UE4M3 scales at the ends of their ranges; here they are half of what ggml says, for the tables are doubled.
 #[test]
 fn scales_of_8_bits_are_ggmls_at_the_ends_of_their_ranges() {
     let scale = |ty: WeightType, byte: u8| {
@@ -194,29 +201,29 @@ fn scales_of_8_bits_are_ggmls_at_the_ends_of_their_ranges() {
         assert_eq!(scale(WeightType::MXFP4, e), bits, "2^({e} - 128)");
     }
     let floats = [(0, 0.0), (1, 2f32.powi(-10)), (7, 7.0 * 2f32.powi(-10)), (8, 2f32.powi(-7)), (0x38, 0.5)];
-    // 0x7f is no number, which ggml takes as 0; a sign, which there should not be, is ignored.
+    // ggml reads 0x7f, which is NaN, as 0, and ignores a sign, which there should not be.
     let ends = [(0x7e, 224.0), (0x7f, 0.0), (0x80, 0.0), (0x81, 2f32.powi(-10)), (0xff, 240.0)];
     for (d, half) in floats.into_iter().chain(ends) {
         assert_eq!(f32::from_bits(scale(WeightType::NVFP4, d)), half, "half of {d:#x}");
     }
 }
 
-/// Decoders that are not what they should be.
+/// Given decoders that are not ggml's of the type, then no codebook is read off them.
 #[test]
 fn a_codebook_that_is_none_is_refused() {
     unsafe extern "C" fn nothing(_: *const c_void, _: *mut f32, _: i64) {}
     unsafe extern "C" fn half(x: *const c_void, y: *mut f32, n: i64) {
-        // SAFETY: passed on; `n` weights.
+        // SAFETY: the stand-in gets what this decoder got; `y` has `n` weights.
         unsafe {
             stand_in::decoder(c"dequantize_row_iq2_xs")(x, y, n);
             std::slice::from_raw_parts_mut(y, n as usize).iter_mut().for_each(|w| *w *= 0.5);
         }
     }
-    // Its indices have a tenth bit where these have signs.
+    // A decoder of another type, whose indices are elsewhere.
     let other = stand_in::decoder(c"dequantize_row_iq2_xxs");
     for decode in [nothing, half, other] {
         let grid = codebook::Grid::<512, 8>::new();
-        // SAFETY: none reads more than a block or writes more than its weights.
+        // SAFETY: no decoder here reads more than a block of the type, or writes more than its weights.
         let read = unsafe {
             grid.read::<Iq2Xs>(decode, 43..=86, |block, index| {
                 block[1] = 0x48;
