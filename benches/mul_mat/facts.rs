@@ -1,4 +1,4 @@
-//! What the library itself knows of its weight types, for the tables of `cargo xtask bench --type-table`.
+//! What the library knows of its weight types, for the tables of `cargo xtask bench --type-table`.
 
 use ggml_amx::dispatch;
 
