@@ -1,5 +1,5 @@
-//! What threads share, in every order that a processor may do it in (loom). The sources are compiled as they are, with loom's
-//! locks and atomics in place of the real ones.
+//! What threads share, in every order that a processor may do it in (loom). The sources are compiled as they are, with
+//! loom's locks and atomics in place of the real ones.
 
 // A model does not use everything.
 #[allow(dead_code)]

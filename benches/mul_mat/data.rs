@@ -71,8 +71,8 @@ pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
 }
 
 /// Normally distributed activations. `smooth`: nothing else. `gate`: 16 channels are 30 times larger, as in inputs of
-/// attention and gate. `down`: every 250th activation is five times larger, in each row at other channels, as in inputs of
-/// ffn_down (the largest magnitude is about 10 times the root mean square, as in real models).
+/// attention and gate. `down`: every 250th activation is five times larger, in each row at other channels, as in inputs
+/// of ffn_down (the largest magnitude is about 10 times the root mean square, as in real models).
 pub fn activations(kind: &str, m: usize, k: usize, random: &mut Random) -> Floats {
     const FIXED: usize = 16;
     let mut x = Floats::new(m * k);

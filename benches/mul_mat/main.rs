@@ -8,8 +8,9 @@
 //! [--host NAME=PATH] [--json FILE]`;
 //! shapes are N x K. `cargo xtask bench` builds the hosts and draws the results.
 //!
-//! Weights come from memory: there are so many copies that caches do not hold them, and each repetition uses the next one
-//! (`--warm`: only one copy). `--in-place`: this library's weights stay as GGUF has them, and are packed on the way.
+//! Weights come from memory: there are so many copies that caches do not hold them, and each repetition uses the next
+//! one (`--warm`: only one copy). `--in-place`: this library's weights stay as GGUF has them, and are packed on the
+//! way.
 //!
 //! `--facts` measures nothing: it prints how each weight type is stored and multiplied, one JSON object a line.
 

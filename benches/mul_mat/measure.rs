@@ -55,7 +55,8 @@ struct Shared<'a> {
     x: &'a [f32],
     y: *mut f32,
     y_len: usize,
-    /// Repetitions before this product: each repetition takes the next copy of the weights, and the next part of memory.
+    /// Repetitions before this product: each repetition takes the next copy of the weights, and the next part of
+    /// memory.
     first: usize,
 }
 
@@ -102,7 +103,8 @@ impl Shared<'_> {
         }
     }
 
-    /// Computes the product once in every way and compares the results. The first thread gets the errors, others nothing.
+    /// Computes the product once in every way and compares the results. The first thread gets the errors, others
+    /// nothing.
     fn warm_up(&self, index: usize) -> Vec<f64> {
         let mut errors = Vec::new();
         for way in 0..=self.subject.matrices.len() {

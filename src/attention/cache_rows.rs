@@ -1,6 +1,6 @@
-//! Up to 32 rows of K or V, however they are stored, and how they become tiles of BF16. Rows of K are tile rows as they lie;
-//! rows of V are transposed. Values that are not finite stay out of the tiles, and are added to the results of those
-//! queries that see them.
+//! Up to 32 rows of K or V, however they are stored, and how they become tiles of BF16. Rows of K are tile rows as they
+//! lie; rows of V are transposed. Values that are not finite stay out of the tiles, and are added to the results of
+//! those queries that see them.
 
 use std::arch::x86_64::*;
 
@@ -148,13 +148,13 @@ impl CacheRows {
         }
     }
 
-    /// Rows of values as tile columns: `out(plane, tile)` is where 16 channels of a plane go. A value that is not finite in
-    /// BF16 becomes zero: multiplied by the zero weight of a query that does not see it, it would make that query's result
-    /// NaN. Returns the rows that have such values, a bit each.
+    /// Rows of values as tile columns: `out(plane, tile)` is where 16 channels of a plane go. A value that is not
+    /// finite in BF16 becomes zero: multiplied by the zero weight of a query that does not see it, it would make that
+    /// query's result NaN. Returns the rows that have such values, a bit each.
     ///
     /// # Safety
-    /// Operands; the tiles of `channels` channels must be writable, `pairs` have room for a vector for each of 16 pairs of
-    /// rows, each plane and each 16 channels.
+    /// Operands; the tiles of `channels` channels must be writable, `pairs` have room for a vector for each of 16 pairs
+    /// of rows, each plane and each 16 channels.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub unsafe fn put_values<R: RowReader, const TWO_PLANES: bool>(
         &self,
@@ -205,8 +205,9 @@ impl CacheRows {
         rows
     }
 
-    /// Adds the values of row `row` that [`CacheRows::put_values`] left out to the results of 16 queries: `weight` times the
-    /// value, for the queries in `sees`. Results of a channel are [`SIDE`] floats behind those of the one before.
+    /// Adds the values of row `row` that [`CacheRows::put_values`] left out to the results of 16 queries: `weight`
+    /// times the value, for the queries in `sees`. Results of a channel are [`SIDE`] floats behind those of the one
+    /// before.
     ///
     /// # Safety
     /// Operands; `results` must be writable for all channels of the row.

@@ -1,5 +1,5 @@
-//! What the mask lets queries see. It is looked at before keys and values are read: a sub-block that nobody in a query block
-//! sees is not multiplied, and a key block that nobody in the group sees is not read.
+//! What the mask lets queries see. It is looked at before keys and values are read: a sub-block that nobody in a query
+//! block sees is not multiplied, and a key block that nobody in the group sees is not read.
 
 use std::arch::x86_64::*;
 use std::ops::RangeInclusive;
@@ -24,7 +24,8 @@ pub enum Visible {
 const HIDES: i16 = 0xfc00_u16 as i16;
 
 impl Attention {
-    /// Writes down what each query block of a group sees of the key block from `first_key` on; whether any sees any key.
+    /// Writes down what each query block of a group sees of the key block from `first_key` on; whether any sees any
+    /// key.
     ///
     /// # Safety
     /// Operands; `visible` must have room for all query blocks.
@@ -122,8 +123,8 @@ pub fn sees(mask: __m512) -> u16 {
     _mm512_cmpneq_ps_mask(mask, _mm512_set1_ps(f32::NEG_INFINITY))
 }
 
-/// Adds the mask to the scores of keys that are seen. Those of hidden keys become minus infinity, whatever they were: NaN or
-/// infinity plus minus infinity would not be.
+/// Adds the mask to the scores of keys that are seen. Those of hidden keys become minus infinity, whatever they were:
+/// NaN or infinity plus minus infinity would not be.
 ///
 /// # Safety
 /// 32 rows of 32 scores and of mask, each from the beginning of a cache line on; AVX-512 needed.

@@ -1,9 +1,9 @@
 //! FLASH_ATTN_EXT on the tile unit: `softmax(scale * Q K^T + mask) V` for many tokens, without ever holding all scores.
 //!
-//! Both products are made transposed, so that 16 queries are the 16 lanes of a vector and a softmax needs nothing across
-//! lanes: scores are `K Q^T` (rows of the cache are tile rows as they lie), results `V^T P^T`. The queries of all heads that
-//! share a head of the cache are one list, token by token; 32 of them are a query block, and as many query blocks as fit
-//! into half the second-level cache with their results are a query group.
+//! Both products are made transposed, so that 16 queries are the 16 lanes of a vector and a softmax needs nothing
+//! across lanes: scores are `K Q^T` (rows of the cache are tile rows as they lie), results `V^T P^T`. The queries of
+//! all heads that share a head of the cache are one list, token by token; 32 of them are a query block, and as many
+//! query blocks as fit into half the second-level cache with their results are a query group.
 //!
 //! ```text
 //! threads take query groups from a counter:
@@ -17,14 +17,14 @@
 //!     results / sums of weights -> memory
 //! ```
 //!
-//! Numbers: queries and keys are two BF16 each, which F16 is without loss: an error of a score is one of its weight, and
-//! grows with the scores. Weights and values are one BF16, or two ("two planes"); what softmax
-//! divides by is the sum of the rounded weights. A row of results depends on the keys and values that its mask lets it see,
-//! and on no others, whatever their bytes; nor on other rows, their number, or threads.
+//! Numbers: queries and keys are two BF16 each, which F16 is without loss: an error of a score is one of its weight,
+//! and grows with the scores. Weights and values are one BF16, or two ("two planes"); what softmax divides by is the
+//! sum of the rounded weights. A row of results depends on the keys and values that its mask lets it see, and on no
+//! others, whatever their bytes; nor on other rows, their number, or threads.
 //!
 //! Unsafe code here relies on three things, and names them:
-//! - **operands**: Q, K, V, mask, sinks and output of an [`Attention`] that passed [`Attention::check`] are valid for the
-//!   shapes that it gives;
+//! - **operands**: Q, K, V, mask, sinks and output of an [`Attention`] that passed [`Attention::check`] are valid for
+//!   the shapes that it gives;
 //! - **scratch**: every part of a [`Scratch`] has the size that [`Scratch::cut`] gives it, and is this thread's alone;
 //! - **full tiles**: AVX-512 and AMX are there, and full tiles are configured on this thread.
 
@@ -46,7 +46,8 @@ use crate::panel::decoded::ToFloat;
 use scratch::{Blocking, Cutter, LINE, QueryBlock, Scratch};
 use softmax::ScoreSteps;
 
-/// Queries of a query block, keys of a sub-block, channels of a k-step: rows and columns of one result of the microkernel.
+/// Queries of a query block, keys of a sub-block, channels of a k-step: rows and columns of one result of the
+/// microkernel.
 const SIDE: usize = 32;
 /// Keys of a key block: as many as are made tiles at a time.
 const KEY_BLOCK: usize = 128;
@@ -185,12 +186,12 @@ impl Attention {
         Blocking::new(self, threads)?.per_thread.checked_mul(threads)?.checked_add(2 * LINE)
     }
 
-    /// Computes this thread's part, with one BF16 per weight and value or, if `two_planes`, with two. All threads of the
-    /// operation must call it with the same operation.
+    /// Computes this thread's part, with one BF16 per weight and value or, if `two_planes`, with two. All threads of
+    /// the operation must call it with the same operation.
     ///
     /// # Safety
-    /// Operands, as in the module's text; `work` must be writable for [`Attention::work_size`] of the thread count and be
-    /// shared by these threads alone.
+    /// Operands, as in the module's text; `work` must be writable for [`Attention::work_size`] of the thread count and
+    /// be shared by these threads alone.
     pub unsafe fn run(&self, proof: Amx, two_planes: bool, thread: &Thread<'_>, work: *mut u8) {
         let Some(blocking) = Blocking::new(self, thread.count) else { return };
         let work = work.wrapping_add(work.align_offset(LINE));

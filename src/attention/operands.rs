@@ -66,8 +66,8 @@ impl Heads {
         }
     }
 
-    /// Values of a sub-block as sub-block `sub` of the scratch's tiles, but for those that are not finite. Returns the keys
-    /// that have such values, a bit each.
+    /// Values of a sub-block as sub-block `sub` of the scratch's tiles, but for those that are not finite. Returns the
+    /// keys that have such values, a bit each.
     ///
     /// # Safety
     /// Operands, scratch; the sub-block must exist.

@@ -13,8 +13,8 @@
 //!     results += V^T weights^T
 //! ```
 //!
-//! After the last key block results are divided by the totals. A row of scores, weights or results is one key or channel
-//! for 32 queries.
+//! After the last key block results are divided by the totals. A row of scores, weights or results is one key or
+//! channel for 32 queries.
 
 use std::arch::x86_64::*;
 
@@ -38,8 +38,8 @@ pub struct ScoreSteps {
 }
 
 impl ScoreSteps {
-    /// For `steps` k-steps. Queries have two planes, high and low; keys have `key_planes`, two or one. For every k-step: low
-    /// key x high query (if keys have two planes), high x high, high key x low query.
+    /// For `steps` k-steps. Queries have two planes, high and low; keys have `key_planes`, two or one. For every
+    /// k-step: low key x high query (if keys have two planes), high x high, high key x low query.
     pub fn new(steps: usize, key_planes: usize) -> Self {
         let mut all = [[0; 2]; 3 * MAX_WIDTH / SIDE];
         let mut count = 0;
@@ -326,8 +326,8 @@ impl Attention {
         }
     }
 
-    /// What the results of 16 queries from `first` on are multiplied by in the end: 1 over the sum of weights (with that of
-    /// the sink), or 0 for queries that saw no key.
+    /// What the results of 16 queries from `first` on are multiplied by in the end: 1 over the sum of weights (with
+    /// that of the sink), or 0 for queries that saw no key.
     ///
     /// # Safety
     /// Operands, scratch.

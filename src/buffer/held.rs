@@ -1,6 +1,6 @@
-//! Memory that holds weights, from when a host asks for a buffer until it frees it. A list of all of it serves two purposes.
-//! The system still counts pages that are not written yet as free: whoever plans with free memory subtracts them. And if the
-//! host locks its weights in memory, these are locked too.
+//! Memory that holds weights, from when a host asks for a buffer until it frees it. A list of all of it serves two
+//! purposes. The system still counts pages that are not written yet as free: whoever plans with free memory subtracts
+//! them. And if the host locks its weights in memory, these are locked too.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,8 +81,8 @@ pub fn lock_as_the_host_does() {
     }
 }
 
-/// Whether this process has locked memory; `None` if that cannot be read now (no file descriptor is left): it is read again
-/// later.
+/// Whether this process has locked memory; `None` if that cannot be read now (no file descriptor is left): it is read
+/// again later.
 fn process_locks(read: impl Fn(&Path) -> limits::Text) -> Option<bool> {
     let status = read(Path::new("/proc/self/status")).ok()?.unwrap_or_default();
     Some(limits::kilobytes("VmLck", &status).unwrap_or(0) > 0)

@@ -1,10 +1,10 @@
 //! Tensors in memory of this library: packing and unpacking of any byte range, on several threads.
 //!
-//! Loaders hand tensors over on a single thread, so packing has a thread pool of its own, with a bounded number of threads.
-//! Small ranges stay on the calling thread.
+//! Loaders hand tensors over on a single thread, so packing has a thread pool of its own, with a bounded number of
+//! threads. Small ranges stay on the calling thread.
 //!
-//! Safety rests on one thing: a **range of the tensor** is plain bytes that lie inside it; the tensor's memory is valid for
-//! [`Shape::packed_size`] bytes, and no other thread uses the same plain bytes meanwhile.
+//! Safety rests on one thing: a **range of the tensor** is plain bytes that lie inside it; the tensor's memory is valid
+//! for [`Shape::packed_size`] bytes, and no other thread uses the same plain bytes meanwhile.
 
 pub mod held;
 
@@ -61,8 +61,8 @@ impl Pool {
     }
 }
 
-/// The pool of this process. Threads do not survive a fork, so a child makes its own. No lock is taken: if another thread of
-/// the parent held it, it would stay locked in the child.
+/// The pool of this process. Threads do not survive a fork, so a child makes its own. No lock is taken: if another
+/// thread of the parent held it, it would stay locked in the child.
 fn pool() -> Option<&'static ThreadPool> {
     static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
     let process = crate::process::generation();
@@ -84,8 +84,8 @@ fn pool() -> Option<&'static ThreadPool> {
     unsafe { &*pool }.threads.as_ref()
 }
 
-/// Cuts the range `offset..offset + len` where panels of 16 rows end, so that no two parts share a packed block, and calls
-/// `f(offset, start within the range, length)` for every part.
+/// Cuts the range `offset..offset + len` where panels of 16 rows end, so that no two parts share a packed block, and
+/// calls `f(offset, start within the range, length)` for every part.
 fn for_each_panel(shape: &Shape, offset: usize, len: usize, f: impl Fn(usize, usize, usize) + Sync) {
     let panel = (LANES * shape.row_bytes).max(1);
     match pool() {

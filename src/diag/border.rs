@@ -1,6 +1,6 @@
 //! The border where C calls this library: panics end there, for unwinding into C is undefined. A panic is a bug; it is
-//! logged as an error. Then the caller gets what it gets when the library declines. Where that would leave threads waiting,
-//! or lose bytes, the process ends instead.
+//! logged as an error. Then the caller gets what it gets when the library declines. Where that would leave threads
+//! waiting, or lose bytes, the process ends instead.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,8 +58,8 @@ pub fn or_end<T>(name: &str, run: impl FnOnce() -> T) -> T {
     caught(name, run).unwrap_or_else(|why| end(&why))
 }
 
-/// The border of a function that calls the host, whose C++ exceptions must pass through it: a panic ends the process. To be
-/// held while the function runs.
+/// The border of a function that calls the host, whose C++ exceptions must pass through it: a panic ends the process.
+/// To be held while the function runs.
 pub struct Passing {
     name: &'static str,
     was_panicking: bool,
@@ -115,8 +115,8 @@ pub mod trip {
         assert_eq!(WHERE.get(), "", "{name} has no border");
     }
 
-    /// Makes panics in forked children print nothing: the lock of standard error may have been held by another thread of the
-    /// parent, and then stays locked.
+    /// Makes panics in forked children print nothing: the lock of standard error may have been held by another thread
+    /// of the parent, and then stays locked.
     fn silence_children() {
         static DONE: std::sync::Once = std::sync::Once::new();
         DONE.call_once(|| {
@@ -219,7 +219,8 @@ mod tests {
                 let rest = &text[at + 4..];
                 let name = rest.split(['(', '<']).next().unwrap();
                 let body = rest.find(['{', ';']).unwrap_or(0);
-                // A declaration; a naked function that jumps to the one inside it; or a function that begins with its border.
+                // A declaration; a naked function that jumps to the one inside it; or a function that begins with its
+                // border.
                 let begins = rest[body..].chars().take(400).collect::<String>();
                 let has = ["ffi_boundary!", "Passing::new", "guarded(", "naked_asm!", "fn inner("];
                 let is_known = NONE.iter().any(|(known, _)| *known == name);

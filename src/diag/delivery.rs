@@ -1,8 +1,8 @@
 //! How log lines get out. They go through the host's log callback once a host is known (so that hosts can silence or
 //! collect them), and to standard error before that. Nothing here asks the environment: `log.rs` does.
 //!
-//! A callback is foreign code that may call this library or the host. So it must never run inside an initialiser or while a
-//! lock is held: whoever is in one or holds one has a [`Hold`], and lines are delivered when that ends.
+//! A callback is foreign code that may call this library or the host. So it must never run inside an initialiser or
+//! while a lock is held: whoever is in one or holds one has a [`Hold`], and lines are delivered when that ends.
 
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -73,7 +73,8 @@ pub fn hold() -> Hold {
 }
 
 impl Hold {
-    /// Leaves the lines to the next call of this library ([`deliver`]), for the host is inside an initialiser of its own.
+    /// Leaves the lines to the next call of this library ([`deliver`]), for the host is inside an initialiser of its
+    /// own.
     pub fn leave_for_later(self) {
         let lines = HELD_BACK.try_with(|held| std::mem::take(&mut held.borrow_mut().lines)).unwrap_or_default();
         if !lines.is_empty() {

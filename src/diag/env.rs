@@ -1,5 +1,5 @@
-//! The environment variables, read once. For an unknown value the default is used, and an error line names the values that
-//! are allowed.
+//! The environment variables, read once. For an unknown value the default is used, and an error line names the values
+//! that are allowed.
 
 use super::delivery::{self, Level};
 use super::report;
@@ -43,8 +43,8 @@ pub struct Env {
     /// `GGML_AMX_CHECK` is `nan`: look through every result in ik_llama.cpp, and end the process if one is NaN or
     /// infinite.
     pub check_nan: bool,
-    /// `GGML_AMX_REPORT` is `products`, or the log's level is `debug`: the number of products is reported when the process
-    /// ends.
+    /// `GGML_AMX_REPORT` is `products`, or the log's level is `debug`: the number of products is reported when the
+    /// process ends.
     pub report: bool,
 }
 

@@ -1,5 +1,5 @@
-//! With `GGML_AMX_REPORT=products` (or `GGML_AMX_LOG=debug`), one line with the counts of products when the process ends.
-//! It goes to standard error: the host's log may be muted or gone by then.
+//! With `GGML_AMX_REPORT=products` (or `GGML_AMX_LOG=debug`), one line with the counts of products when the process
+//! ends. It goes to standard error: the host's log may be muted or gone by then.
 
 use super::border::ffi_boundary;
 use super::{counters, delivery};

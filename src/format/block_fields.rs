@@ -1,5 +1,5 @@
-//! The fields of a type's block, and the permutation of bytes between plain blocks of 16 rows and a packed block that they
-//! describe.
+//! The fields of a type's block, and the permutation of bytes between plain blocks of 16 rows and a packed block that
+//! they describe.
 
 use std::ops::Deref;
 
@@ -18,7 +18,8 @@ impl Deref for BlockFields {
 }
 
 impl BlockFields {
-    /// The fields of `F`; refuses to compile if they do not cover the block, or the block is none that kernels can read.
+    /// The fields of `F`; refuses to compile if they do not cover the block, or the block is none that kernels can
+    /// read.
     pub const fn new<F: Format>() -> Self {
         let mut covered = 0;
         let mut i = 0;
@@ -47,8 +48,8 @@ impl BlockFields {
     /// Copies a whole plain block of row `lane` into the packed block.
     ///
     /// # Safety
-    /// **Both blocks**: `plain` must be readable for the block's bytes, `packed` writable for 16 times as many, `lane` below
-    /// 16. No other thread may use the bytes of this lane meanwhile.
+    /// **Both blocks**: `plain` must be readable for the block's bytes, `packed` writable for 16 times as many, `lane`
+    /// below 16. No other thread may use the bytes of this lane meanwhile.
     #[inline]
     pub unsafe fn scatter(&self, packed: *mut u8, lane: usize, plain: *const u8) {
         // SAFETY: the fields cover the block exactly once, so every unit is inside both blocks.

@@ -1,6 +1,6 @@
-//! Codebooks: tables of ggml's that the quants of some types are indices into. They are not repeated here. Whoever knows a
-//! ggml hands in its decoder of the type ([`WeightType::make_readable`]); the codebook is read off it, entry by entry, and
-//! used only if this library then decodes random blocks to the same numbers.
+//! Codebooks: tables of ggml's that the quants of some types are indices into. They are not repeated here. Whoever
+//! knows a ggml hands in its decoder of the type ([`WeightType::make_readable`]); the codebook is read off it, entry by
+//! entry, and used only if this library then decodes random blocks to the same numbers.
 
 use std::arch::x86_64::*;
 use std::ffi::{CStr, c_void};
@@ -38,8 +38,8 @@ impl Codebook {
     }
 }
 
-/// The value of [`Format::CODEBOOK`]: the type's [`Grid`], the name of ggml's decoder, the range of the unsigned quants, and
-/// what [`Grid::read`] takes as `craft`.
+/// The value of [`Format::CODEBOOK`]: the type's [`Grid`], the name of ggml's decoder, the range of the unsigned
+/// quants, and what [`Grid::read`] takes as `craft`.
 macro_rules! codebook {
     ($grid:ident, $decoder:literal, $range:expr, $craft:expr) => {
         Some(Codebook::new(
@@ -76,9 +76,9 @@ impl WeightType {
 /// Packed blocks that a fresh codebook is tried on.
 const TRIALS: usize = 8;
 
-/// `N` entries of `WIDTH` = 4 or 8 unsigned quants. Four are the bytes of a 32-bit number. Eight are its nibbles, the lower
-/// nibbles of the four bytes first; they are indices into `levels`, the few different quants that there are. So one gather
-/// gives two vectors.
+/// `N` entries of `WIDTH` = 4 or 8 unsigned quants. Four are the bytes of a 32-bit number. Eight are its nibbles, the
+/// lower nibbles of the four bytes first; they are indices into `levels`, the few different quants that there are. So
+/// one gather gives two vectors.
 #[repr(C, align(64))]
 pub struct Grid<const N: usize, const WIDTH: usize> {
     /// Written only before `is_there`, as `levels` are.
@@ -103,8 +103,8 @@ impl<const N: usize, const WIDTH: usize> Grid<N, WIDTH> {
         self.is_there.load(Ordering::Acquire)
     }
 
-    /// See [`Codebook`]; `self` must be the codebook of `F`. `craft` turns a block of zeros into one of scale 1 whose first
-    /// entry has the given index; unsigned quants must lie in `range`.
+    /// See [`Codebook`]; `self` must be the codebook of `F`. `craft` turns a block of zeros into one of scale 1 whose
+    /// first entry has the given index; unsigned quants must lie in `range`.
     ///
     /// # Safety
     /// **Decoder of `F`**: `decode` must read blocks of `F` and write their weights.
@@ -212,8 +212,8 @@ impl<const N: usize> Grid<N, 8> {
         [half(entries), half(_mm512_srli_epi32::<4>(entries))]
     }
 
-    /// The quants of `ENTRIES` entries of 16 rows: `index` gives the indices of entry `l`, `quants` makes vector `r` of what
-    /// the entry has for it.
+    /// The quants of `ENTRIES` entries of 16 rows: `index` gives the indices of entry `l`, `quants` makes vector `r` of
+    /// what the entry has for it.
     ///
     /// # Safety
     /// Indices must be below `N`.

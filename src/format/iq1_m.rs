@@ -1,7 +1,7 @@
-//! IQ1_M: 256 weights in 16 groups of 16, `w = d * (2s + 1) * (g + delta)` as in IQ1_S, with a delta for
-//! every 8 weights. Block: 32 bytes of indices of 8 weights each; 16 bytes of two nibbles, each the upper 3 bits of an index
-//! and the sign of delta; 4 words of 16 bits with s of four groups, 3 bits each, whose upper nibbles are f16 d, the lowest
-//! first (ggml-common.h, `block_iq1_m`; ggml-quants.c, `dequantize_row_iq1_m`).
+//! IQ1_M: 256 weights in 16 groups of 16, `w = d * (2s + 1) * (g + delta)` as in IQ1_S, with a delta for every 8
+//! weights. Block: 32 bytes of indices of 8 weights each; 16 bytes of two nibbles, each the upper 3 bits of an index
+//! and the sign of delta; 4 words of 16 bits with s of four groups, 3 bits each, whose upper nibbles are f16 d, the
+//! lowest first (ggml-common.h, `block_iq1_m`; ggml-quants.c, `dequantize_row_iq1_m`).
 
 use std::arch::x86_64::*;
 

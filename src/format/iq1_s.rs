@@ -1,7 +1,7 @@
-//! IQ1_S: 256 weights in 8 groups of 32, `w = d * (2s + 1) * (g + delta)`, g an entry's -1, 0 or 1, delta
-//! 1/8 or -1/8; here `d * (2s + 1) / 8` is the scale and `8g + 1` or `8g - 1` the quant. Block: f16 d, 32
-//! bytes of indices of 8 weights each, for every group a 16-bit word: the upper 3 bits of four indices, 3 bits s and the
-//! sign of delta (ggml-common.h, `block_iq1_s`; ggml-quants.c, `dequantize_row_iq1_s`).
+//! IQ1_S: 256 weights in 8 groups of 32, `w = d * (2s + 1) * (g + delta)`, g an entry's -1, 0 or 1, delta 1/8 or -1/8;
+//! here `d * (2s + 1) / 8` is the scale and `8g + 1` or `8g - 1` the quant. Block: f16 d, 32 bytes of indices of 8
+//! weights each, for every group a 16-bit word: the upper 3 bits of four indices, 3 bits s and the sign of delta
+//! (ggml-common.h, `block_iq1_s`; ggml-quants.c, `dequantize_row_iq1_s`).
 
 use std::arch::x86_64::*;
 

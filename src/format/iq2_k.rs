@@ -32,7 +32,7 @@ unsafe impl Format for Iq2K {
     const STEP: i32 = 5;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let pairs = Pairs::of(group);
+        let pairs = Pairs::of::<Self>(group);
         put::<Self>(out, |i| {
             let second = u8::from(has_second(block, group, i));
             VALUES[usize::from(pairs.get(&block[QS..], i) | second << 2)]
@@ -45,7 +45,8 @@ unsafe impl Format for Iq2K {
         const TABLE: [u8; 16] = unsigned(&VALUES, Iq2K::ZERO_POINT);
         let table = sixteen(&TABLE);
         // SAFETY: a whole block, which has the field.
-        let (mut rows, second) = unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
+        let (mut rows, second) =
+            unsafe { (Pairs::of::<Self>(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for row in &mut rows[..4] {
             *row = _mm512_shuffle_epi8(table, *row);
         }

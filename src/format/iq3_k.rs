@@ -34,7 +34,7 @@ unsafe impl Format for Iq3K {
     const STEP: i32 = 4;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let (pairs, third) = (Pairs::of(group), Bits::of::<Self>(group));
+        let (pairs, third) = (Pairs::of::<Self>(group), Bits::of::<Self>(group));
         put::<Self>(out, |i| {
             let second = u8::from(has_second(block, group, i));
             VALUES[usize::from(pairs.get(&block[QS..], i) | third.get(&block[QH..], i) << 2 | second << 3)]
@@ -48,9 +48,10 @@ unsafe impl Format for Iq3K {
         let (table, four) = (sixteen(&TABLE), _mm512_set1_epi8(4));
         let third_bits = Bits::of::<Self>(group);
         // Brings the third bit to bit 2.
-        let turn = _mm512_set1_epi32((2 - third_bits.bit as i32) & 31);
+        let turn = _mm512_set1_epi32((2 - third_bits.plane as i32) & 31);
         // SAFETY: a whole block, which has the field.
-        let (mut rows, second) = unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
+        let (mut rows, second) =
+            unsafe { (Pairs::of::<Self>(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: a whole block, which has the field; a group has 4 vectors.
             let third = unsafe { third_bits.bytes(block.add(QH), r) };

@@ -1,6 +1,6 @@
-//! IQ3_XXS: 256 weights in 8 groups of 32, `w = d * (s + 0.5) / 2 * q`, q an entry's quant or its negative.
-//! Block: f16 d, 64 bytes of indices of 4 weights each, for every group a 32-bit number: 4 times 7 bits for the signs of 8
-//! weights (see `signs.rs`), then 4 bits s (ggml-common.h, `block_iq3_xxs`; ggml-quants.c, `dequantize_row_iq3_xxs`).
+//! IQ3_XXS: 256 weights in 8 groups of 32, `w = d * (s + 0.5) / 2 * q`, q an entry's quant or its negative. Block: f16
+//! d, 64 bytes of indices of 4 weights each, for every group a 32-bit number: 4 times 7 bits for the signs of 8 weights
+//! (see `signs.rs`), then 4 bits s (ggml-common.h, `block_iq3_xxs`; ggml-quants.c, `dequantize_row_iq3_xxs`).
 
 use std::arch::x86_64::*;
 

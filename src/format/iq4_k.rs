@@ -27,7 +27,7 @@ unsafe impl Format for Iq4K {
     const STEP: i32 = 4;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let nibbles = Nibbles::<32>::of::<Self>(group);
+        let nibbles = Nibbles::<16>::of::<Self>(group);
         put::<Self>(out, |i| IQ4[usize::from(nibbles.get(&block[QS..], i))] + step::<Self>(block, group, i));
     }
 
@@ -35,7 +35,7 @@ unsafe impl Format for Iq4K {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 16] = unsigned(&IQ4, Iq4K::ZERO_POINT);
-        let (nibbles, table) = (Nibbles::<32>::of::<Self>(group), sixteen(&TABLE));
+        let (nibbles, table) = (Nibbles::<16>::of::<Self>(group), sixteen(&TABLE));
         // SAFETY: a whole block, which has the field.
         let (mut rows, second) = unsafe { (nibbles.vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for row in &mut rows[..4] {

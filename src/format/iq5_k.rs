@@ -2,8 +2,8 @@
 //! choose between two tables, 12 bytes of 6-bit scales, 128 bytes of nibbles, 32 of fifth bits (its ggml-common.h,
 //! `block_iq5_k`).
 //!
-//! 32 bytes of nibbles hold 64 weights, the first 32 in the low nibbles; bit `b` of fifth-bit byte `j` belongs to weight
-//! `32 * b + j`.
+//! 32 bytes of nibbles hold 64 weights, the first 32 in the low nibbles; bit `b` of fifth-bit byte `j` belongs to
+//! weight `32 * b + j`.
 
 use std::arch::x86_64::*;
 
@@ -37,7 +37,7 @@ unsafe impl Format for Iq5K {
     const STEP: i32 = 2;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let (nibbles, fifth) = (Nibbles::<64>::of::<Self>(group), Bits::of::<Self>(group));
+        let (nibbles, fifth) = (Nibbles::<32>::of::<Self>(group), Bits::of::<Self>(group));
         put::<Self>(out, |i| {
             let index = nibbles.get(&block[QS..], i) | fifth.get(&block[QH..], i) << 4;
             VALUES[usize::from(index)] + step::<Self>(block, group, i)
@@ -49,7 +49,7 @@ unsafe impl Format for Iq5K {
     unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 32] = unsigned(&VALUES, Iq5K::ZERO_POINT);
         let [lower, upper] = [sixteen(&TABLE), sixteen(&TABLE[16..])];
-        let (nibbles, fifth) = (Nibbles::<64>::of::<Self>(group), Bits::of::<Self>(group));
+        let (nibbles, fifth) = (Nibbles::<32>::of::<Self>(group), Bits::of::<Self>(group));
         // SAFETY: a whole block, which has the field.
         let (mut rows, second) = unsafe { (nibbles.vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {

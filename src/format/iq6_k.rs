@@ -1,8 +1,8 @@
 //! IQ6_K of ik_llama.cpp: 256 weights in 16 groups of 16, `w = d * sc * table[q]`. Block: f16 d, 16 bits that choose
 //! between two tables, 16 signed scales, 128 bytes of nibbles, 64 of high bit pairs (its ggml-common.h, `block_iq6_k`).
 //!
-//! 32 bytes of nibbles hold 64 weights, the first 32 in the low nibbles; each 32 bytes of pairs hold 128, quarter `q` of
-//! them in bits `2q`.
+//! 32 bytes of nibbles hold 64 weights, the first 32 in the low nibbles; each 32 bytes of pairs hold 128, quarter `q`
+//! of them in bits `2q`.
 //!
 //! The table is what ik_llama.cpp multiplies with. Its decoder to floats (`dequantize_row_iq6_k`) takes the polynomial
 //! itself, without rounding: up to half a unit of the table off the products of either.
@@ -48,7 +48,7 @@ unsafe impl Format for Iq6K {
     const STEP: i32 = 1;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let (nibbles, pairs) = (Nibbles::<64>::of::<Self>(group), Pairs::of(group));
+        let (nibbles, pairs) = (Nibbles::<32>::of::<Self>(group), Pairs::of::<Self>(group));
         put::<Self>(out, |i| {
             let index = nibbles.get(&block[QS..], i) | pairs.get(&block[QH..], i) << 4;
             VALUES[usize::from(index)] + step::<Self>(block, group, i)
@@ -60,8 +60,8 @@ unsafe impl Format for Iq6K {
     unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 64] = unsigned(&VALUES, Iq6K::ZERO_POINT);
         let tables: [__m512i; 4] = std::array::from_fn(|i| sixteen(&TABLE[16 * i..]));
-        let (nibbles, pairs) = (Nibbles::<64>::of::<Self>(group), Pairs::of(group));
-        let [even, odd] = [1u8, 2].map(|bit| _mm512_set1_epi8((bit << (2 * pairs.quarter)) as i8));
+        let (nibbles, pairs) = (Nibbles::<32>::of::<Self>(group), Pairs::of::<Self>(group));
+        let [even, odd] = [1u8, 2].map(|bit| _mm512_set1_epi8((bit << (2 * pairs.plane)) as i8));
         // SAFETY: a whole block, which has the field.
         let (mut rows, second) = unsafe { (nibbles.vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {

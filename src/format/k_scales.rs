@@ -1,7 +1,7 @@
 //! The scales of Q4_K and Q5_K: `scale = d * sc[g]`, `min = -(dmin * m[g])` for 8 groups. A block begins with f16 d,
-//! f16 dmin and 12 bytes (ggml-common.h, `K_SCALE_SIZE`) of 6-bit sc and m. Of groups 0..4, sc are the lower six bits of
-//! bytes 0..4 and m of bytes 4..8; of groups 4..8, bytes 8..12 have the lower four bits of both, and the upper two bits of
-//! bytes 0..8 are the upper two of sc and m.
+//! f16 dmin and 12 bytes (ggml-common.h, `K_SCALE_SIZE`) of 6-bit sc and m. Of groups 0..4, sc are the lower six bits
+//! of bytes 0..4 and m of bytes 4..8; of groups 4..8, bytes 8..12 have the lower four bits of both, and the upper two
+//! bits of bytes 0..8 are the upper two of sc and m.
 
 use std::arch::x86_64::*;
 

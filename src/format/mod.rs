@@ -67,8 +67,8 @@ pub unsafe trait BlockStruct: Sized + 'static {
 
 /// One GGUF weight type: how its packed blocks are read.
 ///
-/// Functions with a raw `block` want a **whole block**: it points to a packed block, `16 * BYTES` readable bytes, and the
-/// CPU has AVX-512 F and BW.
+/// Functions with a raw `block` want a **whole block**: it points to a packed block, `16 * BYTES` readable bytes, and
+/// the CPU has AVX-512 F and BW.
 ///
 /// # Safety
 /// The constants must describe the type truthfully: kernels index memory by them. `GROUP` must be 16 or 32 and divide
@@ -135,8 +135,9 @@ pub unsafe trait Format: BlockStruct {
         unsafe { Self::Scales::read_avx512(block, group) }
     }
 
-    /// Like [`Format::quants_avx512`], but all quants come from the first table. The mask has the rows whose group uses the
-    /// second table: their quants are `STEP` too small. A kernel adds `STEP` times the sum of the activations instead.
+    /// Like [`Format::quants_avx512`], but all quants come from the first table. The mask has the rows whose group uses
+    /// the second table: their quants are `STEP` too small. A kernel adds `STEP` times the sum of the activations
+    /// instead.
     ///
     /// # Safety
     /// `block` must be a whole block.
@@ -220,7 +221,8 @@ macro_rules! weight_types {
         $(
             $(compile_error!(concat!("data before the blocks of a row is not packed yet: ", stringify!($($rest)*)));)?
 
-            // SAFETY: the row has the facts of ggml-common.h; `BlockFields::new` checks that the fields cover the block.
+            // SAFETY: the row has the facts of ggml-common.h; `BlockFields::new` checks that the fields cover the
+            // block.
             unsafe impl BlockStruct for $format {
                 const TYPE: WeightType = WeightType::$variant;
                 const BLOCK: usize = $block;

@@ -28,7 +28,7 @@ unsafe impl Format for Q2K {
     const Q_MAX: i32 = 3;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let pairs = Pairs::of(group);
+        let pairs = Pairs::of::<Self>(group);
         put::<Self>(out, |i| pairs.get(&block[QS..], i) as i8);
     }
 
@@ -36,7 +36,7 @@ unsafe impl Format for Q2K {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         // SAFETY: a whole block, which has the field.
-        unsafe { Pairs::of(group).vectors::<4>(block.add(QS)) }
+        unsafe { Pairs::of::<Self>(group).vectors::<4>(block.add(QS)) }
     }
 }
 

@@ -29,7 +29,7 @@ unsafe impl Format for Q3K {
     const Q_MAX: i32 = 7;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let (pairs, third) = (Pairs::of(group), Bits::of::<Self>(group));
+        let (pairs, third) = (Pairs::of::<Self>(group), Bits::of::<Self>(group));
         put::<Self>(out, |i| (pairs.get(&block[QS..], i) | third.get(block, i) << 2) as i8 - 4);
     }
 
@@ -38,7 +38,7 @@ unsafe impl Format for Q3K {
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         let (third, four) = (Bits::of::<Self>(group), _mm512_set1_epi8(4));
         // SAFETY: a whole block, which has the field.
-        let mut rows = unsafe { Pairs::of(group).vectors::<4>(block.add(QS)) };
+        let mut rows = unsafe { Pairs::of::<Self>(group).vectors::<4>(block.add(QS)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: a whole block, which begins with the third bits; a group has 4 vectors.
             *row = _mm512_mask_add_epi8(*row, unsafe { third.mask(block, r) }, *row, four);

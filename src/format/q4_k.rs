@@ -23,7 +23,7 @@ unsafe impl Format for Q4K {
     const Q_MAX: i32 = 15;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let nibbles = Nibbles::<64>::of::<Self>(group);
+        let nibbles = Nibbles::<32>::of::<Self>(group);
         put::<Self>(out, |i| nibbles.get(&block[QS..], i) as i8);
     }
 
@@ -31,6 +31,6 @@ unsafe impl Format for Q4K {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         // SAFETY: a whole block, which has the field.
-        unsafe { Nibbles::<64>::of::<Self>(group).vectors::<8>(block.add(QS)) }
+        unsafe { Nibbles::<32>::of::<Self>(group).vectors::<8>(block.add(QS)) }
     }
 }

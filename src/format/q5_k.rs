@@ -24,7 +24,7 @@ unsafe impl Format for Q5K {
     const Q_MAX: i32 = 31;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let (nibbles, fifth) = (Nibbles::<64>::of::<Self>(group), Bits::of::<Self>(group));
+        let (nibbles, fifth) = (Nibbles::<32>::of::<Self>(group), Bits::of::<Self>(group));
         put::<Self>(out, |i| (nibbles.get(&block[QS..], i) | fifth.get(&block[QH..], i) << 4) as i8);
     }
 
@@ -33,7 +33,7 @@ unsafe impl Format for Q5K {
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         let (fifth, sixteen) = (Bits::of::<Self>(group), _mm512_set1_epi8(16));
         // SAFETY: a whole block, which has the field.
-        let rows = unsafe { Nibbles::<64>::of::<Self>(group).vectors::<8>(block.add(QS)) };
+        let rows = unsafe { Nibbles::<32>::of::<Self>(group).vectors::<8>(block.add(QS)) };
         std::array::from_fn(|r| {
             // SAFETY: a whole block, which has the field; a group has 8 vectors.
             _mm512_mask_add_epi8(rows[r], unsafe { fifth.mask(block.add(QH), r) }, rows[r], sixteen)

@@ -1,5 +1,5 @@
-//! Q6_0 of ik_llama.cpp: 32 weights, `w = d * (q - 32)`. Block: f16 d, 8 bytes of high bit pairs, 16 bytes of nibbles as
-//! in Q4_0 (its ggml-common.h, `block_q6_0`).
+//! Q6_0 of ik_llama.cpp: 32 weights, `w = d * (q - 32)`. Block: f16 d, 8 bytes of high bit pairs, 16 bytes of nibbles
+//! as in Q4_0 (its ggml-common.h, `block_q6_0`).
 //!
 //! Byte `j` of the pairs has, from its low bits, those of weights `j`, `j + 16`, `j + 8` and `j + 24`.
 

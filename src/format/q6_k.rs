@@ -29,20 +29,20 @@ unsafe impl Format for Q6K {
     const Q_MAX: i32 = 63;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let (nibbles, pairs) = (Nibbles::<128>::of::<Self>(group), Pairs::of(group));
+        let (nibbles, pairs) = (Nibbles::<64>::of::<Self>(group), Pairs::of::<Self>(group));
         put::<Self>(out, |i| (nibbles.get(block, i) | pairs.get(&block[QH..], i) << 4) as i8 - 32);
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
-        let (pairs, pair_mask) = (Pairs::of(group), _mm512_set1_epi8(0x30));
+        let (pairs, pair_mask) = (Pairs::of::<Self>(group), _mm512_set1_epi8(0x30));
         // SAFETY: a whole block, which begins with the nibbles.
-        let mut rows = unsafe { Nibbles::<128>::of::<Self>(group).vectors::<4>(block) };
+        let mut rows = unsafe { Nibbles::<64>::of::<Self>(group).vectors::<4>(block) };
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: a whole block, which has the field; a group has 4 vectors.
             let h = unsafe { pairs.bytes(block.add(QH), r) };
-            let pair = match pairs.quarter {
+            let pair = match pairs.plane {
                 0 => _mm512_slli_epi16::<4>(h),
                 1 => _mm512_slli_epi16::<2>(h),
                 2 => h,

@@ -61,8 +61,8 @@ pub(super) fn both_nibbles(field: &[u8], mut store: impl FnMut(usize, u8)) {
     }
 }
 
-/// [`both_nibbles`] in registers, of `4 * VECTORS` bytes per row: low nibbles in the first `VECTORS` registers, high ones
-/// in the next.
+/// [`both_nibbles`] in registers, of `4 * VECTORS` bytes per row: low nibbles in the first `VECTORS` registers, high
+/// ones in the next.
 ///
 /// # Safety
 /// `64 * VECTORS` readable bytes.
@@ -98,121 +98,38 @@ pub(super) unsafe fn five_bits_avx512(field: *const u8) -> [__m512i; 8] {
     std::array::from_fn(|r| _mm512_mask_add_epi8(rows[r], fifth[r], rows[r], sixteen))
 }
 
-/// Where a group's nibbles lie in a field in which `SPAN` weights of a row are `SPAN / 2` bytes, the first half of them
-/// in the low nibbles.
+/// Where a group's quants lie in a field of planes of `BITS` bits. `RUN` bytes of a row hold `8 / BITS * RUN` weights:
+/// plane `p`, bits `BITS * p..` of each byte, has those from weight `p * RUN` on.
 #[derive(Clone, Copy)]
-pub(super) struct Nibbles<const SPAN: usize> {
+pub(super) struct Planes<const BITS: usize, const RUN: usize> {
     at: usize,
-    is_high: bool,
+    /// Which plane: 0 to `8 / BITS - 1`.
+    pub(super) plane: usize,
 }
 
-impl<const SPAN: usize> Nibbles<SPAN> {
-    /// Those of group `group` of `F`.
+/// Nibbles: `2 * RUN` weights in `RUN` bytes, the first half in the low nibbles.
+pub(super) type Nibbles<const RUN: usize> = Planes<4, RUN>;
+/// Bit pairs as in Q2_K: 128 weights in 32 bytes.
+pub(super) type Pairs = Planes<2, 32>;
+/// Bits as in Q3_K: 256 weights in 32 bytes.
+pub(super) type Bits = Planes<1, 32>;
+
+impl<const BITS: usize, const RUN: usize> Planes<BITS, RUN> {
+    /// The quants of group `group` of `F`.
     #[inline]
     pub(super) fn of<F: Format>(group: usize) -> Self {
-        let first = group * F::GROUP;
-        Self { at: (first / SPAN * (SPAN / 2) + first % (SPAN / 2)) * LANES, is_high: first % SPAN >= SPAN / 2 }
+        const { assert!(F::GROUP <= RUN && RUN.is_multiple_of(F::GROUP), "a group lies in one plane") };
+        let (planes, first) = (8 / BITS, group * F::GROUP);
+        Self { at: (first / (planes * RUN) * RUN + first % RUN) * LANES, plane: first / RUN % planes }
     }
 
-    /// The nibble at position `i`.
+    /// The quant at position `i`.
     #[inline]
     pub(super) fn get(self, field: &[u8], i: usize) -> u8 {
-        field[self.at + i] >> (4 * u8::from(self.is_high)) & 15
+        field[self.at + i] >> (BITS * self.plane) & ((1 << BITS) - 1)
     }
 
-    /// [`Nibbles::get`] in the first `N` registers, `4 * N` weights of every row.
-    ///
-    /// # Safety
-    /// `field` must be the whole field of a packed block, and the group have `4 * N` weights.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn vectors<const N: usize>(self, field: *const u8) -> [__m512i; 8] {
-        let mask = _mm512_set1_epi8(15);
-        let mut rows = [_mm512_setzero_si512(); 8];
-        // SAFETY: the group's vectors are inside the field.
-        let load = |r: usize| unsafe { dword_lanes(field.add(self.at + 64 * r)) };
-        if self.is_high {
-            (0..N).for_each(|r| rows[r] = _mm512_and_si512(_mm512_srli_epi16::<4>(load(r)), mask));
-        } else {
-            (0..N).for_each(|r| rows[r] = _mm512_and_si512(load(r), mask));
-        }
-        rows
-    }
-}
-
-/// Where 16 weights lie in a field of bit pairs: 128 weights of a row are 32 bytes, quarter `q` of them bits `2q` and
-/// `2q + 1`.
-#[derive(Clone, Copy)]
-pub(super) struct Pairs {
-    at: usize,
-    /// Which bits of a byte: 0 to 3.
-    pub(super) quarter: usize,
-}
-
-impl Pairs {
-    /// Weights `16 * sixteen..` of the block.
-    #[inline]
-    pub(super) fn of(sixteen: usize) -> Self {
-        Self { at: (sixteen / 8 * 32 + sixteen % 2 * 16) * LANES, quarter: sixteen % 8 / 2 }
-    }
-
-    /// The pair at position `i`.
-    #[inline]
-    pub(super) fn get(self, field: &[u8], i: usize) -> u8 {
-        field[self.at + i] >> (2 * self.quarter) & 3
-    }
-
-    /// The bytes that have the pairs of vector `r`.
-    ///
-    /// # Safety
-    /// `field` must be the whole field of a packed block; `r` below 4, or 8 if the 32 weights of a quarter are read.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn bytes(self, field: *const u8, r: usize) -> __m512i {
-        // SAFETY: 32 bytes of every row are 8 vectors, inside the field.
-        unsafe { dword_lanes(field.add(self.at + 64 * r)) }
-    }
-
-    /// [`Pairs::get`] in the first `N` registers: 4 for 16 weights, 8 for the 32 of a quarter.
-    ///
-    /// # Safety
-    /// `field` must be the whole field of a packed block.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn vectors<const N: usize>(self, field: *const u8) -> [__m512i; 8] {
-        let (shift, mask) = (_mm512_set1_epi32(2 * self.quarter as i32), _mm512_set1_epi8(3));
-        let mut rows = [_mm512_setzero_si512(); 8];
-        for (r, row) in rows[..N].iter_mut().enumerate() {
-            // SAFETY: `r` is below 8.
-            *row = _mm512_and_si512(_mm512_srlv_epi32(unsafe { self.bytes(field, r) }, shift), mask);
-        }
-        rows
-    }
-}
-
-/// Where a group's bits lie in a field of 32 bytes per row: bit `b` of byte `j` belongs to weight `32 * b + j` of 256.
-#[derive(Clone, Copy)]
-pub(super) struct Bits {
-    at: usize,
-    /// Which bit of a byte.
-    pub(super) bit: usize,
-}
-
-impl Bits {
-    /// Those of group `group` of `F`.
-    #[inline]
-    pub(super) fn of<F: Format>(group: usize) -> Self {
-        let first = group * F::GROUP;
-        Self { at: first % 32 * LANES, bit: first / 32 }
-    }
-
-    /// The bit at position `i`.
-    #[inline]
-    pub(super) fn get(self, field: &[u8], i: usize) -> u8 {
-        field[self.at + i] >> self.bit & 1
-    }
-
-    /// The bytes that have the bits of vector `r`.
+    /// The bytes that have the quants of vector `r`, and other planes.
     ///
     /// # Safety
     /// `field` must be the whole field of a packed block; the group must have a vector `r`.
@@ -223,15 +140,51 @@ impl Bits {
         unsafe { dword_lanes(field.add(self.at + 64 * r)) }
     }
 
+    /// [`Planes::get`] in the first `N` registers, `4 * N` weights of every row.
+    ///
+    /// # Safety
+    /// `field` must be the whole field of a packed block; the group must have `4 * N` weights.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn vectors<const N: usize>(self, field: *const u8) -> [__m512i; 8] {
+        let mask = _mm512_set1_epi8((1 << BITS) - 1);
+        let mut rows = [_mm512_setzero_si512(); 8];
+        for (r, row) in rows[..N].iter_mut().enumerate() {
+            // SAFETY: the group has so many vectors.
+            *row = unsafe { self.bytes(field, r) };
+        }
+        let shift = _mm512_set1_epi32((BITS * self.plane) as i32);
+        match (BITS, self.plane) {
+            // Two planes only: a branch costs less than shifts by a register.
+            (4, 0) => {}
+            (4, _) => {
+                for row in &mut rows[..N] {
+                    *row = _mm512_srli_epi16::<4>(*row);
+                }
+            }
+            _ => {
+                for row in &mut rows[..N] {
+                    *row = _mm512_srlv_epi32(*row, shift);
+                }
+            }
+        }
+        for row in &mut rows[..N] {
+            *row = _mm512_and_si512(*row, mask);
+        }
+        rows
+    }
+}
+
+impl Bits {
     /// The bits of vector `r` as a mask.
     ///
     /// # Safety
-    /// As for [`Bits::bytes`].
+    /// As for [`Planes::bytes`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) unsafe fn mask(self, field: *const u8, r: usize) -> __mmask64 {
         // SAFETY: the whole field, and a vector that the group has.
         let bytes = unsafe { self.bytes(field, r) };
-        _mm512_test_epi8_mask(bytes, _mm512_set1_epi8((1u8 << self.bit) as i8))
+        _mm512_test_epi8_mask(bytes, _mm512_set1_epi8((1u8 << self.plane) as i8))
     }
 }

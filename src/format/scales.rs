@@ -1,5 +1,5 @@
-//! How types store the scales and minima of their groups: what all have in common, and the ways that several types share.
-//! A type whose way is its own reads its scales itself.
+//! How types store the scales and minima of their groups: what all have in common, and the ways that several types
+//! share. A type whose way is its own reads its scales itself.
 
 use std::arch::x86_64::*;
 
@@ -127,8 +127,8 @@ impl<const AT: usize, const EIGHTHS: usize> ScaleReader for OddNibbles<AT, EIGHT
     }
 }
 
-/// [`odd_scale`] with a unit of `EIGHTHS` / 8: a block begins with f16 d; s of a group are the upper four bits of a 32-bit
-/// number, the first at byte `AT` of the block, the others `STRIDE` bytes apart.
+/// [`odd_scale`] with a unit of `EIGHTHS` / 8: a block begins with f16 d; s of a group are the upper four bits of a
+/// 32-bit number, the first at byte `AT` of the block, the others `STRIDE` bytes apart.
 pub struct OddUpperBits<const AT: usize, const STRIDE: usize, const EIGHTHS: usize>;
 
 impl<const AT: usize, const STRIDE: usize, const EIGHTHS: usize> OddUpperBits<AT, STRIDE, EIGHTHS> {

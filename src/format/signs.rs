@@ -1,5 +1,5 @@
-//! Signs of types with a codebook, whose entries are magnitudes: one bit per weight, 1 for a negative one. Some types store
-//! seven of eight signs; the eighth makes the number of negative weights even.
+//! Signs of types with a codebook, whose entries are magnitudes: one bit per weight, 1 for a negative one. Some types
+//! store seven of eight signs; the eighth makes the number of negative weights even.
 
 use std::arch::x86_64::*;
 

@@ -1,6 +1,6 @@
 //! The scales of ik_llama.cpp's IQ4_K and IQ5_K: `d * (ls - 32)` for 16 groups. A block begins with f16 d, 16 bits that
-//! choose tables, 4 bytes with the upper two bits of ls, four groups in a byte, and 8 bytes with the lower four, two groups
-//! in a byte (its ggml-common.h).
+//! choose tables, 4 bytes with the upper two bits of ls, four groups in a byte, and 8 bytes with the lower four, two
+//! groups in a byte (its ggml-common.h).
 
 use std::arch::x86_64::*;
 
@@ -14,8 +14,8 @@ pub(super) const BYTES: usize = 16;
 const HIGH: usize = 4 * LANES;
 const LOW: usize = 8 * LANES;
 
-/// What brings a group's lower bits to bit 0, and its upper ones to bit 4. Tables, because a broadcast from memory costs
-/// nothing, one from a register does.
+/// What brings a group's lower bits to bit 0, and its upper ones to bit 4. Tables, because a broadcast from memory
+/// costs nothing, one from a register does.
 static LOW_SHIFTS: [i32; 2] = [0, 4];
 static HIGH_TURNS: [i32; 4] = [4, 2, 0, 30];
 
@@ -61,7 +61,8 @@ impl ScaleReader for SixBitScales {
         };
         let mut vectors = [_mm512_setzero_si512(); 4];
         for (half, low) in lows.into_iter().enumerate() {
-            // A quarter of `low` has two groups, one of `high` four: bring the upper bits of the same groups beside them.
+            // A quarter of `low` has two groups, one of `high` four: bring the upper bits of the same groups beside
+            // them.
             let high = if half == 0 {
                 _mm512_shuffle_i64x2::<0x50>(high, high)
             } else {

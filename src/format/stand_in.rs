@@ -1,5 +1,5 @@
-//! Decoders of the types with codebooks, for tests without ggml: they do what ggml's functions do, one weight at a time,
-//! with made-up codebooks.
+//! Decoders of the types with codebooks, for tests without ggml: they do what ggml's functions do, one weight at a
+//! time, with made-up codebooks.
 
 use std::ffi::{CStr, c_void};
 
@@ -34,12 +34,12 @@ fn entry(levels: &[f32], index: usize, j: usize) -> f32 {
     levels[(hash >> 40) % levels.len()]
 }
 
-/// Writes `n` weights of blocks of `bytes` bytes at `x`. `weight` gives scale, magnitude and sign (true: negative) of one
-/// weight of a block.
+/// Writes `n` weights of blocks of `bytes` bytes at `x`. `weight` gives scale, magnitude and sign (true: negative) of
+/// one weight of a block.
 ///
 /// # Safety
-/// **`n` weights**: `x` has the blocks of `n` weights, `y` room for `n` floats. That is what a caller of a [`Dequantise`]
-/// promises.
+/// **`n` weights**: `x` has the blocks of `n` weights, `y` room for `n` floats. That is what a caller of a
+/// [`Dequantise`] promises.
 unsafe fn decode_all(
     x: *const c_void,
     y: *mut f32,

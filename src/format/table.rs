@@ -10,8 +10,8 @@
 //! dispatch, the enum of the C header, and what C tests (`c_tests/types.h`), benchmarks and xtask know of them. The
 //! build script and xtask compile this file too, so it uses nothing of the library.
 //!
-//! The fields of a block are listed in their order, without gaps. `unit`: bytes of one row that stay together in a packed
-//! block (see [`Field`]). `after [...]`: data at the start of each row, before its blocks. No type that is
+//! The fields of a block are listed in their order, without gaps. `unit`: bytes of one row that stay together in a
+//! packed block (see [`Field`]). `after [...]`: data at the start of each row, before its blocks. No type that is
 //! packed has any yet.
 
 /// What the bytes of a field mean, as far as it matters for making random blocks.

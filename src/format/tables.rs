@@ -1,5 +1,5 @@
-//! Types whose quants are indices into a small fixed table of signed values: the tables that several types share, and looking
-//! up in registers.
+//! Types whose quants are indices into a small fixed table of signed values: the tables that several types share, and
+//! looking up in registers.
 
 use std::arch::x86_64::*;
 

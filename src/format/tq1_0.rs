@@ -54,8 +54,9 @@ impl Digit {
         Self { even: _mm512_set1_epi32(even), odd: _mm512_set1_epi32(odd) }
     }
 
-    /// A byte times the power of 3 leaves its fraction in the high byte of a 16-bit lane; the whole part drops out. Three
-    /// times the fraction has the digit above the lane: `mulhi` by 3 gives it, and by 3 * 256 gives it in the high byte.
+    /// A byte times the power of 3 leaves its fraction in the high byte of a 16-bit lane; the whole part drops out.
+    /// Three times the fraction has the digit above the lane: `mulhi` by 3 gives it, and by 3 * 256 gives it in the
+    /// high byte.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn of(&self, v: __m512i) -> __m512i {

@@ -20,7 +20,7 @@ unsafe impl Format for Tq2_0 {
     const Q_MAX: i32 = 3;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let pairs = Pairs::of(2 * group);
+        let pairs = Pairs::of::<Self>(group);
         put::<Self>(out, |i| pairs.get(block, i) as i8 - 1);
     }
 
@@ -28,6 +28,6 @@ unsafe impl Format for Tq2_0 {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         // SAFETY: a whole block, which begins with the pairs.
-        unsafe { Pairs::of(2 * group).vectors::<8>(block) }
+        unsafe { Pairs::of::<Self>(group).vectors::<8>(block) }
     }
 }

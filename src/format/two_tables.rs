@@ -1,6 +1,6 @@
 //! What ik_llama.cpp's IQ2_K to IQ6_K share: 256 weights in 16 groups of 16, whose quants are indices into one of two
-//! tables. A block begins with f16 d and 16 bits; bit `g` chooses the second table for group `g`. The second table is the
-//! first plus [`Format::STEP`] (ggml-common.h there).
+//! tables. A block begins with f16 d and 16 bits; bit `g` chooses the second table for group `g`. The second table is
+//! the first plus [`Format::STEP`] (ggml-common.h there).
 
 use std::arch::x86_64::*;
 

@@ -1,6 +1,6 @@
-//! Locks that survive a fork. In a forked child nobody holds them. If another thread of the parent was writing when it forked,
-//! the value may be half written: in the child it begins anew with its default. A panic does not poison a lock: the code
-//! under these locks leaves values whole when it panics.
+//! Locks that survive a fork. In a forked child nobody holds them. If another thread of the parent was writing when it
+//! forked, the value may be half written: in the child it begins anew with its default. A panic does not poison a lock:
+//! the code under these locks leaves values whole when it panics.
 
 use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
@@ -90,8 +90,8 @@ impl<L> Owned<L> {
             // The first: this process was forked while its parent took the lock over, which may be half done.
             let is_torn = of & TAKING != 0 || self.writes.load(Ordering::Relaxed);
             if of != 0 {
-                // SAFETY: no thread of this process uses the lock before it belongs to this process. A value that may be half
-                // written is never read; its memory leaks.
+                // SAFETY: no thread of this process uses the lock before it belongs to this process. A value that may
+                // be half written is never read; its memory leaks.
                 unsafe {
                     let value = if is_torn { T::default() } else { self.lock.get().read().take() };
                     self.lock.get().write(L::make(value));

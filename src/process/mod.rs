@@ -1,13 +1,13 @@
-//! Which process this is, and what its threads share: locks, and values that are made once. A forked child has the memory
-//! of its parent, but only the thread that forked. A lock that another thread held is never released in the child, and a
-//! value that another thread was making is never finished. So locks and values keep the number of their process
-//! ([`generation`]), and a child takes them over from threads that it does not have.
+//! Which process this is, and what its threads share: locks, and values that are made once. A forked child has the
+//! memory of its parent, but only the thread that forked. A lock that another thread held is never released in the
+//! child, and a value that another thread was making is never finished. So locks and values keep the number of their
+//! process ([`generation`]), and a child takes them over from threads that it does not have.
 //!
-//! `fork` copies memory page by page, while other threads go on. If a word says whether a value is whole, a child could get
-//! the new word and the old value. So such words change only while no thread forks ([`settled`]), and `fork` waits for
-//! such changes (`pthread_atfork`), which are short. It does not wait until locks are free or values are made: the thread that
-//! forks may hold what others wait for. A child that is made without the C library's `fork` (by `clone`) is safe as long
-//! as no other thread was in this module at that moment.
+//! `fork` copies memory page by page, while other threads go on. If a word says whether a value is whole, a child could
+//! get the new word and the old value. So such words change only while no thread forks ([`settled`]), and `fork` waits
+//! for such changes (`pthread_atfork`), which are short. It does not wait until locks are free or values are made: the
+//! thread that forks may hold what others wait for. A child that is made without the C library's `fork` (by `clone`) is
+//! safe as long as no other thread was in this module at that moment.
 
 mod locks;
 mod once;
@@ -42,8 +42,8 @@ static WITHOUT_WIPING: Own = Own::new();
 /// The last number that was given. A child starts from its parent's.
 static LAST: AtomicU32 = AtomicU32::new(0);
 
-/// The number of this process: never 0, and different from those of its parent, its parent's parent and so on. Process ids
-/// do not do: in PID namespaces of their own a parent and its child may both have the id 1.
+/// The number of this process: never 0, and different from those of its parent, its parent's parent and so on. Process
+/// ids do not do: in PID namespaces of their own a parent and its child may both have the id 1.
 #[inline]
 pub fn generation() -> u32 {
     // SAFETY: null, or words that are never freed.
@@ -78,7 +78,8 @@ fn own() -> &'static Own {
 /// Makes words that are 0, and become 0 in every child.
 fn wiped() -> *mut Own {
     const PAGE: usize = 4096;
-    // SAFETY: the handlers use only these words; the page is new, and nothing else lies in it that the kernel could zero.
+    // SAFETY: the handlers use only these words; the page is new, and nothing else lies in it that the kernel could
+    // zero.
     unsafe {
         libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child));
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -94,8 +95,8 @@ fn wiped() -> *mut Own {
     (&raw const WITHOUT_WIPING).cast_mut()
 }
 
-/// How often a thread that forks checks whether others are still in [`settled`]: longer than any of them takes. Not for ever:
-/// it may fork in the handler of a signal that interrupted itself in there.
+/// How often a thread that forks checks whether others are still in [`settled`]: longer than any of them takes. Not for
+/// ever: it may fork in the handler of a signal that interrupted itself in there.
 const CHECKS: u32 = 1000;
 /// How long other threads wait for a thread that forks. Not for ever: it may wait for a lock that one of them holds.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -121,8 +122,8 @@ unsafe extern "C" fn in_child() {
     }
 }
 
-/// Makes a change that children rely on (whether a value is whole) while no thread forks. The change must be short, and call
-/// no other code.
+/// Makes a change that children rely on (whether a value is whole) while no thread forks. The change must be short, and
+/// call no other code.
 fn settled<T>(change: impl FnOnce() -> T) -> T {
     let own = own();
     let mut waits = true;

@@ -11,12 +11,12 @@ use super::{generation, settled, sleep, wake_all};
 const NOBODY: u32 = 0;
 /// State: made.
 const THERE: u32 = u32::MAX;
-/// In any other state a thread is making it. The upper 31 bits are the number of its process; the lowest bit says that other
-/// threads sleep until it is there.
+/// In any other state a thread is making it. The upper 31 bits are the number of its process; the lowest bit says that
+/// other threads sleep until it is there.
 const ASLEEP: u32 = 1;
 
-/// A value that is made at most once in a process, and once made not again in its children. If a thread was making it when
-/// another one forked, the child makes it anew; side effects that it had until then stay.
+/// A value that is made at most once in a process, and once made not again in its children. If a thread was making it
+/// when another one forked, the child makes it anew; side effects that it had until then stay.
 pub struct Once<T> {
     state: AtomicU32,
     value: UnsafeCell<MaybeUninit<T>>,

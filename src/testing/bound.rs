@@ -9,8 +9,8 @@ use crate::kernel::tests::dequantise;
 use crate::panel::weights::Shape;
 use crate::with_format;
 
-/// The fewest results of a row whose mean of squares means something. Rows with fewer columns are pooled over draws of the
-/// weights until they have as many.
+/// The fewest results of a row whose mean of squares means something. Rows with fewer columns are pooled over draws of
+/// the weights until they have as many.
 pub const OUTPUTS: usize = 256;
 
 /// Activations whose magnitude is below this may count as zero.
@@ -19,8 +19,8 @@ const ZERO: f64 = 1e-30;
 /// Rows of activations that are multiplied at once.
 const ROWS: usize = 4;
 
-/// The largest NMSE that a row may have: the larger of twice that of 8 bits per 32 activations (`e8`) and a tenth of the weight
-/// type's own, which counts as 3e-4 at most; but at least 1e-5.
+/// The largest NMSE that a row may have: the larger of twice that of 8 bits per 32 activations (`e8`) and a tenth of
+/// the weight type's own, which counts as 3e-4 at most; but at least 1e-5.
 pub fn row_bound(quant_nmse: f64, e8: f64) -> f64 {
     (2.0 * e8).max((quant_nmse / 10.0).min(3e-4)).max(1e-5)
 }
@@ -114,8 +114,8 @@ impl Matrix {
         rows
     }
 
-    /// Judges every row of a product. If it has fewer columns than [`OUTPUTS`], judges all rows together: they should be of
-    /// the same kind.
+    /// Judges every row of a product. If it has fewer columns than [`OUTPUTS`], judges all rows together: they should
+    /// be of the same kind.
     pub fn judge(&self, quant_nmse: f32, x: &[f32], out: &[f32]) -> Result<(), String> {
         let rows = self.measure(x, out);
         if self.columns() < OUTPUTS {
@@ -273,8 +273,8 @@ mod tests {
     fn eight_bits_have_the_error_of_uniform_rounding() {
         let (m, x) = (matrix(OUTPUTS, 3), normal(6 * K, 4));
         for row in m.measure(&x, &results(&m, &x, 0.0)) {
-            // A step is the largest magnitude / 127, here about 1.1 / 127. The variance of rounding is a 12th of its square,
-            // that of activations 1/3.
+            // A step is the largest magnitude / 127, here about 1.1 / 127. The variance of rounding is a 12th of its
+            // square, that of activations 1/3.
             let expected = (1.1f64 / 127.0).powi(2) / 12.0 * 3.0;
             assert!(row.error < 1e-12 * row.size, "{row:?}");
             assert!(row.e8() > expected / 2.0 && row.e8() < 2.0 * expected, "{:e} {expected:e}", row.e8());

@@ -1,12 +1,12 @@
 //! Results of every kernel, compared with hashes that were recorded once: no change of the code may change a bit.
 //!
-//! The data are made here, from integers alone, so that no change elsewhere can change them. A line
-//! of `hashes.txt` is a type, a kernel, K x N x M and the hash of the results. Lines `type` list the bytes of a block that
-//! are scales, as `byte & mask | value`, so that no result is NaN. The kernels of exact weights have one hash for all
-//! instruction sets, for they agree; tiles are computed on AMX only (or in software, with `--cfg amx_emulator`).
+//! The data are made here, from integers alone, so that no change elsewhere can change them. A line of `hashes.txt` is
+//! a type, a kernel, K x N x M and the hash of the results. Lines `type` list the bytes of a block that are scales, as
+//! `byte & mask | value`, so that no result is NaN. The kernels of exact weights have one hash for all instruction
+//! sets, for they agree; tiles are computed on AMX only (or in software, with `--cfg amx_emulator`).
 //!
-//! With `GGML_AMX_RECORD=1` the file is written anew, on a machine with all instruction sets. A type that is not in the file
-//! gets its scales by the kinds of its fields.
+//! With `GGML_AMX_RECORD=1` the file is written anew, on a machine with all instruction sets. A type that is not in the
+//! file gets its scales by the kinds of its fields.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

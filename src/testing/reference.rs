@@ -1,5 +1,5 @@
-//! Weights as numbers, by ggml's definition of each type, without this library's code. Tests and the benchmark share this
-//! file: the module around it provides [`WeightType`], and decodes blocks of types with a codebook.
+//! Weights as numbers, by ggml's definition of each type, without this library's code. Tests and the benchmark share
+//! this file: the module around it provides [`WeightType`], and decodes blocks of types with a codebook.
 
 use super::{Field, FieldKind, WeightType, decode_codebook};
 
@@ -8,8 +8,8 @@ const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 /// The values of the lower three bits of nibbles of MXFP4 and NVFP4; the fourth bit is the sign.
 const FP4: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
-/// Gives the scales of a block of random bytes a sane size, by the kinds of its fields. F16 and F32 come from `scale`; E8M0
-/// become `e8m0` to `e8m0 + 3`, UE4M3 about 1; an F16 in nibbles gets `nibbles` as its upper two.
+/// Gives the scales of a block of random bytes a sane size, by the kinds of its fields. F16 and F32 come from `scale`;
+/// E8M0 become `e8m0` to `e8m0 + 3`, UE4M3 about 1; an F16 in nibbles gets `nibbles` as its upper two.
 pub fn set_scales(block: &mut [u8], fields: &[Field], e8m0: u8, nibbles: [u8; 2], mut scale: impl FnMut() -> f32) {
     for field in fields {
         let bytes = &mut block[field.offset..field.offset + field.len];
@@ -143,8 +143,8 @@ fn q3_k(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Bytes of base-3 digits: 32 and then 16 bytes of five digits, 4 bytes of four. The next digit is the whole part of three
-/// times the byte, as a fraction of 256.
+/// Bytes of base-3 digits: 32 and then 16 bytes of five digits, 4 bytes of four. The next digit is the whole part of
+/// three times the byte, as a fraction of 256.
 fn tq1_0(block: &[u8], out: &mut [f32]) {
     let (d, mut at) = (half(block, 52), 0);
     for (bytes, digits) in [(0..32, 5), (32..48, 5), (48..52, 4)] {

@@ -2,16 +2,16 @@
 
 use super::*;
 
-/// The NMSE that every row may have, also if that of the host's kind is less than half of it. Of one BF16 each for weights and
-/// values, and outputs of about the same size.
+/// The NMSE that every row may have, also if that of the host's kind is less than half of it. Of one BF16 each for
+/// weights and values, and outputs of about the same size.
 pub const FLOOR: f64 = 1e-5;
 /// The same for any outputs: also where a few are much larger than all others, or where all values are the same and
 /// halfway between two BF16 numbers. Values then have errors of 2^-8, weights half of that.
 const WORST: f64 = 4e-5;
 /// The same with two BF16 each.
 pub const TWO_PLANES: f64 = 1e-9;
-/// Times the square of R ([`operands::Expected::scores`]): what is added for the error of scores. Queries and keys have 16
-/// bits.
+/// Times the square of R ([`operands::Expected::scores`]): what is added for the error of scores. Queries and keys have
+/// 16 bits.
 const SCORES: f64 = 1e-10;
 
 /// Holds every row of results to its bound: squared errors over squared sizes, of so many draws that there are [`POOL`]
@@ -114,8 +114,8 @@ fn the_bound_sees_a_score_that_is_off() {
     assert!(error > FLOOR, "{error:e}");
 }
 
-/// By default a single token is left to the host. By how much its result differs from that of the same token among others,
-/// which is ours.
+/// By default a single token is left to the host. By how much its result differs from that of the same token among
+/// others, which is ours.
 #[test]
 fn the_hosts_kind_of_row_is_near() {
     if is_skipped() {

@@ -115,8 +115,8 @@ fn what_the_mask_hides_does_not_matter() {
     assert!(hidden > 1000 && reached > 200, "{hidden} rows did not see, {reached} did");
 }
 
-/// Given a value that is not finite, then the same channel of the rows that see it is not finite, even if its weight is 0;
-/// all other results keep their bits.
+/// Given a value that is not finite, then the same channel of the rows that see it is not finite, even if its weight is
+/// 0; all other results keep their bits.
 #[test]
 fn values_that_are_not_finite_stay_in_their_channels() {
     if is_skipped() {

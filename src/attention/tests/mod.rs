@@ -1,5 +1,6 @@
-//! Attention against its definition in f64, row by row ([`bound`]), and what a row does not depend on ([`independence`]): keys
-//! and values that its mask hides, whatever their bytes, other queries, the number of tokens and of threads.
+//! Attention against its definition in f64, row by row ([`bound`]), and what a row does not depend on
+//! ([`independence`]): keys and values that its mask hides, whatever their bytes, other queries, the number of tokens
+//! and of threads.
 
 mod bound;
 mod independence;

@@ -21,8 +21,8 @@ pub struct Expected {
     pub results: Vec<f64>,
     /// For every row, what the sum of squares of its results would be if their summands had random signs.
     pub sizes: Vec<f64>,
-    /// For every row, the largest R of a score that it sees: the root of the sum of squares of the products that the score
-    /// is the sum of.
+    /// For every row, the largest R of a score that it sees: the root of the sum of squares of the products that the
+    /// score is the sum of.
     pub scores: Vec<f64>,
 }
 
@@ -177,7 +177,8 @@ impl Operands {
                         barrier.wait();
                     };
                     let thread = Thread { index, count: threads, barrier: &wait };
-                    // SAFETY: operands: those of the case; the work buffer has the size asked for. Both outlive the threads.
+                    // SAFETY: operands: those of the case; the work buffer has the size asked for. Both outlive the
+                    // threads.
                     unsafe {
                         let attention = &*(address.1 as *const Attention);
                         attention.run(Amx::new().unwrap(), two_planes, &thread, address.0 as *mut u8);

@@ -5,7 +5,8 @@ use half::bf16;
 use super::*;
 use crate::kernel::tile_gemm::{SAME, accumulate};
 
-/// Tiles of 32 rows or columns and 64 channels of BF16: 64 bytes for every row or, as columns, for every pair of channels.
+/// Tiles of 32 rows or columns and 64 channels of BF16: 64 bytes for every row or, as columns, for every pair of
+/// channels.
 #[derive(Clone)]
 #[repr(align(64))]
 struct TileBytes([u16; 2 * SIDE * SIDE]);
@@ -25,8 +26,8 @@ impl TileBytes {
     }
 }
 
-/// The tile unit adds up products as expected. If a row or a column is not finite, only its own results are not finite, and
-/// all others keep their bits. Subnormal numbers count as zero.
+/// The tile unit adds up products as expected. If a row or a column is not finite, only its own results are not finite,
+/// and all others keep their bits. Subnormal numbers count as zero.
 #[test]
 fn products_of_tiles_keep_rows_and_columns_apart() {
     let Some(proof) = Amx::new() else {

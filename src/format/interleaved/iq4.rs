@@ -20,9 +20,9 @@ pub(super) unsafe fn iq4_nl(blocks: &Blocks, out: *mut u8) {
     }
 }
 
-/// IQ4_XS_R8: f16 d of 8 rows; 16 bytes with the upper two bits of scales, those of even groups first; 32 bytes with the
-/// lower four bits, groups 0..4 in low nibbles and 4..8 in high ones; then the quants of each group: weights 0..4 in low
-/// nibbles and 4..8 in high ones, 8..12 and 12..16, and so on.
+/// IQ4_XS_R8: f16 d of 8 rows; 16 bytes with the upper two bits of scales, those of even groups first; 32 bytes with
+/// the lower four bits, groups 0..4 in low nibbles and 4..8 in high ones; then the quants of each group: weights 0..4
+/// in low nibbles and 4..8 in high ones, 8..12 and 12..16, and so on.
 ///
 /// # Safety
 /// Whole blocks, as for [`super::pack`].
@@ -53,7 +53,8 @@ pub(super) unsafe fn iq4_xs(blocks: &Blocks, out: *mut u8) {
     }
 }
 
-/// Every byte as a 16-bit word with two zeros above each pair of bits: bits `2 i` and `2 i + 1` become `4 i` and `4 i + 1`.
+/// Every byte as a 16-bit word with two zeros above each pair of bits: bits `2 i` and `2 i + 1` become `4 i` and `4 i +
+/// 1`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn spread_pairs(v: __m128i) -> __m256i {
@@ -70,9 +71,9 @@ fn spread_bits(v: __m128i) -> __m256i {
     _mm256_and_si256(_mm256_or_si256(v, _mm256_slli_epi16::<1>(v)), _mm256_set1_epi16(0x5555))
 }
 
-/// IQ4_K_R4: f16 d of 4 rows; a byte per row that chooses the tables of even groups, then one for odd ones; 16 bytes with the
-/// upper two bits of scales (groups 0, 4, 8, 12 in the first byte); 32 bytes with the lower four (groups 0..8 in low nibbles,
-/// 8..16 in high ones); quants (see [`nibbles_of_32`]).
+/// IQ4_K_R4: f16 d of 4 rows; a byte per row that chooses the tables of even groups, then one for odd ones; 16 bytes
+/// with the upper two bits of scales (groups 0, 4, 8, 12 in the first byte); 32 bytes with the lower four (groups 0..8
+/// in low nibbles, 8..16 in high ones); quants (see [`nibbles_of_32`]).
 ///
 /// # Safety
 /// Whole blocks, as for [`super::pack`].
@@ -99,8 +100,8 @@ pub(super) unsafe fn iq4_k(blocks: &Blocks, out: *mut u8) {
     }
 }
 
-/// Upper bits of scales: byte `i` of a row has the pairs of bits of groups `i`, `i + 4`, `i + 8` and `i + 12`; packed it has
-/// those of groups `4 i..4 i + 4`.
+/// Upper bits of scales: byte `i` of a row has the pairs of bits of groups `i`, `i + 4`, `i + 8` and `i + 12`; packed
+/// it has those of groups `4 i..4 i + 4`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn high_bits_of_iq4_k(v: __m512i) -> __m512i {

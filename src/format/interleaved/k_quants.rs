@@ -6,8 +6,9 @@ use super::super::LANES;
 use super::Blocks;
 use super::shuffles::*;
 
-/// The beginning of Q4_K_R4 and Q5_K_R4: f16 d of 4 rows, then dmin; 16 bytes with the upper two bits of scales (bits 0 and 1
-/// for groups 0..4, bits 4 and 5 for groups 4..8) and of minima (the bits between); 32 bytes with the lower four of both.
+/// The beginning of Q4_K_R4 and Q5_K_R4: f16 d of 4 rows, then dmin; 16 bytes with the upper two bits of scales (bits 0
+/// and 1 for groups 0..4, bits 4 and 5 for groups 4..8) and of minima (the bits between); 32 bytes with the lower four
+/// of both.
 ///
 /// # Safety
 /// Whole blocks, as for [`super::pack`].

@@ -1,9 +1,9 @@
-//! Forms of the types that ik_llama.cpp interleaves by rows (`_R4`, `_R8`: what its `-rtr` makes). Blocks of 4 or 8 rows
-//! lie as one: first what every row has once, row by row, then quants, 4 bytes of each row in turn. Facts are from its
-//! ggml-common.h and iqk_quantize.cpp.
+//! Forms of the types that ik_llama.cpp interleaves by rows (`_R4`, `_R8`: what its `-rtr` makes). Blocks of 4 or 8
+//! rows lie as one: first what every row has once, row by row, then quants, 4 bytes of each row in turn. Facts are from
+//! its ggml-common.h and iqk_quantize.cpp.
 //!
-//! Every function here makes one packed block of 16 rows (see [`super`]) from interleaved ones: four of 4 rows, or two of 8.
-//! `shuffles.rs` has what they share, `iq4.rs` and `k_quants.rs` the types.
+//! Every function here makes one packed block of 16 rows (see [`super`]) from interleaved ones: four of 4 rows, or two
+//! of 8. `shuffles.rs` has what they share, `iq4.rs` and `k_quants.rs` the types.
 
 mod iq4;
 mod k_quants;
@@ -26,8 +26,8 @@ pub const fn interleave(ty: WeightType) -> usize {
 /// Makes the packed block `out` of type `ty`.
 ///
 /// # Safety
-/// **Whole blocks**: each of the blocks must be readable for [`interleave`] plain blocks of the type, `out` writable for
-/// 16 of them; AVX-512 F and BW must be there.
+/// **Whole blocks**: each of the blocks must be readable for [`interleave`] plain blocks of the type, `out` writable
+/// for 16 of them; AVX-512 F and BW must be there.
 ///
 /// # Panics
 /// If the type has no such form.

@@ -1,4 +1,5 @@
-//! What the interleaved forms share: loads that gather the rows of several blocks, and moves of words, nibbles and bits.
+//! What the interleaved forms share: loads that gather the rows of several blocks, and moves of words, nibbles and
+//! bits.
 
 use std::arch::x86_64::*;
 
@@ -58,8 +59,8 @@ pub(super) unsafe fn store(out: *mut u8, offset: usize, v: __m512i) {
     unsafe { _mm512_storeu_si512(out.add(offset).cast(), v) }
 }
 
-/// A 4 x 4 matrix of 4-byte numbers, transposed: four numbers of each of four blocks become four blocks' numbers side by
-/// side.
+/// A 4 x 4 matrix of 4-byte numbers, transposed: four numbers of each of four blocks become four blocks' numbers side
+/// by side.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn transposed(v: __m512i) -> __m512i {
@@ -111,8 +112,9 @@ pub(super) unsafe fn scales_of_eight(blocks: &Blocks, out: *mut u8) {
     }
 }
 
-/// 32 weights of every row, packed to 16 bytes per row whose low nibbles are weights 0..16. R4 forms have them in four times
-/// 4 bytes per row, as low and high nibbles: weights 0..4 and 8..12, 16..20 and 24..28, 4..8 and 12..16, 20..24 and 28..32.
+/// 32 weights of every row, packed to 16 bytes per row whose low nibbles are weights 0..16. R4 forms have them in four
+/// times 4 bytes per row, as low and high nibbles: weights 0..4 and 8..12, 16..20 and 24..28, 4..8 and 12..16, 20..24
+/// and 28..32.
 ///
 /// # Safety
 /// The blocks must have 64 bytes at `offset`, `out` 256 bytes.
@@ -129,8 +131,8 @@ pub(super) unsafe fn nibbles_of_32(blocks: &Blocks, offset: usize, out: *mut u8)
     }
 }
 
-/// Twice 32 weights that are stored as for [`nibbles_of_32`], at `a` and at `b`, packed to 32 bytes per row: those of `a` in
-/// the low nibbles, those of `b` in the high ones.
+/// Twice 32 weights that are stored as for [`nibbles_of_32`], at `a` and at `b`, packed to 32 bytes per row: those of
+/// `a` in the low nibbles, those of `b` in the high ones.
 ///
 /// # Safety
 /// The blocks must have 64 bytes at `a` and at `b`, `out` 512 bytes.

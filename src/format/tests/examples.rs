@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A block of zeros but for some bytes, and what it stands for: bytes are (place, value); weights are (from, to, value),
-/// later ones overwrite earlier ones. f16: 0x3800 is 0.5, 0x3c00 is 1, 0x4000 is 2, 0xbc00 is -1.
+/// A block of zeros but for some bytes, and what it stands for: bytes are (place, value); weights are (from, to,
+/// value), later ones overwrite earlier ones. f16: 0x3800 is 0.5, 0x3c00 is 1, 0x4000 is 2, 0xbc00 is -1.
 struct Example(WeightType, &'static [(usize, u8)], &'static [(usize, usize, f32)]);
 
 impl Example {
