@@ -7,8 +7,8 @@ use std::arch::x86_64::*;
 use super::scratch::LINE;
 use super::{F32_LANES, SIDE};
 use crate::panel::bf16::{rounded, split, widened};
-use crate::panel::plain::transpose;
 use crate::panel::precision::STEP_BYTES;
+use crate::panel::transpose::transpose;
 
 /// Bytes of a tile.
 pub const TILE_BYTES: usize = 1024;

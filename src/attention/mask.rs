@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::cache_rows::lanes_from;
 use super::{Attention, F32_LANES, QueryGroup, SIDE, SUB_BLOCKS};
-use crate::panel::plain::transpose;
+use crate::panel::transpose::transpose;
 
 /// What a query block sees of a sub-block.
 #[repr(u8)]

@@ -6,8 +6,8 @@ use super::cache_rows::*;
 use super::scratch::{Blocking, LINE, Scratch};
 use super::{Attention, Element, F32_LANES, Heads, QueryGroup, SIDE, SUB_BLOCKS, SubBlock};
 use crate::panel::bf16::split;
-use crate::panel::plain::transpose;
 use crate::panel::precision::STEP_BYTES;
+use crate::panel::transpose::transpose;
 
 /// Runs `$body` with the type alias `$R` bound to the reader of rows of an element; decoded rows are floats by then.
 macro_rules! with_reader {

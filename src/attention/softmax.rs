@@ -25,8 +25,8 @@ use super::{Attention, F32_LANES, MAX_WIDTH, QueryGroup, SIDE, SUB_BLOCKS};
 use crate::kernel::glu::exp16;
 use crate::kernel::tile_gemm::{SAME, accumulate};
 use crate::panel::bf16::{rounded, split};
-use crate::panel::plain::transpose;
 use crate::panel::precision::STEP_BYTES;
+use crate::panel::transpose::transpose;
 
 /// By how many powers of 2 a score must be above the one that weights are relative to before results are scaled anew.
 const RESCALE_ABOVE: f32 = 8.0;
