@@ -48,7 +48,7 @@ unsafe impl Format for Iq3K {
         let (table, four) = (sixteen(&TABLE), _mm512_set1_epi8(4));
         let third_bits = Bits::of::<Self>(group);
         // Brings the third bit to bit 2.
-        let turn = _mm512_set1_epi32((2 - third_bits.plane as i32) & 31);
+        let turn = _mm512_set1_epi32((2 - third_bits.nth as i32) & 31);
         // SAFETY: a whole block, which has the field.
         let (mut rows, second) =
             unsafe { (Pairs::of::<Self>(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };

@@ -61,7 +61,7 @@ unsafe impl Format for Iq6K {
         const TABLE: [u8; 64] = unsigned(&VALUES, Iq6K::ZERO_POINT);
         let tables: [__m512i; 4] = std::array::from_fn(|i| sixteen(&TABLE[16 * i..]));
         let (nibbles, pairs) = (Nibbles::<32>::of::<Self>(group), Pairs::of::<Self>(group));
-        let [even, odd] = [1u8, 2].map(|bit| _mm512_set1_epi8((bit << (2 * pairs.plane)) as i8));
+        let [even, odd] = [1u8, 2].map(|bit| _mm512_set1_epi8((bit << (2 * pairs.nth)) as i8));
         // SAFETY: a whole block, which has the field.
         let (mut rows, second) = unsafe { (nibbles.vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {

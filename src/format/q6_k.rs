@@ -42,7 +42,7 @@ unsafe impl Format for Q6K {
         for (r, row) in rows[..4].iter_mut().enumerate() {
             // SAFETY: a whole block, which has the field; a group has 4 vectors.
             let h = unsafe { pairs.bytes(block.add(QH), r) };
-            let pair = match pairs.plane {
+            let pair = match pairs.nth {
                 0 => _mm512_slli_epi16::<4>(h),
                 1 => _mm512_slli_epi16::<2>(h),
                 2 => h,

@@ -98,38 +98,39 @@ pub(super) unsafe fn five_bits_avx512(field: *const u8) -> [__m512i; 8] {
     std::array::from_fn(|r| _mm512_mask_add_epi8(rows[r], fifth[r], rows[r], sixteen))
 }
 
-/// Where a group's quants lie in a field of planes of `BITS` bits. `RUN` bytes of a row hold `8 / BITS * RUN` weights:
-/// plane `p`, bits `BITS * p..` of each byte, has those from weight `p * RUN` on.
+/// Where a group's quants lie in a field with several quants of `BITS` bits in a byte. `RUN` bytes of a row hold `8 /
+/// BITS` times `RUN` weights: the lowest bits of all bytes come first, then the next ones, and so on.
 #[derive(Clone, Copy)]
-pub(super) struct Planes<const BITS: usize, const RUN: usize> {
+pub(super) struct SubBytes<const BITS: usize, const RUN: usize> {
+    /// Packed offset of the group's bytes in the field.
     at: usize,
-    /// Which plane: 0 to `8 / BITS - 1`.
-    pub(super) plane: usize,
+    /// Which quant of each byte: 0 to `8 / BITS - 1`.
+    pub(super) nth: usize,
 }
 
 /// Nibbles: `2 * RUN` weights in `RUN` bytes, the first half in the low nibbles.
-pub(super) type Nibbles<const RUN: usize> = Planes<4, RUN>;
+pub(super) type Nibbles<const RUN: usize> = SubBytes<4, RUN>;
 /// Bit pairs as in Q2_K: 128 weights in 32 bytes.
-pub(super) type Pairs = Planes<2, 32>;
+pub(super) type Pairs = SubBytes<2, 32>;
 /// Bits as in Q3_K: 256 weights in 32 bytes.
-pub(super) type Bits = Planes<1, 32>;
+pub(super) type Bits = SubBytes<1, 32>;
 
-impl<const BITS: usize, const RUN: usize> Planes<BITS, RUN> {
+impl<const BITS: usize, const RUN: usize> SubBytes<BITS, RUN> {
     /// The quants of group `group` of `F`.
     #[inline]
     pub(super) fn of<F: Format>(group: usize) -> Self {
-        const { assert!(F::GROUP <= RUN && RUN.is_multiple_of(F::GROUP), "a group lies in one plane") };
-        let (planes, first) = (8 / BITS, group * F::GROUP);
-        Self { at: (first / (planes * RUN) * RUN + first % RUN) * LANES, plane: first / RUN % planes }
+        const { assert!(F::GROUP <= RUN && RUN.is_multiple_of(F::GROUP), "a group is the same quant of each of its bytes") };
+        let (per_byte, first) = (8 / BITS, group * F::GROUP);
+        Self { at: (first / (per_byte * RUN) * RUN + first % RUN) * LANES, nth: first / RUN % per_byte }
     }
 
     /// The quant at position `i`.
     #[inline]
     pub(super) fn get(self, field: &[u8], i: usize) -> u8 {
-        field[self.at + i] >> (BITS * self.plane) & ((1 << BITS) - 1)
+        field[self.at + i] >> (BITS * self.nth) & ((1 << BITS) - 1)
     }
 
-    /// The bytes that have the quants of vector `r`, and other planes.
+    /// The bytes that have the quants of vector `r`, and other quants.
     ///
     /// # Safety
     /// `field` must be the whole field of a packed block; the group must have a vector `r`.
@@ -140,7 +141,7 @@ impl<const BITS: usize, const RUN: usize> Planes<BITS, RUN> {
         unsafe { dword_lanes(field.add(self.at + 64 * r)) }
     }
 
-    /// [`Planes::get`] in the first `N` registers, `4 * N` weights of every row.
+    /// [`SubBytes::get`] in the first `N` registers, `4 * N` weights of every row.
     ///
     /// # Safety
     /// `field` must be the whole field of a packed block; the group must have `4 * N` weights.
@@ -153,9 +154,9 @@ impl<const BITS: usize, const RUN: usize> Planes<BITS, RUN> {
             // SAFETY: the group has so many vectors.
             *row = unsafe { self.bytes(field, r) };
         }
-        let shift = _mm512_set1_epi32((BITS * self.plane) as i32);
-        match (BITS, self.plane) {
-            // Two planes only: a branch costs less than shifts by a register.
+        let shift = _mm512_set1_epi32((BITS * self.nth) as i32);
+        match (BITS, self.nth) {
+            // Nibbles: a branch costs less than shifts by a register.
             (4, 0) => {}
             (4, _) => {
                 for row in &mut rows[..N] {
@@ -179,12 +180,12 @@ impl Bits {
     /// The bits of vector `r` as a mask.
     ///
     /// # Safety
-    /// As for [`Planes::bytes`].
+    /// As for [`SubBytes::bytes`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) unsafe fn mask(self, field: *const u8, r: usize) -> __mmask64 {
         // SAFETY: the whole field, and a vector that the group has.
         let bytes = unsafe { self.bytes(field, r) };
-        _mm512_test_epi8_mask(bytes, _mm512_set1_epi8((1u8 << self.plane) as i8))
+        _mm512_test_epi8_mask(bytes, _mm512_set1_epi8((1u8 << self.nth) as i8))
     }
 }
