@@ -88,7 +88,7 @@ pub struct Grid<const N: usize, const WIDTH: usize> {
 }
 
 impl<const N: usize, const WIDTH: usize> Grid<N, WIDTH> {
-    /// Of zeros.
+    /// Not read yet.
     pub const fn new() -> Self {
         assert!((WIDTH == 4 || WIDTH == 8) && N.is_multiple_of(4));
         Self {
@@ -182,7 +182,7 @@ impl<const N: usize, const WIDTH: usize> Grid<N, WIDTH> {
 }
 
 impl<const N: usize> Grid<N, 4> {
-    /// The entries of 16 rows. Zeros if the codebook was not read.
+    /// The entries of 16 rows. Without meaning if the codebook was not read.
     ///
     /// # Safety
     /// Indices must be below `N`.
@@ -195,7 +195,7 @@ impl<const N: usize> Grid<N, 4> {
 }
 
 impl<const N: usize> Grid<N, 8> {
-    /// The entries of 16 rows: their first halves, then their second halves. Zeros if the codebook was not read.
+    /// The entries of 16 rows: their first halves, then their second halves. Without meaning if the codebook was not read.
     ///
     /// # Safety
     /// Indices must be below `N`.
