@@ -61,7 +61,7 @@ pub unsafe trait BlockStruct: Sized + 'static {
     const BLOCK: usize;
     /// Bytes per plain block.
     const BYTES: usize;
-    /// Its bytes, and how they are interleaved.
+    /// The fields of a block.
     const FIELDS: &'static [Field];
 }
 
@@ -72,13 +72,13 @@ pub unsafe trait BlockStruct: Sized + 'static {
 ///
 /// # Safety
 /// The constants must describe the type truthfully: kernels index memory by them. `GROUP` must be 16 or 32 and divide
-/// `BLOCK`.
+/// `BLOCK`. Functions, and `Scales`, may read no more than a whole block.
 pub unsafe trait Format: BlockStruct {
     /// How the scales of groups are read; the type itself if no other type stores them the same way.
     type Scales: ScaleReader;
     /// Weights per scale: 16 or 32.
     const GROUP: usize;
-    /// Unsigned quants less the zero point are the signed ones.
+    /// An unsigned quant less this is the signed quant.
     const ZERO_POINT: i32;
     /// NMSE of normally distributed weights in this type (measured with ggml's own quantiser); 0 for types
     /// that models are trained in, whose weights lose nothing.

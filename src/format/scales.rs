@@ -38,7 +38,7 @@ pub trait ScaleReader {
     /// See [`Format::scales_avx512`].
     ///
     /// # Safety
-    /// `block` must be a whole block, as [`Format`] says.
+    /// `block` must be a whole block, as [`Format`] says, of a type with these scales.
     unsafe fn read_avx512(block: *const u8, group: usize) -> (__m512, __m512);
 
     /// See [`Format::block_scales_avx512`].

@@ -84,6 +84,7 @@ fn what_the_mask_hides_does_not_matter() {
                 _ => clean.mask(token, key) == f32::NEG_INFINITY,
             })
             .collect();
+        // 0: keys alone, 1: values alone, 2: both.
         let which = random.next() as usize % 3;
         // All heads of the cache, or only the first one.
         let heads = if random.next().is_multiple_of(2) { case.heads[1] } else { 1 };
