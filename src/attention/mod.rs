@@ -25,7 +25,7 @@
 //! Unsafe code here relies on three things, and names them:
 //! - **operands**: Q, K, V, mask, sinks and output of an [`Attention`] that passed [`Attention::check`] are valid for
 //!   the shapes that it gives;
-//! - **scratch**: every part of a [`Scratch`] has the size that [`Scratch::cut`] gives it, and is this thread's alone;
+//! - **scratch**: every part of a `Scratch` has the size that `Scratch::cut` gives it, and is this thread's alone;
 //! - **full tiles**: AVX-512 and AMX are there, and full tiles are configured on this thread.
 
 mod cache_rows;
