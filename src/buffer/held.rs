@@ -5,8 +5,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cpu::limits;
 use crate::cpu::memory::Region;
+use crate::cpu::system;
 use crate::process::Mutex;
 use crate::{info, warn};
 
@@ -83,14 +83,14 @@ pub fn lock_as_the_host_does() {
 
 /// Whether this process has locked memory; `None` if that cannot be read now (no file descriptor is left): it is read
 /// again later.
-fn process_locks(read: impl Fn(&Path) -> limits::Text) -> Option<bool> {
+fn process_locks(read: impl Fn(&Path) -> system::Text) -> Option<bool> {
     let status = read(Path::new("/proc/self/status")).ok()?.unwrap_or_default();
-    Some(limits::kilobytes("VmLck", &status).unwrap_or(0) > 0)
+    Some(system::kilobytes("VmLck", &status).unwrap_or(0) > 0)
 }
 
 #[cold]
 fn decide() {
-    match process_locks(limits::text) {
+    match process_locks(system::text) {
         Some(true) => {}
         Some(false) => return,
         None => return UNDECIDED.store(true, Ordering::Release),

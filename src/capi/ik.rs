@@ -26,8 +26,7 @@ macro_rules! wrapped {
 
         /// What the linker calls the host's functions; 0 where it was not asked to.
         fn linked(index: usize) -> usize {
-            // SAFETY: the table has a word per name, filled by the linker; volatile, because it may be null.
-            unsafe { (&raw const ggml_amx_wrapped).cast::<usize>().add(index).read_volatile() }
+            ggml_amx_wrapped(index)
         }
 
         static BEHIND: [Behind; NAMES.len()] = [const { Behind::new() }; NAMES.len()];

@@ -5,8 +5,8 @@
 //! `c_tests/bound.hpp` does the same for hosts.
 
 use crate::format::ACT_BLOCK;
-use crate::kernel::tests::dequantise;
 use crate::panel::weights::Shape;
+use crate::testing::random::dequantise;
 use crate::with_format;
 
 /// The fewest results of a row whose mean of squares means something. Rows with fewer columns are pooled over draws of
@@ -221,7 +221,7 @@ fn dots_of(w: &[f64], x: &[f64]) -> [f64; ROWS] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::Random;
+    use crate::testing::random::Random;
 
     const K: usize = 256;
 

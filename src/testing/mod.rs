@@ -2,6 +2,8 @@
 
 pub mod bound;
 mod hashes;
+pub mod products;
+pub mod random;
 pub mod reference;
 
 use crate::format::{Field, FieldKind, WeightType, stand_in};

@@ -147,7 +147,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "types-without-end",
         "types past the end of the host's table are asked for",
-        "host::symbols::tests::without_later_decoders_only_old_types_are_asked_for",
+        "host::decoders::tests::without_later_decoders_only_old_types_are_asked_for",
     ),
 ];
 

@@ -10,7 +10,7 @@ mod tile_unit;
 
 use super::*;
 use crate::cpu;
-use crate::kernel::tests::Random;
+use crate::testing::random::{Random, nmse};
 use operands::{Kind, Operands};
 use storage::{EIGHT_BITS, THIRTIETHS};
 
@@ -136,12 +136,6 @@ fn is_skipped() -> bool {
         println!("SKIPPED: no AMX");
     }
     skipped
-}
-
-/// Normalised mean square error.
-fn nmse(results: &[f32], expected: &[f64]) -> f64 {
-    let error: f64 = results.iter().zip(expected).map(|(r, e)| (f64::from(*r) - e).powi(2)).sum();
-    error / expected.iter().map(|e| e * e).sum::<f64>()
 }
 
 /// Cases of shapes, storages, masks and numbers of all kinds, as many as `GGML_AMX_TEST_ROUNDS` says times `count`.

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 
 use super::*;
 use crate::cpu;
-use crate::kernel::tests::{Random, random_weights};
 use crate::panel::weights::Shape;
+use crate::testing::random::{Random, random_weights};
 use crate::testing::reference;
 
 /// Random bytes, the same for the same seed (SplitMix64).

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{c_int, c_long, c_void};
 
 use super::abi::RawBackend;
-use super::{Flavour, IkHost, Tensor, caught, place};
+use super::{Flavour, IkHost, Tensor, place};
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
 use crate::host::discover::in_context;
+use crate::host::foreign::caught;
 use crate::host::peek;
 use crate::host::symbols::host_symbols;
 use crate::host::tensor::RawTensor;

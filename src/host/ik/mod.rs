@@ -37,9 +37,11 @@ use std::ops::Deref;
 
 use libc::{c_char, c_void};
 
-use super::discover::{self, Found};
+use super::discover;
+use super::foreign::caught;
+use super::hbm::use_hbm;
 use super::symbols::host_symbols;
-use super::{Buffer, Core, Flavour, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor, caught, use_hbm};
+use super::{Buffer, Core, Flavour, RawBuffer, RawBufferType, RawTensor, Symbols, Tensor};
 use crate::cpu::{self, sync};
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
@@ -180,19 +182,17 @@ impl IkHost {
         if let Some(reason) = cpu::refusal() {
             return Err(reason);
         }
-        let (Found { layout, ops, types }, (ik_ops, supports_buft)) =
-            discover::discover(&symbols, Flavour::Ik, |layout, context| {
-                let (buffer, missing) = (&layout.buffer, |what: &str| discover::unknown(format!("{what} is missing")));
-                buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
-                buffer.get_name.ok_or_else(|| missing("the name of a buffer"))?;
-                // SAFETY: the context is alive.
-                let ops = unsafe { found::ops(&symbols, &ik, &layout.tensor, context)? };
-                Ok((ops, found::supports_buft(&ik)?))
-            })?;
+        let (core, (ik_ops, supports_buft)) = discover::discover(&symbols, Flavour::Ik, |layout, context| {
+            let (buffer, missing) = (&layout.buffer, |what: &str| discover::unknown(format!("{what} is missing")));
+            buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
+            buffer.get_name.ok_or_else(|| missing("the name of a buffer"))?;
+            // SAFETY: the context is alive.
+            let ops = unsafe { found::ops(&symbols, &ik, &layout.tensor, context)? };
+            Ok((ops, found::supports_buft(&ik)?))
+        })?;
         use_hbm(Flavour::Ik);
         let decoded = types::decoded(&symbols, &ik);
         let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols, &ik));
-        let core = Core { symbols, layout, ops, types };
         Ok(Self { core, ik, supports_buft, ik_ops, interleaved, decoded, cached })
     }
 

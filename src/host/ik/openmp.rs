@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use libc::c_int;
 
 use crate::host::Flavour;
-use crate::host::symbols::{find, scope, weak_table};
+use crate::host::symbols::{find, weak_table};
 use crate::process::Once;
 
 weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel", "omp_get_num_threads",);
@@ -19,10 +19,8 @@ fn functions() -> Option<[Ask; 2]> {
     const NAMES: [&CStr; 2] = [c"omp_in_parallel", c"omp_get_num_threads"];
     *ASK.get_or_init(|| {
         let [first, second] = [0, 1].map(|i| {
-            // SAFETY: the table has two words, filled by the linker; volatile, because they may be null.
-            let linked = unsafe { (&raw const ggml_amx_openmp_symbols).cast::<usize>().add(i).read_volatile() };
             // SAFETY: OpenMP's functions of these names have this type.
-            find(scope(Flavour::Ik), linked, NAMES[i])
+            find(Flavour::Ik.scope(), ggml_amx_openmp_symbols(i), NAMES[i])
                 .map(|address| unsafe { std::mem::transmute::<*const libc::c_void, Ask>(address) })
         });
         Some([first?, second?])

@@ -21,7 +21,7 @@ use crate::cpu::memory::Region;
 use crate::format::LANES;
 use crate::host::abi::USAGE_WEIGHTS;
 pub(super) use crate::host::callbacks::range_of;
-use crate::host::callbacks::{ALIGNMENT, Callbacks, Side, region};
+use crate::host::callbacks::{ALIGNMENT, Callbacks, FlavourBuffers, region};
 use crate::host::{Core, budget};
 use crate::matmul::known_errors;
 use crate::panel::weights::Shape;
@@ -102,7 +102,7 @@ pub fn is_probe(host: &'static IkHost, tensor: Tensor) -> bool {
 pub fn has_memory(host: &'static IkHost, w: Tensor, op: Tensor) -> bool {
     // SAFETY: a live tensor of the host's.
     let bytes = unsafe { host.nbytes(w.address()) };
-    budget::accept(budget::Tensor { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
+    budget::accept(budget::Question { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
 }
 
 /// The shape of a tensor that is packed in our buffers: a matrix that graphs only multiply with, of a packed type, whole
@@ -163,7 +163,7 @@ fn host() -> &'static IkHost {
 /// ik_llama.cpp, as our buffers see it.
 struct Ik;
 
-impl Side for Ik {
+impl FlavourBuffers for Ik {
     fn core() -> &'static Core {
         host()
     }

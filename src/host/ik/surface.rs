@@ -12,6 +12,7 @@ use super::{IkHost, RawBufferType, Tensor, place, product};
 use crate::buffer::held;
 use crate::cpu::{self, cores, rendezvous::Rendezvous};
 use crate::host::abi::GgmlComputeParams;
+use crate::host::operands;
 use crate::matmul::{Op, Settings, Thread};
 
 /// The buffer type `AMX`; `None` if the library steps aside.
@@ -83,17 +84,7 @@ pub unsafe fn compute_forward(host: &'static IkHost, params: &GgmlComputeParams,
         return true;
     }
     let fail = |why: &str| -> ! { host.abort(&format!("{} {}: {why}", host.op_name(op.op()), op.name())) };
-    if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
-        fail(&format!("thread {} of {}", params.ith, params.nth));
-    }
-    let (index, count) = (params.ith as usize, params.nth as usize);
-    let need = product.work_size(count).unwrap_or(usize::MAX);
-    if params.wdata.is_null() || params.wsize < need {
-        fail(&format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
-    }
-    if product.lacks_data() {
-        fail("a tensor has no data");
-    }
+    let (index, count) = operands::check_params(&product, params).unwrap_or_else(|why| fail(&why));
     let (meeting, crowded) = (meeting(params.threadpool as usize), count > cores::of(count));
     let barrier = || {
         if count > 1 {

@@ -9,7 +9,7 @@ use super::{Flavour, IkSymbols, Symbols};
 use crate::cpu::Avx512;
 use crate::debug;
 use crate::format::{Format, LANES, WeightType, interleaved};
-use crate::host::symbols::last_type;
+use crate::host::decoders::last_type;
 use crate::panel::decoded::{DecodedType, ToFloat};
 use crate::panel::pack::WeightRows;
 use crate::with_format;

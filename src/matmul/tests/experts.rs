@@ -38,17 +38,7 @@ impl Case {
         let ids: Vec<i32> =
             (0..stride * tokens).map(|i| (self.choose)(i, random.next() as usize) as i32 % experts as i32).collect();
         let mut out = vec![f32::NAN; n * used * tokens];
-        let op = ExpertMul {
-            gate: None,
-            weights: matrices,
-            input: Input {
-                data: x.as_ptr().cast(),
-                ne: [k, per_token, tokens, 1],
-                nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
-            },
-            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride], skip_others: false },
-            output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
-        };
+        let op = moe(matrices, (&x, per_token), (&ids, used, stride), &mut out);
         // SAFETY: the ids are there.
         assert!(unsafe { op.choices.find_bad(experts) }.is_none());
         run(Op::Experts(op), settings, threads);

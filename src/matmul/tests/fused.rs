@@ -115,22 +115,10 @@ fn gated_experts_have_their_biases_and_skip_what_is_no_expert() {
             true => in_place(shape, bytes, [k, n, experts, 1]),
             false => Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
         };
-        let op = ExpertMul {
-            weights: whole(&up_packed, &up),
-            gate: Some(Gate {
-                weights: whole(&gate_packed, &gate),
-                op: GluOp::SwigluOai,
-                limit: 0.0,
-                biases: Biases { up: bias.as_ptr().cast(), gate: bias[n..].as_ptr().cast(), nb: [8 * n, 8 * n] },
-            }),
-            input: Input {
-                data: x.as_ptr().cast(),
-                ne: [k, per_token, tokens, 1],
-                nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
-            },
-            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * used], skip_others: true },
-            output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
-        };
+        let biases = Biases { up: bias.as_ptr().cast(), gate: bias[n..].as_ptr().cast(), nb: [8 * n, 8 * n] };
+        let gate = Gate { weights: whole(&gate_packed, &gate), op: GluOp::SwigluOai, limit: 0.0, biases };
+        let op = moe(whole(&up_packed, &up), (&x, per_token), (&ids, used, used), &mut out);
+        let op = ExpertMul { gate: Some(gate), choices: Choices { skip_others: true, ..op.choices }, ..op };
         run(Op::Experts(op), Settings { isa, demand: Demand::Auto }, 3);
 
         let (mut rows, mut reference) = (Vec::new(), Vec::new());

@@ -15,10 +15,11 @@ use super::*;
 use crate::cpu::{self, Amx};
 use crate::dispatch::thresholds;
 use crate::format::WeightType;
-use crate::kernel::tests::{Random, nmse, weights_and_reference};
+use crate::kernel::tests::weights_and_reference;
 use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
 use crate::testing::bound::Matrix;
+use crate::testing::random::{Random, nmse};
 
 /// Whether the tests here meet the tile unit; they say so if not.
 fn has_amx() -> bool {
@@ -98,6 +99,28 @@ fn dense(weights: Weights, x: &[f32], m: usize) -> MatMul {
         weights,
         input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
         output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
+    }
+}
+
+/// `per_token` rows of `x` per token times the matrices of the experts that tokens chose: `used` of them each, in rows of
+/// `stride` numbers.
+fn moe(
+    weights: Weights,
+    (x, per_token): (&[f32], usize),
+    (ids, used, stride): (&[i32], usize, usize),
+    out: &mut [f32],
+) -> ExpertMul {
+    let ([k, n, ..], tokens) = (weights.ne, ids.len() / stride);
+    ExpertMul {
+        gate: None,
+        weights,
+        input: Input {
+            data: x.as_ptr().cast(),
+            ne: [k, per_token, tokens, 1],
+            nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
+        },
+        choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride], skip_others: false },
+        output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
     }
 }
 

@@ -96,17 +96,8 @@ fn every_row_of_every_expert_keeps_its_bound() {
                 .collect();
             let mut out = vec![f32::NAN; n * used * tokens];
             let exact = random.next().is_multiple_of(4);
-            let op = ExpertMul {
-                gate: None,
-                weights: Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
-                input: Input {
-                    data: x.as_ptr().cast(),
-                    ne: [k, per_token, tokens, 1],
-                    nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
-                },
-                choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * used], skip_others: false },
-                output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
-            };
+            let whole = Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]);
+            let op = moe(whole, (&x, per_token), (&ids, used, used), &mut out);
             run(Op::Experts(op), Settings { isa: Isa::Amx, demand: demand(exact) }, 2);
             for (i, (id, out)) in ids.iter().zip(out.chunks(n)).enumerate() {
                 let x = &x[(i / used * per_token + i % used % per_token) * k..][..k];
