@@ -195,7 +195,8 @@ impl<const N: usize> Grid<N, 4> {
 }
 
 impl<const N: usize> Grid<N, 8> {
-    /// The entries of 16 rows: their first halves, then their second halves. Without meaning if the codebook was not read.
+    /// The entries of 16 rows: their first halves, then their second halves. Without meaning if the codebook was not
+    /// read.
     ///
     /// # Safety
     /// Indices must be below `N`.
