@@ -13,7 +13,7 @@ fn documents() -> Vec<PathBuf> {
     all
 }
 
-/// What GitHub calls a heading in links.
+/// The name that GitHub gives a heading in links.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()

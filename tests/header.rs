@@ -1,4 +1,4 @@
-//! The checked-in C header and the table of types for C tests are those that the sources generate.
+//! The checked-in C header, and the table of types for C tests, are those that the build generates.
 
 #[test]
 fn the_checked_in_headers_are_the_generated_ones() {
@@ -30,7 +30,7 @@ fn every_function_of_the_header_is_documented_in_a_c_readers_terms() {
         let (comment, code) = comment.split_once("*/").unwrap();
         let declaration = code.split(';').next().unwrap_or_default();
         if !declaration.contains('(') || declaration.contains('{') {
-            continue; // an enum, a struct, or the last one of these
+            continue; // an enum or a struct
         }
         functions += 1;
         let takes = !declaration.contains("(void)");
@@ -44,7 +44,7 @@ fn every_function_of_the_header_is_documented_in_a_c_readers_terms() {
     assert!(functions > 10 && !header.contains("# Safety"), "{functions}");
 }
 
-/// Compiles the assertions of the build script against this header. `None` if there is no C compiler.
+/// Whether a C compiler accepts the build script's assertions with this header; `None` if there is no C compiler.
 fn is_accepted(name: &str, header: &str) -> Option<bool> {
     let dir = std::env::temp_dir().join(format!("ggml-amx-header-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();

@@ -1,7 +1,7 @@
-//! What threads share, in every order that a processor may do it in (loom). The sources are included as they are, with
-//! models of the atomics and locks that they use.
+//! What threads share, in every order that a processor may do it in (loom). The sources are compiled as they are, with
+//! loom's locks and atomics in place of the real ones.
 
-// The models do not use everything.
+// A model does not use everything.
 #[allow(dead_code)]
 #[path = "../src/cpu/rendezvous.rs"]
 mod rendezvous;
@@ -30,7 +30,7 @@ mod sync {
     }
 
     loom::lazy_static! {
-        /// All threads sleep here, whatever word they wait for.
+        /// All threads sleep here, whatever word they sleep on.
         static ref BED: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
     }
 
@@ -38,7 +38,7 @@ mod sync {
         there()
     }
 
-    /// Compares and sleeps in one step, as the kernel does.
+    /// Compares and sleeps in one step, as the operating system does.
     pub fn sleep(word: &AtomicU32, value: u32) {
         let guard = BED.0.lock().unwrap();
         if word.load(Ordering::Relaxed) == value {
@@ -58,19 +58,19 @@ use loom::thread;
 use rendezvous::{Rendezvous, Signal};
 use table::Table;
 
-/// The most switches away from a thread that could have gone on; loom tries all orders with up to this many.
+/// Runs `run` in all orders with up to `switches` switches away from a thread that could have gone on.
 fn model(switches: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(switches);
     builder.check(run);
 }
 
-/// One word for each thread. Loom fails if one is read and written at the same time.
+/// One word for each thread; loom fails if a word is read and written at the same time.
 struct Words(Vec<UnsafeCell<usize>>);
 
-// SAFETY: loom fails a test in which a word is read and written at the same time.
+// SAFETY: loom checks all accesses.
 unsafe impl Sync for Words {}
-// SAFETY: the same check of loom's.
+// SAFETY: loom checks all accesses.
 unsafe impl Send for Words {}
 
 impl Words {
@@ -79,12 +79,12 @@ impl Words {
     }
 
     fn set(&self, at: usize, value: usize) {
-        // SAFETY: loom watches it.
+        // SAFETY: loom checks all accesses.
         self.0[at].with_mut(|word| unsafe { *word = value });
     }
 
     fn get(&self, at: usize) -> usize {
-        // SAFETY: loom watches it.
+        // SAFETY: loom checks all accesses.
         self.0[at].with(|word| unsafe { *word })
     }
 }
@@ -143,7 +143,7 @@ fn a_signal_wakes_everybody_that_waits_for_its_value_or_a_smaller_one() {
     });
 }
 
-/// One thread looks for a tensor that is always there, while another one loads and unloads a model.
+/// One thread looks up a tensor that is always there, while another one loads and unloads a model.
 fn loading<const REGIONS: usize>() {
     let table = Arc::new(Table::<u32, REGIONS>::new());
     table.add_region(100..200);

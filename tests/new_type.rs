@@ -1,11 +1,11 @@
-//! Adding a weight type takes two files of the library: its own, and its row in the table.
+//! A new weight type touches two files of the library: its own, and the table.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// What a checkout needs to be compiled.
+/// The files and folders that the build needs.
 const TREE: [&str; 11] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -19,7 +19,7 @@ const TREE: [&str; 11] = [
     "tests",
     "xtask",
 ];
-/// What the build script writes.
+/// The files that the build script writes.
 const GENERATED: [&str; 2] = ["c_tests/types.h", "include/ggml-amx.h"];
 /// A row like that of Q5_1.
 const ROW: &str = r#"        MADE_UP = 999, "made_up", made_up::MadeUp, of Ik, 32 in 24,

@@ -1,4 +1,4 @@
-//! Types with codebooks: ggml's decoders, from the first host that has them.
+//! Types with codebooks: ggml's decoders, of the first host that has them.
 
 use std::ffi::{CStr, c_void};
 use std::sync::Mutex;
@@ -13,14 +13,15 @@ static DECODERS: Mutex<Vec<(WeightType, Dequantise)>> = Mutex::new(Vec::new());
 /// What `find` finds must be ggml's functions of these names.
 pub unsafe fn read(find: impl Fn(&CStr) -> Option<*mut c_void>) {
     for ty in WeightType::ALL.iter().filter(|ty| !ty.is_readable()) {
-        let codebook = ty.info().codebook.expect("a type that is not readable has one");
-        let Some(address) = find(codebook.decoder) else { continue };
-        // SAFETY: `find` finds ggml's functions of these names (this function's contract).
-        unsafe {
-            let decode = std::mem::transmute::<*mut c_void, Dequantise>(address);
-            if (codebook.read)(decode) {
-                DECODERS.lock().expect("no panic").push((*ty, decode));
-            }
+        let mut found = None;
+        let decoder = |name: &CStr| {
+            // SAFETY: ggml's decoder of this name has this type.
+            found = find(name).map(|address| unsafe { std::mem::transmute::<*mut c_void, Dequantise>(address) });
+            found
+        };
+        // SAFETY: what `find` finds is ggml's function of this name.
+        if unsafe { ty.make_readable(decoder) } {
+            DECODERS.lock().expect("no panic").push((*ty, found.expect("the codebook was read off it")));
         }
     }
 }
@@ -30,8 +31,8 @@ pub fn decode(ty: WeightType, block: &[u8], out: &mut [f32]) {
     assert_eq!((block.len(), out.len()), (ty.info().bytes, ty.info().block));
     let decoders = DECODERS.lock().expect("no panic");
     let (_, decode) = decoders.iter().find(|d| d.0 == ty).expect("refused when types are chosen");
-    // Blocks of 16-bit numbers must be aligned.
+    // ggml's blocks are structs of 16-bit numbers, which must be aligned.
     let aligned: Vec<u16> = block.chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-    // SAFETY: one block, its weights.
+    // SAFETY: ggml's decoder of the type gets one block, and room for its weights.
     unsafe { decode(aligned.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64) };
 }

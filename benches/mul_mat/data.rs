@@ -5,7 +5,7 @@ use ggml_amx::panel::weights::Shape;
 
 use crate::reference::set_scales;
 
-/// A small generator: the same numbers in every run.
+/// A small random generator: the same numbers in every run.
 pub struct Random(pub u64);
 
 impl Random {
@@ -19,7 +19,7 @@ impl Random {
     }
 }
 
-/// Floats that begin with a cache line, as hosts' tensors do; on ordinary pages, as theirs are.
+/// Floats that begin with a cache line and lie on ordinary pages, as tensors of hosts do.
 pub struct Floats {
     memory: Vec<f32>,
     start: usize,
@@ -27,7 +27,7 @@ pub struct Floats {
 }
 
 impl Floats {
-    /// So many zeros.
+    /// `len` zeros.
     pub fn new(len: usize) -> Self {
         let memory = vec![0f32; len + 16];
         let start = memory.as_ptr().align_offset(64);
@@ -61,18 +61,18 @@ pub fn weights(shape: &Shape, random: &mut Random) -> Vec<u8> {
         bytes.copy_from_slice(&(random.next() as u16).to_le_bytes()[..bytes.len()]);
     }
     if shape.ty == WeightType::Q8_0 {
-        // No quantiser gives -128, and ik_llama.cpp's kernels count on that.
+        // ik_llama.cpp's kernels rely on there being no -128: quantisers make none.
         plain.iter_mut().filter(|b| **b == 0x80).for_each(|b| *b = 0x81);
     }
     for block in plain.chunks_exact_mut(shape.ty.info().bytes) {
-        set_scales(block, shape.ty.info().fields, 118, [0x40, 0x10], || scale(random));
+        set_scales(block, &shape.ty.info().fields, 118, [0x40, 0x10], || scale(random));
     }
     plain
 }
 
-/// Normal activations: as they are (`smooth`), with 16 channels 30 times larger (`gate`, as inputs of attention and
-/// gate), or with every 250th five times larger, at other channels in each row (`down`, as inputs of ffn_down: largest
-/// magnitude about 10 times the root mean square, as on real models).
+/// Normally distributed activations. `smooth`: nothing else. `gate`: 16 channels are 30 times larger, as in inputs of
+/// attention and gate. `down`: every 250th activation is five times larger, in each row at other channels, as in inputs
+/// of ffn_down (the largest magnitude is about 10 times the root mean square, as in real models).
 pub fn activations(kind: &str, m: usize, k: usize, random: &mut Random) -> Floats {
     const FIXED: usize = 16;
     let mut x = Floats::new(m * k);

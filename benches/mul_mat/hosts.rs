@@ -1,4 +1,4 @@
-//! Other hosts' products, from the shared objects that are made of `benches/hosts`.
+//! Products of hosts, computed by the shared objects that are built from `benches/hosts`.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -26,12 +26,11 @@ pub struct Host {
 }
 
 impl Host {
-    /// Loads `NAME=PATH`, with its own libraries kept apart from everything else in the process. A name
-    /// may end in `-VARIANT`.
+    /// Loads `NAME=PATH`, with symbols that nothing else in the process sees. A name may end in `-VARIANT`.
     pub fn load(option: &str) -> Result<Self, String> {
         let (name, path) = option.split_once('=').ok_or_else(|| format!("--host {option}: NAME=PATH is wanted"))?;
         let path = CString::new(path).map_err(|e| e.to_string())?;
-        // SAFETY: a library that was built for this; its constructors are those of its host.
+        // SAFETY: the library was built from `benches/hosts`; its constructors are those of its host.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_DEEPBIND) };
         if library.is_null() {
             // SAFETY: dlerror gives a string after a failure.
@@ -43,9 +42,9 @@ impl Host {
             let found = unsafe { libc::dlsym(library, symbol.as_ptr()) };
             if found.is_null() { Err(format!("host {name} has no {symbol:?}")) } else { Ok(found) }
         };
-        // SAFETY: the names are ggml's, and so is the host.
+        // SAFETY: the host has ggml's functions under ggml's names.
         unsafe { codebooks::read(|name| symbol(name).ok()) };
-        // SAFETY: the types are those of benches/hosts/host.h.
+        // SAFETY: the functions have the types of benches/hosts/host.h.
         unsafe {
             Ok(Self {
                 name: name.to_string(),
@@ -62,7 +61,7 @@ impl Host {
         self.name.split_once('-').map_or("", |(_, variant)| variant)
     }
 
-    /// Copies of a matrix in this host's form; None if it has none for this type.
+    /// Copies of a matrix in this host's form; `None` if the host cannot multiply this type.
     pub fn matrix(
         &self,
         ty: WeightType,
@@ -89,45 +88,44 @@ pub struct Matrix<'h> {
     handle: *mut c_void,
 }
 
-// SAFETY: hosts give every thread its own part of the product.
+// SAFETY: every thread computes its own part of the product.
 unsafe impl Sync for Matrix<'_> {}
 
 impl Matrix<'_> {
-    /// What the host calls the form.
+    /// The host's name of the form.
     pub fn form(&self) -> String {
-        // SAFETY: the handle is alive; the string belongs to the host and stays.
+        // SAFETY: the handle is alive; the host never frees the string.
         unsafe { CStr::from_ptr((self.host.form)(self.handle)) }.to_string_lossy().into_owned()
     }
 
-    /// Fixes activations and result.
+    /// Sets activations and result of the runs that follow.
     ///
     /// # Safety
-    /// Both must be as large as the header says and outlive the runs.
+    /// Both must be as large as benches/hosts/host.h says, and outlive these runs.
     pub unsafe fn prepare(&self, m: usize, x: *const f32, y: *mut f32) {
-        // SAFETY: activations and result are as large as benches/hosts/host.h says and outlive the runs (this
-        // function's contract).
+        // SAFETY: the handle is alive; activations and result are large enough.
         unsafe { (self.host.prepare)(self.handle, m as i64, x, y) };
     }
 
-    /// This thread's part.
+    /// Computes this thread's part.
     ///
     /// # Safety
-    /// All threads must call it alike, after [`Matrix::prepare`].
+    /// All `count` threads must call it with the same arguments but for `index`, after [`Matrix::prepare`].
     pub unsafe fn run(&self, copy: usize, index: usize, count: usize, spin: &Spin) {
         let context = std::ptr::from_ref(spin).cast_mut().cast();
-        // SAFETY: all threads come here after `prepare` (this function's contract); the barrier casts the context back.
+        // SAFETY: the handle is alive and prepared; `barrier` gets the context that it expects.
         unsafe { (self.host.run)(self.handle, copy as c_int, index as c_int, count as c_int, barrier, context) };
     }
 }
 
 impl Drop for Matrix<'_> {
     fn drop(&mut self) {
-        // SAFETY: the handle is alive until here.
+        // SAFETY: the handle is alive, and not used again.
         unsafe { (self.host.destroy)(self.handle) };
     }
 }
 
 unsafe extern "C" fn barrier(context: *mut c_void) {
-    // SAFETY: the context is the barrier that `run` was given.
+    // SAFETY: the context is the `Spin` that `run` passes, which outlives the call.
     unsafe { &*context.cast::<Spin>() }.wait();
 }

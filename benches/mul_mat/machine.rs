@@ -16,7 +16,7 @@ pub const PEAK_TDPS: usize = 720_000;
 /// Multiply-adds of one.
 pub const TDP_MACS: f64 = 16.0 * 16.0 * 64.0;
 
-/// Memory that is read: more than a last-level cache holds, one part after the other.
+/// Bytes of memory that is read, one part after the other: more than a last-level cache holds.
 const READ_BYTES: usize = 512 << 20;
 /// Bytes of one part.
 pub const READ_PART: usize = 64 << 20;
@@ -31,12 +31,12 @@ pub struct Spin {
 }
 
 impl Spin {
-    /// For `count` threads.
+    /// A barrier of `count` threads.
     pub fn new(count: usize) -> Self {
         Self { arrived: AtomicUsize::new(0), count }
     }
 
-    /// How many threads.
+    /// The number of threads.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -66,8 +66,8 @@ static OPERANDS: Operands = {
     Operands(bytes)
 };
 
-/// Seconds for a window of TDPBSSD with random operands: with zeros the unit draws less power and is
-/// up to a quarter faster, which no product can have.
+/// Seconds for a window of TDPBSSD. Operands are random: with zeros the unit draws less power and is up to a quarter
+/// faster, which no real product reaches.
 pub fn peak(proof: Amx) -> f64 {
     let _tiles = TileUnit::enter_full(proof);
     // SAFETY: full tiles are configured; the operands are four tiles.
@@ -82,7 +82,7 @@ pub fn peak(proof: Amx) -> f64 {
     }
     let start = Instant::now();
     for _ in 0..PEAK_TDPS / 8 {
-        // SAFETY: full tiles are configured; results are thrown away.
+        // SAFETY: full tiles are configured; results stay in the tiles and are not used.
         unsafe {
             asm!(
                 "tdpbssd tmm0, tmm4, tmm6",
@@ -109,7 +109,7 @@ impl Reader {
     /// Makes the memory and writes every page of it.
     pub fn new() -> Self {
         let region = Region::new(READ_BYTES).expect("memory for the read loop");
-        // SAFETY: the region is that long and nobody else has it.
+        // SAFETY: the region has as many bytes, and is not shared yet.
         unsafe { region.base().as_ptr().write_bytes(1, READ_BYTES) };
         Self { region }
     }

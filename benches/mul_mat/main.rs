@@ -1,17 +1,18 @@
-//! MUL_MAT as the host sees it (quantising the activations included), beside what the machine can do at
-//! that moment: a TDPBSSD loop in windows of 4 ms around every repetition, and plain reads of memory.
-//! Other hosts' products (`--host`, see `benches/hosts`) are measured in turns with ours, on the same
-//! threads. Machines are shared and clocks move, so only the ratios of one run mean anything.
+//! Times of MUL_MAT as a host sees it (quantising the activations included), beside what the machine can do at
+//! that moment: a TDPBSSD loop of 4 ms before and after every repetition, and plain reads of memory.
+//! Products of hosts (`--host`, see `benches/hosts`) are measured in turns with this library's, on the same
+//! threads. Machines are shared and clocks change, so only ratios within one run mean anything.
 //!
 //! `cargo bench --bench mul_mat -- [--types q4_0,q8_0] [--m 1,512] [--shapes 4096x4096,14336x4096]
 //! [--threads 2] [--reps 7] [--exact] [--kind gate|down|smooth] [--warm] [--in-place]
 //! [--host NAME=PATH] [--json FILE]`;
 //! shapes are N x K. `cargo xtask bench` builds the hosts and draws the results.
 //!
-//! Weights come from memory: there are as many copies as it takes, and each repetition uses the next one
-//! (`--warm`: only one). `--in-place`: ours stay as GGUF has them, and are packed on the way.
+//! Weights come from memory: there are so many copies that caches do not hold them, and each repetition uses the next
+//! one (`--warm`: only one copy). `--in-place`: this library's weights stay as GGUF has them, and are packed on the
+//! way.
 //!
-//! `--facts` measures nothing: one JSON object per weight type, how it is stored and multiplied.
+//! `--facts` measures nothing: it prints how each weight type is stored and multiplied, one JSON object a line.
 
 mod codebooks;
 mod data;
@@ -37,7 +38,7 @@ use machine::Reader;
 use options::Options;
 use subject::Subject;
 
-/// A result that is further off was not computed as it should be (8-bit activations with outliers: 1e-3).
+/// A result with a larger NMSE is wrong (8-bit activations with outliers have 1e-3).
 const WRONG: f64 = 0.05;
 
 fn main() -> ExitCode {

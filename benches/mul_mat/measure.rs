@@ -1,4 +1,4 @@
-//! One product by this library and each host in turns, in one process, on the same threads.
+//! Measures one product by this library and by every host, in turns, in one process, on the same threads.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::machine::{self, PEAK_TDPS, READ_PART, Reader, Spin, TDP_MACS};
 use crate::options::Options;
 use crate::subject::{Ours, Subject};
 
-/// What a thread saw in one repetition: seconds, of ours first and then of each host.
+/// Seconds that a thread took in one repetition; products: this library's first, then that of each host.
 #[derive(Clone)]
 struct Times {
     peak: f64,
@@ -17,27 +17,27 @@ struct Times {
     products: Vec<f64>,
 }
 
-/// What a thread returns. Only the first one compares results.
+/// What a thread measured. Only the first one compares results.
 struct Seen {
     nmse: Vec<f64>,
     times: Vec<Times>,
 }
 
-/// One way to compute the product, over all repetitions.
+/// One way to compute the product: by this library or by a host.
 pub struct Way {
     /// `ours`, or a host.
     pub name: String,
     /// The form of its weights.
     pub form: String,
-    /// Seconds.
+    /// Seconds of each repetition.
     pub times: Vec<f64>,
-    /// Against sums in f64.
+    /// Normalised mean square error against sums in f64.
     pub nmse: f64,
 }
 
-/// Everything about one product.
+/// What was measured of one product.
 pub struct Measured {
-    /// Ours first.
+    /// This library's way first, then that of each host.
     pub ways: Vec<Way>,
     /// Multiply-adds per second of the tile unit, all threads, per repetition; empty without AMX.
     pub peaks: Vec<f64>,
@@ -55,11 +55,12 @@ struct Shared<'a> {
     x: &'a [f32],
     y: *mut f32,
     y_len: usize,
-    /// Copies and parts of memory go on from product to product.
+    /// Repetitions before this product: each repetition takes the next copy of the weights, and the next part of
+    /// memory.
     first: usize,
 }
 
-// SAFETY: the threads write their own parts of the result, and the first one reads it behind barriers.
+// SAFETY: every thread writes its own part of the result; the first one uses all of it only while the others wait.
 unsafe impl Sync for Shared<'_> {}
 
 /// Measures M rows of `x`; `first` counts repetitions since the start of the program.
@@ -93,7 +94,7 @@ pub fn measure(subject: &Subject<'_>, m: usize, x: &[f32], reader: &Reader, o: &
 
 impl Shared<'_> {
     fn product(&self, way: usize, copy: usize, index: usize) {
-        // SAFETY: all threads come here with the same arguments; measure() made the buffers.
+        // SAFETY: all threads come here with the same arguments but for the index; `measure` made the buffers.
         unsafe {
             match way.checked_sub(1) {
                 None => self.ours.run(copy, index, self.spin.count(), &self.spin),
@@ -102,7 +103,8 @@ impl Shared<'_> {
         }
     }
 
-    /// Runs each way once and compares the results; the first thread gets the errors.
+    /// Computes the product once in every way and compares the results. The first thread gets the errors, others
+    /// nothing.
     fn warm_up(&self, index: usize) -> Vec<f64> {
         let mut errors = Vec::new();
         for way in 0..=self.subject.matrices.len() {
@@ -123,8 +125,8 @@ impl Shared<'_> {
         errors
     }
 
-    /// All repetitions; who comes first changes from one to the next. The peak is measured around our
-    /// product, the reads right before it.
+    /// All repetitions; each starts with another way. The peak is measured before and after this library's product, the
+    /// reads right before it.
     fn repetitions(&self, index: usize, proof: Option<Amx>) -> Vec<Times> {
         let ways = 1 + self.subject.matrices.len();
         let window = || {
@@ -156,7 +158,7 @@ impl Shared<'_> {
     }
 }
 
-/// Joins what the threads saw: a product ends when its last thread ends.
+/// Puts together what the threads measured: a product takes as long as its slowest thread.
 fn summary(subject: &Subject<'_>, seen: &[Seen], tiles: bool, reps: usize) -> Measured {
     let threads = |rep: usize| seen.iter().map(move |s| &s.times[rep]);
     let slowest = |rep: usize, of: &dyn Fn(&Times) -> f64| threads(rep).map(of).fold(0.0, f64::max);

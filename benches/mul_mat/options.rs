@@ -4,13 +4,13 @@ use ggml_amx::format::WeightType;
 
 /// What to measure.
 pub struct Options {
-    /// Weight types; none: all that can be measured.
+    /// Weight types; if empty, all that can be measured.
     pub types: Vec<WeightType>,
     /// Rows of activations.
     pub rows: Vec<usize>,
-    /// (N, K).
+    /// Shapes: (N, K).
     pub shapes: Vec<(usize, usize)>,
-    /// Threads, ours and the hosts'.
+    /// Threads, for this library and for hosts.
     pub threads: usize,
     /// Repetitions.
     pub reps: usize,
@@ -20,18 +20,18 @@ pub struct Options {
     pub kind: String,
     /// Use one copy of the weights, so that they stay in the cache if they fit.
     pub warm: bool,
-    /// Leave our weights as GGUF has them.
+    /// Leave this library's weights as GGUF has them.
     pub in_place: bool,
     /// `NAME=PATH` of other hosts.
     pub hosts: Vec<String>,
-    /// Only say what is known of the types.
+    /// Only print what is known of the types.
     pub facts: bool,
     /// Where to write one JSON object per product.
     pub json: Option<String>,
 }
 
 impl Options {
-    /// Of this process.
+    /// The options of this process.
     pub fn read() -> Result<Self, String> {
         let mut o = Self {
             types: Vec::new(),
@@ -72,7 +72,7 @@ impl Options {
         Ok(o)
     }
 
-    /// The types to measure, once the hosts are loaded, which have the codebooks.
+    /// The types to measure. Hosts must be loaded by then: they have the codebooks.
     pub fn types(&self) -> Result<Vec<WeightType>, String> {
         if let Some(ty) = self.types.iter().find(|ty| !ty.is_readable()) {
             return Err(format!("the codebook of {} comes from a host (--host)", ty.info().name));

@@ -6,7 +6,7 @@ use crate::measure::{Measured, Way};
 use crate::options::Options;
 use crate::subject::Subject;
 
-/// Figures of one way, from the repetitions.
+/// Figures of one way to compute the product.
 struct Figures {
     ms: f64,
     best_ms: f64,
@@ -30,7 +30,7 @@ fn figures(way: &Way, all: &Measured, macs: f64, bytes: f64) -> Figures {
     }
 }
 
-/// Both forms of a measured product.
+/// A measured product as a line of text and as a JSON object.
 pub fn lines(subject: &Subject<'_>, m: usize, all: &Measured, o: &Options) -> (String, String) {
     let shape = &subject.shape;
     let (macs, bytes) = ((m * shape.n * shape.k) as f64, shape.plain_size() as f64);
@@ -86,7 +86,7 @@ pub fn lines(subject: &Subject<'_>, m: usize, all: &Measured, o: &Options) -> (S
     (text, json)
 }
 
-/// Five digits; JSON has no NaN and no infinity.
+/// A number in five digits; NaN and infinity, which JSON has not, as `null`.
 fn number(value: Option<f64>) -> String {
     value.filter(|v| v.is_finite()).map_or("null".into(), |v| format!("{v:.4e}"))
 }

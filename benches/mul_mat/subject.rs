@@ -1,4 +1,4 @@
-//! One weight matrix in the form of this library and of each host, and the numbers that it stands for.
+//! One weight matrix, in the form of this library and of every host, and the numbers that it stands for.
 
 use ggml_amx::cpu::memory::Region;
 use ggml_amx::cpu::{self};
@@ -12,9 +12,9 @@ use crate::machine::{READ_PART, Spin};
 use crate::options::Options;
 use crate::{data, reference};
 
-/// Bytes that pass between two uses of the same copy: more than a last-level cache holds.
+/// Bytes that are read between two uses of the same copy: more than a last-level cache holds.
 const COLD: usize = 640 << 20;
-/// Columns of the result that are compared with the reference, and rows.
+/// Columns and rows of the result that are compared with the reference.
 const COLUMNS: usize = 64;
 const ROWS: usize = 8;
 
@@ -22,14 +22,14 @@ const ROWS: usize = 8;
 pub struct Subject<'h> {
     /// Type, N and K.
     pub shape: Shape,
-    /// How many copies each way has.
+    /// Copies of the weights, in every form.
     pub copies: usize,
-    /// Whether ours stay as GGUF has them.
+    /// Whether this library's weights stay as GGUF has them.
     pub in_place: bool,
     ours: Vec<Region>,
     /// In the forms of other hosts.
     pub matrices: Vec<Matrix<'h>>,
-    /// Columns of the result, and the weights that make them.
+    /// Some columns of the result, and the row of weights that each is made of.
     columns: Vec<(usize, Vec<f32>)>,
 }
 
@@ -63,7 +63,7 @@ impl<'h> Subject<'h> {
         Self { shape, copies, in_place: o.in_place, ours, matrices, columns }
     }
 
-    /// Normalised mean square error of a result, on samples of rows and columns against sums in f64.
+    /// Normalised mean square error of a result against sums in f64, on a sample of rows and columns.
     pub fn nmse(&self, m: usize, x: &[f32], y: &[f32]) -> f64 {
         let (mut error, mut power) = (0.0, 0.0);
         for row in spread(m, ROWS) {
@@ -112,7 +112,7 @@ pub struct Ours {
     settings: Settings,
 }
 
-// SAFETY: the operation gives every thread its own part; the rest is read.
+// SAFETY: in an operation every thread writes its own part; everything else is only read.
 unsafe impl Sync for Ours {}
 
 impl Ours {
@@ -123,7 +123,7 @@ impl Ours {
     pub unsafe fn run(&self, copy: usize, index: usize, count: usize, spin: &Spin) {
         let wait = || spin.wait();
         let thread = Thread { index, count, barrier: &wait };
-        // SAFETY: buffers have the sizes that the operation asked for; all threads come here (`run`'s contract).
+        // SAFETY: weights and work buffer have the sizes asked for; activations and result are there.
         unsafe { self.products[copy].run(self.settings, &thread, self.work.base().as_ptr()) };
     }
 }

@@ -1,30 +1,28 @@
-//! Memory that holds weights, from when a host asks for a buffer until it frees it. All of it is known here: what of it was
-//! not written yet is no longer there for others; and it is locked if the host locks its own.
+//! Memory that holds weights, from when a host asks for a buffer until it frees it. A list of all of it serves two
+//! purposes. The system still counts pages that are not written yet as free: whoever plans with free memory subtracts
+//! them. And if the host locks its weights in memory, these are locked too.
 
-use crate::process::{Mutex, MutexGuard};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::memory::Region;
 use crate::cpu::system;
+use crate::process::Mutex;
 use crate::{info, warn};
 
-/// What is known of a region.
-struct Known {
+/// A region in the list.
+struct Entry {
     base: usize,
     bytes: usize,
-    /// Bytes that were written, each once or more often.
+    /// How many bytes were written so far; a byte that is written twice may count twice. At most `bytes`.
     written: usize,
     locked: bool,
 }
 
-static ALL: Mutex<Vec<Known>> = Mutex::new(Vec::new());
-/// Whether there are regions of which it was not decided if they are locked.
+/// All regions that hold weights.
+static REGIONS: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+/// Whether there are regions that may still have to be locked.
 static UNDECIDED: AtomicBool = AtomicBool::new(false);
-
-fn all() -> MutexGuard<'static, Vec<Known>> {
-    ALL.lock()
-}
 
 /// A region that holds weights.
 pub struct Held(Region);
@@ -32,18 +30,18 @@ pub struct Held(Region);
 impl Held {
     /// At least `bytes` bytes, zeroed, that will all be written. Fails with the operating system's reason.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
-        Self::known(bytes, |_| 0)
+        Self::listed(bytes, |_| 0)
     }
 
-    /// The same, of which only a part may be written, which is asked for as it comes.
+    /// The same, but perhaps only a part will be written; nothing of it counts as not written yet.
     pub fn lazily(bytes: usize) -> std::io::Result<Self> {
-        Self::known(bytes, |all| all)
+        Self::listed(bytes, |all| all)
     }
 
-    fn known(bytes: usize, written: impl FnOnce(usize) -> usize) -> std::io::Result<Self> {
+    fn listed(bytes: usize, written: impl FnOnce(usize) -> usize) -> std::io::Result<Self> {
         let region = Region::of_weights(bytes)?;
         let (base, bytes) = (region.base().as_ptr() as usize, region.len());
-        all().push(Known { base, bytes, written: written(bytes), locked: false });
+        REGIONS.lock().push(Entry { base, bytes, written: written(bytes), locked: false });
         UNDECIDED.store(true, Ordering::Release);
         Ok(Self(region))
     }
@@ -57,25 +55,25 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let base = self.0.base().as_ptr() as usize;
-        all().retain(|known| known.base != base);
+        REGIONS.lock().retain(|entry| entry.base != base);
     }
 }
 
 /// Notes that `bytes` bytes at `address` are about to be written.
 pub fn note_written(address: usize, bytes: usize) {
-    let mut all = all();
-    if let Some(known) = all.iter_mut().find(|known| (known.base..known.base + known.bytes).contains(&address)) {
-        known.written = known.written.saturating_add(bytes).min(known.bytes);
+    let mut regions = REGIONS.lock();
+    if let Some(entry) = regions.iter_mut().find(|entry| (entry.base..entry.base + entry.bytes).contains(&address)) {
+        entry.written = entry.written.saturating_add(bytes).min(entry.bytes);
     }
 }
 
-/// Bytes that were promised to buffers and not written yet: the system still counts them as free.
+/// Bytes of all regions that were not written yet: the system still counts them as free.
 pub fn unwritten() -> u64 {
-    all().iter().map(|known| (known.bytes - known.written) as u64).sum()
+    REGIONS.lock().iter().map(|entry| (entry.bytes - entry.written) as u64).sum()
 }
 
-/// Locks what is held if this process locks memory: hosts lock only weights that they can read themselves, and tell nobody.
-/// To be called when a model is loaded: as a graph is about to be computed.
+/// Locks all regions in memory if this process has locked memory. A host does not say that it locks weights, and locks
+/// only those in its own buffers. To be called once a model is loaded: as a graph is about to be computed.
 #[inline]
 pub fn lock_as_the_host_does() {
     if UNDECIDED.load(Ordering::Acquire) && UNDECIDED.swap(false, Ordering::AcqRel) {
@@ -83,7 +81,8 @@ pub fn lock_as_the_host_does() {
     }
 }
 
-/// Whether this process has locked memory; `None` if that cannot be read now (no descriptor is left): it is asked again then.
+/// Whether this process has locked memory; `None` if that cannot be read now (no file descriptor is left): it is read
+/// again later.
 fn process_locks(read: impl Fn(&Path) -> system::Text) -> Option<bool> {
     let status = read(Path::new("/proc/self/status")).ok()?.unwrap_or_default();
     Some(system::kilobytes("VmLck", &status).unwrap_or(0) > 0)
@@ -97,14 +96,14 @@ fn decide() {
         None => return UNDECIDED.store(true, Ordering::Release),
     }
     let (mut bytes, mut failed) = (0, None::<(usize, std::io::Error)>);
-    for known in all().iter_mut().filter(|known| !known.locked) {
-        // SAFETY: the region is alive: it is taken out of the list before it goes.
-        if unsafe { libc::mlock(known.base as *const libc::c_void, known.bytes) } == 0 {
-            known.locked = true;
-            bytes += known.bytes;
+    for entry in REGIONS.lock().iter_mut().filter(|entry| !entry.locked) {
+        // SAFETY: the region is alive: it leaves the list, under the same lock, before it is freed.
+        if unsafe { libc::mlock(entry.base as *const libc::c_void, entry.bytes) } == 0 {
+            entry.locked = true;
+            bytes += entry.bytes;
         } else {
             let before = failed.map_or(0, |(bytes, _)| bytes);
-            failed = Some((before + known.bytes, std::io::Error::last_os_error()));
+            failed = Some((before + entry.bytes, std::io::Error::last_os_error()));
         }
     }
     let mebibytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
@@ -131,10 +130,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_written_is_known_until_it_is_or_goes() {
+    fn bytes_count_as_unwritten_until_they_are_written_or_freed() {
         let held = Held::new(10_000).unwrap();
         let base = held.region().base().as_ptr() as usize;
-        let mine = || all().iter().find(|known| known.base == base).map(|known| known.bytes - known.written);
+        let mine = || REGIONS.lock().iter().find(|entry| entry.base == base).map(|entry| entry.bytes - entry.written);
         assert_eq!(mine(), Some(10_000));
         note_written(base + 100, 4000);
         assert!(unwritten() >= 6000);

@@ -1,7 +1,10 @@
-//! Tensors in memory of ours: parallel packing and unpacking of any byte range.
+//! Tensors in memory of this library: packing and unpacking of any byte range, on several threads.
 //!
-//! Packing runs on a thread pool of this library with a bounded number of threads, because loaders
-//! hand tensors over on a single thread. Small ranges stay on the calling thread.
+//! Loaders hand tensors over on a single thread, so packing has a thread pool of its own, with a bounded number of
+//! threads. Small ranges stay on the calling thread.
+//!
+//! Safety rests on one thing: a **range of the tensor** is plain bytes that lie inside it; the tensor's memory is valid
+//! for [`Shape::packed_size`] bytes, and no other thread uses the same plain bytes meanwhile.
 
 pub mod held;
 
@@ -17,48 +20,49 @@ use crate::panel::weights::Shape;
 
 /// Below this many bytes a range is not worth waking other threads.
 const PARALLEL_BYTES: usize = 1 << 20;
-/// Addresses that a thread may take at most: its stack, and memory that it allocates from.
+/// The most address space, in bytes, that a thread takes: its stack, and an arena of the allocator.
 const THREAD_ADDRESSES: u64 = 136 << 20;
 /// Packing is bound by memory bandwidth: more threads than this bring nothing.
 const MAX_THREADS: usize = 32;
 
-/// A pointer that may cross threads because every thread touches other bytes.
+/// A pointer that threads share, each for other bytes.
 #[derive(Clone, Copy)]
-struct Shared(*mut u8);
+struct Disjoint(*mut u8);
 
-// SAFETY: see the users: ranges are disjoint.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
+// SAFETY: threads use disjoint ranges behind it.
+unsafe impl Send for Disjoint {}
+// SAFETY: threads use disjoint ranges behind it.
+unsafe impl Sync for Disjoint {}
 
-impl Shared {
+impl Disjoint {
     fn get(self) -> *mut u8 {
         self.0
     }
 }
 
-/// The threads that pack, and the process that they are threads of, by its number. Never freed.
+/// The threads that pack. Never freed.
 struct Pool {
+    /// The number of the process that has these threads.
     process: u32,
-    /// `None` if there is to be one thread only, or no other could be started.
+    /// `None` if only one thread is wanted, or no other could be started.
     threads: Option<ThreadPool>,
 }
 
 impl Pool {
     fn new(process: u32) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        // Few addresses are rather for the host.
+        // Where address space is limited, the pool takes at most an eighth of it.
         let affordable = limits::addresses().map_or(MAX_THREADS, |bytes| (bytes / 8 / THREAD_ADDRESSES) as usize);
         let wanted = env().threads.unwrap_or(cores.min(MAX_THREADS)).min(affordable);
         let builder = || ThreadPoolBuilder::new().thread_name(|i| format!("ggml-amx-pack-{i}"));
-        // All of them or none: with little memory left, fewer may do.
+        // A pool starts all its threads or none; with little memory left, a smaller one may start.
         let tries = std::iter::successors(Some(wanted), |n| Some(n / 2)).take_while(|n| *n > 1);
         Self { process, threads: { tries }.find_map(|n| builder().num_threads(n).build().ok()) }
     }
 }
 
-/// The pool of this process. Threads do not survive a fork, so a child makes its own. No lock is taken: a child would
-/// inherit it from a parent that was about to make the pool in another thread.
+/// The pool of this process. Threads do not survive a fork, so a child makes its own. No lock is taken: if another
+/// thread of the parent held it, it would stay locked in the child.
 fn pool() -> Option<&'static ThreadPool> {
     static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
     let process = crate::process::generation();
@@ -71,26 +75,26 @@ fn pool() -> Option<&'static ThreadPool> {
     let pool = match POOL.compare_exchange(found, made, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => made,
         Err(first) => {
-            // SAFETY: made above, shown to nobody. Another thread of this process was faster.
+            // SAFETY: made above, and not published: another thread was faster.
             drop(unsafe { Box::from_raw(made) });
             first
         }
     };
-    // SAFETY: as above.
+    // SAFETY: a pool that is never freed.
     unsafe { &*pool }.threads.as_ref()
 }
 
-/// Cuts `offset..offset + len` where panels of 16 rows end, so that no two pieces share a packed
-/// block, and calls `f(offset, start within the range, length)` for every piece.
-fn for_each_piece(shape: &Shape, offset: usize, len: usize, f: impl Fn(usize, usize, usize) + Sync) {
-    let piece = (LANES * shape.row_bytes).max(1);
+/// Cuts the range `offset..offset + len` where panels of 16 rows end, so that no two parts share a packed block, and
+/// calls `f(offset, start within the range, length)` for every part.
+fn for_each_panel(shape: &Shape, offset: usize, len: usize, f: impl Fn(usize, usize, usize) + Sync) {
+    let panel = (LANES * shape.row_bytes).max(1);
     match pool() {
         Some(pool) if len >= PARALLEL_BYTES => {
-            let (first, last) = (offset / piece, (offset + len - 1) / piece);
+            let (first, last) = (offset / panel, (offset + len - 1) / panel);
             pool.install(|| {
                 (first..=last).into_par_iter().for_each(|i| {
-                    let start = (i * piece).max(offset);
-                    let end = ((i + 1) * piece).min(offset + len);
+                    let start = (i * panel).max(offset);
+                    let end = ((i + 1) * panel).min(offset + len);
                     f(start, start - offset, end - start);
                 });
             });
@@ -99,25 +103,27 @@ fn for_each_piece(shape: &Shape, offset: usize, len: usize, f: impl Fn(usize, us
     }
 }
 
-/// Where plain bytes of a tensor in one of our buffers live.
-pub enum Place {
-    /// In the packed tensor, from this plain byte on.
+/// The bytes of a tensor in one of our buffers, from some plain byte on.
+pub enum TensorBytes {
+    /// The tensor is packed: its shape, its base, and the plain byte.
     Packed(Shape, *mut u8, usize),
-    /// Right here.
+    /// The tensor is stored plain: the address of the byte.
     Plain(*mut u8),
 }
 
-impl Place {
+impl TensorBytes {
     /// Writes `size` bytes from `data`.
     ///
     /// # Safety
-    /// The tensor must have them from here on, and be nobody else's meanwhile; `data` must be readable.
+    /// The `size` bytes must be a range of the tensor, as in the module's text; `data` must have as many.
     pub unsafe fn write(&self, data: *const u8, size: usize) {
-        // SAFETY: promised by the caller.
+        // SAFETY: a range of the tensor, and as many bytes on the other side.
         unsafe {
             match self {
-                Place::Packed(shape, base, at) => write(shape, *base, *at, std::slice::from_raw_parts(data, size)),
-                Place::Plain(at) => std::ptr::copy_nonoverlapping(data, *at, size),
+                TensorBytes::Packed(shape, base, at) => {
+                    write(shape, *base, *at, std::slice::from_raw_parts(data, size))
+                }
+                TensorBytes::Plain(at) => std::ptr::copy_nonoverlapping(data, *at, size),
             }
         }
     }
@@ -125,13 +131,15 @@ impl Place {
     /// Reads `size` bytes to `data`.
     ///
     /// # Safety
-    /// As for [`Place::write`], with `data` writable.
+    /// The `size` bytes must be a range of the tensor; `data` must have room for as many.
     pub unsafe fn read(&self, data: *mut u8, size: usize) {
-        // SAFETY: promised by the caller.
+        // SAFETY: a range of the tensor, and as many bytes on the other side.
         unsafe {
             match self {
-                Place::Packed(shape, base, at) => read(shape, *base, *at, std::slice::from_raw_parts_mut(data, size)),
-                Place::Plain(at) => std::ptr::copy_nonoverlapping(at.cast_const(), data, size),
+                TensorBytes::Packed(shape, base, at) => {
+                    read(shape, *base, *at, std::slice::from_raw_parts_mut(data, size))
+                }
+                TensorBytes::Plain(at) => std::ptr::copy_nonoverlapping(at.cast_const(), data, size),
             }
         }
     }
@@ -139,13 +147,13 @@ impl Place {
     /// Sets `size` bytes to `value`.
     ///
     /// # Safety
-    /// As for [`Place::write`].
+    /// The `size` bytes must be a range of the tensor.
     pub unsafe fn fill(&self, size: usize, value: u8) {
-        // SAFETY: promised by the caller.
+        // SAFETY: a range of the tensor, and as many bytes on the other side.
         unsafe {
             match self {
-                Place::Packed(shape, base, at) => fill(shape, *base, *at, size, value),
-                Place::Plain(at) => std::ptr::write_bytes(*at, value, size),
+                TensorBytes::Packed(shape, base, at) => fill(shape, *base, *at, size, value),
+                TensorBytes::Plain(at) => std::ptr::write_bytes(*at, value, size),
             }
         }
     }
@@ -154,11 +162,11 @@ impl Place {
 /// Packs `plain` at plain byte `offset` of the tensor at `base`.
 ///
 /// # Safety
-/// As for [`Shape::write`].
+/// As many bytes as `plain` has must be a range of the tensor.
 pub unsafe fn write(shape: &Shape, base: *mut u8, offset: usize, plain: &[u8]) {
-    let base = Shared(base);
-    for_each_piece(shape, offset, plain.len(), |offset, start, len| {
-        // SAFETY: pieces are disjoint ranges of plain bytes, hence of packed bytes.
+    let base = Disjoint(base);
+    for_each_panel(shape, offset, plain.len(), |offset, start, len| {
+        // SAFETY: a range of the tensor; no two threads have the same plain bytes, nor then the same packed bytes.
         unsafe { shape.write(base.get(), offset, &plain[start..start + len]) }
     });
 }
@@ -166,11 +174,11 @@ pub unsafe fn write(shape: &Shape, base: *mut u8, offset: usize, plain: &[u8]) {
 /// Reads plain bytes back from `offset` on.
 ///
 /// # Safety
-/// As for [`Shape::read`].
+/// As many bytes as `plain` has must be a range of the tensor.
 pub unsafe fn read(shape: &Shape, base: *const u8, offset: usize, plain: &mut [u8]) {
-    let (base, len, plain) = (Shared(base.cast_mut()), plain.len(), Shared(plain.as_mut_ptr()));
-    for_each_piece(shape, offset, len, |offset, start, len| {
-        // SAFETY: pieces are disjoint parts of `plain`.
+    let (base, len, plain) = (Disjoint(base.cast_mut()), plain.len(), Disjoint(plain.as_mut_ptr()));
+    for_each_panel(shape, offset, len, |offset, start, len| {
+        // SAFETY: a range of the tensor; no two threads have the same part of `plain`.
         unsafe { shape.read(base.get(), offset, std::slice::from_raw_parts_mut(plain.get().add(start), len)) }
     });
 }
@@ -178,17 +186,17 @@ pub unsafe fn read(shape: &Shape, base: *const u8, offset: usize, plain: &mut [u
 /// Sets `len` plain bytes from `offset` on to `value`.
 ///
 /// # Safety
-/// As for [`Shape::fill`].
+/// The `len` bytes must be a range of the tensor.
 pub unsafe fn fill(shape: &Shape, base: *mut u8, offset: usize, len: usize, value: u8) {
     if offset == 0 && len == shape.plain_size() || cfg!(mutant = "fill-all") && len >= PARALLEL_BYTES {
-        // A permutation of equal bytes. The padding rows get the value too, which nobody reads.
-        // SAFETY: promised by the caller.
+        // Equal bytes need no permutation. The rows that pad the last panel get the value too; nobody reads them.
+        // SAFETY: all of the tensor, which is valid for so many bytes.
         unsafe { std::ptr::write_bytes(base, value, shape.packed_size()) };
         return;
     }
-    let base = Shared(base);
-    for_each_piece(shape, offset, len, |offset, _, len| {
-        // SAFETY: pieces are disjoint.
+    let base = Disjoint(base);
+    for_each_panel(shape, offset, len, |offset, _, len| {
+        // SAFETY: a range of the tensor; no two threads have the same plain bytes.
         unsafe { shape.fill(base.get(), offset, len, value) }
     });
 }
@@ -204,7 +212,7 @@ mod tests {
         let plain: Vec<u8> = (0..shape.plain_size()).map(|i| (i * 131 / 8) as u8).collect();
         let (mut a, mut b) = (vec![0; shape.packed_size()], vec![0; shape.packed_size()]);
         let mut back = vec![0; plain.len() - 5];
-        // SAFETY: the buffers have the shape's sizes.
+        // SAFETY: ranges of tensors that have the shape's sizes.
         unsafe {
             write(&shape, a.as_mut_ptr(), 0, &plain);
             shape.write(b.as_mut_ptr(), 0, &plain);
@@ -219,7 +227,7 @@ mod tests {
         let mut packed = vec![7; shape.packed_size()];
         let (from, len) = (1001, shape.plain_size() - 5003);
         let mut back = vec![0; shape.plain_size()];
-        // SAFETY: the buffers have the shape's sizes.
+        // SAFETY: ranges of tensors that have the shape's sizes.
         unsafe {
             fill(&shape, packed.as_mut_ptr(), from, len, 9);
             read(&shape, packed.as_ptr(), 0, &mut back);

@@ -1,11 +1,11 @@
-//! Where panics of this library end: at its border to C. A panic is a bug, and so is what it would do to a caller that knows
-//! nothing of panics. It ends in the host's log. Then the caller gets what it gets when something is declined; or the process
-//! ends, where threads wait for what was not done, or bytes would be lost.
+//! The border where C calls this library: panics end there, for unwinding into C is undefined. A panic is a bug; it is
+//! logged as an error. Then the caller gets what it gets when the library declines. Where that would leave threads
+//! waiting, or lose bytes, the process ends instead.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::log::{self, Level};
+use super::delivery::{self, Level};
 
 /// Runs a block inside function `$name` of the border. After a panic the caller gets `$otherwise`, or the process ends.
 macro_rules! ffi_boundary {
@@ -26,13 +26,13 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 /// Says why the process ends, and ends it.
 fn end(why: &str) -> ! {
-    log::last_words(why);
+    delivery::last_words(why);
     #[cfg(test)]
     trip::say(why);
     std::process::abort()
 }
 
-/// What `run` returns, or a line that says in which function it panicked.
+/// What `run` returns; if it panics, a line that names the function and the panic's message.
 pub fn caught<T>(name: &str, run: impl FnOnce() -> T) -> Result<T, String> {
     let run = || {
         #[cfg(test)]
@@ -47,7 +47,7 @@ pub fn caught<T>(name: &str, run: impl FnOnce() -> T) -> Result<T, String> {
 #[inline]
 pub fn or_else<T>(name: &str, otherwise: impl FnOnce() -> T, run: impl FnOnce() -> T) -> T {
     caught(name, run).unwrap_or_else(|why| {
-        log::line(Level::Error, &why);
+        delivery::line(Level::Error, &why);
         otherwise()
     })
 }
@@ -58,14 +58,15 @@ pub fn or_end<T>(name: &str, run: impl FnOnce() -> T) -> T {
     caught(name, run).unwrap_or_else(|why| end(&why))
 }
 
-/// The border of a function that calls the host, whose exceptions pass: a panic ends the process. To be held while it runs.
+/// The border of a function that calls the host, whose C++ exceptions must pass through it: a panic ends the process.
+/// To be held while the function runs.
 pub struct Passing {
     name: &'static str,
     was_panicking: bool,
 }
 
 impl Passing {
-    /// That of function `name`.
+    /// The border of function `name`.
     pub fn new(name: &'static str) -> Self {
         let border = Self { name, was_panicking: std::thread::panicking() };
         #[cfg(test)]
@@ -82,7 +83,7 @@ impl Drop for Passing {
     }
 }
 
-/// Panics on purpose.
+/// For tests: panics inside functions of the border, on purpose.
 #[cfg(test)]
 pub mod trip {
     use std::cell::Cell;
@@ -93,9 +94,9 @@ pub mod trip {
         static WHERE: Cell<&'static str> = const { Cell::new("") };
     }
 
-    /// To standard error, wherever log lines go.
+    /// Writes to standard error, even if log lines go elsewhere.
     pub(super) fn say(text: &str) {
-        // SAFETY: the bytes are there.
+        // SAFETY: as many bytes as the text has.
         unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
     }
 
@@ -106,16 +107,16 @@ pub mod trip {
         }
     }
 
-    /// `call` calls function `name`, which panics, and says whether it got what it should then.
+    /// `call` calls function `name`, which panics; returns whether the result is what a caller gets then.
     #[track_caller]
     pub fn goes_on(name: &'static str, call: impl FnOnce() -> bool) {
         WHERE.set(name);
-        assert!(call(), "{name}: another result than after nothing");
+        assert!(call(), "{name}: not the result of a declined call");
         assert_eq!(WHERE.get(), "", "{name} has no border");
     }
 
-    /// Lets panics of children say nothing: another thread of the parent may have been just about to say something, and nobody
-    /// gives its lock back.
+    /// Makes panics in forked children print nothing: the lock of standard error may have been held by another thread
+    /// of the parent, and then stays locked.
     fn silence_children() {
         static DONE: std::sync::Once = std::sync::Once::new();
         DONE.call_once(|| {
@@ -128,13 +129,13 @@ pub mod trip {
         });
     }
 
-    /// `call` calls function `name`, which panics: that ends the process, and it says why.
+    /// `call` calls function `name`, which panics: the process must end, and say why.
     #[track_caller]
     pub fn ends<T>(name: &'static str, call: impl FnOnce() -> T) {
         silence_children();
         let mut ends = [0; 2];
         let mut said = vec![0u8; 1 << 16];
-        // SAFETY: descriptors of our own; the child does nothing but the call, and never comes back.
+        // SAFETY: file descriptors of this function; the child does nothing but the call, and does not return.
         let (status, length) = unsafe {
             assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
             let child = libc::fork();
@@ -171,14 +172,14 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// Functions that C calls and that have no border, and why.
+    /// Functions that C calls and that need no border, and why.
     const NONE: [(&str, &str); 18] = [
         ("before_fork", "only atomics"),
         ("after_fork", "only atomics"),
         ("in_child", "only atomics"),
-        ("handler", "of the emulator, in tests"),
-        ("first", "called for by Rust, reads two words"),
-        ("add", "called for by Rust, pushes to a list"),
+        ("handler", "part of the emulator, for tests"),
+        ("first", "a callback of Rust's, reads two words"),
+        ("add", "a callback of Rust's, pushes to a list"),
         ("nothing", "returns 0"),
         ("ggml_amx_version", "returns a constant"),
         ("get_alignment", "returns a constant"),
@@ -186,9 +187,9 @@ mod tests {
         ("is_host", "returns a constant"),
         ("buffer_name", "returns a constant"),
         ("reset", "does nothing"),
-        ("personality", "what exceptions are caught with"),
-        ("cleanup", "what exceptions are caught with"),
-        ("run", "called for by Rust; panics and exceptions pass"),
+        ("personality", "catches exceptions"),
+        ("cleanup", "catches exceptions"),
+        ("run", "a callback of Rust's; panics and exceptions pass"),
         ("run_started", "hands panics to the thread that waits"),
         ("$name", "jumps"),
     ];
@@ -202,7 +203,7 @@ mod tests {
     fn every_function_that_c_calls_has_a_border() {
         let mut seen = 0;
         for file in files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
-            // Those of tests.
+            // Functions in tests need none.
             let of_tests = ["tests", "testing", "stand_in"];
             let name = |part: std::path::Component<'_>| part.as_os_str().to_string_lossy().into_owned();
             if file.components().map(name).any(|name| of_tests.contains(&name.trim_end_matches(".rs"))) {
@@ -218,7 +219,8 @@ mod tests {
                 let rest = &text[at + 4..];
                 let name = rest.split(['(', '<']).next().unwrap();
                 let body = rest.find(['{', ';']).unwrap_or(0);
-                // A declaration, a naked function that jumps to the one inside it, or one with the border at its beginning.
+                // A declaration; a naked function that jumps to the one inside it; or a function that begins with its
+                // border.
                 let begins = rest[body..].chars().take(400).collect::<String>();
                 let has = ["ffi_boundary!", "Passing::new", "guarded(", "naked_asm!", "fn inner("];
                 let is_known = NONE.iter().any(|(known, _)| *known == name);

@@ -1,27 +1,25 @@
-//! How many products this process had from us, by operation and by what multiplied: one relaxed addition per operation,
-//! made by its first thread. With `GGML_AMX_REPORT=products` (or `GGML_AMX_LOG=debug`) one line says so when the process
-//! ends, past the host's log, which may be muted or gone by then.
+//! How many products this library has computed in this process, by operation and by kernel: the first thread of every
+//! operation adds one. `report.rs` prints the counts.
 
-use super::border::ffi_boundary;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What was asked for.
+/// The operation that a host asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// MUL_MAT.
     MulMat,
     /// MUL_MAT_ID.
     MulMatId,
-    /// Up, gate and activation of a feed-forward network.
+    /// Up, gate and activation function of a feed-forward network.
     FusedUpGate,
-    /// The same of experts.
+    /// The same for experts.
     MoeFusedUpGate,
     /// FLASH_ATTN_EXT.
     FlashAttn,
 }
 
-/// What multiplied.
+/// The kernel that multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// Plain Rust, exact weights.
@@ -45,7 +43,7 @@ const OPS: [(Op, &str); 5] = [
 const KERNELS: [(Kernel, &str); 4] =
     [(Kernel::Portable, "portable"), (Kernel::Vectors, "vectors"), (Kernel::Int8, "int8"), (Kernel::Bf16, "bf16")];
 
-/// Aligned to a cache line, so that counting disturbs nobody else.
+/// On cache lines of its own, so that counting slows nothing else.
 #[repr(align(64))]
 struct Counts([[AtomicU64; KERNELS.len()]; OPS.len()]);
 
@@ -63,7 +61,7 @@ pub fn counted(op: Op, kernel: Kernel) -> u64 {
     COUNTS.0[op as usize][kernel as usize].load(Ordering::Relaxed)
 }
 
-/// All that is not zero: `MUL_MAT int8 420, MUL_MAT vectors 2100`, or `none`.
+/// All counts that are not zero: `MUL_MAT int8 420, MUL_MAT vectors 2100`, or `none`.
 pub fn report() -> String {
     let mut text = String::new();
     for (op, op_name) in OPS {
@@ -79,47 +77,22 @@ pub fn report() -> String {
     if text.is_empty() { "none".into() } else { text }
 }
 
-/// Has the report printed when the process ends.
-pub fn report_at_exit() {
-    // SAFETY: the function has the signature that is asked for, and does not unwind: it ignores errors.
-    let refused = unsafe { libc::atexit(print) } != 0;
-    if refused {
-        crate::warn!("products cannot be reported when the process ends");
-    }
-}
-
-extern "C" fn print() {
-    ffi_boundary!("the report", else (), {
-        super::log::write_error(&format!("ggml-amx: products: {}\n", report()));
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_places_in_the_tables() {
+    fn numbers_are_indices_into_the_tables() {
         assert!(OPS.iter().enumerate().all(|(i, (op, _))| *op as usize == i));
         assert!(KERNELS.iter().enumerate().all(|(i, (kernel, _))| *kernel as usize == i));
     }
 
     #[test]
     fn what_is_counted_is_reported() {
-        // Other tests count beside this one, but nobody portable attention.
+        // Other tests count at the same time, but none counts portable attention.
         count(Op::FlashAttn, Kernel::Portable);
         count(Op::FlashAttn, Kernel::Portable);
         assert_eq!(counted(Op::FlashAttn, Kernel::Portable), 2);
         assert!(report().contains("FLASH_ATTN_EXT portable 2"), "{}", report());
-    }
-
-    #[test]
-    fn panics_end_at_the_border() {
-        use crate::diag::border::trip::goes_on;
-
-        goes_on("the report", || {
-            print();
-            true
-        });
     }
 }

@@ -1,18 +1,18 @@
-//! The environment variables, read once. An unknown value is an error line that names the allowed
-//! ones; the default is used then.
+//! The environment variables, read once. For an unknown value the default is used, and an error line names the values
+//! that are allowed.
 
+use super::delivery::{self, Level};
+use super::report;
 use crate::process::Once;
-
-use super::{counters, log};
 
 /// `GGML_AMX_MODE`: where weights live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Packed buffers wherever the host offers a place for them.
+    /// Weights are packed in all buffers that the host offers to this library.
     Auto,
-    /// The same, said explicitly.
+    /// The same as `Auto`.
     Packed,
-    /// The library steps aside: the buffer type is NULL.
+    /// All weights are left to the host: the buffer type is NULL.
     Off,
 }
 
@@ -39,11 +39,12 @@ pub struct Env {
     /// `GGML_AMX_THREADS`: threads that pack weights; `None` = all cores, at most 32.
     pub threads: Option<usize>,
     /// `GGML_AMX_LOG`, default `info`.
-    pub log: log::Level,
+    pub log: Level,
     /// `GGML_AMX_CHECK` is `nan`: look through every result in ik_llama.cpp, and end the process if one is NaN or
     /// infinite.
     pub check_nan: bool,
-    /// `GGML_AMX_REPORT` is `products`, or the log's level `debug`: say how many there were when the process ends.
+    /// `GGML_AMX_REPORT` is `products`, or the log's level is `debug`: the number of products is reported when the
+    /// process ends.
     pub report: bool,
 }
 
@@ -58,13 +59,13 @@ pub fn env() -> &'static Env {
         is_first = true;
         parse(|name| std::env::var(name).ok(), &mut complaints)
     });
-    // Not before it is there: whoever reads the log may ask for it.
+    // Only now: whoever reads the log may call this function.
     for line in &complaints {
-        log::early(log::Level::Error, line);
+        delivery::line(Level::Error, line);
     }
-    // Of tests always: it tells which kernels they ran.
-    if is_first && (env.report || cfg!(test)) {
-        counters::report_at_exit();
+    // Tests always report: so one sees which kernels they ran.
+    if is_first && (env.report || cfg!(test)) && !report::at_exit() && env.log as i32 <= Level::Warn as i32 {
+        delivery::line(Level::Warn, "products cannot be reported when the process ends");
     }
     env
 }
@@ -89,9 +90,9 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
     let check_nan = choose("GGML_AMX_CHECK", &["nan"]) == Some(0);
     let report = choose("GGML_AMX_REPORT", &["products"]) == Some(0);
     let log = match choose("GGML_AMX_LOG", &["quiet", "info", "debug"]) {
-        Some(0) => log::Level::Error,
-        Some(2) => log::Level::Debug,
-        _ => log::Level::Info,
+        Some(0) => Level::Error,
+        Some(2) => Level::Debug,
+        _ => Level::Info,
     };
     let threads = get("GGML_AMX_THREADS").filter(|v| !v.is_empty()).and_then(|value| match value.parse::<usize>() {
         Ok(n) if (1..=1024).contains(&n) => Some(n),
@@ -100,7 +101,7 @@ fn parse(get: impl Fn(&str) -> Option<String>, complaints: &mut Vec<String>) -> 
             None
         }
     });
-    Env { mode, isa, exact, threads, log, check_nan, report: report || log == log::Level::Debug }
+    Env { mode, isa, exact, threads, log, check_nan, report: report || log == Level::Debug }
 }
 
 #[cfg(test)]

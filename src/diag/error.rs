@@ -1,4 +1,4 @@
-//! One error type for the whole crate, and the text `ggml_amx_last_error` returns.
+//! One error type for the whole crate, and the text that `ggml_amx_last_error` returns.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
@@ -13,7 +13,7 @@ pub enum Status {
     NullPointer = 1,
     /// `struct_size` is not the size this library was built with.
     BadStructSize = 2,
-    /// The weight type is none that this library packs.
+    /// This library does not pack the weight type.
     UnknownType = 3,
     /// A dimension is negative, not a multiple of the block, or overflows.
     BadShape = 4,
@@ -58,7 +58,7 @@ thread_local! {
 /// Remembers `message` as the last error of this thread (NUL bytes are dropped).
 pub fn set_last(message: &str) {
     let text = CString::new(message.replace('\0', "")).unwrap_or_default();
-    // A thread that is being torn down has no last error any more: nothing to do then.
+    // A thread that is ending has no thread-local data any more: its error is lost.
     let _ = LAST.try_with(|last| *last.borrow_mut() = text);
 }
 

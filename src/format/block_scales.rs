@@ -1,28 +1,28 @@
-//! The scales of a whole block in vectors, for code that reads its groups one after another.
+//! The scales of all groups of a block in registers, read at once: for code that then multiplies group by group.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::Format;
 
-/// Groups of the largest block.
+/// The most groups that a block may have: 256 weights in groups of 16.
 const GROUPS: usize = 16;
 
 /// Scales and minima of all groups of one block.
 pub struct BlockScales {
     scale: [MaybeUninit<__m512>; GROUPS],
-    /// Not written if the type has none.
+    /// Written only if the type has minima.
     min: [MaybeUninit<__m512>; GROUPS],
 }
 
 impl BlockScales {
-    /// Without any.
+    /// Nothing is written yet.
     #[inline]
     pub(crate) const fn new() -> Self {
         Self { scale: [const { MaybeUninit::uninit() }; GROUPS], min: [const { MaybeUninit::uninit() }; GROUPS] }
     }
 
-    /// Those of group `group`.
+    /// Writes scale and minimum of group `group`.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn set<F: Format>(&mut self, group: usize, scale: __m512, min: __m512) {
@@ -32,15 +32,15 @@ impl BlockScales {
         }
     }
 
-    /// Those of group `group`; minima 0 if the type has none.
+    /// Scale and minimum of group `group`; minima are 0 if the type has none.
     ///
     /// # Safety
-    /// They must be there.
+    /// The group must have been written, for the same `F`.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(crate) unsafe fn get<F: Format>(&self, group: usize) -> (__m512, __m512) {
         const { assert!(F::BLOCK / F::GROUP <= GROUPS) };
-        // SAFETY: promised by the caller.
+        // SAFETY: the group was written, so it is inside the arrays and initialised.
         unsafe {
             let min = if F::HAS_MIN { self.min.get_unchecked(group).assume_init() } else { _mm512_setzero_ps() };
             (self.scale.get_unchecked(group).assume_init(), min)

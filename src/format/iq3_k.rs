@@ -4,12 +4,12 @@
 
 use std::arch::x86_64::*;
 
-use super::grids::{byte_lanes, odd_scale, odd_scale_avx512};
-use super::q2_k::Pairs;
-use super::q4_0::f16_lanes;
+use super::lanes::*;
+use super::quants::{Bits, Pairs, put};
+use super::scales::{GroupScales, ScaleReader, odd_scale, odd_scale_avx512};
 use super::tables::{sixteen, unsigned};
-use super::two_tables::{self, bit_of, bits_avx512, has_second, second_avx512};
-use super::{Format, GroupScales, LANES, f16_at};
+use super::two_tables::{bit_of, bits_avx512, has_second, second_avx512};
+use super::{Format, LANES};
 
 /// The type; see the module.
 pub struct Iq3K;
@@ -25,37 +25,20 @@ const VALUES: [i8; 16] = [-63, -40, -23, -10, 1, 13, 28, 47, -59, -36, -19, -6, 
 
 // SAFETY: constants as in ik_llama.cpp's ggml-common.h.
 unsafe impl Format for Iq3K {
+    type Scales = Self;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = 64;
     const QUANT_NMSE: f32 = 1.8e-2;
     const Q_MIN: i32 = 1;
     const Q_MAX: i32 = 115;
-    const HAS_MIN: bool = false;
     const STEP: i32 = 4;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        let place = Pairs::of(group);
-        for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {
-            let third = block[QH + group % 2 * 16 * LANES + i] >> (group / 2) & 1;
+        let (pairs, third) = (Pairs::of::<Self>(group), Bits::of::<Self>(group));
+        put::<Self>(out, |i| {
             let second = u8::from(has_second(block, group, i));
-            *o = VALUES[usize::from(place.pair(&block[QS..], i) | third << 2 | second << 3)];
-        }
-    }
-
-    fn scales(block: &[u8], group: usize) -> GroupScales {
-        let scale = std::array::from_fn(|lane| {
-            let s = block[SCALES + group / 2 * LANES + lane] >> (group % 2 * 4) & 15;
-            let sign = if bit_of(block, SIGNS, group, lane) { -1.0 } else { 1.0 };
-            odd_scale(f16_at(block, 2 * lane), s.into(), sign)
+            VALUES[usize::from(pairs.get(&block[QS..], i) | third.get(&block[QH..], i) << 2 | second << 3)]
         });
-        GroupScales { scale, ..Default::default() }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
-        // SAFETY: the caller's block is large enough.
-        unsafe { two_tables::quants_avx512::<Self>(block, group) }
     }
 
     #[inline]
@@ -63,23 +46,34 @@ unsafe impl Format for Iq3K {
     unsafe fn first_quants_avx512(block: *const u8, group: usize) -> ([__m512i; 8], __mmask16) {
         const TABLE: [u8; 16] = unsigned(&VALUES, Iq3K::ZERO_POINT);
         let (table, four) = (sixteen(&TABLE), _mm512_set1_epi8(4));
-        // Brings the third bit to its place.
-        let turn = _mm512_set1_epi32((2 - group as i32 / 2) & 31);
-        // SAFETY: the caller's block is large enough.
-        let (mut rows, second) = unsafe { (Pairs::of(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
+        let third_bits = Bits::of::<Self>(group);
+        // Brings the third bit to bit 2.
+        let turn = _mm512_set1_epi32((2 - third_bits.nth as i32) & 31);
+        // SAFETY: a whole block, which has the field.
+        let (mut rows, second) =
+            unsafe { (Pairs::of::<Self>(group).vectors::<4>(block.add(QS)), second_avx512(block, group)) };
         for (r, row) in rows[..4].iter_mut().enumerate() {
-            // SAFETY: 4 vectors of third bits for each half of 32 weights.
-            let third = unsafe { _mm512_loadu_si512(block.add(QH + group % 2 * 16 * LANES + 64 * r).cast()) };
+            // SAFETY: a whole block, which has the field; a group has 4 vectors.
+            let third = unsafe { third_bits.bytes(block.add(QH), r) };
             let third = _mm512_and_si512(_mm512_rolv_epi32(third, turn), four);
             *row = _mm512_shuffle_epi8(table, _mm512_or_si512(*row, third));
         }
         (rows, second)
     }
+}
+
+impl ScaleReader for Iq3K {
+    fn read(block: &[u8], group: usize) -> GroupScales {
+        GroupScales::of(|lane| {
+            let sign = if bit_of(block, SIGNS, group, lane) { -1.0 } else { 1.0 };
+            odd_scale(f16_at(block, 2 * lane), nibble_of_group(block, SCALES, group, lane).into(), sign)
+        })
+    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
-        // SAFETY: the caller's block is large enough.
+    unsafe fn read_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
+        // SAFETY: a whole block, which has these fields, and more than 64 bytes behind the signs.
         let (d, s, signs) = unsafe {
             (f16_lanes(block), byte_lanes(block.add(SCALES + group / 2 * LANES)), bits_avx512(block, SIGNS, group))
         };

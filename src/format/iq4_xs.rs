@@ -4,9 +4,11 @@
 
 use std::arch::x86_64::*;
 
-use super::q4_0::{f16_lanes, nibbles, nibbles_avx512};
+use super::lanes::*;
+use super::quants::{both_nibbles, both_nibbles_avx512};
+use super::scales::{GroupScales, ScaleReader, times};
 use super::tables::{IQ4, look_up, unsigned};
-use super::{Format, GroupScales, LANES, f16_at};
+use super::{Format, LANES};
 
 /// The type; see the module.
 pub struct Iq4Xs;
@@ -15,52 +17,50 @@ pub struct Iq4Xs;
 const SCALES_H: usize = 2 * LANES;
 const SCALES_L: usize = 4 * LANES;
 const QS: usize = 8 * LANES;
+/// Packed bytes of a group's quants.
+const GROUP_BYTES: usize = 16 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Iq4Xs {
+    type Scales = Self;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 128;
     const QUANT_NMSE: f32 = 5.8e-3;
     const Q_MAX: i32 = 241;
-    const HAS_MIN: bool = false;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        nibbles(&block[QS + group * 256..], |i, q| out[i] = IQ4[usize::from(q)]);
-    }
-
-    fn scales(block: &[u8], group: usize) -> GroupScales {
-        let scale = std::array::from_fn(|lane| {
-            let at = SCALES_H + 2 * lane;
-            let high = u16::from_le_bytes([block[at], block[at + 1]]) >> (2 * group) & 3;
-            let low = block[SCALES_L + group / 2 * LANES + lane] >> (4 * (group % 2)) & 15;
-            f16_at(block, 2 * lane) * (i32::from(low) + i32::from(high << 4) - 32) as f32
-        });
-        GroupScales { scale, ..Default::default() }
+        both_nibbles(&block[QS + group * GROUP_BYTES..], |i, q| out[i] = IQ4[usize::from(q)]);
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         const TABLE: [u8; 16] = unsigned(&IQ4, Iq4Xs::ZERO_POINT);
-        // SAFETY: the caller's block is large enough.
-        look_up(&TABLE, unsafe { nibbles_avx512(block.add(QS + group * 256)) })
+        // SAFETY: a whole block, with 16 bytes of nibbles per row and group.
+        look_up(&TABLE, unsafe { both_nibbles_avx512::<4>(block.add(QS + group * GROUP_BYTES)) })
+    }
+}
+
+impl ScaleReader for Iq4Xs {
+    fn read(block: &[u8], group: usize) -> GroupScales {
+        GroupScales::of(|lane| {
+            let high = word_at(block, SCALES_H + 2 * lane) >> (2 * group) & 3;
+            let low = nibble_of_group(block, SCALES_L, group, lane);
+            f16_at(block, 2 * lane) * (i32::from(low) + i32::from(high << 4) - 32) as f32
+        })
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
-        // SAFETY: the caller's block is large enough.
+    unsafe fn read_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
+        // SAFETY: a whole block, which has these fields.
         let (d, high, low) = unsafe {
-            (
-                f16_lanes(block),
-                _mm512_cvtepu16_epi32(_mm256_loadu_si256(block.add(SCALES_H).cast())),
-                _mm512_cvtepu8_epi32(_mm_loadu_si128(block.add(SCALES_L + group / 2 * LANES).cast())),
-            )
+            (f16_lanes(block), word_lanes(block.add(SCALES_H)), byte_lanes(block.add(SCALES_L + group / 2 * LANES)))
         };
         let high = _mm512_and_si512(_mm512_srlv_epi32(high, _mm512_set1_epi32(2 * group as i32)), _mm512_set1_epi32(3));
         let low =
             _mm512_and_si512(_mm512_srlv_epi32(low, _mm512_set1_epi32(4 * (group as i32 % 2))), _mm512_set1_epi32(15));
         let ls = _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32::<4>(high)), _mm512_set1_epi32(32));
-        (_mm512_mul_ps(d, _mm512_cvtepi32_ps(ls)), _mm512_setzero_ps())
+        (times(d, ls), _mm512_setzero_ps())
     }
 }

@@ -4,8 +4,11 @@
 
 use std::arch::x86_64::*;
 
+use super::lanes::byte_lanes;
+use super::quants::both_nibbles_avx512;
+use super::scales::{GroupScales, ScaleReader};
 use super::tables::{FP4, FP4_ZERO_POINT, look_up, unsigned};
-use super::{Format, GroupScales, LANES};
+use super::{Format, LANES};
 
 /// The type; see the module.
 pub struct Nvfp4;
@@ -17,12 +20,12 @@ const GROUP_BYTES: usize = 8 * LANES;
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Nvfp4 {
+    type Scales = Self;
     const GROUP: usize = 16;
     const ZERO_POINT: i32 = FP4_ZERO_POINT;
-    /// Weights that are not trained in it: 9.0e-3.
+    /// Of weights that were not trained in it: 9.0e-3.
     const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
-    const HAS_MIN: bool = false;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group * GROUP_BYTES..][..GROUP_BYTES].iter().enumerate() {
@@ -31,31 +34,25 @@ unsafe impl Format for Nvfp4 {
         }
     }
 
-    fn scales(block: &[u8], group: usize) -> GroupScales {
-        let scale = std::array::from_fn(|lane| half_ue4m3(block[group * LANES + lane]));
-        GroupScales { scale, ..Default::default() }
-    }
-
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
         const TABLE: [u8; 16] = unsigned(&FP4, FP4_ZERO_POINT);
-        let mask = _mm512_set1_epi8(15);
-        let mut rows = [_mm512_setzero_si512(); 8];
-        for r in 0..2 {
-            // SAFETY: two vectors per group, inside the caller's block.
-            let v = unsafe { _mm512_loadu_si512(block.add(QS + group * GROUP_BYTES + 64 * r).cast()) };
-            rows[r] = _mm512_and_si512(v, mask);
-            rows[r + 2] = _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask);
-        }
-        look_up(&TABLE, rows)
+        // SAFETY: a whole block, with two vectors of nibbles per group.
+        look_up(&TABLE, unsafe { both_nibbles_avx512::<2>(block.add(QS + group * GROUP_BYTES)) })
+    }
+}
+
+impl ScaleReader for Nvfp4 {
+    fn read(block: &[u8], group: usize) -> GroupScales {
+        GroupScales::of(|lane| half_ue4m3(block[group * LANES + lane]))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn scales_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
-        // SAFETY: the caller's block is large enough.
-        let d = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(block.add(group * LANES).cast()) });
+    unsafe fn read_avx512(block: *const u8, group: usize) -> (__m512, __m512) {
+        // SAFETY: a whole block, which begins with a byte for every group.
+        let d = unsafe { byte_lanes(block.add(group * LANES)) };
         let number = _mm512_cmpneq_epi32_mask(d, _mm512_set1_epi32(0x7f));
         let low = _mm512_and_si512(d, _mm512_set1_epi32(0x7f));
         let normal = _mm512_add_epi32(_mm512_slli_epi32::<20>(low), _mm512_set1_epi32(EXPONENT << 23));
@@ -66,13 +63,13 @@ unsafe impl Format for Nvfp4 {
     }
 }
 
-/// What a UE4M3 exponent (bias 7) lacks of an f32's (bias 127), less one for the halving.
+/// What is added to the exponent of a UE4M3 (bias 7) to make that of an f32 (bias 127), less one for the halving.
 const EXPONENT: i32 = 127 - 7 - 1;
-/// Half the step of UE4M3 numbers without exponent, 2^-9.
+/// Half of 2^-9, the step of UE4M3 numbers whose exponent is 0.
 const SUBNORMAL: f32 = 1.0 / 1024.0;
 
-/// Half a UE4M3 number, because the table is doubled: 4 bits of exponent, 3 of mantissa. ggml takes 0x7f, which is
-/// no number, as 0, and ignores the eighth bit of others (ggml-impl.h, `ggml_ue4m3_to_fp32`).
+/// Half a UE4M3 number, because the table is doubled: 4 bits of exponent, 3 of mantissa. ggml reads 0x7f, which is
+/// NaN, as 0, and ignores the eighth bit of others (ggml-impl.h, `ggml_ue4m3_to_fp32`).
 fn half_ue4m3(d: u8) -> f32 {
     match d & 0x7f {
         _ if d == 0x7f => 0.0,

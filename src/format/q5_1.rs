@@ -3,43 +3,32 @@
 
 use std::arch::x86_64::*;
 
-use super::q4_0::f16_lanes;
-use super::q5_0::{five_bits, five_bits_avx512};
-use super::{Format, GroupScales, LANES, f16_at};
+use super::quants::{five_bits, five_bits_avx512};
+use super::scales::OneScaleAndMin;
+use super::{Format, LANES};
 
 /// The type; see the module.
 pub struct Q5_1;
 
+/// Packed offset of the fifth bits, which the nibbles follow.
+const QH: usize = 4 * LANES;
+
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Q5_1 {
+    type Scales = OneScaleAndMin;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 0;
     const QUANT_NMSE: f32 = 1.4e-3;
     const Q_MAX: i32 = 31;
-    const HAS_MIN: bool = true;
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
-        five_bits(&block[4 * LANES..], |i, q| out[i] = q as i8);
-    }
-
-    fn scales(block: &[u8], _group: usize) -> GroupScales {
-        GroupScales {
-            scale: std::array::from_fn(|lane| f16_at(block, 2 * lane)),
-            min: std::array::from_fn(|lane| f16_at(block, 2 * LANES + 2 * lane)),
-        }
+        five_bits(&block[QH..], |i, q| out[i] = q as i8);
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, _group: usize) -> [__m512i; 8] {
-        // SAFETY: the caller's block is large enough.
-        unsafe { five_bits_avx512(block.add(4 * LANES)) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn scales_avx512(block: *const u8, _group: usize) -> (__m512, __m512) {
-        // SAFETY: the caller's block is large enough.
-        unsafe { (f16_lanes(block), f16_lanes(block.add(2 * LANES))) }
+        // SAFETY: a whole block, with 20 bytes of bits and nibbles per row.
+        unsafe { five_bits_avx512(block.add(QH)) }
     }
 }

@@ -1,5 +1,5 @@
-//! Decoders of the codebook types with codebooks made up, for tests without ggml: what ggml's functions do,
-//! one weight at a time.
+//! Decoders of the types with codebooks, for tests without ggml: they do what ggml's functions do, one weight at a
+//! time, with made-up codebooks.
 
 use std::ffi::{CStr, c_void};
 
@@ -8,10 +8,8 @@ use super::{Dequantise, WeightType};
 /// The weight types, all of them readable.
 pub fn all_types() -> &'static [WeightType] {
     for ty in WeightType::ALL {
-        if let Some(codebook) = ty.info().codebook {
-            // SAFETY: a decoder of that type.
-            assert!(unsafe { (codebook.read)(decoder(codebook.decoder)) }, "{ty:?}");
-        }
+        // SAFETY: `decoder` gives decoders of the type.
+        assert!(unsafe { ty.make_readable(|name| Some(decoder(name))) }, "{ty:?}");
     }
     WeightType::ALL
 }
@@ -30,19 +28,27 @@ pub fn decoder(name: &CStr) -> Dequantise {
     }
 }
 
-/// Number `j` of entry `index` in a codebook with these numbers.
+/// Number `j` of entry `index` in a made-up codebook of these numbers.
 fn entry(levels: &[f32], index: usize, j: usize) -> f32 {
     let hash = (index * 8 + j + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     levels[(hash >> 40) % levels.len()]
 }
 
-/// Writes the weights of blocks of `bytes`: scale and number without sign, and whether it is negative.
+/// Writes `n` weights of blocks of `bytes` bytes at `x`. `weight` gives scale, magnitude and sign (true: negative) of
+/// one weight of a block.
 ///
 /// # Safety
-/// As for [`Dequantise`].
-unsafe fn all(x: *const c_void, y: *mut f32, n: i64, bytes: usize, weight: impl Fn(&[u8], usize) -> (f32, f32, bool)) {
+/// **`n` weights**: `x` has the blocks of `n` weights, `y` room for `n` floats. That is what a caller of a
+/// [`Dequantise`] promises.
+unsafe fn decode_all(
+    x: *const c_void,
+    y: *mut f32,
+    n: i64,
+    bytes: usize,
+    weight: impl Fn(&[u8], usize) -> (f32, f32, bool),
+) {
     for i in 0..n as usize {
-        // SAFETY: so many blocks and weights were promised.
+        // SAFETY: `i` is below `n`.
         unsafe {
             let block = std::slice::from_raw_parts(x.cast::<u8>().add(i / 256 * bytes), bytes);
             let (scale, value, negative) = weight(block, i % 256);
@@ -59,7 +65,7 @@ fn f16(bits: usize) -> f32 {
     half::f16::from_bits(bits as u16).to_f32()
 }
 
-/// Sign `j` of 8 whose first 7 are `bits`.
+/// Sign `j` of 8, of which the first 7 are `bits`; the eighth makes the number of negative ones even.
 fn negative(bits: usize, j: usize) -> bool {
     if j == 7 { bits.count_ones() % 2 == 1 } else { bits >> j & 1 == 1 }
 }
@@ -77,8 +83,8 @@ unsafe extern "C" fn iq3_xxs(x: *const c_void, y: *mut f32, n: i64) {
         let value = entry(&LEVELS, b[2 + i / 4].into(), i % 4);
         (f16(word(b, 0)) * (0.5 + (dword >> 28) as f32) * 0.5, value, negative(dword >> (i % 32 / 8 * 7) & 127, i % 8))
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 98, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 98, weight) }
 }
 
 unsafe extern "C" fn iq3_s(x: *const c_void, y: *mut f32, n: i64) {
@@ -88,8 +94,8 @@ unsafe extern "C" fn iq3_s(x: *const c_void, y: *mut f32, n: i64) {
         let scale = f16(word(b, 0)) * (1.0 + 2.0 * nibble(b, 106, i / 32));
         (scale, entry(&LEVELS, index, i % 4), b[74 + i / 8] >> (i % 8) & 1 == 1)
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 110, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 110, weight) }
 }
 
 unsafe extern "C" fn iq2_xxs(x: *const c_void, y: *mut f32, n: i64) {
@@ -99,8 +105,8 @@ unsafe extern "C" fn iq2_xxs(x: *const c_void, y: *mut f32, n: i64) {
         let value = entry(&IQ2, b[at + i % 32 / 8].into(), i % 8);
         (f16(word(b, 0)) * (0.5 + (dword >> 28) as f32) * 0.25, value, negative(dword >> (i % 32 / 8 * 7) & 127, i % 8))
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 66, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 66, weight) }
 }
 
 unsafe extern "C" fn iq2_xs(x: *const c_void, y: *mut f32, n: i64) {
@@ -109,8 +115,8 @@ unsafe extern "C" fn iq2_xs(x: *const c_void, y: *mut f32, n: i64) {
         let scale = f16(word(b, 0)) * (0.5 + nibble(b, 66, i / 16)) * 0.25;
         (scale, entry(&IQ2, word_ & 511, i % 8), negative(word_ >> 9, i % 8))
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 74, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 74, weight) }
 }
 
 unsafe extern "C" fn iq2_s(x: *const c_void, y: *mut f32, n: i64) {
@@ -119,8 +125,8 @@ unsafe extern "C" fn iq2_s(x: *const c_void, y: *mut f32, n: i64) {
         let scale = f16(word(b, 0)) * (0.5 + nibble(b, 74, i / 16)) * 0.25;
         (scale, entry(&IQ2, index, i % 8), b[34 + i / 8] >> (i % 8) & 1 == 1)
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 82, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 82, weight) }
 }
 
 const IQ1: [f32; 3] = [-1.0, 0.0, 1.0];
@@ -132,8 +138,8 @@ unsafe extern "C" fn iq1_s(x: *const c_void, y: *mut f32, n: i64) {
         let delta = if high >> 15 == 1 { -0.125 } else { 0.125 };
         (f16(word(b, 0)) * (2 * (high >> 12 & 7) + 1) as f32, entry(&IQ1, index, i % 8) + delta, false)
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 50, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 50, weight) }
 }
 
 unsafe extern "C" fn iq1_m(x: *const c_void, y: *mut f32, n: i64) {
@@ -144,6 +150,6 @@ unsafe extern "C" fn iq1_m(x: *const c_void, y: *mut f32, n: i64) {
         let scale = d * (2 * (word(b, 48 + i / 64 * 2) >> (i / 16 % 4 * 3) & 7) + 1) as f32;
         (scale, entry(&IQ1, usize::from(b[i / 8]) | (high & 7) << 8, i % 8) + delta, false)
     };
-    // SAFETY: the caller's promise.
-    unsafe { all(x, y, n, 56, weight) }
+    // SAFETY: `n` weights.
+    unsafe { decode_all(x, y, n, 56, weight) }
 }

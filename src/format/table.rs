@@ -6,15 +6,15 @@
 //!     "doc";
 //! ```
 //!
-//! Everything that lists types is made of it: the modules of the types, `WeightType`, the
+//! Everything that lists types is made from it: the modules of the types, `WeightType`, the
 //! dispatch, the enum of the C header, and what C tests (`c_tests/types.h`), benchmarks and xtask know of them. The
 //! build script and xtask compile this file too, so it uses nothing of the library.
 //!
-//! The fields of a block are listed in their order, without gaps. `unit`: bytes of one row that stay together in a packed
-//! block (see [`Field`]). `after [...]`: data at the start of each row, which its blocks come after. No type that is
+//! The fields of a block are listed in their order, without gaps. `unit`: bytes of one row that stay together in a
+//! packed block (see [`Field`]). `after [...]`: data at the start of each row, before its blocks. No type that is
 //! packed has any yet.
 
-/// What the bytes of a field mean, as far as it matters to who makes random blocks.
+/// What the bytes of a field mean, as far as it matters for making random blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldKind {
     /// Half-precision numbers: scales, minima.
@@ -25,13 +25,13 @@ pub enum FieldKind {
     E8M0,
     /// Floats of 8 bits: 4 of exponent, 3 of mantissa, no sign.
     UE4M3,
-    /// Four 16-bit words, whose upper nibbles are one half-precision number, the lowest first.
+    /// Four 16-bit words whose upper nibbles make one half-precision number, the lowest nibble first.
     F16Nibbles,
-    /// Integers of any width that say how to read the quants: scales, signs.
+    /// Integers of any width that are no quants: scales, signs.
     U8,
     /// Quants.
     Quants,
-    /// Indices into a codebook that is read off the host.
+    /// Indices into a codebook of ggml's.
     Indices,
 }
 
@@ -43,7 +43,7 @@ pub struct Field {
     pub name: &'static str,
     /// What it holds.
     pub kind: FieldKind,
-    /// First byte in the plain block.
+    /// Offset of its first byte in the plain block.
     pub offset: usize,
     /// Bytes.
     pub len: usize,
@@ -71,21 +71,21 @@ pub struct TypeRow {
     pub number: i32,
     /// ggml's name, as `ggml_type_name` gives it.
     pub name: &'static str,
-    /// Who has it.
+    /// The hosts that have it.
     pub origin: Origin,
-    /// Whether quantisers refuse to make it without an importance matrix.
+    /// Whether quantisers need an importance matrix to make it.
     pub by_importance: bool,
     /// Weights per block.
     pub block: usize,
     /// Bytes per block.
     pub bytes: usize,
-    /// The block.
+    /// The fields of a block.
     pub fields: &'static [Field],
-    /// What comes before the first block of a row.
+    /// Fields before the first block of a row.
     pub row_fields: &'static [Field],
 }
 
-/// Fields that follow one another: names, kinds, bytes and units.
+/// Fields without gaps, from their names, kinds, bytes and units.
 pub const fn fields<const N: usize>(list: [(&'static str, FieldKind, usize, usize); N]) -> [Field; N] {
     let mut fields = [Field { name: "", kind: FieldKind::U8, offset: 0, len: 0, unit: 1 }; N];
     let (mut i, mut offset) = (0, 0);
@@ -98,7 +98,7 @@ pub const fn fields<const N: usize>(list: [(&'static str, FieldKind, usize, usiz
     fields
 }
 
-/// Calls the macro `$then` with `$args`, in brackets, and the rows.
+/// Calls the macro `$then` with `[$args]` and all rows.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! for_weight_types {
@@ -207,7 +207,7 @@ macro_rules! rows {
         of $origin:ident $(by $importance:ident)?, $block:literal in $bytes:literal,
         [$($field:ident: $kind:ident $len:literal/$unit:literal),*] $(after [$($rest:tt)*])?, $doc:literal;
     )*) => {
-        /// All rows, in ggml's order.
+        /// All rows, in the order of their numbers.
         pub const ROWS: &[TypeRow] = &[$(TypeRow {
             capitals: stringify!($variant),
             number: $number,

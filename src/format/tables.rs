@@ -1,4 +1,5 @@
-//! Indices into fixed tables of signed values: IQ4_NL, IQ4_XS, IQ4_K, MXFP4, NVFP4, and what look-ups share.
+//! Types whose quants are indices into a small fixed table of signed values: the tables that several types share, and
+//! looking up in registers.
 
 use std::arch::x86_64::*;
 
@@ -7,10 +8,10 @@ pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 1
 
 /// The values of MXFP4 and NVFP4: E2M1 numbers, doubled (ggml-common.h, `kvalues_fp4`).
 pub(super) const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-/// What is added to [`FP4`] for unsigned values.
+/// [`FP4`] plus this is unsigned.
 pub(super) const FP4_ZERO_POINT: i32 = 12;
 
-/// A table with the zero point added.
+/// A table of unsigned values: with the zero point added.
 pub(super) const fn unsigned<const N: usize>(table: &[i8; N], zero_point: i32) -> [u8; N] {
     let mut out = [0; N];
     let mut i = 0;
@@ -21,15 +22,15 @@ pub(super) const fn unsigned<const N: usize>(table: &[i8; N], zero_point: i32) -
     out
 }
 
-/// The first 16 entries, for shuffles of every byte.
+/// The first 16 entries, four times: a table for `_mm512_shuffle_epi8`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn sixteen(table: &[u8]) -> __m512i {
-    // SAFETY: the slice is 16 bytes, or this panics.
+    // SAFETY: the slice has 16 bytes, or slicing panics.
     _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table[..16].as_ptr().cast()) })
 }
 
-/// The values of `indices` (every byte below 16).
+/// The values of `indices`, of which every byte is below 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn look_up(table: &[u8; 16], indices: [__m512i; 8]) -> [__m512i; 8] {

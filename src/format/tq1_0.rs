@@ -7,21 +7,20 @@
 
 use std::arch::x86_64::*;
 
-use super::q4_0::f16_lanes;
-use super::{Format, GroupScales, LANES, f16_at};
+use super::lanes::dword_lanes;
+use super::quants::put;
+use super::scales::OneScale;
+use super::{Format, LANES};
 
 /// The type; see the module.
 pub struct Tq1_0;
 
-/// Packed offset of d.
-const D: usize = 52 * LANES;
-
 /// Powers of 3.
 const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
 
-/// Packed offset of the bytes that vector `r` of group `group` is made of, and which digit it is.
+/// Packed offset of the bytes that vector `r` of group `group` comes from, and which digit of them it is.
 #[inline]
-fn place(group: usize, r: usize) -> (usize, usize) {
+fn vector_source(group: usize, r: usize) -> (usize, usize) {
     // Numbered by 4 weights: 8 vectors per digit, then 4, then 1.
     match group * 8 + r {
         v @ ..40 => (v % 8 * 64, v / 8),
@@ -30,7 +29,7 @@ fn place(group: usize, r: usize) -> (usize, usize) {
     }
 }
 
-/// One digit of every byte: two factors per 16 bits, for the even bytes and for the odd ones.
+/// Cuts one digit out of every byte. A 16-bit lane has two bytes; each has a factor of its own.
 struct Digit {
     even: __m512i,
     odd: __m512i,
@@ -40,7 +39,7 @@ impl Digit {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn new(number: usize) -> Self {
-        /// In both halves of 32 bits.
+        /// For even and odd bytes, repeated in both halves of 32 bits.
         const FACTORS: [[i32; 2]; 5] = {
             let mut factors = [[0; 2]; 5];
             let mut i = 0;
@@ -55,8 +54,9 @@ impl Digit {
         Self { even: _mm512_set1_epi32(even), odd: _mm512_set1_epi32(odd) }
     }
 
-    /// Multiplied by the power of 3, a byte's fraction is in the high byte of 16 bits: what is whole drops out.
-    /// Three times that has the digit behind 16 bits, or, times 256, in the high byte again.
+    /// A byte times the power of 3 leaves its fraction in the high byte of a 16-bit lane; the whole part drops out.
+    /// Three times the fraction has the digit above the lane: `mulhi` by 3 gives it, and by 3 * 256 gives it in the
+    /// high byte.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn of(&self, v: __m512i) -> __m512i {
@@ -71,31 +71,27 @@ impl Digit {
 
 // SAFETY: constants as in ggml-common.h.
 unsafe impl Format for Tq1_0 {
+    type Scales = OneScale<52>;
     const GROUP: usize = 32;
     const ZERO_POINT: i32 = 1;
-    /// Weights that are not ternary by training: 0.65.
+    /// Of weights that were not trained as ternary: 0.65.
     const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 2;
-    const HAS_MIN: bool = false;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
-        for (i, o) in out[..Self::GROUP * LANES].iter_mut().enumerate() {
-            let (at, digit) = place(group, i / 64);
+        put::<Self>(out, |i| {
+            let (at, digit) = vector_source(group, i / 64);
             let fraction = block[at + i % 64].wrapping_mul(POWERS[digit]);
-            *o = ((u16::from(fraction) * 3) >> 8) as i8 - 1;
-        }
-    }
-
-    fn scales(block: &[u8], _group: usize) -> GroupScales {
-        GroupScales { scale: std::array::from_fn(|lane| f16_at(block, D + 2 * lane)), ..Default::default() }
+            ((u16::from(fraction) * 3) >> 8) as i8 - 1
+        });
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn quants_avx512(block: *const u8, group: usize) -> [__m512i; 8] {
-        // SAFETY: vectors of the caller's block.
-        let load = |at: usize| unsafe { _mm512_loadu_si512(block.add(at).cast()) };
-        // As `place` has it, with the number of a digit known or the same for many vectors.
+        // SAFETY: a whole block, which begins with 52 bytes of digits per row.
+        let load = |at: usize| unsafe { dword_lanes(block.add(at)) };
+        // As in `vector_source`, but with digits that the compiler knows or that many vectors share.
         match group {
             0..=4 => {
                 let digit = Digit::new(group);
@@ -112,12 +108,5 @@ unsafe impl Format for Tq1_0 {
                 })
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn scales_avx512(block: *const u8, _group: usize) -> (__m512, __m512) {
-        // SAFETY: the caller's block is large enough.
-        (unsafe { f16_lanes(block.add(D)) }, _mm512_setzero_ps())
     }
 }

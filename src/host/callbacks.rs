@@ -13,7 +13,7 @@ use libc::c_void;
 use super::core::Core;
 use super::objects::{BufferInterface, BufferTypeInterface, RawBuffer, RawBufferType};
 use super::tensor::{RawTensor, Tensor};
-use crate::buffer::Place;
+use crate::buffer::TensorBytes;
 use crate::buffer::held::{self, Held};
 use crate::cpu::memory::Region;
 use crate::diag::border::ffi_boundary;
@@ -81,7 +81,13 @@ fn forget<S: FlavourBuffers>(tensor: Tensor) {
 ///
 /// # Safety
 /// `t` must lie in one of our buffers.
-unsafe fn place<S: FlavourBuffers>(what: &str, t: Tensor, data: *const c_void, offset: usize, size: usize) -> Place {
+unsafe fn place<S: FlavourBuffers>(
+    what: &str,
+    t: Tensor,
+    data: *const c_void,
+    offset: usize,
+    size: usize,
+) -> TensorBytes {
     // SAFETY: LIVE TENSOR.
     let (core, nbytes) = (S::core(), unsafe { S::core().nbytes(t.address()) });
     if offset.checked_add(size).is_none_or(|end| end > nbytes) {
@@ -99,9 +105,9 @@ unsafe fn place<S: FlavourBuffers>(what: &str, t: Tensor, data: *const c_void, o
             if !shape.contains(at, size) {
                 core.abort(&format!("{what}: the view {} leaves its tensor of {} bytes", t.name(), shape.plain_size()));
             }
-            Place::Packed(shape, base, at)
+            TensorBytes::Packed(shape, base, at)
         }
-        None => Place::Plain(t.data().cast::<u8>().wrapping_add(offset)),
+        None => TensorBytes::Plain(t.data().cast::<u8>().wrapping_add(offset)),
     }
 }
 

@@ -43,9 +43,8 @@ fn decoder(name: &'static CStr) -> Option<Dequantise> {
 /// Makes sure that products with `ty` can be computed: if the type has a codebook that was not read yet, it is read off
 /// ggml's decoder. False if there is no decoder, or if it decodes in another way than is known here.
 pub fn make_readable(ty: WeightType) -> bool {
-    let Some(codebook) = ty.info().codebook.filter(|c| !(c.is_there)()) else { return true };
-    // SAFETY: the decoder is ggml's of that name.
-    decoder(codebook.decoder).is_some_and(|decode| unsafe { (codebook.read)(decode) })
+    // SAFETY: what `decoder` finds is ggml's function of that name.
+    unsafe { ty.make_readable(decoder) }
 }
 
 /// The last number that every ggml since 2024 has in its table of types.

@@ -118,10 +118,10 @@ impl Shape {
             unsafe {
                 let block = base.add(run.block);
                 if run.len == info.bytes {
-                    info.layout.scatter(block, run.lane, plain.as_ptr().add(run.at));
+                    info.fields.scatter(block, run.lane, plain.as_ptr().add(run.at));
                 } else {
                     for i in 0..run.len {
-                        *block.add(info.layout.index(run.lane, run.byte + i)) = plain[run.at + i];
+                        *block.add(info.fields.index(run.lane, run.byte + i)) = plain[run.at + i];
                     }
                 }
             }
@@ -140,10 +140,10 @@ impl Shape {
             unsafe {
                 let block = base.add(run.block);
                 if run.len == info.bytes {
-                    info.layout.gather(plain.as_mut_ptr().add(run.at), block, run.lane);
+                    info.fields.gather(plain.as_mut_ptr().add(run.at), block, run.lane);
                 } else {
                     for i in 0..run.len {
-                        plain[run.at + i] = *block.add(info.layout.index(run.lane, run.byte + i));
+                        plain[run.at + i] = *block.add(info.fields.index(run.lane, run.byte + i));
                     }
                 }
             }
@@ -160,7 +160,7 @@ impl Shape {
         self.for_each_run(offset, len, |run| {
             for i in 0..run.len {
                 // SAFETY: the run's block lies inside the packed tensor.
-                unsafe { *base.add(run.block + info.layout.index(run.lane, run.byte + i)) = value };
+                unsafe { *base.add(run.block + info.fields.index(run.lane, run.byte + i)) = value };
             }
         });
     }

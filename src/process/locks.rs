@@ -1,5 +1,6 @@
-//! Locks. A thread that panics leaves what they protect whole. In a forked child nobody holds them: if a thread that the child
-//! does not have was writing when its process was forked, what the lock protects begins anew, for it may be half written.
+//! Locks that survive a fork. In a forked child nobody holds them. If another thread of the parent was writing when it
+//! forked, the value may be half written: in the child it begins anew with its default. A panic does not poison a lock:
+//! the code under these locks leaves values whole when it panics.
 
 use std::cell::UnsafeCell;
 use std::mem::ManuallyDrop;
@@ -10,18 +11,19 @@ use std::time::Duration;
 
 use super::{generation, settled};
 
-/// Set in the number of the process that a lock belongs to: that is about to take it over.
+/// Added to the number of a process that is about to take a lock over.
 const TAKING: u32 = 1 << 31;
 
-/// A lock of the standard library, the number of the process that it belongs to (0: the first that uses it), and whether
-/// somebody writes what it protects.
+/// A lock of the standard library, and who uses it.
 struct Owned<L> {
+    /// The number of the process that it belongs to; 0 until it is used.
     process: AtomicU32,
+    /// Whether a thread may be writing the value.
     writes: AtomicBool,
     lock: UnsafeCell<L>,
 }
 
-/// What the two kinds have in common.
+/// What both kinds of locks can do.
 trait Lock<T> {
     fn make(value: T) -> Self;
     fn take(self) -> T;
@@ -52,7 +54,7 @@ impl<L> Owned<L> {
         Self { process: AtomicU32::new(0), writes: AtomicBool::new(false), lock: UnsafeCell::new(lock) }
     }
 
-    /// The lock, which threads of this process hold or nobody.
+    /// The lock. If anybody holds it, it is a thread of this process.
     #[inline]
     fn of_this_process<T: Default>(&self) -> &L
     where
@@ -61,7 +63,7 @@ impl<L> Owned<L> {
         if self.process.load(Ordering::Acquire) != generation() {
             self.take_over();
         }
-        // SAFETY: it is not written any more in this process.
+        // SAFETY: it belongs to this process, where it is not replaced any more.
         unsafe { &*self.lock.get() }
     }
 
@@ -77,7 +79,7 @@ impl<L> Owned<L> {
                 return;
             }
             if of == mine | TAKING {
-                // Another thread of this process does it; it takes no time.
+                // Another thread of this process is taking it over, which takes no time.
                 std::thread::yield_now();
                 continue;
             }
@@ -85,11 +87,11 @@ impl<L> Owned<L> {
             if settled(take).is_err() {
                 continue;
             }
-            // Forked while the parent took it over from its own parent: half done, perhaps.
+            // The first: this process was forked while its parent took the lock over, which may be half done.
             let is_torn = of & TAKING != 0 || self.writes.load(Ordering::Relaxed);
             if of != 0 {
-                // SAFETY: no thread of this process uses the lock before it belongs to it. What may be half written is left where
-                // it is, and never looked at.
+                // SAFETY: no thread of this process uses the lock before it belongs to this process. A value that may
+                // be half written is never read; its memory leaks.
                 unsafe {
                     let value = if is_torn { T::default() } else { self.lock.get().read().take() };
                     self.lock.get().write(L::make(value));
@@ -103,10 +105,10 @@ impl<L> Owned<L> {
     }
 }
 
-/// One at a time.
+/// A lock that one thread holds at a time.
 pub struct Mutex<T>(Owned<std::sync::Mutex<T>>);
 
-// SAFETY: as the lock inside; it is replaced only while nobody uses it.
+// SAFETY: as for the lock inside, which is replaced only while nobody uses it.
 unsafe impl<T: Send> Sync for Mutex<T> {}
 
 impl<T> Mutex<T> {
@@ -117,20 +119,20 @@ impl<T> Mutex<T> {
 }
 
 impl<T: Default> Mutex<T> {
-    /// Waits for it.
+    /// Waits until no other thread holds the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let guard = self.0.of_this_process().lock().unwrap_or_else(PoisonError::into_inner);
-        MutexGuard(Writing::begin(guard, &self.0.writes))
+        WriteGuard::begin(guard, &self.0.writes)
     }
 }
 
-/// One that writes, or any number that read.
+/// A lock that one thread holds for writing, or any number for reading.
 pub struct RwLock<T>(Owned<std::sync::RwLock<T>>);
 
-// SAFETY: as for a mutex.
+// SAFETY: as for the lock inside, which is replaced only while nobody uses it.
 unsafe impl<T: Send + Sync> Sync for RwLock<T> {}
 
-/// Reads what a lock protects.
+/// Holds an [`RwLock`] for reading.
 pub type RwLockReadGuard<'a, T> = std::sync::RwLockReadGuard<'a, T>;
 
 impl<T> RwLock<T> {
@@ -149,27 +151,32 @@ impl<T: Default> RwLock<T> {
     /// Waits until nobody reads or writes.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         let guard = self.0.of_this_process().write().unwrap_or_else(PoisonError::into_inner);
-        RwLockWriteGuard(Writing::begin(guard, &self.0.writes))
+        WriteGuard::begin(guard, &self.0.writes)
     }
 }
 
-/// A guard that may write, and the lock's word that says so.
-struct Writing<'a, G> {
+/// A guard of the standard library through which the value may be written. While it lives, the lock's `writes` says so.
+pub struct WriteGuard<'a, G> {
     guard: ManuallyDrop<G>,
     writes: &'a AtomicBool,
 }
 
-impl<'a, G> Writing<'a, G> {
+/// Holds a [`Mutex`].
+pub type MutexGuard<'a, T> = WriteGuard<'a, std::sync::MutexGuard<'a, T>>;
+/// Holds an [`RwLock`] for writing.
+pub type RwLockWriteGuard<'a, T> = WriteGuard<'a, std::sync::RwLockWriteGuard<'a, T>>;
+
+impl<'a, G> WriteGuard<'a, G> {
+    /// Before anything is written.
     fn begin(guard: G, writes: &'a AtomicBool) -> Self {
-        // Before anything is written.
         settled(|| writes.swap(true, Ordering::AcqRel));
         Self { guard: ManuallyDrop::new(guard), writes }
     }
 
-    /// The guard, after what was written.
+    /// The guard inside, after everything was written.
     fn end(mut self) -> (G, &'a AtomicBool) {
         settled(|| self.writes.store(false, Ordering::Release));
-        // SAFETY: nobody uses it afterwards.
+        // SAFETY: it is not used again: `self` is forgotten.
         let guard = unsafe { ManuallyDrop::take(&mut self.guard) };
         let writes = self.writes;
         std::mem::forget(self);
@@ -177,72 +184,53 @@ impl<'a, G> Writing<'a, G> {
     }
 }
 
-impl<G> Drop for Writing<'_, G> {
+impl<G> Drop for WriteGuard<'_, G> {
     fn drop(&mut self) {
         settled(|| self.writes.store(false, Ordering::Release));
-        // SAFETY: nobody uses it afterwards.
+        // SAFETY: it is not used again.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
     }
 }
 
-/// Holds a [`Mutex`].
-pub struct MutexGuard<'a, T>(Writing<'a, std::sync::MutexGuard<'a, T>>);
-/// Holds a [`RwLock`] for writing.
-pub struct RwLockWriteGuard<'a, T>(Writing<'a, std::sync::RwLockWriteGuard<'a, T>>);
+impl<G: Deref> Deref for WriteGuard<'_, G> {
+    type Target = G::Target;
 
-impl<T> Deref for MutexGuard<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0.guard
+    fn deref(&self) -> &G::Target {
+        &self.guard
     }
 }
 
-impl<T> DerefMut for MutexGuard<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.0.guard
+impl<G: DerefMut> DerefMut for WriteGuard<'_, G> {
+    fn deref_mut(&mut self) -> &mut G::Target {
+        &mut self.guard
     }
 }
 
-impl<T> Deref for RwLockWriteGuard<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0.guard
-    }
-}
-
-impl<T> DerefMut for RwLockWriteGuard<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.0.guard
-    }
-}
-
-/// Where threads wait until what a mutex protects has changed.
+/// Where threads wait until the value of a mutex has changed.
 #[derive(Default)]
 pub struct Condvar(std::sync::Condvar);
 
 impl Condvar {
-    /// Nobody waits.
+    /// Nobody waits yet.
     pub const fn new() -> Self {
         Self(std::sync::Condvar::new())
     }
 
-    /// Gives the lock away as long as `is` holds, which only looks.
+    /// Releases the lock while `is` is true, and takes it again. `is` must only read the value.
     pub fn wait_while<'a, T>(&self, guard: MutexGuard<'a, T>, is: impl FnMut(&mut T) -> bool) -> MutexGuard<'a, T> {
-        let (guard, writes) = guard.0.end();
+        let (guard, writes) = guard.end();
         let guard = self.0.wait_while(guard, is).unwrap_or_else(PoisonError::into_inner);
-        MutexGuard(Writing::begin(guard, writes))
+        WriteGuard::begin(guard, writes)
     }
 
-    /// Gives the lock away until somebody wakes this thread, or for so long.
+    /// Releases the lock until another thread wakes this one, or for `time`, and takes it again.
     pub fn wait_timeout<'a, T>(&self, guard: MutexGuard<'a, T>, time: Duration) -> MutexGuard<'a, T> {
-        let (guard, writes) = guard.0.end();
+        let (guard, writes) = guard.end();
         let (guard, _) = self.0.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner);
-        MutexGuard(Writing::begin(guard, writes))
+        WriteGuard::begin(guard, writes)
     }
 
-    /// Wakes all that wait.
+    /// Wakes all threads that wait.
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
@@ -255,7 +243,7 @@ mod tests {
     use super::super::tests::in_child;
     use super::*;
 
-    /// Forks while another thread is in `hold`, which calls what it is given when it holds something.
+    /// Forks while another thread is in `hold`, which calls its argument once it holds a lock.
     fn while_held(hold: impl Fn(&dyn Fn()) + Send + 'static, in_the_child: impl Fn() -> bool) {
         let ((told, is_held), (let_go, go_on)) = (channel(), channel::<()>());
         let holder = std::thread::spawn(move || {
@@ -266,7 +254,7 @@ mod tests {
         });
         is_held.recv().unwrap();
         for bare in [false, true] {
-            // A child of a child too, which finds what its parent has taken over.
+            // Also in a child's child, which finds locks that its parent has taken over.
             assert!(in_child(bare, || in_the_child() && in_child(bare, &in_the_child)));
         }
         drop(let_go);
@@ -274,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_child_nobody_holds_what_is_whole() {
+    fn in_a_child_nobody_holds_a_lock_and_whole_values_stay() {
         static MUTEX: Mutex<Vec<u32>> = Mutex::new(Vec::new());
         static LOCK: RwLock<Vec<u32>> = RwLock::new(Vec::new());
         MUTEX.lock().push(1);
@@ -293,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_child_what_was_being_written_begins_anew() {
+    fn in_a_child_a_value_that_was_being_written_begins_anew() {
         static MUTEX: Mutex<Vec<u32>> = Mutex::new(Vec::new());
         static LOCK: RwLock<Vec<u32>> = RwLock::new(Vec::new());
         while_held(
@@ -316,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_change_is_told() {
+    fn a_thread_that_waits_for_a_change_is_woken() {
         static MUTEX: Mutex<u32> = Mutex::new(0);
         static CHANGED: Condvar = Condvar::new();
         std::thread::scope(|scope| {
@@ -326,7 +314,7 @@ mod tests {
             });
             assert_eq!(*CHANGED.wait_while(MUTEX.lock(), |number| *number == 0), 1);
         });
-        // Who waits, writes nothing.
+        // A thread that waits for the lock writes nothing.
         while_held(
             |held| {
                 held();

@@ -1,4 +1,4 @@
-//! Things that are made once, by whoever wants them first.
+//! Values that are made once, by the first thread that wants them; also when a process forks while one is being made.
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -7,24 +7,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{generation, settled, sleep, wake_all};
 
-/// Nobody makes it.
+/// State: not made, and no thread is making it.
 const NOBODY: u32 = 0;
-/// It is there.
+/// State: made.
 const THERE: u32 = u32::MAX;
-/// Lowest bit, while it is made: somebody sleeps until it is there. The others are the number of the process whose thread
-/// makes it.
+/// In any other state a thread is making it. The upper 31 bits are the number of its process; the lowest bit says that
+/// other threads sleep until it is there.
 const ASLEEP: u32 = 1;
 
-/// What is made at most once in a process, and never again in its children once it is there. If a thread was about to make
-/// it when another one forked, the child makes it anew; whatever the thread had done by then stays as it is.
+/// A value that is made at most once in a process, and once made not again in its children. If a thread was making it
+/// when another one forked, the child makes it anew; side effects that it had until then stay.
 pub struct Once<T> {
     state: AtomicU32,
     value: UnsafeCell<MaybeUninit<T>>,
 }
 
-// SAFETY: one thread writes the value, before any other reads it.
+// SAFETY: one thread writes the value, and others read it only afterwards.
 unsafe impl<T: Send + Sync> Sync for Once<T> {}
-// SAFETY: nobody makes it while it moves.
+// SAFETY: a `Once` that moves is not borrowed, so no thread is making the value.
 unsafe impl<T: Send> Send for Once<T> {}
 
 impl<T> Once<T> {
@@ -33,14 +33,14 @@ impl<T> Once<T> {
         Self { state: AtomicU32::new(NOBODY), value: UnsafeCell::new(MaybeUninit::uninit()) }
     }
 
-    /// It, if it is there. Never waits.
+    /// The value, if it was made. Never waits.
     #[inline]
     pub fn get(&self) -> Option<&T> {
-        // SAFETY: written before, and not written any more.
+        // SAFETY: the value was written before the state became `THERE`, and is not written again.
         (self.state.load(Ordering::Acquire) == THERE).then(|| unsafe { (*self.value.get()).assume_init_ref() })
     }
 
-    /// It; made by `make` if nobody was earlier. If `make` panics, the next one tries.
+    /// The value; made by `make` if it was not made yet. If `make` panics, the next caller makes it.
     #[inline]
     pub fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
         match self.get() {
@@ -49,7 +49,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// Makes it of `value`, or gives that back.
+    /// Sets the value; gives `value` back if it was made before.
     pub fn set(&self, value: T) -> Result<(), T> {
         let mut value = Some(value);
         self.get_or_init(|| value.take().expect("asked once"));
@@ -75,18 +75,18 @@ impl<T> Once<T> {
                 }
                 continue;
             }
-            // Nobody makes it, or a thread that only a process had that this one was forked from.
+            // Nobody is making it, or only a thread of a process that this one was forked from.
             if !exchange(mine) {
                 continue;
             }
             let making = Making { state: &self.state, mine };
             let value = made.take().unwrap_or_else(|| make.take().expect("made at most once")());
             if self.state.load(Ordering::Relaxed) & !ASLEEP != mine {
-                // This thread was forked in `make`, and then asked for it once more.
+                // `make` forked, and asked for the value in the child: the state is not this thread's any more.
                 made = Some(value);
                 continue;
             }
-            // SAFETY: nobody else writes it, or reads it before it is there.
+            // SAFETY: only the thread in the state writes the value; others read it once it is `THERE`.
             unsafe { (*self.value.get()).write(value) };
             making.end(THERE);
         }
@@ -102,13 +102,13 @@ impl<T> Default for Once<T> {
 impl<T> Drop for Once<T> {
     fn drop(&mut self) {
         if *self.state.get_mut() == THERE {
-            // SAFETY: it is there, and used no more.
+            // SAFETY: the value was made, and is not used again.
             unsafe { self.value.get_mut().assume_init_drop() };
         }
     }
 }
 
-/// While it is made: ends with nothing, if it panics.
+/// Lives while a thread makes the value; dropped by a panic, it makes the state `NOBODY` again.
 struct Making<'a> {
     state: &'a AtomicU32,
     mine: u32,
@@ -135,7 +135,7 @@ impl Drop for Making<'_> {
     }
 }
 
-/// What is made by the first who uses it.
+/// A value that is made when it is used first.
 pub struct Lazy<T> {
     once: Once<T>,
     make: fn() -> T,
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_made_once_and_all_others_wait() {
+    fn a_value_is_made_once_and_all_other_threads_wait() {
         let (once, made) = (Once::new(), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_leaves_it_to_the_next_and_what_was_made_is_dropped() {
+    fn after_a_panic_the_next_caller_makes_it_and_what_was_made_is_dropped() {
         let (once, value) = (Once::new(), Arc::new(1));
         assert!(catch_unwind(AssertUnwindSafe(|| once.get_or_init(|| panic!("planted")))).is_err());
         assert!(once.get().is_none());
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_makes_what_a_thread_of_its_parent_was_about_to_make() {
+    fn a_child_makes_what_a_thread_of_its_parent_was_making() {
         static ONCE: Once<u32> = Once::new();
         static LAZY: Lazy<Vec<u32>> = Lazy::new(|| vec![1]);
         static IS_MAKING: AtomicBool = AtomicBool::new(false);
@@ -227,10 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_forks_while_it_makes_it_makes_it_in_both() {
+    fn a_thread_that_forks_in_make_makes_the_value_in_both_processes() {
         static ONCE: Once<u32> = Once::new();
         let made = *ONCE.get_or_init(|| {
-            // Asks again in the child, where nobody is about to make it.
+            // Asks for it in the child, where nobody is making it.
             assert!(in_child(false, || *ONCE.get_or_init(|| 2) == 2));
             1
         });

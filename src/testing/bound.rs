@@ -1,39 +1,40 @@
-//! The judge of products: the bound that the header promises for every row of a result, and what it is measured
-//! with: the product in double precision, and what 8 bits per 32 activations on exact weights would give.
+//! Judges products by the bound that the header promises for every row of a result (docs/numerics.md). It is measured
+//! against the product in double precision, and in units of the error that 8 bits per 32 activations with exact weights
+//! would have.
 //!
-//! `c_tests/bound.hpp` is the same for hosts.
+//! `c_tests/bound.hpp` does the same for hosts.
 
 use crate::format::ACT_BLOCK;
 use crate::panel::weights::Shape;
 use crate::testing::random::dequantise;
 use crate::with_format;
 
-/// Results of a row that a mean of squares needs to say something. Rows of fewer columns are pooled over draws of the
-/// weights until they have as many.
+/// The fewest results of a row whose mean of squares means something. Rows with fewer columns are pooled over draws of
+/// the weights until they have as many.
 pub const OUTPUTS: usize = 256;
 
-/// Activations below may count as zero.
+/// Activations whose magnitude is below this may count as zero.
 const ZERO: f64 = 1e-30;
 
-/// Rows of activations that share a walk through the weights.
+/// Rows of activations that are multiplied at once.
 const ROWS: usize = 4;
 
-/// Largest NMSE of a row: twice that of 8 bits per 32 activations (`e8`) or a tenth of the weight type's own error, the
-/// latter at most 3e-4; and never less than 1e-5.
+/// The largest NMSE that a row may have: the larger of twice that of 8 bits per 32 activations (`e8`) and a tenth of
+/// the weight type's own, which counts as 3e-4 at most; but at least 1e-5.
 pub fn row_bound(quant_nmse: f64, e8: f64) -> f64 {
     (2.0 * e8).max((quant_nmse / 10.0).min(3e-4)).max(1e-5)
 }
 
-/// What the results of one row of activations add up to; draws of other weights are added with [`Row::add`].
+/// Sums over the results of one row of activations; [`Row::add`] adds those of another draw of weights.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Row {
     /// Results so far.
     pub outputs: usize,
-    /// Squares of the exact results.
+    /// Sum of squares of the exact results.
     pub size: f64,
-    /// Squared errors.
+    /// Sum of squared errors.
     pub error: f64,
-    /// Squared errors of 8 bits per 32 activations.
+    /// Sum of squared errors of 8 bits per 32 activations.
     pub error8: f64,
 }
 
@@ -51,12 +52,12 @@ impl Row {
         ratio(self.error, self.size)
     }
 
-    /// The same of 8 bits per 32 activations.
+    /// The NMSE of 8 bits per 32 activations.
     pub fn e8(&self) -> f64 {
         ratio(self.error8, self.size)
     }
 
-    /// Whether the row keeps the bound; what it has and what it may have, if not.
+    /// Whether the row keeps the bound; if not, a text with its NMSE and the bound.
     pub fn judge(&self, quant_nmse: f32) -> Result<(), String> {
         assert!(self.outputs >= OUTPUTS, "{} results of a row, {OUTPUTS} are needed", self.outputs);
         let bound = row_bound(quant_nmse.into(), self.e8());
@@ -68,7 +69,7 @@ impl Row {
     }
 }
 
-/// No error of nothing is none.
+/// An error of 0 counts as 0, also if the size is 0.
 fn ratio(error: f64, size: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / size }
 }
@@ -87,7 +88,7 @@ impl Matrix {
         Self { k, values }
     }
 
-    /// What a packed matrix stands for, all its slices.
+    /// A packed matrix, all its slices.
     pub fn packed(shape: &Shape, packed: &[u8]) -> Self {
         let mut values = vec![0.0; shape.k * shape.n * shape.slices];
         for (packed, values) in packed.chunks(shape.slice_packed).zip(values.chunks_mut(shape.k * shape.n)) {
@@ -96,12 +97,12 @@ impl Matrix {
         Self::new(shape.k, values)
     }
 
-    /// Rows of the matrix: columns of a product.
+    /// Rows of the matrix, which are columns of a product.
     pub fn columns(&self) -> usize {
         self.values.len() / self.k
     }
 
-    /// Looks at rows of results `out` for as many rows of activations `x`, both contiguous.
+    /// Compares rows of results `out` with the exact ones for as many rows of activations `x`, both contiguous.
     pub fn measure(&self, x: &[f32], out: &[f32]) -> Vec<Row> {
         let (k, n) = (self.k, self.columns());
         let m = x.len() / k;
@@ -113,7 +114,8 @@ impl Matrix {
         rows
     }
 
-    /// Judges every row of a product; if it has fewer columns than [`OUTPUTS`], all rows together, which should be alike.
+    /// Judges every row of a product. If it has fewer columns than [`OUTPUTS`], judges all rows together: they should
+    /// be of the same kind.
     pub fn judge(&self, quant_nmse: f32, x: &[f32], out: &[f32]) -> Result<(), String> {
         let rows = self.measure(x, out);
         if self.columns() < OUTPUTS {
@@ -124,7 +126,7 @@ impl Matrix {
         rows.iter().enumerate().try_for_each(|(i, row)| row.judge(quant_nmse).map_err(|why| format!("row {i}: {why}")))
     }
 
-    /// Up to [`ROWS`] rows.
+    /// [`Matrix::measure`] for up to [`ROWS`] rows.
     fn measure_some(&self, x: &[f32], out: &[f32], rows: &mut Vec<Row>) {
         let (k, n) = (self.k, self.columns());
         let mut exact = vec![0.0; ROWS * k];
@@ -136,7 +138,7 @@ impl Matrix {
         let first = rows.len();
         rows.extend((0..x.len() / k).map(|_| Row { outputs: n, ..Row::default() }));
         let rows = &mut rows[first..];
-        // Rows that have them; others have nothing to be let off.
+        // Rows without tiny activations have no allowance.
         let tiny: Vec<Option<Vec<f64>>> = exact.chunks(k).map(tiny).collect();
         for (column, w) in self.values.chunks(k).enumerate() {
             let (want, with8) = dots(w, &exact, &eight);
@@ -145,7 +147,7 @@ impl Matrix {
                 let allowed = tiny[i].as_ref().map_or(0.0, |t| t.iter().zip(w).map(|(t, w)| t * w.abs()).sum::<f64>());
                 let error = |got: f64| {
                     let d = (got - want[i]).abs();
-                    // Written so that NaN stays NaN.
+                    // The comparison is such that NaN stays NaN.
                     if d <= allowed { 0.0 } else { (d - allowed).powi(2) }
                 };
                 row.size += want[i].powi(2);
@@ -164,7 +166,7 @@ fn widen(x: &[f32], out: &mut [f64]) {
     }
 }
 
-/// Activations in 8 bits per 32 with an f32 scale, as floats again.
+/// Activations rounded to 8 bits per 32 with an f32 scale.
 fn quantise(x: &[f32], out: &mut [f64]) {
     for (x, out) in x.chunks(ACT_BLOCK).zip(out.chunks_mut(ACT_BLOCK)) {
         let largest = x.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
@@ -175,7 +177,7 @@ fn quantise(x: &[f32], out: &mut [f64]) {
     }
 }
 
-/// Magnitudes of those activations that may count as zero, if there are any.
+/// Magnitudes of the activations that may count as zero, 0 for the others; `None` if there are none.
 fn tiny(x: &[f64]) -> Option<Vec<f64>> {
     let is_tiny = |x: f64| x != 0.0 && x.abs() < ZERO;
     let magnitudes = || x.iter().map(|x| if is_tiny(*x) { x.abs() } else { 0.0 }).collect();
@@ -185,7 +187,7 @@ fn tiny(x: &[f64]) -> Option<Vec<f64>> {
 /// Products of a row of weights with [`ROWS`] rows of exact and of quantised activations.
 fn dots(w: &[f64], exact: &[f64], eight: &[f64]) -> ([f64; ROWS], [f64; ROWS]) {
     if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the CPU has it.
+        // SAFETY: the CPU has AVX-512 F.
         unsafe { dots_avx512(w, exact, eight) }
     } else {
         (dots_of(w, exact), dots_of(w, eight))
@@ -199,7 +201,7 @@ unsafe fn dots_avx512(w: &[f64], exact: &[f64], eight: &[f64]) -> ([f64; ROWS], 
     (dots_of(w, exact), dots_of(w, eight))
 }
 
-/// 8 sums per row, so that the compiler may use vectors.
+/// In 8 sums per row, so that the compiler may use vectors.
 #[inline(always)]
 fn dots_of(w: &[f64], x: &[f64]) -> [f64; ROWS] {
     let k = w.len();
@@ -232,13 +234,13 @@ mod tests {
         Matrix::new(K, normal(columns * K, seed).into_iter().map(f64::from).collect())
     }
 
-    /// Results that are off by `error` (NMSE), each by a random amount.
+    /// Results with an NMSE of about `error`, each off by a random amount.
     fn results(matrix: &Matrix, x: &[f32], error: f64) -> Vec<f32> {
         let mut random = Random((matrix.values[0] * 1e9) as i64 as u64);
-        // Of a product of independent weights and activations, both of variance 1/3.
+        // The typical size of a result: weights and activations are independent, with a variance of 1/3.
         let typical = (K as f64 / 9.0).sqrt();
         let dot = |x: &[f32], w: &[f64]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * w).sum::<f64>();
-        // Of variance 1.
+        // With a variance of 1.
         let mut noise = || f64::from(random.normal()) * 3f64.sqrt();
         let mut result = |x: &[f32], w: &[f64]| (dot(x, w) + noise() * typical * error.sqrt()) as f32;
         x.chunks(K).flat_map(|x| matrix.values.chunks(K).map(|w| result(x, w)).collect::<Vec<_>>()).collect()
@@ -271,7 +273,8 @@ mod tests {
     fn eight_bits_have_the_error_of_uniform_rounding() {
         let (m, x) = (matrix(OUTPUTS, 3), normal(6 * K, 4));
         for row in m.measure(&x, &results(&m, &x, 0.0)) {
-            // A step is amax / 127: about 1.1 / 127 here, its variance a 12th of the square, that of activations 1/3.
+            // A step is the largest magnitude / 127, here about 1.1 / 127. The variance of rounding is a 12th of its
+            // square, that of activations 1/3.
             let expected = (1.1f64 / 127.0).powi(2) / 12.0 * 3.0;
             assert!(row.error < 1e-12 * row.size, "{row:?}");
             assert!(row.e8() > expected / 2.0 && row.e8() < 2.0 * expected, "{:e} {expected:e}", row.e8());

@@ -1,12 +1,12 @@
 //! Results of every kernel, compared with hashes that were recorded once: no change of the code may change a bit.
 //!
-//! The data are made here and nowhere else, of integers, so that nothing that moves in the library moves them. A line
-//! of `hashes.txt` is a type, a kernel, K x N x M and the hash of the results; lines `type` say which bytes of a block
-//! are scales, as `byte & mask | value`, so that no result is NaN. The kernels of exact weights have one hash for all
-//! instruction sets, for they agree; tiles are computed on AMX alone (or in software, with `--cfg amx_emulator`).
+//! The data are made here, from integers alone, so that no change elsewhere can change them. A line of `hashes.txt` is
+//! a type, a kernel, K x N x M and the hash of the results. Lines `type` list the bytes of a block that are scales, as
+//! `byte & mask | value`, so that no result is NaN. The kernels of exact weights have one hash for all instruction
+//! sets, for they agree; tiles are computed on AMX only (or in software, with `--cfg amx_emulator`).
 //!
-//! With `GGML_AMX_RECORD=1` the file is written anew, where there are all instruction sets; a type that is new gets its scales
-//! by the kinds of its fields.
+//! With `GGML_AMX_RECORD=1` the file is written anew, on a machine with all instruction sets. A type that is not in the
+//! file gets its scales by the kinds of its fields.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -33,7 +33,7 @@ impl Fixed {
         z ^ z >> 31
     }
 
-    /// Random bytes, in blocks of `bytes` with these scales.
+    /// Random blocks of `bytes` bytes, `len` bytes in all; `scales` are (byte, mask, value) as in the file.
     fn weights(&mut self, len: usize, bytes: usize, scales: &[[usize; 3]]) -> Vec<u8> {
         let mut plain: Vec<u8> = (0..len).map(|_| self.next() as u8).collect();
         for block in plain.chunks_exact_mut(bytes) {
@@ -55,7 +55,7 @@ fn hash(out: &[f32]) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// A product: its size, weights as GGUF has them and packed, activations.
+/// A product: its size, the weights as GGUF has them and packed, and the activations.
 struct Case {
     k: usize,
     n: usize,
@@ -76,17 +76,17 @@ impl Case {
         let shape = Shape::new(ty, size[0] as i64, size[1] as i64, 1).unwrap();
         let mut case = Self::new(size, |fixed| fixed.weights(shape.plain_size(), ty.info().bytes, scales));
         case.packed = vec![0; shape.packed_size()];
-        // SAFETY: the buffer has the packed size.
+        // SAFETY: the buffer has the packed size, the bytes are all of the tensor.
         unsafe { shape.write(case.packed.as_mut_ptr(), 0, &case.plain) };
         (case, shape)
     }
 
-    /// The kernels of exact weights, without what chooses between kernels.
+    /// The hash of a kernel of exact weights, called directly.
     fn kernel(&self, isa: Isa, shape: &Shape) -> u64 {
         hash(&exact_product(isa, shape, &self.packed, &self.x))
     }
 
-    /// A whole operation on one thread.
+    /// The hash of a whole operation on one thread.
     fn operation(&self, isa: Isa, demand: Demand, stored: Stored) -> u64 {
         let (k, n, m) = (self.k, self.n, self.m);
         let mut out = vec![f32::NAN; m * n];
@@ -107,18 +107,18 @@ impl Case {
         op.check().unwrap();
         let mut work = vec![0u8; op.work_size(1).unwrap()];
         let thread = Thread { index: 0, count: 1, barrier: &|| {} };
-        // SAFETY: buffers have the sizes asked for.
+        // SAFETY: the operation's buffers have its sizes, the work buffer the size asked for.
         unsafe { op.run(Settings { isa, demand }, &thread, work.as_mut_ptr()) };
         hash(&out)
     }
 }
 
-/// Kernel, K x N x M and instruction set, and the hash of the results.
+/// For every product, kernel and K x N x M; instruction set; hash of the results.
 type Results = Vec<(String, Isa, u64)>;
 
 const DEMANDS: [(Demand, &str); 3] = [(Demand::Auto, "auto"), (Demand::Bf16, "exact"), (Demand::F32, "floats")];
 
-/// All kernels on weights of a packed type.
+/// Results of all kernels on weights of a packed type.
 fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
     let mut results = Vec::new();
     let block = ty.info().block;
@@ -148,7 +148,7 @@ fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
     results
 }
 
-/// Tiles of weights that are stored plain. Bytes are such that F16 and BF16 are of a sane size.
+/// Results of tiles of weights that are stored plain. Bytes are such that neither F16 nor BF16 overflow.
 fn of_plain(ty: &'static PlainType) -> Results {
     let mut results = Vec::new();
     for [k, n, m] in [[96, 33, 1], [1280, 35, 37]] {
@@ -161,9 +161,11 @@ fn of_plain(ty: &'static PlainType) -> Results {
     results
 }
 
-/// `hashes.txt`: scales by type, hashes by type, kernel and size.
+/// The contents of `hashes.txt`.
 struct Recorded {
+    /// By type.
     scales: BTreeMap<String, Vec<[usize; 3]>>,
+    /// By type, kernel and size.
     hashes: BTreeMap<String, u64>,
 }
 

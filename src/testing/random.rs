@@ -24,7 +24,7 @@ impl Random {
 pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
     let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
     for block in plain.chunks_exact_mut(ty.info().bytes) {
-        set_scales(block, ty.info().fields, 126, [0x00, 0x20], || 0.01 + 0.01 * random.normal());
+        set_scales(block, &ty.info().fields, 126, [0x00, 0x20], || 0.01 + 0.01 * random.normal());
     }
     plain
 }

@@ -1,15 +1,15 @@
-//! Weights as numbers, by ggml's definition of each type and not by this library's code. Tests and the benchmark share it:
-//! `super` says what a [`WeightType`] is, and how blocks with a codebook are decoded.
+//! Weights as numbers, by ggml's definition of each type, without this library's code. Tests and the benchmark share
+//! this file: the module around it provides [`WeightType`], and decodes blocks of types with a codebook.
 
 use super::{Field, FieldKind, WeightType, decode_codebook};
 
-/// What the nibbles of IQ4_NL and IQ4_XS stand for.
+/// The values of the nibbles of IQ4_NL and IQ4_XS.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-/// What the lower three bits of the nibbles of MXFP4 and NVFP4 stand for; the fourth is the sign.
+/// The values of the lower three bits of nibbles of MXFP4 and NVFP4; the fourth bit is the sign.
 const FP4: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
-/// Gives the scales of a block of random bytes a sane size, by the kinds of its fields: numbers are `scale`'s, exponents `e8m0` to
-/// `e8m0 + 3`, 8-bit floats about 1, and the number that lies in nibbles gets `nibbles` as its upper two.
+/// Gives the scales of a block of random bytes a sane size, by the kinds of its fields. F16 and F32 come from `scale`;
+/// E8M0 become `e8m0` to `e8m0 + 3`, UE4M3 about 1; an F16 in nibbles gets `nibbles` as its upper two.
 pub fn set_scales(block: &mut [u8], fields: &[Field], e8m0: u8, nibbles: [u8; 2], mut scale: impl FnMut() -> f32) {
     for field in fields {
         let bytes = &mut block[field.offset..field.offset + field.len];
@@ -56,7 +56,7 @@ pub fn row(ty: WeightType, plain: &[u8]) -> Vec<f32> {
             }
             WeightType::NVFP4 => {
                 for (g, out) in out.chunks_exact_mut(16).enumerate() {
-                    // The exponent has a bias of 7 and is not 0 here.
+                    // The exponent has a bias of 7; `set_scales` makes none that is 0.
                     let scale = (1.0 + f32::from(block[g] & 7) / 8.0) * 2f32.powi(i32::from(block[g] >> 3) - 7);
                     nibbles(&block[4 + 8 * g..12 + 8 * g], out, |q| scale * fp4(q));
                 }
@@ -92,7 +92,7 @@ fn half(block: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Low nibbles are the first half of the weights.
+/// Weights of bytes whose low nibbles are the first half of the weights, and high nibbles the second.
 fn nibbles(quants: &[u8], out: &mut [f32], weight: impl Fn(u8) -> f32) {
     let (low, high) = out.split_at_mut(out.len() / 2);
     for ((low, high), q) in low.iter_mut().zip(high).zip(quants) {
@@ -104,7 +104,7 @@ fn q4(d: f32, min: f32, quants: &[u8], out: &mut [f32]) {
     nibbles(quants, out, |q| d * f32::from(q) + min);
 }
 
-/// 4 bytes of fifth bits, then nibbles.
+/// 4 bytes of fifth bits, then nibbles as above.
 fn q5(d: f32, min: f32, quants: &[u8], out: &mut [f32]) {
     q4(d, min, &quants[4..], out);
     for (j, o) in out.iter_mut().enumerate() {
@@ -116,14 +116,14 @@ fn fp4(q: u8) -> f32 {
     if q < 8 { FP4[usize::from(q)] } else { -FP4[usize::from(q - 8)] }
 }
 
-/// 64 bytes of bit pairs: of each half of the weights four quarters in the same 32 bytes.
+/// 64 bytes of bit pairs: each half of the weights is 32 bytes, which hold its four quarters.
 fn pairs(quants: &[u8], out: &mut [f32], weight: impl Fn(usize, u8) -> f32) {
     for (i, o) in out.iter_mut().enumerate() {
         *o = weight(i, quants[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3);
     }
 }
 
-/// 16 bytes of scales and minima, the pairs, then the common scales.
+/// 16 bytes of scales and minima, the pairs, then d and dmin.
 fn q2_k(block: &[u8], out: &mut [f32]) {
     let (d, d_min) = (half(block, 80), half(block, 82));
     pairs(&block[16..], out, |i, q| {
@@ -132,7 +132,7 @@ fn q2_k(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// 32 bytes of high bits (set: 4 more), the pairs, 12 bytes of 6-bit scales, then the common scale.
+/// 32 bytes of high bits (4 if set), the pairs, 12 bytes of 6-bit scales, then d.
 fn q3_k(block: &[u8], out: &mut [f32]) {
     let (d, s) = (half(block, 108), &block[96..108]);
     pairs(&block[32..], out, |i, q| {
@@ -143,7 +143,8 @@ fn q3_k(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Bytes of base-3 digits: 32 and 16 of five, 4 of four; a digit is cut off the top of the byte.
+/// Bytes of base-3 digits: 32 and then 16 bytes of five digits, 4 bytes of four. The next digit is the whole part of
+/// three times the byte, as a fraction of 256.
 fn tq1_0(block: &[u8], out: &mut [f32]) {
     let (d, mut at) = (half(block, 52), 0);
     for (bytes, digits) in [(0..32, 5), (32..48, 5), (48..52, 4)] {
@@ -176,7 +177,7 @@ fn q45_k(block: &[u8], high: &[u8], quants: &[u8], out: &mut [f32]) {
     }
 }
 
-/// 128 bytes of low nibbles, 64 of high bits, 16 scales, then the common scale.
+/// 128 bytes of low nibbles, 64 of high bit pairs, 16 scales, then d.
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let d = half(block, 208);
     for (i, o) in out.iter_mut().enumerate() {
@@ -188,7 +189,7 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// 8 groups of 32: nibbles of a table, 6-bit scales less 32.
+/// 8 groups of 32 with 6-bit scales less 32; nibbles are indices into a table.
 fn iq4_xs(block: &[u8], out: &mut [f32]) {
     let (d, high) = (half(block, 0), u16::from_le_bytes([block[2], block[3]]));
     for (g, out) in out.chunks_exact_mut(32).enumerate() {
@@ -201,21 +202,22 @@ fn iq4_xs(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// What a group's values have more than the table: `step` if its bit of the 16 behind the common scale is set.
+/// What is added to the table's values for group `g`: `step` if its bit in the 16 bits behind d is set.
 fn step(block: &[u8], g: usize, step: f32) -> f32 {
     if block[2 + g / 8] >> (g % 8) & 1 == 1 { step } else { 0.0 }
 }
 
+/// Nibble `g` of bytes that hold two each, the even one in the low nibble.
 fn nibble(bytes: &[u8], g: usize) -> u8 {
     bytes[g / 2] >> (g % 2 * 4) & 15
 }
 
-/// Nibble of weight `i`, 64 in 32 bytes.
+/// Nibble of weight `i` of bytes of which 32 hold 64 weights, the first 32 in the low nibbles.
 fn nibble_of_64(bytes: &[u8], i: usize) -> u8 {
     bytes[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15
 }
 
-/// Groups of 16 with 4-bit scales less 8; pairs of a table.
+/// Groups of 16 with 4-bit scales less 8; pairs are indices into a table.
 fn iq2_k(block: &[u8], out: &mut [f32]) {
     pairs(&block[12..], out, |i, q| {
         let scale = half(block, 0) * (f32::from(nibble(&block[4..], i / 16)) - 8.0);
@@ -223,7 +225,7 @@ fn iq2_k(block: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Groups of 16 with odd scales and their signs; pairs and third bits of a table.
+/// Groups of 16 with odd scales and their signs; pairs and third bits are indices into a table.
 fn iq3_k(block: &[u8], out: &mut [f32]) {
     const VALUES: [f32; 8] = [-63.0, -40.0, -23.0, -10.0, 1.0, 13.0, 28.0, 47.0];
     pairs(&block[14..], out, |i, q| {
@@ -241,7 +243,7 @@ fn six_bits(block: &[u8], g: usize) -> f32 {
     half(block, 0) * (f32::from(nibble(&block[8..], g) | high << 4) - 32.0)
 }
 
-/// Groups of 16, two in 16 bytes.
+/// Two groups of 16 in 16 bytes: the first in the low nibbles.
 fn iq4_k(block: &[u8], out: &mut [f32]) {
     for (i, o) in out.iter_mut().enumerate() {
         let (g, byte) = (i / 16, block[16 + i / 32 * 16 + i % 16]);
@@ -250,7 +252,7 @@ fn iq4_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Groups of 16, four in 32 bytes, and fifth bits.
+/// Four groups of 16 in 32 bytes of nibbles, and fifth bits.
 fn iq5_k(block: &[u8], out: &mut [f32]) {
     const VALUES: [i8; 32] = [
         -126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6, -1, 5, 11, 17, 23, 29, 36,
@@ -263,7 +265,7 @@ fn iq5_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Groups of 16 with 8-bit scales; nibbles and pairs of a polynomial, rounded.
+/// Groups of 16 with 8-bit scales; nibbles and pairs are the argument of a polynomial, whose value is rounded.
 fn iq6_k(block: &[u8], out: &mut [f32]) {
     pairs(&block[148..], out, |i, high| {
         let q = f64::from(nibble_of_64(&block[20..], i) | high << 4);

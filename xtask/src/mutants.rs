@@ -106,19 +106,23 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "mask-added",
         "minus infinity is added to the scores of hidden keys, which may be NaN",
-        "attention::tests::what_the_mask_hides_does_not_matter",
+        "attention::tests::independence::what_the_mask_hides_does_not_matter",
     ),
     mutant(
         "nan-values",
         "hidden values that are not finite are multiplied by weights of zero",
-        "attention::tests::values_that_are_not_finite_stay_in_their_channels",
+        "attention::tests::independence::values_that_are_not_finite_stay_in_their_channels",
     ),
     mutant(
         "shared-largest",
-        "queries of a tile share when their largest score moves",
-        "attention::tests::rows_do_not_depend_on_others_or_on_their_number",
+        "queries of a query block share when their largest score moves",
+        "attention::tests::independence::rows_do_not_depend_on_others_or_on_their_number",
     ),
-    mutant("coarse-queries", "queries of attention are one BF16", "attention::tests::rows_are_those_of_the_definition"),
+    mutant(
+        "coarse-queries",
+        "queries of attention are one BF16",
+        "attention::tests::bound::rows_are_those_of_the_definition",
+    ),
     mutant("uncounted", "products are not counted", "diag::counters::tests::what_is_counted_is_reported"),
     mutant(
         "barrier-of-all",
@@ -138,7 +142,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "log-at-once",
         "lines are sent from inside initialisers and locks",
-        "diag::log::tests::lines_wait_for_the_last_hold_or_for_the_next_call",
+        "diag::delivery::tests::lines_wait_for_the_last_hold_or_for_the_next_call",
     ),
     mutant(
         "types-without-end",

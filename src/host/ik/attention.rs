@@ -131,7 +131,7 @@ fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
 /// The operation, if it is faster on the tile unit, or why it is not. Where results shall be exact nobody asks: the bits of
 /// a row must not depend on how many tokens and threads there are.
 fn if_faster(op: Attention, threads: usize) -> Result<Attention, String> {
-    let ([_, tokens, ..], queries, tiles) = (op.q.ne, op.queries(), op.tiles());
+    let ([_, tokens, ..], queries, tiles) = (op.q.ne, op.queries(), op.query_blocks());
     if !dispatch::attention_is_ours(tokens, queries, tiles, threads) {
         return Err(format!("{queries} queries per head of the cache, {tiles} tiles for {threads} threads"));
     }

@@ -205,7 +205,7 @@ mod tests {
                 // SAFETY: the rows have the block, and `out` room for it.
                 unsafe { with_format!(*ty, F => rows.pack::<F>(panel, 0, 1, out.as_mut_ptr())) };
                 for byte in 0..info.bytes {
-                    let at = |lane| out[info.layout.index(lane, byte)];
+                    let at = |lane| out[info.fields.index(lane, byte)];
                     assert!(
                         (first_missing..LANES).all(|lane| at(lane) == plain[36 * shape.row_bytes + byte]),
                         "{ty:?}"
