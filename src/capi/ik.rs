@@ -11,9 +11,10 @@ use super::behind::{self, Behind};
 use super::jump::{Answer, goes_where, jumps_on};
 use crate::diag::border::{Passing, ffi_boundary};
 use crate::host::ik::abi::{IkPlan, RawBackend};
-use crate::host::ik::attention::{self, FlashAttn, Rows};
-use crate::host::ik::handshake::{self, Step};
-use crate::host::ik::seam::{self, Mul4d};
+use crate::host::ik::attention::{self, FlashAttn, RawHeads};
+use crate::host::ik::handshake::{self, WrappedFn};
+use crate::host::ik::kernels::{self, Mul4d};
+use crate::host::ik::{backend, graph_compute, loading};
 use crate::host::symbols::weak_table;
 use crate::host::{RawBuffer, RawBufferType, RawTensor};
 
@@ -132,7 +133,7 @@ unsafe extern "C" fn ask_mul_mat_4d(
         stride_b, c, stride_c, ith, nth,
     };
     let one = [ne02, ne03, ne12, ne13] == [1; 4] && !b.is_null();
-    handshake::note(Step::MulMat, |seen| {
+    handshake::note(WrappedFn::MulMat, |seen| {
         let bytes = nx * stride_a;
         seen.fits([a; 2], c, (nx, ne00, stride_a, type_a), (ith, nth))
             && one
@@ -141,7 +142,7 @@ unsafe extern "C" fn ask_mul_mat_4d(
     });
     // SAFETY: passed on; weights that are packed are those of the host that is served.
     unsafe {
-        let done = seam::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", Kernel)(
+        let done = kernels::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", Kernel)(
             x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3, x.type_a,
             x.a, x.stride_a, x.type_b, x.b, x.stride_b, x.c, x.stride_c, x.ith, x.nth,
         ));
@@ -171,7 +172,7 @@ unsafe extern "C" fn ask_mul_mat_moe(
         c_long, c_long, c_long, c_int, c_int, *const c_void, c_long, c_int, *const c_void, c_long, *mut f32, c_long,
         c_long, *const c_void, c_int, c_int,
     ) -> bool;
-    handshake::note(Step::Experts, |seen| {
+    handshake::note(WrappedFn::Experts, |seen| {
         seen.fits([a; 2], c, (nx, ne00, stride_a, type_a), (ith, nth))
             && (ny, ne11, [nb1, nb2]) == (1, 1, [4 * nx; 2])
             && !b.is_null()
@@ -179,7 +180,7 @@ unsafe extern "C" fn ask_mul_mat_moe(
     });
     // SAFETY: as above.
     unsafe {
-        let done = seam::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| {
+        let done = kernels::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| {
             real!("iqk_mul_mat_moe", Kernel)(
                 block.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b,
                 c.wrapping_add(block.first), nb1, nb2, rows, ith, nth,
@@ -212,7 +213,7 @@ unsafe extern "C" fn ask_fused_up_gate(
         c_long, c_long, c_long, c_int, c_int, c_int, *const c_void, *const c_void, c_long, c_int, *const c_void, c_long,
         *const c_char, *const c_char, *mut f32, c_long, c_long, *const c_void, f32, c_int, c_int,
     ) -> bool;
-    handshake::note(Step::Gated, |seen| {
+    handshake::note(WrappedFn::Gated, |seen| {
         seen.fits([up, gate], c, (nx, ne00, stride_a, type_a), (ith, nth))
             && (ny, ne11, [nb1, nb2]) == (1, 1, [4 * nx; 2])
             && !b.is_null()
@@ -221,7 +222,7 @@ unsafe extern "C" fn ask_fused_up_gate(
     });
     // SAFETY: as above.
     unsafe {
-        let done = seam::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {
+        let done = kernels::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {
             let of_block = |bias: *const c_char| match bias.is_null() {
                 true => bias,
                 false => bias.wrapping_add(block.first * size_of::<f32>()),
@@ -264,9 +265,9 @@ unsafe extern "C" fn ask_flash_attn(
 ) -> Answer { ffi_boundary!("iqk_flash_attn_noalibi", or the process ends, {
     let args = FlashAttn {
         types: [type_q, type_mask, type_k, type_v], max_bias, scale, softcap,
-        q: Rows { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
-        k: Rows { data: k, ne: [dk, nek1, nek2, nek3], nb: [stride_k.into(), nbk2, nbk3] },
-        v: Rows { data: v, ne: [dv, nek1, nev2, nev3], nb: [stride_v.into(), nbv2, nbv3] },
+        q: RawHeads { data: q, ne: [dk, neq1, neq2, neq3], nb: [stride_q.into(), nbq2, nbq3] },
+        k: RawHeads { data: k, ne: [dk, nek1, nek2, nek3], nb: [stride_k.into(), nbk2, nbk3] },
+        v: RawHeads { data: v, ne: [dv, nek1, nev2, nev3], nb: [stride_v.into(), nbv2, nbv3] },
         mask, stride_m, sinks, result: qkv, nb1, heads: ne1, tokens: ne2, ith, nth,
     };
     // SAFETY: passed on.
@@ -285,7 +286,7 @@ unsafe extern "C-unwind" fn graph_compute(graph: Word, plan: Word, c: Word, d: W
     // SAFETY: passed on; the type is that of the name.
     unsafe {
         let real = real!("ggml_graph_compute", Six<c_int>);
-        seam::graph_compute(graph as *mut c_void, plan as *const IkPlan, || real(graph, plan, c, d, e, f))
+        graph_compute::graph_compute(graph as *mut c_void, plan as *const IkPlan, || real(graph, plan, c, d, e, f))
     }
 }
 
@@ -296,7 +297,7 @@ unsafe extern "C-unwind" fn cpu_init(a: Word, b: Word, c: Word, d: Word, e: Word
     // SAFETY: as above.
     unsafe {
         let backend = real!("ggml_backend_cpu_init", Six<*mut RawBackend>)(a, b, c, d, e, f);
-        seam::widen_cpu_backend(backend);
+        backend::widen_cpu_backend(backend);
         backend
     }
 }
@@ -308,7 +309,7 @@ unsafe extern "C-unwind" fn reg_count(a: Word, b: Word, c: Word, d: Word, e: Wor
     // SAFETY: as above.
     unsafe {
         let real = real!("ggml_backend_reg_get_count", Six<usize>);
-        seam::register(|| real(a, b, c, d, e, f))
+        backend::register(|| real(a, b, c, d, e, f))
     }
 }
 
@@ -322,7 +323,7 @@ unsafe extern "C-unwind" fn tensor_alloc(buffer: Word, tensor: Word, address: Wo
         let real = |buffer: *mut RawBuffer, tensor: *mut RawTensor, address: *mut c_void| {
             real(buffer as Word, tensor as Word, address as Word, d, e, f)
         };
-        seam::tensor_alloc(buffer as *mut RawBuffer, tensor as *mut RawTensor, address as *mut c_void, real)
+        loading::tensor_alloc(buffer as *mut RawBuffer, tensor as *mut RawTensor, address as *mut c_void, real)
     }
 }
 
@@ -346,7 +347,7 @@ unsafe extern "C-unwind" fn alloc_ctx_tensors(
         let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Six<*mut RawBuffer>);
         let alloc = real!("ggml_backend_tensor_alloc", Alloc);
         let real = || real(context, buft, c, d, e, f);
-        seam::alloc_ctx_tensors(context as *mut c_void, buft as *mut RawBufferType, |b, t, a| alloc(b, t, a), real)
+        loading::alloc_ctx_tensors(context as *mut c_void, buft as *mut RawBufferType, |b, t, a| alloc(b, t, a), real)
     }
 }
 
