@@ -1,7 +1,8 @@
 //! What the library itself knows of its weight types, for the tables of `cargo xtask bench --type-table`.
 
 use ggml_amx::format::WeightType;
-use ggml_amx::panel::{plain, tiles};
+use ggml_amx::panel::plain;
+use ggml_amx::panel::precision::TILE_MR;
 
 /// One JSON object per type: how it is stored, and rows of activations from which on the tile unit multiplies
 /// it, where int8 is good enough for it (`null`: never) and where it takes BF16.
@@ -11,7 +12,7 @@ pub fn lines() -> Vec<String> {
     };
     let packed = WeightType::ALL.iter().map(|ty| {
         let info = ty.info();
-        line(info.name, "packed", &info.tile_rows.to_string(), tiles::ROWS + 1)
+        line(info.name, "packed", &info.tile_rows.to_string(), TILE_MR + 1)
     });
     packed.chain(plain::TYPES.iter().map(|ty| line(ty.name, "plain", "null", ty.rows))).collect()
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use ggml_amx::cpu::memory::Region;
-use ggml_amx::cpu::tile::Tiles;
+use ggml_amx::cpu::tile::TileUnit;
 use ggml_amx::cpu::{Amx, Avx512};
 
 /// TDPBSSD of full tiles in a peak window: about 4 ms.
@@ -69,7 +69,7 @@ static OPERANDS: Operands = {
 /// Seconds for a window of TDPBSSD with random operands: with zeros the unit draws less power and is
 /// up to a quarter faster, which no product can have.
 pub fn peak(proof: Amx) -> f64 {
-    let _tiles = Tiles::enter_full(proof);
+    let _tiles = TileUnit::enter_full(proof);
     // SAFETY: full tiles are configured; the operands are four tiles.
     unsafe {
         asm!(

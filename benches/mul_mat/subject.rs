@@ -79,7 +79,7 @@ impl<'h> Subject<'h> {
     fn weights(&self, region: &Region) -> Weights {
         let whole = Weights::whole(self.shape, region.base().as_ptr(), [self.shape.k, self.shape.n, 1, 1]);
         if self.in_place {
-            Weights { stored: Stored::InPlace { shape: self.shape, together: 1 }, ..whole }
+            Weights { stored: Stored::InPlace { shape: self.shape, interleave: 1 }, ..whole }
         } else {
             whole
         }

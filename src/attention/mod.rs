@@ -20,11 +20,11 @@ use std::arch::x86_64::__m512i;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cpu::Amx;
-use crate::cpu::tile::Tiles;
+use crate::cpu::tile::TileUnit;
 use crate::diag::counters;
 use crate::matmul::{Output, Thread};
 use crate::panel::decoded::ToFloat;
-use crate::panel::tiles::STEP_BYTES;
+use crate::panel::precision::STEP_BYTES;
 use softmax::{Steps, TileState};
 
 /// Queries of a tile, keys of a sub-block, channels of a step.
@@ -271,7 +271,7 @@ impl Attention {
         let mut parts = Parts { base: work.wrapping_add(LINE + thread.index * plan.per_thread), used: 0 };
         let scratch = Scratch::cut(&plan, &mut parts);
         let heads = self.k.ne[2];
-        let _tiles = Tiles::enter_full(proof);
+        let _tiles = TileUnit::enter_full(proof);
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
             if unit >= plan.groups * heads * self.q.ne[3] {

@@ -4,11 +4,11 @@ use std::arch::x86_64::*;
 
 use super::operands::{HIDDEN, MASKED, ROW, TILE, interleaved, lanes_from};
 use super::{Attention, Group, MAX_WIDTH, Plan, SIDE, SUBS, Scratch};
-use crate::kernel::activation::exp16;
+use crate::kernel::glu::exp16;
 use crate::kernel::tile_gemm::{SAME, accumulate};
 use crate::panel::bf16::{rounded, split};
 use crate::panel::plain::transpose;
-use crate::panel::tiles::STEP_BYTES;
+use crate::panel::precision::STEP_BYTES;
 
 /// Lanes of a vector of floats: half the queries.
 const LANES: usize = 16;

@@ -838,7 +838,7 @@ fn products_of_tiles_keep_rows_and_columns_apart() {
     struct Sums([f32; SIDE * SIDE]);
     let product = |left: &TileBytes, right: &TileBytes, fresh: bool| {
         let mut sums = Sums([if fresh { f32::NAN } else { 3.0 }; SIDE * SIDE]);
-        let _tiles = Tiles::enter_full(proof);
+        let _tiles = TileUnit::enter_full(proof);
         // Every channel twice, the second time with the roles of both steps in turn.
         let steps = [[0, 0], [2048, 2048], [SAME, 0], [0, SAME]];
         let (to, left, right) = (sums.0.as_mut_ptr().cast(), left.0.as_ptr().cast(), right.0.as_ptr().cast());

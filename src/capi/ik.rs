@@ -197,10 +197,10 @@ unsafe extern "C" fn ask_mul_mat_moe(
     });
     // SAFETY: a served call. The closure calls the host's function of this type, with rows of the same weights.
     unsafe {
-        let done = kernels::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, block, (ith, nth)| {
+        let done = kernels::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, range, (ith, nth)| {
             real!("iqk_mul_mat_moe", MulMatMoeFn)(
-                block.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b,
-                c.wrapping_add(block.first), nb1, nb2, rows, ith, nth,
+                range.rows as c_long, ny, ne00, ne11, type_a, a, stride_a, type_b, b, stride_b,
+                c.wrapping_add(range.first), nb1, nb2, rows, ith, nth,
             )
         });
         done.into()
@@ -237,14 +237,14 @@ unsafe extern "C" fn ask_fused_up_gate(
     });
     // SAFETY: a served call. The closure calls the host's function of this type, with rows of the same weights.
     unsafe {
-        let done = kernels::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], block, (ith, nth)| {
-            let of_block = |bias: *const c_char| match bias.is_null() {
+        let done = kernels::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], range, (ith, nth)| {
+            let of_range = |bias: *const c_char| match bias.is_null() {
                 true => bias,
-                false => bias.wrapping_add(block.first * size_of::<f32>()),
+                false => bias.wrapping_add(range.first * size_of::<f32>()),
             };
             real!("iqk_moe_fused_up_gate", FusedUpGateFn)(
-                block.rows as c_long, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b,
-                of_block(up_bias), of_block(gate_bias), c.wrapping_add(block.first), nb1, nb2, rows, limit, ith, nth,
+                range.rows as c_long, ny, ne00, ne11, unary, type_a, up, gate, stride_a, type_b, b, stride_b,
+                of_range(up_bias), of_range(gate_bias), c.wrapping_add(range.first), nb1, nb2, rows, limit, ith, nth,
             )
         });
         done.into()

@@ -12,7 +12,7 @@ const HUGE: usize = 2 << 20;
 
 /// Functions like `hbw_posix_memalign` and `hbw_free`.
 #[derive(Clone, Copy)]
-pub struct Foreign {
+pub struct HostAllocator {
     /// Writes an aligned address; 0, or the number of an error.
     pub allocate: unsafe extern "C" fn(*mut *mut c_void, usize, usize) -> c_int,
     /// Frees it.
@@ -20,27 +20,27 @@ pub struct Foreign {
 }
 
 /// Where weights lie, if not in mappings.
-static FOREIGN: Once<Foreign> = Once::new();
+static HOST_ALLOCATOR: Once<HostAllocator> = Once::new();
 
 /// From now on weights lie in memory by these functions.
-pub fn set_foreign(functions: Foreign) {
-    let _ = FOREIGN.set(functions);
+pub fn set_host_allocator(functions: HostAllocator) {
+    let _ = HOST_ALLOCATOR.set(functions);
 }
 
 /// Where a region is.
-enum Source {
+enum Backing {
     Mapped { map: MmapMut, offset: usize },
-    Foreign { at: NonNull<u8>, free: unsafe extern "C" fn(*mut c_void) },
+    HostAllocator { at: NonNull<u8>, free: unsafe extern "C" fn(*mut c_void) },
 }
 
 // SAFETY: memory that belongs to nobody else; who frees it does not matter.
-unsafe impl Send for Source {}
+unsafe impl Send for Backing {}
 // SAFETY: as above.
-unsafe impl Sync for Source {}
+unsafe impl Sync for Backing {}
 
-impl Drop for Source {
+impl Drop for Backing {
     fn drop(&mut self) {
-        if let Self::Foreign { at, free } = self {
+        if let Self::HostAllocator { at, free } = self {
             // SAFETY: allocated by the other function, freed once.
             unsafe { free(at.as_ptr().cast()) };
         }
@@ -49,7 +49,7 @@ impl Drop for Source {
 
 /// A zeroed, 64-byte-aligned (2 MiB-aligned when large) region that belongs to us alone.
 pub struct Region {
-    source: Source,
+    backing: Backing,
     len: usize,
 }
 
@@ -66,12 +66,12 @@ impl Region {
             let _ = map.advise(Advice::HugePage);
         }
         let offset = if slack > 0 { map.as_ptr().align_offset(HUGE) } else { 0 };
-        Ok(Self { source: Source::Mapped { map, offset }, len })
+        Ok(Self { backing: Backing::Mapped { map, offset }, len })
     }
 
     /// The same for weights: where the host has them.
     pub fn of_weights(len: usize) -> std::io::Result<Self> {
-        let Some(Foreign { allocate, free }) = FOREIGN.get().copied() else { return Self::new(len) };
+        let Some(HostAllocator { allocate, free }) = HOST_ALLOCATOR.get().copied() else { return Self::new(len) };
         let (len, mut at) = (len.max(1), std::ptr::null_mut());
         let align = if len >= HUGE { HUGE } else { 64 };
         // SAFETY: the functions are those of their names.
@@ -80,15 +80,15 @@ impl Region {
         let at = at.ok_or_else(|| std::io::Error::from_raw_os_error(if error == 0 { libc::ENOMEM } else { error }))?;
         // SAFETY: so many bytes were allocated.
         unsafe { at.write_bytes(0, len) };
-        Ok(Self { source: Source::Foreign { at, free }, len })
+        Ok(Self { backing: Backing::HostAllocator { at, free }, len })
     }
 
     /// First byte.
     pub fn base(&self) -> NonNull<u8> {
-        match &self.source {
+        match &self.backing {
             // SAFETY: offset + len lie inside the mapping by construction, and mappings are not at 0.
-            Source::Mapped { map, offset } => unsafe { NonNull::new_unchecked(map.as_ptr().add(*offset).cast_mut()) },
-            Source::Foreign { at, .. } => *at,
+            Backing::Mapped { map, offset } => unsafe { NonNull::new_unchecked(map.as_ptr().add(*offset).cast_mut()) },
+            Backing::HostAllocator { at, .. } => *at,
         }
     }
 
@@ -97,7 +97,7 @@ impl Region {
         const PAGE: usize = 4096;
         let from = from.next_multiple_of(PAGE).min(self.len);
         let bytes = (self.len - from) / PAGE * PAGE;
-        if bytes > 0 && matches!(self.source, Source::Mapped { .. }) {
+        if bytes > 0 && matches!(self.backing, Backing::Mapped { .. }) {
             // SAFETY: the pages are ours alone; whatever they hold afterwards. A wish: the answer does not matter.
             unsafe { libc::madvise(self.base().as_ptr().add(from).cast(), bytes, libc::MADV_FREE) };
         }

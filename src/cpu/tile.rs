@@ -59,14 +59,14 @@ static FULL: TileConfig = TileConfig::block(32, TILE_BYTES);
 static DEPTH_16: [TileConfig; 33] = table(16);
 static DEPTH_32: [TileConfig; 33] = table(32);
 
-/// Tile state of the current thread, ours from [`Tiles::enter`] until it is dropped (TILERELEASE:
+/// Tile state of the current thread, ours from [`TileUnit::enter`] until it is dropped (TILERELEASE:
 /// live tiles cost context switches and keep cores from idling deeply).
-pub struct Tiles {
+pub struct TileUnit {
     depth: usize,
     rows: usize,
 }
 
-impl Tiles {
+impl TileUnit {
     /// Takes the tile unit of this thread for products of `depth` 16 or 32. Whatever configuration
     /// another library left on the thread is replaced.
     pub fn enter(_proof: Amx, depth: usize) -> Self {
@@ -97,7 +97,7 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
+impl Drop for TileUnit {
     fn drop(&mut self) {
         // SAFETY: as in `set_rows`; the instruction touches tile state only.
         unsafe { asm!("tilerelease", options(nostack, preserves_flags)) };

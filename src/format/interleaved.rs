@@ -12,7 +12,7 @@ use super::{LANES, WeightType};
 pub type Blocks = [*const u8; 4];
 
 /// Rows that lie together in the interleaved form of a type; 1 if there is none that is read here.
-pub const fn together(ty: WeightType) -> usize {
+pub const fn interleave(ty: WeightType) -> usize {
     match ty {
         WeightType::Q4_0 | WeightType::Q8_0 | WeightType::IQ4_XS => 8,
         WeightType::IQ4_NL | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K | WeightType::IQ4_K => 4,
@@ -415,14 +415,14 @@ mod tests {
             println!("SKIPPED: no AVX-512");
             return;
         }
-        let forms: Vec<_> = WeightType::ALL.iter().filter(|ty| together(**ty) > 1).collect();
+        let forms: Vec<_> = WeightType::ALL.iter().filter(|ty| interleave(**ty) > 1).collect();
         assert_eq!(forms.len(), 8);
         for ty in forms {
             let size = LANES * ty.info().bytes;
             let (mut from, mut taken) = (vec![0u8; size], vec![0u8; size]);
             for bit in 0..8 * size {
                 from[bit / 8] = 1 << (bit % 8);
-                let each = together(*ty) * ty.info().bytes;
+                let each = interleave(*ty) * ty.info().bytes;
                 let blocks = std::array::from_fn(|i| from.as_ptr().wrapping_add(i * each % size));
                 let mut packed = vec![0u8; size];
                 // SAFETY: the blocks lie in `from`; the packed one has its size.

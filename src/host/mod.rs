@@ -102,7 +102,7 @@ fn caught<T>(look: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 fn use_hbm(flavour: Flavour) {
     if let Some(functions) = symbols::hbm(flavour) {
         info!("weights lie in high-bandwidth memory, by hbw_posix_memalign: the host was built with GGML_CPU_HBM");
-        memory::set_foreign(functions);
+        memory::set_host_allocator(functions);
     }
 }
 

@@ -17,7 +17,7 @@ use super::Flavour;
 use super::abi::GgmlInitParams;
 use super::objects::{Interface, RawBuffer, RawBufferType};
 use super::tensor::RawTensor;
-use crate::cpu::memory::Foreign;
+use crate::cpu::memory::HostAllocator;
 use crate::format::{Dequantise, WeightType};
 
 /// Declares the functions of a host once: struct field, entry in a weak table of this name, lookup. Those behind a question
@@ -238,7 +238,7 @@ weak_table!(
 );
 
 /// What a host that was built for it (`GGML_CPU_HBM`) takes high-bandwidth memory by.
-pub(super) fn hbm(flavour: Flavour) -> Option<Foreign> {
+pub(super) fn hbm(flavour: Flavour) -> Option<HostAllocator> {
     let scope = scope(flavour);
     let function = |index: usize, name| {
         // SAFETY: the table has a word per name; volatile as above.
@@ -254,7 +254,7 @@ pub(super) fn hbm(flavour: Flavour) -> Option<Foreign> {
     // SAFETY: libmemkind's functions of these names have these types.
     unsafe {
         let allocate = std::mem::transmute::<*const c_void, Allocate>(allocate);
-        Some(Foreign { allocate, free: std::mem::transmute::<*const c_void, Free>(free) })
+        Some(HostAllocator { allocate, free: std::mem::transmute::<*const c_void, Free>(free) })
     }
 }
 

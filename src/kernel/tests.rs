@@ -1,11 +1,12 @@
 //! Every kernel against an f64 reference and against the portable kernel, bit for bit, on odd shapes.
 
+use super::exact_weights::{KC_UNPACKED, run, scratch_bytes};
 use super::*;
-use crate::cpu;
-use crate::format::WeightType;
+use crate::cpu::{self, Isa};
 use crate::format::stand_in::all_types;
-use crate::panel::activations::Layout;
-use crate::panel::rows::Rows;
+use crate::format::{ACT_BLOCK, Format, LANES, WeightType};
+use crate::panel::activations::ActivationLayout;
+use crate::panel::rows::RowOffsets;
 use crate::panel::weights::Shape;
 use crate::testing::bound;
 use crate::testing::reference::set_scales;
@@ -59,7 +60,7 @@ impl Case {
     fn run(&self, isa: Isa) -> Vec<f32> {
         let (k, n, m) = (self.shape.k, self.shape.n, self.m);
         let group = self.shape.ty.info().group;
-        let layout = Layout::new(m, k, group).unwrap();
+        let layout = ActivationLayout::new(m, k, group).unwrap();
         let mut memory = vec![0u8; layout.bytes + scratch_bytes(k, group) + 128];
         let base = memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(64));
         let width = n + 3;
@@ -72,16 +73,16 @@ impl Case {
                     act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
                 }
             }
-            let job = Job {
+            let task = Task {
                 panels: self.packed.as_ptr(),
                 panel_bytes: self.shape.panel_bytes(),
                 cols: n,
                 act,
                 rows: 0..m,
                 dst: out.as_mut_ptr(),
-                dst_rows: Rows::Every(width * 4),
+                dst_rows: RowOffsets::Strided(width * 4),
             };
-            with_format!(self.shape.ty, F => run::<F>(isa, &job, base.add(layout.bytes)));
+            with_format!(self.shape.ty, F => run::<F>(isa, &task, base.add(layout.bytes)));
         }
         for row in out.chunks(width) {
             assert!(row[n..].iter().all(|v| v.is_nan()), "{:?}: wrote past column {n}", self.shape);
@@ -174,7 +175,7 @@ fn rows_longer_than_a_chunk_agree_too() {
         return;
     }
     for ty in [WeightType::Q4_1, WeightType::Q6_K] {
-        let case = Case::new(ty, K_CHUNK + 512, 17, 9);
+        let case = Case::new(ty, KC_UNPACKED + 512, 17, 9);
         let a = case.run(Isa::Portable);
         for isa in [Isa::Avx512, Isa::Amx].into_iter().filter(|i| *i <= best) {
             assert_eq!(a, case.run(isa), "{ty:?} {}", isa.name());

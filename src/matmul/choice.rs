@@ -4,8 +4,8 @@
 
 use super::Wish;
 use crate::panel::outliers::ErrorStats;
+use crate::panel::precision::{FINEST_PASS, PASSES, Precision, TILE_MR};
 use crate::panel::row_error::MAX_OF_TYPE;
-use crate::panel::tiles::{FINEST, PASSES, Precision, ROWS};
 
 /// Largest mean of amax / rms of a row without its outlier channels up to which all passes are allowed
 /// (measured: 3.5 to 5.5 where outliers sit in fixed channels, above 9 where they move).
@@ -15,7 +15,7 @@ const MARGIN: f32 = 0.8;
 /// The same where outliers move: there errors hit few rows hard, which a mean does not show.
 const MARGIN_SPIKY: f32 = 0.3;
 /// Rows from which on BF16 tiles of quantised weights are worth making: more than one block.
-pub const MIN_BF16_ROWS: usize = ROWS + 1;
+pub const MIN_BF16_ROWS: usize = TILE_MR + 1;
 /// One row of so many may break its bound and be computed apart: it costs about as much as so many on tiles.
 const APART: usize = 8;
 
@@ -88,10 +88,9 @@ impl Facts {
         let margin = if calm { MARGIN } else { MARGIN_SPIKY };
         let allowed = margin * seen.mean(seen.blocks).max((self.quant_nmse / 10.0).min(MAX_OF_TYPE));
         let few = |broken: usize| broken * APART <= seen.rows;
-        let int8 =
-            PASSES.into_iter().zip(seen.int8).zip(seen.broken_int8).find(|((pass, error), broken)| {
-                (calm || *pass == FINEST) && seen.mean(*error) <= allowed && few(*broken)
-            });
+        let int8 = PASSES.into_iter().zip(seen.int8).zip(seen.broken_int8).find(|((pass, error), broken)| {
+            (calm || *pass == FINEST_PASS) && seen.mean(*error) <= allowed && few(*broken)
+        });
         match int8 {
             Some(((pass, _), _)) => Choice::Tiles(Precision::Int8 { pass }),
             None if few(seen.broken_bf16) => self.without_int8(),

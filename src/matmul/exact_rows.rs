@@ -5,13 +5,13 @@ use std::arch::x86_64::*;
 
 use super::Stored;
 use crate::format::LANES;
-use crate::kernel::Job;
+use crate::kernel::Task;
 use crate::panel::decoded::DecodedRows;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
 use crate::panel::requant;
-use crate::panel::rows::{Row, Source};
-use crate::panel::weight_error::{KC_ERROR, SCRATCH};
+use crate::panel::rows::{InputRow, InputRows};
+use crate::panel::weight_sums::{KC_ERROR, SCRATCH_BYTES};
 use crate::with_format;
 
 /// Rows that are computed while weights are there as floats.
@@ -25,7 +25,7 @@ pub(super) struct ExactRows {
     /// A byte per row: 0, or 1 for those that are meant.
     pub flags: *const u8,
     /// The activations.
-    pub x: Source,
+    pub x: InputRows,
 }
 
 impl ExactRows {
@@ -35,10 +35,10 @@ impl ExactRows {
     /// As for [`crate::kernel::tile_gemm::run`], the weights being the job's panels or rows; flags and activations must be
     /// there for all its rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn run(&self, stored: &Stored, job: &Job, scratch: *mut u8) {
+    pub unsafe fn run(&self, stored: &Stored, task: &Task, scratch: *mut u8) {
         let mut rows = [0; TOGETHER];
         let mut count = 0;
-        for row in job.rows.clone() {
+        for row in task.rows.clone() {
             // SAFETY: promised by the caller.
             unsafe {
                 if *self.flags.add(row) == 0 {
@@ -47,31 +47,32 @@ impl ExactRows {
                 rows[count] = row;
                 count += 1;
                 if count == TOGETHER {
-                    self.some(&rows, stored, job, scratch);
+                    self.some(&rows, stored, task, scratch);
                     count = 0;
                 }
             }
         }
         if count > 0 {
             // SAFETY: promised by the caller.
-            unsafe { self.some(&rows[..count], stored, job, scratch) };
+            unsafe { self.some(&rows[..count], stored, task, scratch) };
         }
     }
 
     /// # Safety
     /// As for [`ExactRows::run`].
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn some(&self, rows: &[usize], stored: &Stored, job: &Job, scratch: *mut u8) {
-        let (k, weights) = (job.act.k, scratch.cast::<f32>());
+    unsafe fn some(&self, rows: &[usize], stored: &Stored, task: &Task, scratch: *mut u8) {
+        let (k, weights) = (task.act.k, scratch.cast::<f32>());
         // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
         unsafe {
-            for panel in 0..job.panel_count() {
+            for panel in 0..task.panel_count() {
                 let mut sums = [_mm512_setzero_ps(); TOGETHER];
                 for from in (0..k).step_by(KC_ERROR) {
                     let len = KC_ERROR.min(k - from);
-                    floats(stored, job, panel, from, len, scratch);
+                    floats(stored, task, panel, from, len, scratch);
                     for (rows, sums) in rows.chunks(IN_REGISTERS).zip(sums.chunks_mut(IN_REGISTERS)) {
-                        let x: [Row; IN_REGISTERS] = std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));
+                        let x: [InputRow; IN_REGISTERS] =
+                            std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));
                         let mut sum: [__m512; IN_REGISTERS] = std::array::from_fn(|i| sums[i]);
                         for c in 0..len {
                             let w = _mm512_load_ps(weights.add(c * LANES));
@@ -83,8 +84,8 @@ impl ExactRows {
                     }
                 }
                 for (row, sum) in rows.iter().zip(sums) {
-                    let to = job.dst_row(*row).wrapping_add(panel * LANES);
-                    _mm512_mask_storeu_ps(to, job.mask(panel), sum);
+                    let to = task.dst_row(*row).wrapping_add(panel * LANES);
+                    _mm512_mask_storeu_ps(to, task.mask(panel), sum);
                 }
             }
         }
@@ -96,17 +97,17 @@ impl ExactRows {
 /// # Safety
 /// As for [`ExactRows::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn floats(stored: &Stored, job: &Job, panel: usize, from: usize, len: usize, scratch: *mut u8) {
-    let (data, stride, count, k) = (job.panels, job.panel_bytes, job.cols, job.act.k);
-    let (out, behind) = (scratch.cast::<f32>(), scratch.wrapping_add(SCRATCH));
+unsafe fn floats(stored: &Stored, task: &Task, panel: usize, from: usize, len: usize, scratch: *mut u8) {
+    let (data, stride, count, k) = (task.panels, task.panel_bytes, task.cols, task.act.k);
+    let (out, behind) = (scratch.cast::<f32>(), scratch.wrapping_add(SCRATCH_BYTES));
     // SAFETY: promised by the caller.
     unsafe {
         match *stored {
             Stored::Packed(shape) => {
                 with_format!(shape.ty, F => requant::floats::<F>(data.add(panel * stride), from, len, out));
             }
-            Stored::InPlace { shape, together } => {
-                let rows = WeightRows { data, stride, rows: count, together };
+            Stored::InPlace { shape, interleave } => {
+                let rows = WeightRows { data, stride, rows: count, interleave };
                 with_format!(shape.ty, F => rows.floats::<F>(panel, from, len, out, behind));
             }
             Stored::Plain(ty) => PlainRows { ty, data, stride, rows: count }.floats(panel, from, len, out),

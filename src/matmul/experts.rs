@@ -16,12 +16,13 @@ use crate::cpu::Isa;
 use crate::debug;
 use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
-use crate::kernel::{self, tile_gemm};
+use crate::kernel::{exact_weights, tile_gemm};
+use crate::panel::activation_tiles::{self, ActivationTiles};
 use crate::panel::activations;
-use crate::panel::outliers::{CHUNK, Channels, Chunk, ErrorStats, LOOKED_AT, keep_mask};
+use crate::panel::outliers::{ERROR_SAMPLE_ROWS, ErrorStats, OUTLIER_SET_ROWS, OutlierSet, keep_mask};
+use crate::panel::precision::{OUTLIERS, OutlierChannels, Precision, TILE_MR};
 use crate::panel::row_error::Bound;
-use crate::panel::rows::{Row, Rows, Source};
-use crate::panel::tiles::{self, OUTLIERS, Precision, ROWS, Tiles};
+use crate::panel::rows::{InputRow, InputRows, RowOffsets};
 
 /// Parts of a layout for the vector kernels that are rounded up to whole lines.
 const LINES_ROUNDED: usize = 3;
@@ -129,7 +130,7 @@ struct Plan {
     routing: routing::Layout,
     /// For the vector kernels: a layout per expert, one behind the other, in this many bytes.
     vectors: usize,
-    tiles: tiles::Layout,
+    tiles: activation_tiles::TileLayout,
     /// A byte per row.
     flags: usize,
     /// Bytes of what rows show that are looked at.
@@ -145,7 +146,7 @@ struct Parts {
     known: *mut *mut Known,
     routing: Routing,
     vectors: *mut u8,
-    tiles: Tiles,
+    tiles: ActivationTiles,
     /// A byte per row in the sorted order: 1 for those that tiles are not good enough for.
     flags: *mut u8,
     /// What rows show that are looked at.
@@ -224,19 +225,24 @@ impl ExpertMul {
         let choices = self.choices.used.checked_mul(self.choices.tokens)?;
         // As many as there may be where tiles are used for any number of rows.
         let with_tiles = experts.min(choices);
-        let blocks = if with_tiles == 0 { 0 } else { choices / ROWS + with_tiles };
-        let chunks = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
-        let tiles = tiles::Layout::new(blocks.checked_mul(ROWS)?, k, self.weights.stored.planes(), chunks)?;
+        let blocks = if with_tiles == 0 { 0 } else { choices / TILE_MR + with_tiles };
+        let outlier_sets = if self.shares_rows() { with_tiles.min(1) } else { with_tiles };
+        let tiles = activation_tiles::TileLayout::new(
+            blocks.checked_mul(TILE_MR)?,
+            k,
+            self.weights.stored.planes(),
+            outlier_sets,
+        )?;
         let gemm = tile_gemm::scratch_bytes(1) + product::pack_bytes(&self.weights, self.gate.as_ref());
-        let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).next_multiple_of(ALIGN);
+        let scratch = exact_weights::scratch_bytes(k, group).max(gemm).max(k).next_multiple_of(ALIGN);
         let extra = Extra::new(&self.weights, self.gate.as_ref(), choices)?;
         let per_thread = scratch.checked_add(extra.bytes()?)?;
         let vectors = Self::vector_bytes(choices, k, group)?
             .checked_add(experts.min(choices).checked_mul(LINES_ROUNDED * ALIGN)?)?;
         let (routing, flags) = (routing::Layout::new(experts, choices)?, choices.checked_next_multiple_of(ALIGN)?);
         // An expert may have all choices.
-        let chunks = choices.div_ceil(CHUNK).checked_add(EXPERTS_LOOKED_AT)?;
-        let looks = looks::bytes(chunks.checked_mul(LOOKED_AT)?)?;
+        let outlier_sets = choices.div_ceil(OUTLIER_SET_ROWS).checked_add(EXPERTS_LOOKED_AT)?;
+        let looks = looks::bytes(outlier_sets.checked_mul(ERROR_SAMPLE_ROWS)?)?;
         let plan = Plan { routing, vectors, tiles, flags, looks, extra, per_thread };
         plan.shared()?;
         Some(plan)
@@ -244,7 +250,7 @@ impl ExpertMul {
 
     /// Bytes of `rows` quantised rows for the vector kernels, rounded up.
     fn vector_bytes(rows: usize, k: usize, group: usize) -> Option<usize> {
-        activations::Layout::new(rows, k, group).map(|l| l.bytes)
+        activations::ActivationLayout::new(rows, k, group).map(|l| l.bytes)
     }
 
     /// Bytes of work buffer that `threads` threads need; `None` if that does not fit.
@@ -276,7 +282,7 @@ impl ExpertMul {
                 self.sort(&facts, &parts.routing);
                 let experts = parts.routing.experts().iter();
                 let on_tiles = experts.filter(|e| e.rows as usize >= facts.tile_rows).map(|e| e.number as usize);
-                *parts.known = if settings.isa == Isa::Amx && parts.routing.chunks() > 0 {
+                *parts.known = if settings.isa == Isa::Amx && parts.routing.outlier_sets() > 0 {
                     Box::into_raw(Box::new(Known::new(&self.weights, self.gate.as_ref(), on_tiles)))
                 } else {
                     std::ptr::null_mut()
@@ -346,20 +352,20 @@ impl ExpertMul {
     }
 
     /// The rows whose outlier channels are chosen together: all, or those of expert `expert`.
-    fn chunk(&self, parts: &Parts, expert: Option<&Expert>) -> Chunk {
+    fn outlier_set(&self, parts: &Parts, expert: Option<&Expert>) -> OutlierSet {
         let (routing, tiles) = (&parts.routing, &parts.tiles);
-        let chunk = |rows, count, index| Chunk {
-            x: Source { data: self.input.data, rows, channel: self.input.nb[0] },
+        let outlier_set = |rows, count, index| OutlierSet {
+            x: InputRows { data: self.input.data, rows, channel: self.input.nb[0] },
             rows: 0..count,
             k: self.weights.ne[0],
             maxima: tiles.maxima(index),
         };
         match expert {
-            Some(e) => chunk(Rows::Listed(routing.sources(e)), e.rows as usize, e.chunk as usize),
-            None if self.input.ne[1] == 1 => chunk(Rows::Every(self.input.nb[2]), self.choices.tokens, 0),
+            Some(e) => outlier_set(RowOffsets::Listed(routing.sources(e)), e.rows as usize, e.outlier_set as usize),
+            None if self.input.ne[1] == 1 => outlier_set(RowOffsets::Strided(self.input.nb[2]), self.choices.tokens, 0),
             None => {
                 let all = routing.sources(&routing.experts()[0]);
-                chunk(Rows::Listed(all), routing.rows(), 0)
+                outlier_set(RowOffsets::Listed(all), routing.rows(), 0)
             }
         }
     }
@@ -373,7 +379,7 @@ impl ExpertMul {
         let least = facts.tile_rows;
         let experts = parts.routing.experts();
         let with_tiles = || experts.iter().filter(|e| e.rows as usize >= least);
-        if isa != Isa::Amx || parts.routing.chunks() == 0 {
+        if isa != Isa::Amx || parts.routing.outlier_sets() == 0 {
             return None;
         }
         match facts.choice() {
@@ -381,21 +387,21 @@ impl ExpertMul {
             Choice::Vectors => return None,
             Choice::Look => {}
         }
-        let per_chunk = self.weights.ne[0] / ACT_BLOCK;
+        let per_set = self.weights.ne[0] / ACT_BLOCK;
         // SAFETY: shares are disjoint; the scratch is this thread's.
         let (choice, seen) = unsafe {
             if self.shares_rows() {
-                let chunk = self.chunk(parts, None);
-                for i in split::share(per_chunk, thread.index, thread.count) {
-                    chunk.find_maxima(i * ACT_BLOCK);
+                let outlier_set = self.outlier_set(parts, None);
+                for i in split::share(per_set, thread.index, thread.count) {
+                    outlier_set.find_maxima(i * ACT_BLOCK);
                 }
             } else {
-                let mine = split::share(parts.routing.chunks() * per_chunk, thread.index, thread.count);
+                let mine = split::share(parts.routing.outlier_sets() * per_set, thread.index, thread.count);
                 for (index, expert) in with_tiles().enumerate() {
-                    let all = index * per_chunk..(index + 1) * per_chunk;
-                    let chunk = self.chunk(parts, Some(expert));
+                    let all = index * per_set..(index + 1) * per_set;
+                    let outlier_set = self.outlier_set(parts, Some(expert));
                     for i in mine.start.max(all.start)..mine.end.min(all.end) {
-                        chunk.find_maxima(i % per_chunk * ACT_BLOCK);
+                        outlier_set.find_maxima(i % per_set * ACT_BLOCK);
                     }
                 }
             }
@@ -404,21 +410,21 @@ impl ExpertMul {
             let of = |expert: &Expert| if self.shares_rows() { None } else { Some(*expert) };
             // Rows that experts share are looked at with the weights of one; of others a few of some experts.
             let (step, most) = match self.shares_rows() {
-                true => (usize::MAX, LOOKED_AT),
-                false => (parts.routing.chunks().div_ceil(EXPERTS_LOOKED_AT), ROWS_OF_EXPERT),
+                true => (usize::MAX, ERROR_SAMPLE_ROWS),
+                false => (parts.routing.outlier_sets().div_ceil(EXPERTS_LOOKED_AT), ROWS_OF_EXPERT),
             };
             let rows = with_tiles()
                 .step_by(step)
-                .flat_map(|e| self.chunk(parts, of(e).as_ref()).looked_at(most).map(move |row| (e, row)));
-            let mut at: (u32, Channels) = (u32::MAX, [0; OUTLIERS]);
+                .flat_map(|e| self.outlier_set(parts, of(e).as_ref()).error_sample(most).map(move |row| (e, row)));
+            let mut at: (u32, OutlierChannels) = (u32::MAX, [0; OUTLIERS]);
             let seen = looks::together(thread, parts.looks, rows, |(expert, row), seen| {
-                let chunk = self.chunk(parts, of(expert).as_ref());
+                let outlier_set = self.outlier_set(parts, of(expert).as_ref());
                 if at.0 != expert.number {
-                    at = (expert.number, chunk.choose());
+                    at = (expert.number, outlier_set.choose_channels());
                     keep_mask(&at.1, mask);
                 }
                 for weights in known.of(expert.number as usize) {
-                    seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.quant_nmse, weights)));
+                    seen.add(&outlier_set.look(row, &at.1, mask, weights, &Bound::new(facts.quant_nmse, weights)));
                 }
             });
             (facts.after_looking(&seen), seen)
@@ -428,7 +434,7 @@ impl ExpertMul {
             debug!(
                 "{name} K {k} N {n}, {} of {all} experts, {} on tiles: {choice:?}; {seen}",
                 experts.len(),
-                parts.routing.chunks()
+                parts.routing.outlier_sets()
             );
         }
         match choice {
@@ -457,7 +463,7 @@ impl ExpertMul {
         let before = before + expert.index as usize * LINES_ROUNDED * ALIGN;
         // SAFETY: `Plan::vectors` has room for all rows and the rounding of all experts.
         unsafe {
-            let layout = activations::Layout::new(expert.rows as usize, k, group).expect("was planned");
+            let layout = activations::ActivationLayout::new(expert.rows as usize, k, group).expect("was planned");
             layout.at(parts.vectors.add(before))
         }
     }
@@ -472,7 +478,7 @@ impl ExpertMul {
         unsafe {
             let (mask, mut channels) = (self.mask(parts), [0; OUTLIERS]);
             if let Some((_, Precision::Int8 { .. })) = ways.tiles {
-                channels = self.chunk(parts, None).choose();
+                channels = self.outlier_set(parts, None).choose_channels();
                 keep_mask(&channels, mask);
                 if thread.index == 0 {
                     *parts.tiles.channels(0) = channels;
@@ -516,19 +522,19 @@ impl ExpertMul {
             if rows.is_empty() {
                 continue;
             }
-            let x = Source {
+            let x = InputRows {
                 data: self.input.data,
-                rows: Rows::Listed(parts.routing.sources(expert)),
+                rows: RowOffsets::Listed(parts.routing.sources(expert)),
                 channel: self.input.nb[0],
             };
             // SAFETY: every row of the sorted order is one thread's.
             unsafe {
                 let (mask, mut channels) = (self.mask(parts), [0; OUTLIERS]);
                 if let Operand::Tiles(Precision::Int8 { .. }) = ways.of(expert) {
-                    channels = self.chunk(parts, Some(expert)).choose();
+                    channels = self.outlier_set(parts, Some(expert)).choose_channels();
                     keep_mask(&channels, mask);
                     if rows.start == first {
-                        *parts.tiles.channels(expert.chunk as usize) = channels;
+                        *parts.tiles.channels(expert.outlier_set as usize) = channels;
                     }
                 }
                 for row in rows {
@@ -544,21 +550,21 @@ impl ExpertMul {
     }
 
     /// The row of activations number `row` of `token`.
-    fn row(&self, token: usize, row: usize) -> Row {
-        Row { data: self.input.data.wrapping_add(self.source_offset(token, row)), channel: self.input.nb[0] }
+    fn row(&self, token: usize, row: usize) -> InputRow {
+        InputRow { data: self.input.data.wrapping_add(self.source_offset(token, row)), channel: self.input.nb[0] }
     }
 
     /// Quantises a row for up to [`PLACES_TOGETHER`] places in tiles, and flags those where it breaks its bound.
     ///
     /// # Safety
-    /// As for [`Tiles::put_int8`].
+    /// As for [`ActivationTiles::put_int8`].
     unsafe fn put(
         &self,
         ways: KernelChoice,
         parts: &Parts,
-        x: &Row,
+        x: &InputRow,
         places: &[Place],
-        channels: &Channels,
+        channels: &OutlierChannels,
         mask: &[u16],
     ) {
         let expert = |place: &Place| &parts.routing.experts()[place.expert as usize];
@@ -588,7 +594,7 @@ impl ExpertMul {
 
     /// # Safety
     /// The row must exist and be this thread's.
-    unsafe fn put_vectors(&self, isa: Isa, parts: &Parts, x: &Row, expert: &Expert, row: u32) {
+    unsafe fn put_vectors(&self, isa: Isa, parts: &Parts, x: &InputRow, expert: &Expert, row: u32) {
         // SAFETY: promised by the caller.
         unsafe {
             let act = self.vectors(parts, expert);
@@ -614,8 +620,8 @@ impl ExpertMul {
             act: unsafe { self.vectors(parts, expert) },
             tiles: parts.tiles,
             block: expert.block as usize,
-            chunk: if self.shares_rows() { 0 } else { expert.chunk as usize },
-            chunk_rows: usize::MAX,
+            outlier_set: if self.shares_rows() { 0 } else { expert.outlier_set as usize },
+            outlier_set_rows: usize::MAX,
             slice: (expert.number as usize, 0),
             rows: piece.rows.clone(),
             scratch: parts.scratch,
@@ -623,14 +629,14 @@ impl ExpertMul {
             stream: bytes / threads >= STREAM_BYTES && aligned,
             exact: Some(ExactRows {
                 flags: parts.flags.wrapping_add(expert.first as usize),
-                x: Source {
+                x: InputRows {
                     data: self.input.data,
-                    rows: Rows::Listed(parts.routing.sources(expert)),
+                    rows: RowOffsets::Listed(parts.routing.sources(expert)),
                     channel: self.input.nb[0],
                 },
             }),
         };
-        let dst = (out.data.cast(), Rows::Listed(parts.routing.results(expert)));
+        let dst = (out.data.cast(), RowOffsets::Listed(parts.routing.results(expert)));
         // SAFETY: promised by the caller.
         unsafe { product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), dst, up_rows) };
     }
@@ -639,7 +645,7 @@ impl ExpertMul {
 impl Expert {
     /// Its row `row` among those of the tiles.
     fn tile_row(&self, row: u32) -> usize {
-        self.block as usize * ROWS + row as usize
+        self.block as usize * TILE_MR + row as usize
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::Weights;
 use crate::cpu::{Avx512, Isa};
-use crate::kernel::activation::{self, Activation};
-use crate::panel::rows::Rows;
+use crate::kernel::glu::{self, GluOp};
+use crate::panel::rows::RowOffsets;
 
 /// Columns that are computed together at least: one block of the tile GEMM where the caches are large.
 const COLUMNS: usize = 320;
@@ -21,7 +21,7 @@ pub struct Gate {
     /// Its weights: shape and type of the first one's.
     pub weights: Weights,
     /// What is applied to its results.
-    pub activation: Activation,
+    pub op: GluOp,
     /// Above 1e-6: most that comes out of the activation, and largest magnitude of `up`.
     pub limit: f32,
     /// Added to the results of `up` and `gate` beforehand.
@@ -79,7 +79,7 @@ pub struct Block {
     /// Results of the gate in the first of the columns; replaced by what is made of both.
     pub dst: *mut f32,
     /// Their rows.
-    pub dst_rows: Rows,
+    pub dst_rows: RowOffsets,
 }
 
 impl Gate {
@@ -107,8 +107,8 @@ impl Gate {
         for (i, row) in block.rows.clone().enumerate() {
             // SAFETY: promised by the caller.
             unsafe {
-                let job = activation::Job {
-                    activation: self.activation,
+                let job = glu::GluTask {
+                    op: self.op,
                     limit: self.limit,
                     up: block.up.add(i * block.cols.len()),
                     up_bias,
@@ -116,7 +116,7 @@ impl Gate {
                     dst: block.dst.byte_add(block.dst_rows.offset(row)),
                     len: block.cols.len(),
                 };
-                activation::run(avx512, &job);
+                glu::run(avx512, &job);
             }
         }
     }

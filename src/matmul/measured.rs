@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex};
 
 use super::{Gate, Stored, Thread, Weights, split};
 use crate::format::LANES;
-use crate::kernel::TILE_COLS;
+use crate::kernel::TILE_NR;
 use crate::panel::decoded::DecodedRows;
 use crate::panel::plain::PlainRows;
-use crate::panel::tiles::Precision;
-use crate::panel::weight_error::{MEASURED, SCRATCH, Sums, UNIT, WeightError};
+use crate::panel::precision::Precision;
+use crate::panel::weight_error::WeightError;
+use crate::panel::weight_sums::{MEASURED_COLS, SCRATCH_BYTES, UNIT_COLS, WeightSums};
 use crate::with_format;
 
 /// Channels, of all matrices of all tensors, that are remembered, at 6 bytes or so; of more, those of the tensor that was
@@ -33,7 +34,7 @@ struct Key {
     ne: [usize; 4],
     nb: [usize; 3],
     name: &'static str,
-    together: usize,
+    interleave: usize,
 }
 
 /// The matrices of a tensor.
@@ -56,7 +57,7 @@ impl Weights {
             ne: self.ne,
             nb: self.nb,
             name: self.stored.name(),
-            together: self.stored.together(),
+            interleave: self.stored.interleave(),
         }
     }
 
@@ -146,7 +147,7 @@ struct Missing {
     tensor: usize,
     matrix: usize,
     /// What each unit of its columns adds up to.
-    units: Box<[Mutex<Option<Sums>>]>,
+    units: Box<[Mutex<Option<WeightSums>>]>,
 }
 
 impl Known {
@@ -200,7 +201,7 @@ impl Known {
                     unit.lock().unwrap_or_else(|e| e.into_inner()).take().expect("every unit has its thread")
                 });
                 // Another operation may have been faster.
-                let _ = known.matrices[missing.matrix].set(Sums::finish(k, units, has_int8));
+                let _ = known.matrices[missing.matrix].set(WeightSums::finish(k, units, has_int8));
             }
             thread.wait();
         }
@@ -215,36 +216,36 @@ impl Known {
 /// Whether a part of the columns stands for all: of quantised weights, where there are many.
 fn is_sampled(weights: &Weights) -> bool {
     let quantised = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
-    quantised && weights.ne[1] > MEASURED
+    quantised && weights.ne[1] > MEASURED_COLS
 }
 
 /// Units of columns that a matrix is measured in.
 fn units(weights: &Weights) -> usize {
-    if is_sampled(weights) { MEASURED / UNIT } else { weights.ne[1].div_ceil(UNIT) }
+    if is_sampled(weights) { MEASURED_COLS / UNIT_COLS } else { weights.ne[1].div_ceil(UNIT_COLS) }
 }
 
 /// Sums over unit `unit` of the columns of a matrix.
 ///
 /// # Safety
 /// As for [`Known::measure`].
-unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, gathered: *mut u8) -> Sums {
-    let (mut sums, n) = (Sums::new(weights.ne[0]), weights.ne[1]);
+unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, gathered: *mut u8) -> WeightSums {
+    let (mut sums, n) = (WeightSums::new(weights.ne[0]), weights.ne[1]);
     let slice = (matrix % weights.ne[2], matrix / weights.ne[2]);
     // SAFETY: promised by the caller.
     unsafe {
         if !is_sampled(weights) {
-            let cols = unit * UNIT..n.min((unit + 1) * UNIT);
+            let cols = unit * UNIT_COLS..n.min((unit + 1) * UNIT_COLS);
             add(&mut sums, weights, slice, cols, (true, true), scratch, gathered);
             return sums;
         }
         // Pairs of panels, the first and the last among them.
-        let (pairs, last) = (MEASURED / TILE_COLS, n.div_ceil(TILE_COLS) - 1);
-        for pair in split::share(pairs, unit, MEASURED / UNIT) {
-            let first = pair * last / (pairs - 1) * TILE_COLS;
-            add(&mut sums, weights, slice, first..n.min(first + TILE_COLS), (true, false), scratch, gathered);
+        let (pairs, last) = (MEASURED_COLS / TILE_NR, n.div_ceil(TILE_NR) - 1);
+        for pair in split::share(pairs, unit, MEASURED_COLS / UNIT_COLS) {
+            let first = pair * last / (pairs - 1) * TILE_NR;
+            add(&mut sums, weights, slice, first..n.min(first + TILE_NR), (true, false), scratch, gathered);
         }
-        let all = split::share(last + 1, unit, MEASURED / UNIT);
-        let cols = all.start * TILE_COLS..n.min(all.end * TILE_COLS);
+        let all = split::share(last + 1, unit, MEASURED_COLS / UNIT_COLS);
+        let cols = all.start * TILE_NR..n.min(all.end * TILE_NR);
         add(&mut sums, weights, slice, cols, (false, true), scratch, gathered);
     }
     sums
@@ -255,7 +256,7 @@ unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, 
 /// # Safety
 /// As for [`Known::measure`].
 unsafe fn add(
-    sums: &mut Sums,
+    sums: &mut WeightSums,
     weights: &Weights,
     slice: (usize, usize),
     cols: Range<usize>,
@@ -284,7 +285,7 @@ unsafe fn add(
                     }
                     Stored::Decoded(ty) => {
                         let rows = DecodedRows { ty, data, stride, rows: cols.len(), k: weights.ne[0] };
-                        let room = scratch.add(SCRATCH).cast();
+                        let room = scratch.add(SCRATCH_BYTES).cast();
                         sums.add_floats(|from, len, out| rows.floats(panel, from, len, out, room), lanes, scratch);
                     }
                 }

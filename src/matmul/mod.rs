@@ -22,12 +22,13 @@ use crate::debug;
 use crate::diag::env::env;
 use crate::diag::{counters, log};
 use crate::format::ACT_BLOCK;
-use crate::kernel::{self, tile_gemm};
-use crate::panel::activations::{Activations, Layout};
-use crate::panel::outliers::{CHUNK, Channels, Chunk, ErrorStats, LOOKED_AT, keep_mask};
+use crate::kernel::{exact_weights, tile_gemm};
+use crate::panel::activation_tiles::{self, ActivationTiles};
+use crate::panel::activations::{ActivationLayout, Activations};
+use crate::panel::outliers::{ERROR_SAMPLE_ROWS, ErrorStats, OUTLIER_SET_ROWS, OutlierSet, keep_mask};
+use crate::panel::precision::{OUTLIERS, OutlierChannels, Precision};
 use crate::panel::row_error::Bound;
-use crate::panel::rows::{Rows, Source};
-use crate::panel::tiles::{self, OUTLIERS, Precision, Tiles};
+use crate::panel::rows::{InputRows, RowOffsets};
 use choice::{Choice, Facts};
 use exact_rows::ExactRows;
 pub use experts::{Choices, ExpertMul};
@@ -209,8 +210,8 @@ pub struct Thread<'a> {
 
 /// Sizes of the parts of the work buffer.
 struct Plan {
-    act: Layout,
-    tiles: tiles::Layout,
+    act: ActivationLayout,
+    tiles: activation_tiles::TileLayout,
     batches: usize,
     /// Bytes per batch, enough for both kinds of activations.
     per_batch: usize,
@@ -252,16 +253,17 @@ impl MatMul {
     fn plan(&self) -> Option<Plan> {
         let group = self.weights.stored.group();
         let [k, m, b2, b3] = self.input.ne;
-        let gemm = tile_gemm::scratch_bytes(m.div_ceil(CHUNK))
+        let gemm = tile_gemm::scratch_bytes(m.div_ceil(OUTLIER_SET_ROWS))
             .checked_add(product::pack_bytes(&self.weights, self.gate.as_ref()))?;
-        let scratch = kernel::scratch_bytes(k, group).max(gemm).max(k).checked_next_multiple_of(ALIGN)?;
+        let scratch = exact_weights::scratch_bytes(k, group).max(gemm).max(k).checked_next_multiple_of(ALIGN)?;
         let extra = Extra::new(&self.weights, self.gate.as_ref(), m)?;
-        let act = Layout::new(m, k, group)?;
-        let tiles = tiles::Layout::new(m, k, self.weights.stored.planes(), m.div_ceil(CHUNK))?;
+        let act = ActivationLayout::new(m, k, group)?;
+        let tiles =
+            activation_tiles::TileLayout::new(m, k, self.weights.stored.planes(), m.div_ceil(OUTLIER_SET_ROWS))?;
         let batches = b2.checked_mul(b3)?;
         let per_batch = act.bytes.max(tiles.bytes);
         let flags = batches.checked_mul(m)?.checked_next_multiple_of(ALIGN)?;
-        let looks = looks::bytes(m.div_ceil(CHUNK).checked_mul(LOOKED_AT)?)?;
+        let looks = looks::bytes(m.div_ceil(OUTLIER_SET_ROWS).checked_mul(ERROR_SAMPLE_ROWS)?)?;
         let rows = flags.checked_add(looks)?.checked_add(ALIGN)?;
         let shared = per_batch.checked_mul(batches)?.checked_add(rows)?;
         let per_thread = scratch.checked_add(extra.bytes()?)?;
@@ -345,19 +347,24 @@ impl MatMul {
     }
 
     /// The f32 rows of a batch.
-    fn source(&self, batch: usize) -> Source {
+    fn source(&self, batch: usize) -> InputRows {
         let ([_, _, b2, _], nb) = (self.input.ne, self.input.nb);
-        Source {
+        InputRows {
             data: self.input.data.wrapping_add(batch % b2 * nb[2] + batch / b2 * nb[3]),
-            rows: Rows::Every(nb[1]),
+            rows: RowOffsets::Strided(nb[1]),
             channel: nb[0],
         }
     }
 
     /// Rows of the only batch that share their outlier channels.
-    fn chunk(&self, tiles: &Tiles, chunk: usize) -> Chunk {
+    fn outlier_set(&self, tiles: &ActivationTiles, outlier_set: usize) -> OutlierSet {
         let [k, m, ..] = self.input.ne;
-        Chunk { x: self.source(0), rows: chunk * CHUNK..m.min((chunk + 1) * CHUNK), k, maxima: tiles.maxima(chunk) }
+        OutlierSet {
+            x: self.source(0),
+            rows: outlier_set * OUTLIER_SET_ROWS..m.min((outlier_set + 1) * OUTLIER_SET_ROWS),
+            k,
+            maxima: tiles.maxima(outlier_set),
+        }
     }
 
     /// Which matrix of the weights batch `batch` is multiplied with.
@@ -380,7 +387,7 @@ impl MatMul {
         thread: &Thread<'_>,
     ) -> Operand {
         let [k, m, ..] = self.input.ne;
-        let (chunks, per_chunk) = (m.div_ceil(CHUNK), k / ACT_BLOCK);
+        let (outlier_sets, per_set) = (m.div_ceil(OUTLIER_SET_ROWS), k / ACT_BLOCK);
         // SAFETY: shares are disjoint; the first k / 16 words of scratch are ours.
         unsafe {
             if thread.index == 0 {
@@ -389,8 +396,8 @@ impl MatMul {
             }
             let first = plan.tiles.at(parts.batches);
             if choice == Choice::Look {
-                for i in split::share(chunks * per_chunk, thread.index, thread.count) {
-                    self.chunk(&first, i / per_chunk).find_maxima(i % per_chunk * ACT_BLOCK);
+                for i in split::share(outlier_sets * per_set, thread.index, thread.count) {
+                    self.outlier_set(&first, i / per_set).find_maxima(i % per_set * ACT_BLOCK);
                 }
             }
             thread.wait();
@@ -398,17 +405,17 @@ impl MatMul {
             known.measure(thread, parts.scratch, plan.extra.at(parts.scratch.wrapping_add(plan.per_thread)).0);
             let mask = std::slice::from_raw_parts_mut(parts.scratch.cast::<u16>(), k / 16);
             if choice == Choice::Look {
-                let rows =
-                    (0..chunks).flat_map(|c| self.chunk(&first, c).looked_at(LOOKED_AT).map(move |row| (c, row)));
-                let mut at: (usize, Channels) = (usize::MAX, [0; OUTLIERS]);
+                let rows = (0..outlier_sets)
+                    .flat_map(|c| self.outlier_set(&first, c).error_sample(ERROR_SAMPLE_ROWS).map(move |row| (c, row)));
+                let mut at: (usize, OutlierChannels) = (usize::MAX, [0; OUTLIERS]);
                 let seen = looks::together(thread, parts.looks, rows, |(index, row), seen| {
-                    let chunk = self.chunk(&first, index);
+                    let outlier_set = self.outlier_set(&first, index);
                     if at.0 != index {
-                        at = (index, chunk.choose());
+                        at = (index, outlier_set.choose_channels());
                         keep_mask(&at.1, mask);
                     }
                     for weights in known.of(0) {
-                        seen.add(&chunk.look(row, &at.1, mask, weights, &Bound::new(facts.quant_nmse, weights)));
+                        seen.add(&outlier_set.look(row, &at.1, mask, weights, &Bound::new(facts.quant_nmse, weights)));
                     }
                 });
                 choice = facts.after_looking(&seen);
@@ -422,18 +429,21 @@ impl MatMul {
                 thread.wait();
                 return Operand::Vectors(Isa::Amx);
             };
-            let mut at: (usize, Channels) = (usize::MAX, [0; OUTLIERS]);
+            let mut at: (usize, OutlierChannels) = (usize::MAX, [0; OUTLIERS]);
             for i in split::share(plan.batches * m, thread.index, thread.count) {
                 let (batch, row) = (i / m, i % m);
                 let tiles = plan.tiles.at(parts.batches.add(batch * plan.per_batch));
                 let x = self.source(batch).row(row);
                 if let Precision::Int8 { pass } = precision {
-                    if at.0 != row / CHUNK {
-                        at = (row / CHUNK, self.chunk(&tiles, row / CHUNK).choose());
+                    if at.0 != row / OUTLIER_SET_ROWS {
+                        at = (
+                            row / OUTLIER_SET_ROWS,
+                            self.outlier_set(&tiles, row / OUTLIER_SET_ROWS).choose_channels(),
+                        );
                         keep_mask(&at.1, mask);
                     }
-                    if row % CHUNK == 0 {
-                        *tiles.channels(row / CHUNK) = at.1;
+                    if row % OUTLIER_SET_ROWS == 0 {
+                        *tiles.channels(row / OUTLIER_SET_ROWS) = at.1;
                     }
                     tiles.put_int8(pass, &x, &[row], &at.1, mask);
                 } else {
@@ -493,8 +503,8 @@ impl MatMul {
             act,
             tiles,
             block: 0,
-            chunk: 0,
-            chunk_rows: CHUNK,
+            outlier_set: 0,
+            outlier_set_rows: OUTLIER_SET_ROWS,
             slice: self.matrix(piece.batch),
             rows: piece.rows.clone(),
             scratch,
@@ -508,7 +518,13 @@ impl MatMul {
         let dst = self.output.data.wrapping_add(i2 * self.output.nb[1] + i3 * self.output.nb[2]).cast();
         // SAFETY: promised by the caller.
         unsafe {
-            product.run(&self.weights, self.gate.as_ref(), piece.cols.clone(), (dst, Rows::Every(stride)), up_rows)
+            product.run(
+                &self.weights,
+                self.gate.as_ref(),
+                piece.cols.clone(),
+                (dst, RowOffsets::Strided(stride)),
+                up_rows,
+            )
         };
     }
 }

@@ -6,14 +6,15 @@ use super::exact_rows::ExactRows;
 use super::{Gate, Stored, Weights, gate};
 use crate::cpu::{Amx, Isa};
 use crate::diag::counters::Kernel;
-use crate::kernel::tile_gemm::{self, TileJob};
-use crate::kernel::{self, Job};
+use crate::kernel::tile_gemm::{self, TileTask};
+use crate::kernel::{Task, exact_weights};
+use crate::panel::activation_tiles::ActivationTiles;
 use crate::panel::activations::Activations;
 use crate::panel::decoded::DecodedRows;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
-use crate::panel::rows::Rows;
-use crate::panel::tiles::{Precision, Tiles};
+use crate::panel::precision::Precision;
+use crate::panel::rows::RowOffsets;
 use crate::with_format;
 
 /// Scratch that the tile GEMM needs besides its own to make panels: a matrix and its gate may be stored in different ways.
@@ -54,11 +55,11 @@ impl Extra {
 pub(super) struct Product {
     pub operand: Operand,
     pub act: Activations,
-    pub tiles: Tiles,
-    /// As in [`TileJob`].
+    pub tiles: ActivationTiles,
+    /// As in [`TileTask`].
     pub block: usize,
-    pub chunk: usize,
-    pub chunk_rows: usize,
+    pub outlier_set: usize,
+    pub outlier_set_rows: usize,
     /// Which matrix of the weights.
     pub slice: (usize, usize),
     pub rows: Range<usize>,
@@ -80,7 +81,7 @@ impl Product {
         weights: &Weights,
         gate: Option<&Gate>,
         cols: Range<usize>,
-        (dst, dst_rows): (*mut f32, Rows),
+        (dst, dst_rows): (*mut f32, RowOffsets),
         up_rows: *mut f32,
     ) {
         // SAFETY: promised by the caller.
@@ -93,7 +94,7 @@ impl Product {
                 let stride = cols.len() * 4;
                 let up = up_rows.wrapping_byte_sub(rows.start * stride);
                 let dst = dst.wrapping_add(cols.start);
-                self.multiply(weights, rows.clone(), cols.clone(), up, Rows::Every(stride), false);
+                self.multiply(weights, rows.clone(), cols.clone(), up, RowOffsets::Strided(stride), false);
                 self.multiply(&gate.weights, rows.clone(), cols.clone(), dst, dst_rows, false);
                 let block = gate::Block { cols, rows, expert: self.slice.0, up: up_rows, dst, dst_rows };
                 gate.combine(self.operand.isa(), &block);
@@ -111,7 +112,7 @@ impl Product {
         rows: Range<usize>,
         cols: Range<usize>,
         dst: *mut f32,
-        dst_rows: Rows,
+        dst_rows: RowOffsets,
         stream: bool,
     ) {
         let panels = matches!(self.operand, Operand::Vectors(_)) && !self.operand.reads_rows(rows.len());
@@ -119,7 +120,7 @@ impl Product {
         // SAFETY: promised by the caller; the scratch has room behind what kernels use.
         unsafe {
             weights.each_run(self.slice, cols, panels, self.gathered, |panels, panel_bytes, cols| {
-                let job = Job {
+                let task = Task {
                     panels,
                     panel_bytes,
                     cols: cols.len(),
@@ -128,17 +129,17 @@ impl Product {
                     dst: dst.wrapping_add(cols.start - first),
                     dst_rows,
                 };
-                self.operand.multiply(&weights.stored, &job, self.scratch, |precision| TileJob {
-                    job: &job,
+                self.operand.multiply(&weights.stored, &task, self.scratch, |precision| TileTask {
+                    task: &task,
                     tiles: self.tiles,
                     precision,
                     block: self.block,
-                    chunk: self.chunk,
-                    chunk_rows: self.chunk_rows,
+                    outlier_set: self.outlier_set,
+                    outlier_set_rows: self.outlier_set_rows,
                     stream,
                 });
                 if let (Operand::Tiles(_), Some(exact)) = (self.operand, self.exact) {
-                    exact.run(&weights.stored, &job, self.scratch);
+                    exact.run(&weights.stored, &task, self.scratch);
                 }
             });
         }
@@ -175,50 +176,54 @@ impl Operand {
 
     /// Whether so many rows of activations are multiplied with weights in place without making panels of them first.
     fn reads_rows(self, rows: usize) -> bool {
-        matches!(self, Operand::Vectors(isa) if isa >= Isa::Avx512) && rows <= kernel::DIRECT_ROWS_IN_PLACE
+        matches!(self, Operand::Vectors(isa) if isa >= Isa::Avx512) && rows <= exact_weights::DIRECT_ROWS_IN_PLACE
     }
 
-    /// Computes `job` on weights stored like this, on the tile unit as `tiles` says.
+    /// Computes `task` on weights stored like this, on the tile unit as `tiles` says.
     ///
     /// # Safety
-    /// As for [`kernel::run`] or [`tile_gemm::run`].
+    /// As for [`exact_weights::run`] or [`tile_gemm::run`].
     unsafe fn multiply<'a>(
         self,
         stored: &Stored,
-        job: &'a Job,
+        task: &'a Task,
         scratch: *mut u8,
-        tiles: impl Fn(Precision) -> TileJob<'a>,
+        tiles: impl Fn(Precision) -> TileTask<'a>,
     ) {
         let proof = || Amx::new().expect("AMX was found usable");
-        let in_place =
-            |job: &Job, together| WeightRows { data: job.panels, stride: job.panel_bytes, rows: job.cols, together };
+        let in_place = |task: &Task, interleave| WeightRows {
+            data: task.panels,
+            stride: task.panel_bytes,
+            rows: task.cols,
+            interleave,
+        };
         // SAFETY: promised by the caller; an instruction set is used only with its proof.
         unsafe {
             match (self, stored) {
                 (Operand::Tiles(precision), Stored::Packed(shape)) => {
                     with_format!(shape.ty, F => tile_gemm::run::<F>(proof(), &tiles(precision), scratch))
                 }
-                (Operand::Tiles(precision), Stored::InPlace { shape, together }) => {
-                    let rows = in_place(job, *together);
+                (Operand::Tiles(precision), Stored::InPlace { shape, interleave }) => {
+                    let rows = in_place(task, *interleave);
                     with_format!(shape.ty, F => tile_gemm::run_rows::<F>(proof(), &tiles(precision), &rows, scratch))
                 }
                 (Operand::Tiles(precision), Stored::Decoded(ty)) => {
                     let tiles = tiles(precision);
-                    let (data, stride, k) = (job.panels, job.panel_bytes, tiles.tiles.layout.k);
-                    let rows = DecodedRows { ty, data, stride, rows: job.cols, k };
+                    let (data, stride, k) = (task.panels, task.panel_bytes, tiles.tiles.layout.k);
+                    let rows = DecodedRows { ty, data, stride, rows: task.cols, k };
                     tile_gemm::run_decoded(proof(), &tiles, &rows, scratch);
                 }
                 (Operand::Tiles(precision), Stored::Plain(ty)) => {
-                    let (data, stride) = (job.panels, job.panel_bytes);
-                    let rows = PlainRows { ty, data, stride, rows: job.cols };
+                    let (data, stride) = (task.panels, task.panel_bytes);
+                    let rows = PlainRows { ty, data, stride, rows: task.cols };
                     tile_gemm::run_plain(proof(), &tiles(precision), &rows, scratch);
                 }
-                (Operand::Vectors(_), Stored::InPlace { shape, together }) if self.reads_rows(job.rows.len()) => {
-                    let rows = in_place(job, *together);
-                    with_format!(shape.ty, F => kernel::run_rows::<F>(job, &rows, scratch))
+                (Operand::Vectors(_), Stored::InPlace { shape, interleave }) if self.reads_rows(task.rows.len()) => {
+                    let rows = in_place(task, *interleave);
+                    with_format!(shape.ty, F => exact_weights::run_rows::<F>(task, &rows, scratch))
                 }
                 (Operand::Vectors(isa), Stored::Packed(shape) | Stored::InPlace { shape, .. }) => {
-                    with_format!(shape.ty, F => kernel::run::<F>(isa, job, scratch))
+                    with_format!(shape.ty, F => exact_weights::run::<F>(isa, task, scratch))
                 }
                 (Operand::Vectors(_), Stored::Plain(_) | Stored::Decoded(_)) => {
                     unreachable!("plain weights are for tiles only")

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::experts::Choices;
-use crate::kernel::TILE_COLS;
-use crate::panel::tiles::ROWS;
+use crate::kernel::TILE_NR;
+use crate::panel::precision::TILE_MR;
 
 /// What reading and unpacking one column of weights costs, in rows of activations multiplied with it on
 /// the tile unit (measured: 512 rows take about eight times as long as 1).
@@ -29,7 +29,7 @@ pub struct Expert {
     /// Its first block of tiles.
     pub block: u32,
     /// Its place among the experts with tiles.
-    pub chunk: u32,
+    pub outlier_set: u32,
     /// Its place in the list of chosen experts.
     pub index: u32,
 }
@@ -107,7 +107,7 @@ struct Header {
     rows: usize,
     /// Blocks of tiles, and experts that have some.
     blocks: usize,
-    chunks: usize,
+    outlier_sets: usize,
     /// The part that is taken next.
     next: AtomicUsize,
 }
@@ -154,7 +154,7 @@ impl Routing {
             let counts = std::slice::from_raw_parts_mut(self.counts, self.layout.experts);
             counts.fill(0);
             choices.each(counts.len(), |_, _, expert| counts[expert] += 1);
-            let mut header = Header { active: 0, rows: 0, blocks: 0, chunks: 0, next: AtomicUsize::new(0) };
+            let mut header = Header { active: 0, rows: 0, blocks: 0, outlier_sets: 0, next: AtomicUsize::new(0) };
             if choices.skip_others {
                 (0..self.layout.choices).for_each(|i| self.places.add(i).write(Place::NONE));
             }
@@ -167,12 +167,12 @@ impl Routing {
                     // Counted again below.
                     rows: 0,
                     block: header.blocks as u32,
-                    chunk: header.chunks as u32,
+                    outlier_set: header.outlier_sets as u32,
                     index: header.active as u32,
                 });
                 if rows as usize >= tile_rows {
-                    header.blocks += (rows as usize).div_ceil(ROWS);
-                    header.chunks += 1;
+                    header.blocks += (rows as usize).div_ceil(TILE_MR);
+                    header.outlier_sets += 1;
                 }
                 // From here on: the expert's place in the list.
                 *count = header.active as u32;
@@ -206,8 +206,8 @@ impl Routing {
     }
 
     /// How many of them have tiles.
-    pub fn chunks(&self) -> usize {
-        self.header().chunks
+    pub fn outlier_sets(&self) -> usize {
+        self.header().outlier_sets
     }
 
     /// Byte offsets of an expert's rows of activations.
@@ -261,7 +261,7 @@ struct Work<'a, F> {
 
 impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
     fn new(experts: &'a [Expert], n: usize, threads: usize, on_tiles: F) -> Self {
-        let units = experts.len() * n.div_ceil(TILE_COLS);
+        let units = experts.len() * n.div_ceil(TILE_NR);
         let want = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
         let mut work = Self { experts, n, on_tiles, cuts: want.div_ceil(units.max(1)), cost: 0 };
         work.cost = experts.iter().map(|e| work.units(e) * work.unit_cost(e)).sum();
@@ -270,11 +270,11 @@ impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
 
     /// Rows of a unit.
     fn rows(&self, expert: &Expert) -> usize {
-        (expert.rows as usize).div_ceil(self.cuts).next_multiple_of(ROWS)
+        (expert.rows as usize).div_ceil(self.cuts).next_multiple_of(TILE_MR)
     }
 
     fn units(&self, expert: &Expert) -> usize {
-        self.n.div_ceil(TILE_COLS) * (expert.rows as usize).div_ceil(self.rows(expert))
+        self.n.div_ceil(TILE_NR) * (expert.rows as usize).div_ceil(self.rows(expert))
     }
 
     fn unit_cost(&self, expert: &Expert) -> usize {
@@ -285,7 +285,7 @@ impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
     /// The pieces of one part: the units whose costs, laid end to end, begin in its share of the sum.
     fn pieces(&self, part: usize, parts: usize, run: &mut impl FnMut(Piece)) {
         let share = super::split::share(self.cost, part, parts);
-        let col_units = self.n.div_ceil(TILE_COLS);
+        let col_units = self.n.div_ceil(TILE_NR);
         let mut start = 0;
         for (index, expert) in self.experts.iter().enumerate() {
             let (units, cost) = (self.units(expert), self.unit_cost(expert));
@@ -298,7 +298,7 @@ impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
                 let rows = self.rows(expert);
                 run(Piece {
                     expert: index,
-                    cols: col * TILE_COLS..((col + cols) * TILE_COLS).min(self.n),
+                    cols: col * TILE_NR..((col + cols) * TILE_NR).min(self.n),
                     rows: cut * rows..((cut + 1) * rows).min(expert.rows as usize),
                 });
                 unit += cols;
@@ -317,7 +317,7 @@ mod tests {
         for (n, counts) in [(33, vec![1, 70, 3]), (768, vec![2048, 2048]), (5, vec![1]), (64, vec![4; 128])] {
             let mut experts = Vec::new();
             for rows in counts {
-                experts.push(Expert { number: 0, first: 0, rows, block: 0, chunk: 0, index: 0 });
+                experts.push(Expert { number: 0, first: 0, rows, block: 0, outlier_set: 0, index: 0 });
             }
             for threads in [1, 2, 7, 64] {
                 let work = Work::new(&experts, n, threads, |e| e.rows >= 10);

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::kernel::TILE_COLS;
+use crate::kernel::TILE_NR;
 
 /// Rows of activations that a piece is a multiple of: one block of the tile kernel.
 const ROW_STEP: usize = 32;
@@ -29,7 +29,7 @@ pub fn share(total: usize, index: usize, count: usize) -> Range<usize> {
     cut(index)..cut(index + 1)
 }
 
-/// The grid of units that is shared out: batches x column units x row chunks, rows fastest.
+/// The grid of units that is shared out: batches x column units x row parts, rows fastest.
 #[derive(Clone, Copy, Debug)]
 pub struct Split {
     n: usize,
@@ -37,42 +37,42 @@ pub struct Split {
     batches: usize,
     threads: usize,
     col_units: usize,
-    row_chunks: usize,
+    row_parts: usize,
 }
 
 impl Split {
     /// For `batches` products of `n` columns and `m` rows on `threads` threads.
     pub fn new(n: usize, m: usize, batches: usize, threads: usize) -> Self {
-        let col_units = n.div_ceil(TILE_COLS);
+        let col_units = n.div_ceil(TILE_NR);
         let (have, want) = ((col_units * batches).max(1), threads * PIECES_PER_THREAD);
-        let row_chunks =
+        let row_parts =
             if threads == 1 || have >= want { 1 } else { want.div_ceil(have).min(m.div_ceil(ROW_STEP)).max(1) };
-        Self { n, m, batches, threads, col_units, row_chunks }
+        Self { n, m, batches, threads, col_units, row_parts }
     }
 
     /// Units of the grid.
     fn units(self) -> usize {
-        let all = self.batches * self.col_units * self.row_chunks;
+        let all = self.batches * self.col_units * self.row_parts;
         if cfg!(mutant = "split-last") { all - 1 } else { all }
     }
 
-    /// The pieces of thread `index`: neighbouring column units of one batch and row chunk together.
+    /// The pieces of thread `index`: neighbouring column units of one batch and row part together.
     pub fn pieces(self, index: usize) -> impl Iterator<Item = Piece> {
         let mut at = if self.m == 0 { 0..0 } else { share(self.units(), index, self.threads) };
         std::iter::from_fn(move || {
             if at.is_empty() {
                 return None;
             }
-            let unit = at.start / self.row_chunks;
+            let unit = at.start / self.row_parts;
             let (batch, col) = (unit / self.col_units, unit % self.col_units);
-            let chunk = at.start % self.row_chunks;
-            // Without row chunks, a run of columns is one piece.
-            let cols = if self.row_chunks == 1 { at.len().min(self.col_units - col) } else { 1 };
+            let part = at.start % self.row_parts;
+            // Without row parts, a run of columns is one piece.
+            let cols = if self.row_parts == 1 { at.len().min(self.col_units - col) } else { 1 };
             at.start += cols;
-            let steps = share(self.m.div_ceil(ROW_STEP), chunk, self.row_chunks);
+            let steps = share(self.m.div_ceil(ROW_STEP), part, self.row_parts);
             Some(Piece {
                 batch,
-                cols: col * TILE_COLS..((col + cols) * TILE_COLS).min(self.n),
+                cols: col * TILE_NR..((col + cols) * TILE_NR).min(self.n),
                 rows: steps.start * ROW_STEP..(steps.end * ROW_STEP).min(self.m),
             })
         })

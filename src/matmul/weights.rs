@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::choice::Storage;
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, LANES};
-use crate::kernel::{TILE_COLS, tile_gemm};
+use crate::kernel::{TILE_NR, tile_gemm};
 use crate::panel::decoded::DecodedType;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainType;
@@ -38,7 +38,7 @@ pub enum Stored {
         /// Its shape.
         shape: Shape,
         /// Rows that lie interleaved, as for [`WeightRows`].
-        together: usize,
+        interleave: usize,
     },
     /// As GGUF has it, of a type that tiles are made of directly.
     Plain(&'static PlainType),
@@ -107,10 +107,10 @@ impl Stored {
     }
 
     /// Rows that lie interleaved: nothing less can be read.
-    pub fn together(&self) -> usize {
+    pub fn interleave(&self) -> usize {
         match self {
-            Stored::InPlace { together, .. } => *together,
-            Stored::Decoded(ty) => ty.together,
+            Stored::InPlace { interleave, .. } => *interleave,
+            Stored::Decoded(ty) => ty.interleave,
             Stored::Packed(_) | Stored::Plain(_) => 1,
         }
     }
@@ -183,7 +183,7 @@ impl Weights {
     pub fn gather_bytes(&self) -> usize {
         match self.stored {
             Stored::Packed(_) if self.in_place() => 0,
-            Stored::Packed(_) | Stored::InPlace { .. } => ((TILE_COLS + 1) * self.row_bytes()).next_multiple_of(64),
+            Stored::Packed(_) | Stored::InPlace { .. } => ((TILE_NR + 1) * self.row_bytes()).next_multiple_of(64),
             Stored::Plain(_) | Stored::Decoded(_) => 0,
         }
     }
@@ -210,8 +210,8 @@ impl Weights {
         if let Some(panels) = self.panels(i2, i3, cols.start) {
             return run(panels, shape.panel_bytes(), cols);
         }
-        for first in cols.clone().step_by(TILE_COLS) {
-            let cols = first..cols.end.min(first + TILE_COLS);
+        for first in cols.clone().step_by(TILE_NR) {
+            let cols = first..cols.end.min(first + TILE_NR);
             // SAFETY: promised by the caller.
             let panel_bytes = unsafe { self.gather(&shape, (i2, i3), cols.clone(), gathered) };
             run(gathered.cast_const(), panel_bytes, cols);
@@ -226,21 +226,21 @@ impl Weights {
         let row_bytes = self.row_bytes();
         let two_panels = Shape {
             k: self.ne[0],
-            n: TILE_COLS,
+            n: TILE_NR,
             slices: 1,
             row_bytes,
-            slice_plain: TILE_COLS * row_bytes,
-            slice_packed: TILE_COLS * row_bytes,
+            slice_plain: TILE_NR * row_bytes,
+            slice_packed: TILE_NR * row_bytes,
             ..*shape
         };
-        if let Stored::InPlace { together, .. } = self.stored {
+        if let Stored::InPlace { interleave, .. } = self.stored {
             let data = self.base.wrapping_add(self.plain_offset(i2, i3, rows.start));
-            let rows = WeightRows { data, stride: self.nb[0], rows: rows.len(), together };
+            let rows = WeightRows { data, stride: self.nb[0], rows: rows.len(), interleave };
             // SAFETY: the rows are readable, `out` has two panels.
             unsafe { pack_rows(&two_panels, &rows, out) };
             return two_panels.panel_bytes();
         }
-        let plain = out.wrapping_add(TILE_COLS * row_bytes);
+        let plain = out.wrapping_add(TILE_NR * row_bytes);
         for (i, row) in rows.enumerate() {
             // SAFETY: the row is inside the tensor; the plain row lies behind the two panels.
             unsafe {
@@ -268,7 +268,7 @@ unsafe fn pack_rows(two_panels: &Shape, rows: &WeightRows, out: *mut u8) {
             }
             return;
         }
-        assert_eq!(rows.together, 1, "interleaved rows are read by AVX-512 only");
+        assert_eq!(rows.interleave, 1, "interleaved rows are read by AVX-512 only");
         for i in 0..rows.rows {
             let row = std::slice::from_raw_parts(rows.data.add(i * rows.stride), two_panels.row_bytes);
             two_panels.write(out, i * two_panels.row_bytes, row);

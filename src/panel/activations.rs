@@ -7,6 +7,7 @@
 
 use std::arch::x86_64::*;
 
+use super::scale::scale_of;
 use crate::cpu::{Avx512, Isa};
 use crate::format::ACT_BLOCK;
 
@@ -15,7 +16,7 @@ const TILE: usize = 16;
 
 /// Where the three arrays lie in a work buffer; offsets in bytes from a 64-byte-aligned base.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct ActivationLayout {
     /// Rows.
     pub m: usize,
     /// Columns, a multiple of 32.
@@ -28,7 +29,7 @@ pub struct Layout {
     pub bytes: usize,
 }
 
-impl Layout {
+impl ActivationLayout {
     /// Layout for `m` rows of `k`; `None` if it does not fit the address space.
     pub fn new(m: usize, k: usize, group: usize) -> Option<Self> {
         let quants = m.checked_mul(k)?.checked_next_multiple_of(64)?;
@@ -133,20 +134,6 @@ impl Activations {
     }
 }
 
-/// The scale and its inverse for a block whose largest magnitude has the bits `amax`.
-#[inline]
-pub(super) fn scale_of(amax: u32) -> (f32, f32) {
-    const INFINITY: u32 = 0x7f80_0000;
-    let value = f32::from_bits(amax);
-    if amax >= INFINITY {
-        (f32::NAN, 0.0)
-    } else if value < 1e-30 {
-        (0.0, 0.0)
-    } else {
-        (value / 127.0, 127.0 / value)
-    }
-}
-
 fn quantise_portable(x: &[f32; ACT_BLOCK], q: &mut [i8], group: usize, sums: &mut [i32; 2]) -> f32 {
     let amax = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
     let (scale, inverse) = scale_of(amax);
@@ -194,7 +181,7 @@ mod tests {
     use super::*;
 
     fn quantised(isa: Isa, x: &[f32; 32], group: usize) -> (Vec<i8>, f32, [i32; 2]) {
-        let layout = Layout::new(1, 32, group).unwrap();
+        let layout = ActivationLayout::new(1, 32, group).unwrap();
         let mut memory = vec![0u64; layout.bytes / 8];
         // SAFETY: the memory has the layout's size, the row is one block of 32 floats.
         unsafe {
@@ -248,7 +235,7 @@ mod tests {
 
     #[test]
     fn tiles_hold_exactly_the_rows() {
-        let layout = Layout::new(33, 64, 32).unwrap();
+        let layout = ActivationLayout::new(33, 64, 32).unwrap();
         let mut memory = vec![0u64; layout.bytes / 8];
         // SAFETY: the memory has the layout's size.
         let a = unsafe { layout.at(memory.as_mut_ptr().cast()) };

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::bf16::rounded;
 use super::plain::transpose;
-use super::tiles::{STEP_BF16, STEP_BYTES};
+use super::precision::{STEP_BF16, STEP_BYTES};
 use crate::format::LANES;
 
 /// The host's decoder of a type: `count` weights from `x` to `y`.
@@ -25,7 +25,7 @@ pub struct DecodedType {
     /// Bytes in front of the blocks of a row. Rows that have some are decoded whole.
     pub meta: usize,
     /// Rows whose blocks lie interleaved: 1, 4, 8 or 16. They are decoded together, with as many channels each.
-    pub together: usize,
+    pub interleave: usize,
     /// The decoder.
     pub to_float: ToFloat,
 }
@@ -99,7 +99,7 @@ impl DecodedRows {
     /// # Safety
     /// As for [`DecodedRows::bf16`].
     unsafe fn decode_panel(&self, panel: usize, from: usize, len: usize, room: *mut f32) {
-        let group = self.ty.together;
+        let group = self.ty.interleave;
         for first in (0..LANES).step_by(group) {
             let row = (panel * LANES + first).min(self.rows - group);
             // SAFETY: promised by the caller.
@@ -117,11 +117,11 @@ impl DecodedRows {
         // SAFETY: promised by the caller.
         unsafe {
             if ty.meta == 0 {
-                let at = at.add(from / ty.block * ty.bytes * ty.together);
-                return (ty.to_float)(at.cast(), out, (len * ty.together) as i64);
+                let at = at.add(from / ty.block * ty.bytes * ty.interleave);
+                return (ty.to_float)(at.cast(), out, (len * ty.interleave) as i64);
             }
-            (ty.to_float)(at.cast(), whole, (self.k * ty.together) as i64);
-            for i in 0..ty.together {
+            (ty.to_float)(at.cast(), whole, (self.k * ty.interleave) as i64);
+            for i in 0..ty.interleave {
                 std::ptr::copy_nonoverlapping(whole.add(i * self.k + from), out.add(i * len), len);
             }
         }
@@ -140,15 +140,15 @@ mod tests {
 
     /// A type with a byte per weight in blocks of 32; four rows may be interleaved by blocks; meta data are added.
     unsafe extern "C" fn decode(x: *const libc::c_void, y: *mut f32, count: i64) {
-        let (together, meta) = (TOGETHER.load(Ordering::Relaxed), META.load(Ordering::Relaxed));
-        let k = count as usize / together;
+        let (interleave, meta) = (TOGETHER.load(Ordering::Relaxed), META.load(Ordering::Relaxed));
+        let k = count as usize / interleave;
         // SAFETY: the test's rows have as many bytes.
         unsafe {
             let x = x.cast::<u8>();
-            for row in 0..together {
+            for row in 0..interleave {
                 let add = if meta > 0 { f32::from(*x.add(row * meta)) } else { 0.0 };
                 for channel in 0..k {
-                    let at = together * meta + (channel / 32 * together + row) * 32 + channel % 32;
+                    let at = interleave * meta + (channel / 32 * interleave + row) * 32 + channel % 32;
                     *y.add(row * k + channel) = f32::from(*x.add(at).cast::<i8>()) + add;
                 }
             }
@@ -161,8 +161,8 @@ mod tests {
             println!("SKIPPED: no AMX");
             return;
         }
-        for (together, meta) in [(1, 0), (4, 0), (1, 4), (4, 4)] {
-            TOGETHER.store(together, Ordering::Relaxed);
+        for (interleave, meta) in [(1, 0), (4, 0), (1, 4), (4, 4)] {
+            TOGETHER.store(interleave, Ordering::Relaxed);
             META.store(meta, Ordering::Relaxed);
             let ty: &'static DecodedType = Box::leak(Box::new(DecodedType {
                 number: 300,
@@ -170,20 +170,20 @@ mod tests {
                 block: 32,
                 bytes: 32,
                 meta,
-                together,
+                interleave,
                 to_float: decode,
             }));
             let (k, rows, from, len) = (128usize, 20usize, 32usize, 64usize);
             let value = |row: usize, channel: usize| ((row * 31 + channel * 7) % 200) as i32 - 100;
             let (stride, mut data) = (k + meta, vec![0u8; rows * (k + meta)]);
             for row in 0..rows {
-                let (group, i) = (row / together, row % together);
-                let base = group * together * stride;
+                let (group, i) = (row / interleave, row % interleave);
+                let base = group * interleave * stride;
                 if meta > 0 {
                     data[base + i * meta] = row as u8;
                 }
                 for channel in 0..k {
-                    let at = base + together * meta + (channel / 32 * together + i) * 32 + channel % 32;
+                    let at = base + interleave * meta + (channel / 32 * interleave + i) * 32 + channel % 32;
                     data[at] = value(row, channel) as i8 as u8;
                 }
             }
@@ -195,14 +195,14 @@ mod tests {
             // SAFETY: the rows have the channels, tiles and room are as large as asked for.
             unsafe { source.bf16(1, from, len, tiles.as_mut_ptr().cast(), room.as_mut_ptr()) };
             for lane in 0..LANES {
-                let group = (LANES + lane / together * together).min(rows - together);
-                let row = group + lane % together;
+                let group = (LANES + lane / interleave * interleave).min(rows - interleave);
+                let row = group + lane % interleave;
                 for channel in 0..len {
                     let at =
                         channel / STEP_BF16 * STEP_BYTES / 2 + channel % STEP_BF16 / 2 * 32 + lane * 2 + channel % 2;
                     let expected = value(row, from + channel) + if meta > 0 { row as i32 } else { 0 };
                     let got = half::bf16::from_bits(tiles[at]).to_f32();
-                    assert_eq!(got, expected as f32, "{together} {meta} lane {lane} channel {channel}");
+                    assert_eq!(got, expected as f32, "{interleave} {meta} lane {lane} channel {channel}");
                 }
             }
         }

@@ -6,27 +6,26 @@ use std::arch::x86_64::*;
 use std::fmt;
 use std::ops::Range;
 
+use super::precision::{OUTLIERS, OutlierChannels, PASSES};
 use super::row_error::{self, Bound, RowError};
-use super::rows::{Row, Source};
-use super::tiles::{OUTLIERS, PASSES, scale_of_pass};
+use super::rows::{InputRow, InputRows};
+use super::scale::scale_of_pass;
 use super::weight_error::WeightError;
 
 /// Rows that share their outlier channels in one product; an expert's rows always do.
-pub const CHUNK: usize = 256;
+pub const OUTLIER_SET_ROWS: usize = 256;
 /// Rows between those that are looked at to find a chunk's outlier channels.
 const SAMPLE: usize = 4;
 /// Fewer rows than this are all looked at; the first row of a prompt is special in many models.
-const FEW: usize = CHUNK / SAMPLE;
-/// Rows per [`CHUNK`] that the errors of a product are estimated from.
-pub const LOOKED_AT: usize = 8;
-/// The outlier channels of a chunk, ascending.
-pub type Channels = [u32; OUTLIERS];
+const FEW: usize = OUTLIER_SET_ROWS / SAMPLE;
+/// Rows per [`OUTLIER_SET_ROWS`] that the errors of a product are estimated from.
+pub const ERROR_SAMPLE_ROWS: usize = 8;
 
 /// Rows that share their outlier channels.
 #[derive(Clone, Debug)]
-pub struct Chunk {
+pub struct OutlierSet {
     /// Where they are.
-    pub x: Source,
+    pub x: InputRows,
     /// Which.
     pub rows: Range<usize>,
     /// Channels, a multiple of 32.
@@ -35,7 +34,7 @@ pub struct Chunk {
     pub maxima: *mut u32,
 }
 
-impl Chunk {
+impl OutlierSet {
     /// The rows that are looked at.
     fn sample(&self) -> impl Iterator<Item = usize> + Clone + use<> {
         self.rows.clone().step_by(if self.rows.len() > FEW { SAMPLE } else { 1 })
@@ -70,7 +69,7 @@ impl Chunk {
     /// # Safety
     /// The maxima must be there; AVX-512 needed.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn choose(&self) -> Channels {
+    pub unsafe fn choose_channels(&self) -> OutlierChannels {
         // SAFETY: k numbers.
         let maxima = unsafe { std::slice::from_raw_parts(self.maxima, self.k) };
         let above = |limit: u32| {
@@ -101,22 +100,22 @@ impl Chunk {
         channels
     }
 
-    /// The rows that errors are estimated from, at most `most` per [`CHUNK`].
-    pub fn looked_at(&self, most: usize) -> impl Iterator<Item = usize> + Clone + use<> {
-        let most = most * self.rows.len().div_ceil(CHUNK);
+    /// The rows that errors are estimated from, at most `most` per [`OUTLIER_SET_ROWS`].
+    pub fn error_sample(&self, most: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        let most = most * self.rows.len().div_ceil(OUTLIER_SET_ROWS);
         self.sample().step_by(self.sample().count().div_ceil(most).max(1))
     }
 
     /// What one of them shows: `channels` are the chunk's outliers, `mask` leaves them out.
     ///
     /// # Safety
-    /// As for [`Chunk::find_maxima`]; AVX-512 BF16 needed too.
+    /// As for [`OutlierSet::find_maxima`]; AVX-512 BF16 needed too.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
     pub unsafe fn look(
         &self,
         row: usize,
-        channels: &Channels,
+        channels: &OutlierChannels,
         mask: &[u16],
         weights: &WeightError,
         bound: &Bound,
@@ -139,7 +138,7 @@ impl Chunk {
     /// # Safety
     /// The row must have the channels; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn crest(&self, x: &Row, mask: &[u16]) -> f32 {
+    unsafe fn crest(&self, x: &InputRow, mask: &[u16]) -> f32 {
         // SAFETY: promised by the caller.
         let max = unsafe { scale_of_pass(x, 0..self.k, mask).0 } * 127.0;
         if max == 0.0 {
@@ -156,7 +155,7 @@ impl Chunk {
 }
 
 /// Bit `i` of word `i / 16`: channel `i` is no outlier.
-pub fn keep_mask(channels: &Channels, mask: &mut [u16]) {
+pub fn keep_mask(channels: &OutlierChannels, mask: &mut [u16]) {
     mask.fill(u16::MAX);
     for c in channels {
         mask[*c as usize / 16] &= !(1 << (c % 16));

@@ -15,8 +15,8 @@ pub struct WeightRows {
     pub stride: usize,
     /// How many; a multiple of those that lie together.
     pub rows: usize,
-    /// Rows that lie interleaved: 1, or [`interleaved::together`] of the type.
-    pub together: usize,
+    /// Rows that lie interleaved: 1, or [`interleaved::interleave`] of the type.
+    pub interleave: usize,
 }
 
 /// Most bytes that [`WeightRows::pack`] writes for a stretch of this many channels, in whole blocks.
@@ -175,7 +175,7 @@ impl WeightRows {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn pack<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
-        if self.together > 1 {
+        if self.interleave > 1 {
             // SAFETY: promised by the caller.
             return unsafe { self.pack_interleaved::<F>(panel, first, count, out) };
         }
@@ -200,11 +200,11 @@ impl WeightRows {
     /// As there; the type has an interleaved form.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pack_interleaved<F: Format>(&self, panel: usize, first: usize, count: usize, out: *mut u8) {
-        let together = const { interleaved::together(F::TYPE) };
-        debug_assert_eq!(self.together, together);
-        let blocks: interleaved::Blocks = std::array::from_fn(|i| self.lane::<F>(panel, i * together, first));
+        let interleave = const { interleaved::interleave(F::TYPE) };
+        debug_assert_eq!(self.interleave, interleave);
+        let blocks: interleaved::Blocks = std::array::from_fn(|i| self.lane::<F>(panel, i * interleave, first));
         for block in 0..count {
-            let blocks = blocks.map(|from| from.wrapping_add(block * together * F::BYTES));
+            let blocks = blocks.map(|from| from.wrapping_add(block * interleave * F::BYTES));
             // SAFETY: promised by the caller.
             unsafe { interleaved::pack(F::TYPE, &blocks, out.wrapping_add(block * LANES * F::BYTES)) };
         }
@@ -213,8 +213,8 @@ impl WeightRows {
     /// Where block `block` of a row of a panel is, or of those it lies together with; of the last row, if it is not there.
     #[inline(always)]
     fn lane<F: Format>(&self, panel: usize, lane: usize, block: usize) -> *const u8 {
-        let row = (panel * LANES + lane).min(self.rows - self.together);
-        self.data.wrapping_add(row * self.stride + block * self.together * F::BYTES)
+        let row = (panel * LANES + lane).min(self.rows - self.interleave);
+        self.data.wrapping_add(row * self.stride + block * self.interleave * F::BYTES)
     }
 }
 
@@ -399,7 +399,7 @@ mod tests {
             let mut packed = vec![0; shape.packed_size()];
             // SAFETY: the buffers have the shape's sizes.
             unsafe { shape.write(packed.as_mut_ptr(), 0, &plain) };
-            let rows = WeightRows { data: plain.as_ptr(), stride: shape.row_bytes, rows: n, together: 1 };
+            let rows = WeightRows { data: plain.as_ptr(), stride: shape.row_bytes, rows: n, interleave: 1 };
             for (panel, first, count) in [(0, 0, 5), (1, 2, 3)] {
                 let bytes = LANES * info.bytes;
                 assert!(count * bytes <= packed_bytes(count * info.block));

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bf16::widened;
-use super::tiles::{Precision, STEP_BF16, STEP_BYTES};
+use super::precision::{Precision, STEP_BF16, STEP_BYTES};
 use crate::format::{LANES, f16_lanes};
 
 /// A type of this kind.

@@ -6,8 +6,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::outliers::Channels;
-use super::tiles::{OUTLIERS, STEP_BF16, STEP_BYTES, STEP_INT8};
+use super::precision::{OUTLIERS, OutlierChannels, STEP_BF16, STEP_BYTES, STEP_INT8};
 use crate::format::{Format, LANES};
 
 /// Bytes of one tile.
@@ -216,7 +215,7 @@ pub unsafe fn bf16<F: Format>(panel: *const u8, from: usize, len: usize, out: *m
 /// The one BF16 tile of a panel's outlier channels, made channel by channel in their order.
 #[derive(Clone, Copy)]
 pub struct OutlierTile<'a> {
-    channels: &'a Channels,
+    channels: &'a OutlierChannels,
     /// How many of them are there.
     done: usize,
     out: *mut u8,
@@ -224,7 +223,7 @@ pub struct OutlierTile<'a> {
 
 impl<'a> OutlierTile<'a> {
     /// Of `channels`, ascending; `out` has room for a tile.
-    pub fn new(channels: &'a Channels, out: *mut u8) -> Self {
+    pub fn new(channels: &'a OutlierChannels, out: *mut u8) -> Self {
         debug_assert_eq!(OUTLIERS / 2 * 64, TILE);
         Self { channels, done: 0, out }
     }

@@ -6,11 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::scale_of;
 use super::bf16::{rounded, widened};
-use super::outliers::Channels;
-use super::rows::Row;
-use super::tiles::OUTLIERS;
+use super::precision::{OUTLIERS, OutlierChannels};
+use super::rows::InputRow;
+use super::scale::scale_of;
 use super::weight_error::{BlockError, Lanes, WeightError};
 use crate::format::ACT_BLOCK;
 
@@ -76,7 +75,7 @@ fn unit(amax: f32) -> f32 {
 /// # Safety
 /// The row must have the channels; AVX-512 needed.
 #[target_feature(enable = "avx512f")]
-unsafe fn largest(x: &Row, k: usize) -> f32 {
+unsafe fn largest(x: &InputRow, k: usize) -> f32 {
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     let max = (0..k).step_by(16).fold(_mm512_setzero_si512(), |max, c| {
         // SAFETY: promised by the caller.
@@ -156,10 +155,10 @@ impl From<([f32; 2], [f32; 2])> for RowError {
 #[inline(never)]
 pub unsafe fn int8(
     weights: &WeightError,
-    x: &Row,
+    x: &InputRow,
     pass: usize,
     scales: impl Fn(usize) -> f32,
-    channels: &Channels,
+    channels: &OutlierChannels,
     mask: &[u16],
 ) -> RowError {
     let blocks = weights.int8(pass);
@@ -216,7 +215,7 @@ pub unsafe fn int8(
 /// As for [`int8`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline(never)]
-pub unsafe fn bf16(weights: &WeightError, x: &Row) -> RowError {
+pub unsafe fn bf16(weights: &WeightError, x: &InputRow) -> RowError {
     let blocks = weights.bf16();
     // SAFETY: promised by the caller, here and below.
     let wide = _mm512_set1_ps(unit(unsafe { largest(x, blocks.len() * ACT_BLOCK) }));
@@ -248,7 +247,7 @@ pub unsafe fn bf16(weights: &WeightError, x: &Row) -> RowError {
 /// As for [`int8`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
-pub unsafe fn blocks_of_32(weights: &WeightError, x: &Row) -> RowError {
+pub unsafe fn blocks_of_32(weights: &WeightError, x: &InputRow) -> RowError {
     let blocks = weights.bf16().len();
     // SAFETY: promised by the caller, here and below.
     let wide = _mm512_set1_ps(unit(unsafe { largest(x, blocks * ACT_BLOCK) }));

@@ -4,14 +4,14 @@ use std::arch::x86_64::*;
 
 /// Byte offsets of rows.
 #[derive(Clone, Copy, Debug)]
-pub enum Rows {
+pub enum RowOffsets {
     /// One every so many bytes.
-    Every(usize),
+    Strided(usize),
     /// Listed, row by row.
     Listed(*const usize),
 }
 
-impl Rows {
+impl RowOffsets {
     /// Offset of row `row`.
     ///
     /// # Safety
@@ -19,54 +19,54 @@ impl Rows {
     #[inline(always)]
     pub unsafe fn offset(self, row: usize) -> usize {
         match self {
-            Rows::Every(stride) => row * stride,
+            RowOffsets::Strided(stride) => row * stride,
             // SAFETY: promised by the caller.
-            Rows::Listed(offsets) => unsafe { *offsets.add(row) },
+            RowOffsets::Listed(offsets) => unsafe { *offsets.add(row) },
         }
     }
 
     /// The rows from `row` on, and the offset they count from.
     pub fn skip(self, row: usize) -> (usize, Self) {
         match self {
-            Rows::Every(stride) => (row * stride, self),
-            Rows::Listed(offsets) => (0, Rows::Listed(offsets.wrapping_add(row))),
+            RowOffsets::Strided(stride) => (row * stride, self),
+            RowOffsets::Listed(offsets) => (0, RowOffsets::Listed(offsets.wrapping_add(row))),
         }
     }
 }
 
 /// f32 rows, any strides.
 #[derive(Clone, Copy, Debug)]
-pub struct Source {
+pub struct InputRows {
     /// What the rows' offsets count from.
     pub data: *const u8,
     /// The rows.
-    pub rows: Rows,
+    pub rows: RowOffsets,
     /// Bytes from one channel to the next.
     pub channel: usize,
 }
 
-impl Source {
+impl InputRows {
     /// One row.
     ///
     /// # Safety
     /// It must exist.
     #[inline(always)]
-    pub unsafe fn row(&self, row: usize) -> Row {
+    pub unsafe fn row(&self, row: usize) -> InputRow {
         // SAFETY: promised by the caller.
-        Row { data: self.data.wrapping_add(unsafe { self.rows.offset(row) }), channel: self.channel }
+        InputRow { data: self.data.wrapping_add(unsafe { self.rows.offset(row) }), channel: self.channel }
     }
 }
 
 /// One row of f32.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub struct InputRow {
     /// Channel 0.
     pub data: *const u8,
     /// Bytes from one channel to the next.
     pub channel: usize,
 }
 
-impl Row {
+impl InputRow {
     /// The value of a channel.
     ///
     /// # Safety

@@ -14,11 +14,11 @@ use std::fmt::Write;
 use crate::cpu::{self, Isa};
 use crate::format::stand_in::all_types;
 use crate::format::{ACT_BLOCK, Field, FieldKind, WeightType};
-use crate::kernel::{self, Job};
+use crate::kernel::{Task, exact_weights};
 use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
-use crate::panel::activations::Layout;
+use crate::panel::activations::ActivationLayout;
 use crate::panel::plain::{self, PlainType};
-use crate::panel::rows::Rows;
+use crate::panel::rows::RowOffsets;
 use crate::panel::weights::Shape;
 use crate::with_format;
 
@@ -87,8 +87,8 @@ impl Case {
     fn kernel(&self, isa: Isa, shape: &Shape) -> u64 {
         let (k, n, m) = (self.k, self.n, self.m);
         let group = shape.ty.info().group;
-        let layout = Layout::new(m, k, group).unwrap();
-        let mut memory = vec![0u8; layout.bytes + kernel::scratch_bytes(k, group) + 128];
+        let layout = ActivationLayout::new(m, k, group).unwrap();
+        let mut memory = vec![0u8; layout.bytes + exact_weights::scratch_bytes(k, group) + 128];
         let base = memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(64));
         let mut out = vec![f32::NAN; m * n];
         // SAFETY: all buffers have the sizes their layouts ask for; the caller chose a usable isa.
@@ -99,16 +99,16 @@ impl Case {
                     act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
                 }
             }
-            let job = Job {
+            let task = Task {
                 panels: self.packed.as_ptr(),
                 panel_bytes: shape.panel_bytes(),
                 cols: n,
                 act,
                 rows: 0..m,
                 dst: out.as_mut_ptr(),
-                dst_rows: Rows::Every(4 * n),
+                dst_rows: RowOffsets::Strided(4 * n),
             };
-            with_format!(shape.ty, F => kernel::run::<F>(isa, &job, base.add(layout.bytes)));
+            with_format!(shape.ty, F => exact_weights::run::<F>(isa, &task, base.add(layout.bytes)));
         }
         hash(&out)
     }
@@ -156,7 +156,7 @@ fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
         for isa in isas() {
             results.push((format!("packed {k}x{n}x{m}"), isa, case.kernel(isa, &shape)));
             if m < ty.info().tile_rows {
-                let stored = Stored::InPlace { shape, together: 1 };
+                let stored = Stored::InPlace { shape, interleave: 1 };
                 results.push((format!("in-place {k}x{n}x{m}"), isa, case.operation(isa, Wish::Auto, stored)));
             }
         }
@@ -165,7 +165,7 @@ fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
         let (case, shape) = Case::packed(ty, size, scales);
         let [k, n, m] = size;
         for (wish, name) in WISHES {
-            let places = [("packed", Stored::Packed(shape)), ("in-place", Stored::InPlace { shape, together: 1 })];
+            let places = [("packed", Stored::Packed(shape)), ("in-place", Stored::InPlace { shape, interleave: 1 })];
             for (place, stored) in places.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
                 let hash = case.operation(Isa::Amx, wish, stored);
                 results.push((format!("{name}-{place} {k}x{n}x{m}"), Isa::Amx, hash));

@@ -16,7 +16,7 @@ use crate::host::objects::{MOST_MEMBERS, RawBufferType};
 use crate::host::peek;
 use crate::host::symbols::Symbols;
 use crate::host::tensor::RawTensor;
-use crate::kernel::activation::Activation;
+use crate::kernel::glu::GluOp;
 
 /// `GGML_TYPE_F16`.
 const TYPE_F16: i32 = 1;
@@ -33,7 +33,7 @@ pub struct IkOps {
     /// `GGML_OP_FLASH_ATTN_EXT`.
     pub flash_attn_ext: i32,
     /// Numbers of the unary operations that may be fused into a product (`enum ggml_unary_op`).
-    pub(super) activations: [(i32, Activation); 4],
+    pub(super) glu_ops: [(i32, GluOp); 4],
 }
 
 /// A tensor made for trial, with the layout that the host's tensors were found to have.
@@ -119,11 +119,11 @@ pub unsafe fn ops(
             fused_up_gate: fused.op(),
             moe_fused_up_gate: moe_fused.op(),
             flash_attn_ext: attention.op(),
-            activations: [
-                (unary(symbols.ggml_silu)?, Activation::Silu),
-                (unary(symbols.ggml_gelu)?, Activation::Gelu),
-                (unary(symbols.ggml_relu)?, Activation::Relu),
-                (SWIGLU_OAI, Activation::SwigluOai),
+            glu_ops: [
+                (unary(symbols.ggml_silu)?, GluOp::Silu),
+                (unary(symbols.ggml_gelu)?, GluOp::Gelu),
+                (unary(symbols.ggml_relu)?, GluOp::Relu),
+                (SWIGLU_OAI, GluOp::SwigluOai),
             ],
         })
     }

@@ -294,7 +294,7 @@ unsafe fn compute(
         }
         let (x, token) = (new(TYPE_F32, [side, ROWS as i64, 1, 1]), new(TYPE_F32, [side, 1, 1, 1]));
         let choices = new(TYPE_I32, [1, 1, 1, 1]);
-        let silu = host.ik_ops.activations[0].0;
+        let silu = host.ik_ops.glu_ops[0].0;
         let nodes = [
             (symbols.ggml_mul_mat)(context, up, x),
             (symbols.ggml_mul_mat)(context, ours, x),

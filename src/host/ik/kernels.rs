@@ -1,5 +1,6 @@
 //! What is called in front of the host's kernels that multiply. Products that are ours are computed here. All others
-//! are handed on as they came; but if their weights are packed, the host's kernel gets them unpacked, block by block.
+//! are handed on as they came; but if their weights are packed, the host's kernel gets them unpacked, some rows at a
+//! time.
 
 use libc::{c_int, c_long, c_void};
 
@@ -7,7 +8,7 @@ use super::IkHost;
 use super::calls::{self, Lookup, Share};
 use super::node::{HostKernel, Node};
 use super::team::{Arrival, Member};
-use super::unpack::{HostWeights, RowBlock, in_blocks};
+use super::unpack::{HostWeights, RowRange, in_row_ranges};
 use crate::cpu;
 use crate::diag::env::env;
 use crate::host::abi::TYPE_F32;
@@ -121,21 +122,21 @@ pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> Option<bo
     // One matrix at a time, with all batches that share it.
     let (share2, share3) = (args.ne12 / args.ne02, args.ne13 / args.ne03);
     let matrices = (args.ne02 * args.ne03) as usize;
-    let done = in_blocks(args.nx as usize, args.stride_a, matrices, (args.ith, args.nth), |block, (ith, nth)| {
-        let (i2, i3) = (block.matrix as c_long % args.ne02, block.matrix as c_long / args.ne02);
+    let done = in_row_ranges(args.nx as usize, args.stride_a, matrices, (args.ith, args.nth), |range, (ith, nth)| {
+        let (i2, i3) = (range.matrix as c_long % args.ne02, range.matrix as c_long / args.ne02);
         let skip = i2 * args.nb02 + i3 * args.nb03;
         real(Mul4d {
-            nx: block.rows as c_long,
+            nx: range.rows as c_long,
             ne02: 1,
             ne03: 1,
             ne12: share2,
             ne13: share3,
-            a: weights.rows(skip as usize, block),
+            a: weights.rows(skip as usize, range),
             b: args.b.wrapping_byte_offset((i2 * share2 * args.nb12 + i3 * share3 * args.nb13) as isize),
             c: args
                 .c
                 .wrapping_offset((i2 * share2 * args.nb2 + i3 * share3 * args.nb3) as isize)
-                .wrapping_add(block.first),
+                .wrapping_add(range.first),
             ith,
             nth,
             ..args
@@ -145,7 +146,7 @@ pub unsafe fn mul_mat_4d(args: Mul4d, real: impl Fn(Mul4d) -> bool) -> Option<bo
 }
 
 /// In front of `iqk_mul_mat_moe`, as [`mul_mat_4d`], for the weights of one expert: `nx` rows of `stride` bytes at `a`.
-/// `real` is the host's function, for the rows of a block.
+/// `real` is the host's function, for some of the rows.
 ///
 /// # Safety
 /// As for the host's function; all its threads must call.
@@ -154,16 +155,16 @@ pub unsafe fn mul_mat_moe(
     (nx, stride): (c_long, c_long),
     c: *mut f32,
     share: Share,
-    real: impl Fn(*const c_void, RowBlock, Share) -> bool,
+    real: impl Fn(*const c_void, RowRange, Share) -> bool,
 ) -> Option<bool> {
     // SAFETY: these are arguments of the host's function, and all its threads call.
     if let Some(done) = unsafe { compute(HostKernel::Experts, c, a, share, false, |_| true) } {
         return Some(done);
     }
     let mut weights = HostWeights::new(a, stride);
-    weights
-        .are_packed()
-        .then(|| in_blocks(nx as usize, stride, 1, share, |block, share| real(weights.rows(0, block), block, share)))
+    weights.are_packed().then(|| {
+        in_row_ranges(nx as usize, stride, 1, share, |range, share| real(weights.rows(0, range), range, share))
+    })
 }
 
 /// In front of `iqk_moe_fused_up_gate`, as [`mul_mat_moe`], for the two matrices of one expert, or of a product without
@@ -176,7 +177,7 @@ pub unsafe fn fused_up_gate(
     (nx, stride): (c_long, c_long),
     c: *mut f32,
     share: Share,
-    real: impl Fn([*const c_void; 2], RowBlock, Share) -> bool,
+    real: impl Fn([*const c_void; 2], RowRange, Share) -> bool,
 ) -> Option<bool> {
     // SAFETY: these are arguments of the host's function, and all its threads call.
     if let Some(done) = unsafe { compute(HostKernel::Gated, c, up, share, false, |_| true) } {
@@ -184,8 +185,8 @@ pub unsafe fn fused_up_gate(
     }
     let mut weights = [up, gate].map(|address| HostWeights::new(address, stride));
     weights.iter().any(HostWeights::are_packed).then(|| {
-        in_blocks(nx as usize, stride, 1, share, |block, share| {
-            real(weights.each_mut().map(|w| w.rows(0, block)), block, share)
+        in_row_ranges(nx as usize, stride, 1, share, |range, share| {
+            real(weights.each_mut().map(|w| w.rows(0, range)), range, share)
         })
     })
 }

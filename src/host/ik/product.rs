@@ -110,20 +110,20 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
         && w.ty() == root.ty()
         // SAFETY: the number is a tensor's, so the host has such a type.
         && w.nb()[0] == unsafe { (host.symbols.ggml_type_size)(w.ty()) };
-    let in_place = |ty, together| {
+    let in_place = |ty, interleave| {
         let shape = Shape::new(ty, w.ne()[0], w.ne()[1], w.ne()[2].checked_mul(w.ne()[3])?).ok()?;
-        Some(Stored::InPlace { shape, together })
+        Some(Stored::InPlace { shape, interleave })
     };
     let stored = match (host.weight_type(w.ty()), host.interleaved_type(w.ty()), host.decoded_type(w.ty())) {
         (Some(ty), ..) => in_place(ty, 1)?,
-        (_, Some(ty), _) => in_place(ty, interleaved::together(ty))?,
+        (_, Some(ty), _) => in_place(ty, interleaved::interleave(ty))?,
         (.., Some(ty)) if ne[0].is_multiple_of(ty.block) => Stored::Decoded(ty),
         _ => return None,
     };
-    let together = stored.together();
-    let whole = together == 1
-        || ne[1].is_multiple_of(together)
-            && (w.data() as usize).wrapping_sub(root.data() as usize).is_multiple_of(together * nb[0]);
+    let interleave = stored.interleave();
+    let whole = interleave == 1
+        || ne[1].is_multiple_of(interleave)
+            && (w.data() as usize).wrapping_sub(root.data() as usize).is_multiple_of(interleave * nb[0]);
     (plain && whole).then_some(Weights { stored, base: w.data().cast(), offset: 0, ne, nb })
 }
 
@@ -138,8 +138,8 @@ pub fn wish(host: &'static IkHost, node: Tensor) -> Wish {
 fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(Weights, Gate), String> {
     let name = || node.name();
     let number = node.param(0);
-    let activation = host.ik_ops.activations.iter().find(|(n, _)| *n == number);
-    let (_, activation) = activation.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
+    let op = host.ik_ops.glu_ops.iter().find(|(n, _)| *n == number);
+    let (_, op) = op.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
     let second = node.source(1);
     let (up, gate) = match second {
         Some(w) => {
@@ -148,7 +148,7 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
         }
         None => {
             let half = Weights { ne: [first.ne[0], first.ne[1] / 2, first.ne[2], first.ne[3]], ..first };
-            if !half.ne[1].is_multiple_of(half.stored.together()) {
+            if !half.ne[1].is_multiple_of(half.stored.interleave()) {
                 return Err(format!("{}: rows of up and gate lie interleaved", name()));
             }
             let skip = first.nb[1] / 2;
@@ -173,5 +173,5 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
         },
     };
     let limit = f32::from_bits(node.param(1) as u32);
-    Ok((up, Gate { weights: gate, activation: *activation, limit, biases }))
+    Ok((up, Gate { weights: gate, op: *op, limit, biases }))
 }

@@ -78,20 +78,21 @@ pub fn interleaved(decoded: &[&DecodedType]) -> Vec<(i32, WeightType)> {
 
 /// Whether the host decodes an interleaved block to the same weights as this library, on one block of made-up bytes.
 fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
-    let (together, info) = (interleaved::together(F::TYPE), F::TYPE.info());
+    let (interleave, info) = (interleaved::interleave(F::TYPE), F::TYPE.info());
     if Avx512::new().is_none()
-        || (host.together, host.block, host.bytes, host.meta) != (together, F::BLOCK, F::BYTES, 0)
+        || (host.interleave, host.block, host.bytes, host.meta) != (interleave, F::BLOCK, F::BYTES, 0)
     {
         return false;
     }
-    let mut block: Vec<u8> = (0..together * F::BYTES).map(|i| (i * 89 + i / 13 * 31) as u8).collect();
+    let mut block: Vec<u8> = (0..interleave * F::BYTES).map(|i| (i * 89 + i / 13 * 31) as u8).collect();
     // Scales and minima of all rows stand first, in at most 16 bytes. They get numbers about 1, so that results are
     // finite.
-    for (i, number) in block[..16.min(2 * together * if F::HAS_MIN { 2 } else { 1 })].chunks_exact_mut(2).enumerate() {
+    let scales = 16.min(2 * interleave * if F::HAS_MIN { 2 } else { 1 });
+    for (i, number) in block[..scales].chunks_exact_mut(2).enumerate() {
         number.copy_from_slice(&half::f16::from_f32(0.5 + i as f32 / 8.0).to_le_bytes());
     }
-    let (mut theirs, mut packed) = (vec![0f32; together * F::BLOCK], vec![0; LANES * F::BYTES]);
-    let rows = WeightRows { data: block.as_ptr(), stride: F::BYTES, rows: together, together };
+    let (mut theirs, mut packed) = (vec![0f32; interleave * F::BLOCK], vec![0; LANES * F::BYTES]);
+    let rows = WeightRows { data: block.as_ptr(), stride: F::BYTES, rows: interleave, interleave };
     // SAFETY: `block` has one block of each row, `theirs` and `packed` have room for its weights, and AVX-512 is there.
     unsafe {
         (host.to_float)(block.as_ptr().cast(), theirs.as_mut_ptr(), theirs.len() as i64);
@@ -102,7 +103,7 @@ fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
         let mut quants = vec![0; LANES * F::GROUP];
         F::quants(&packed, group, &mut quants);
         let scales = F::scales(&packed, group);
-        for lane in 0..together {
+        for lane in 0..interleave {
             for k in 0..F::GROUP {
                 let q = f32::from(quants[k / 4 * 4 * LANES + lane * 4 + k % 4]);
                 ours[lane * F::BLOCK + group * F::GROUP + k] = scales.scale[lane] * q + scales.min[lane];
@@ -137,7 +138,7 @@ pub fn cached(symbols: &Symbols, ik: &IkSymbols) -> Vec<&'static DecodedType> {
 /// freed.
 fn found(symbols: &Symbols, ik: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
     let last = last_type(Flavour::Ik);
-    let type_of = |&(number, name, together): &(i32, &'static CStr, usize)| {
+    let type_of = |&(number, name, interleave): &(i32, &'static CStr, usize)| {
         if number > last {
             return None;
         }
@@ -162,7 +163,7 @@ fn found(symbols: &Symbols, ik: &IkSymbols, types: &[(i32, &'static CStr, usize)
             block,
             bytes: traits.bytes,
             meta,
-            together,
+            interleave,
             to_float: traits.to_float.filter(|_| proved)?,
         };
         Some(&*Box::leak(Box::new(ty)))

@@ -7,14 +7,14 @@
 //! activations are prefetched. Nothing more is prefetched: the cache is full.
 
 use super::microkernel::{BLOCK, CTile, Epilogue, KPass, PREFETCH_ACT, multiply, outlier_product};
-use super::{TILE_COLS, TileJob, result};
+use super::{TILE_NR, TileTask, result};
 use crate::cpu::cache;
 use crate::format::{Format, LANES};
 use crate::panel::decoded::{self, DecodedRows};
 use crate::panel::pack::{self, WeightRows};
 use crate::panel::plain::PlainRows;
+use crate::panel::precision::{FINEST_PASS, Precision, STEP_BF16, STEP_BYTES, STEP_INT8, TILE_MR};
 use crate::panel::requant::{self, OutlierTile};
-use crate::panel::tiles::{FINEST, Precision, ROWS, STEP_BF16, STEP_BYTES, STEP_INT8};
 
 /// Sets of outlier channels that are picked out while panels are made.
 const ON_THE_WAY: usize = 2;
@@ -39,14 +39,14 @@ impl Blocking {
         Self { pairs, steps: STRETCH_STEPS }
     }
 
-    /// For `job`: several planes share the room. In BF16, where it spares the sums a second round through the
+    /// For `task`: several planes share the room. In BF16, where it spares the sums a second round through the
     /// result, half the columns and twice the channels in the same room (measured: 10 % faster at K = 4096,
     /// slower above).
-    fn of(job: &TileJob<'_>) -> Self {
+    fn of(task: &TileTask<'_>) -> Self {
         let Self { pairs, steps } = Self::new();
-        let (k, steps) = (job.tiles.layout.k, steps / job.precision.planes());
-        let stretch = steps * job.precision.step();
-        let halve = job.precision.step() == STEP_BF16 && k > stretch && k <= 2 * stretch && pairs > 1;
+        let (k, steps) = (task.tiles.layout.k, steps / task.precision.planes());
+        let stretch = steps * task.precision.step();
+        let halve = task.precision.step() == STEP_BF16 && k > stretch && k <= 2 * stretch && pairs > 1;
         if halve { Self { pairs: pairs / 2, steps: 2 * steps } } else { Self { pairs, steps } }
     }
 
@@ -62,7 +62,7 @@ impl Blocking {
 
     /// Weight panels.
     fn panels(self) -> usize {
-        self.scales() + self.pairs * (self.steps * STEP_INT8 / FINEST) * TILE_COLS * 4
+        self.scales() + self.pairs * (self.steps * STEP_INT8 / FINEST_PASS) * TILE_NR * 4
     }
 
     /// Outlier tiles: per chunk of rows and pair.
@@ -71,11 +71,11 @@ impl Blocking {
     }
 }
 
-/// Bytes of scratch for rows with `chunks` sets of outlier channels, a multiple of 64; more than there can be for shapes
+/// Bytes of scratch for rows with `outlier_sets` sets of outlier channels, a multiple of 64; more than there can be for shapes
 /// that fit no memory.
-pub fn scratch_bytes(chunks: usize) -> usize {
+pub fn scratch_bytes(outlier_sets: usize) -> usize {
     let blocking = Blocking::new();
-    chunks.saturating_mul(blocking.pairs * STEP_BYTES).saturating_add(blocking.outliers())
+    outlier_sets.saturating_mul(blocking.pairs * STEP_BYTES).saturating_add(blocking.outliers())
 }
 
 /// Bytes more that [`on_the_way`] needs behind [`scratch_bytes`]: a packed stretch, and one packed block.
@@ -104,12 +104,12 @@ trait Source {
 }
 
 /// In the weight tensor.
-struct InTensor<'a>(&'a TileJob<'a>);
+struct InTensor<'a>(&'a TileTask<'a>);
 
 impl Source for InTensor<'_> {
     unsafe fn stretch<F: Format>(&self, panel: usize, _: usize, _: usize) -> (*const u8, *const u8) {
         let panel = self.0.panel(panel);
-        (panel, panel.wrapping_add(self.0.job.panel_bytes))
+        (panel, panel.wrapping_add(self.0.task.panel_bytes))
     }
 
     unsafe fn channel<F: Format>(&self, panel: usize, _: usize) -> *const u8 {
@@ -169,9 +169,9 @@ struct Panels {
 /// # Safety
 /// As for [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8) {
+pub unsafe fn packed<F: Format, const BF16: bool>(task: &TileTask<'_>, scratch: *mut u8) {
     // SAFETY: passed on.
-    unsafe { each_block::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len, &InTensor(job))) }
+    unsafe { each_block::<BF16>(task, scratch, |part, len| make_panels::<F, BF16>(task, part, len, &InTensor(task))) }
 }
 
 /// Plain rows, packed on the way.
@@ -179,10 +179,10 @@ pub unsafe fn packed<F: Format, const BF16: bool>(job: &TileJob<'_>, scratch: *m
 /// # Safety
 /// As for [`super::run_rows`].
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn on_the_way<F: Format, const BF16: bool>(job: &TileJob<'_>, rows: &WeightRows, scratch: *mut u8) {
-    let source = OnTheWay { rows, room: scratch.wrapping_add(scratch_bytes(job.chunks())) };
+pub unsafe fn on_the_way<F: Format, const BF16: bool>(task: &TileTask<'_>, rows: &WeightRows, scratch: *mut u8) {
+    let source = OnTheWay { rows, room: scratch.wrapping_add(scratch_bytes(task.outlier_sets())) };
     // SAFETY: passed on.
-    unsafe { each_block::<BF16>(job, scratch, |part, len| make_panels::<F, BF16>(job, part, len, &source)) }
+    unsafe { each_block::<BF16>(task, scratch, |part, len| make_panels::<F, BF16>(task, part, len, &source)) }
 }
 
 /// Weights stored plain, in BF16.
@@ -190,10 +190,10 @@ pub unsafe fn on_the_way<F: Format, const BF16: bool>(job: &TileJob<'_>, rows: &
 /// # Safety
 /// As for [`super::run_plain`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
+pub unsafe fn plain(task: &TileTask<'_>, rows: &PlainRows, scratch: *mut u8) {
     // SAFETY: passed on; the scratch has room for all pairs.
     unsafe {
-        each_block::<true>(job, scratch, |part, len| {
+        each_block::<true>(task, scratch, |part, len| {
             for i in 0..2 * part.pairs {
                 let out = part.weights(i / 2, 0, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
                 rows.bf16(2 * part.pair + i, part.from, len, out, part.steps * STEP_BYTES);
@@ -207,11 +207,11 @@ pub unsafe fn plain(job: &TileJob<'_>, rows: &PlainRows, scratch: *mut u8) {
 /// # Safety
 /// As for [`super::run_decoded`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn decoded(job: &TileJob<'_>, rows: &DecodedRows, scratch: *mut u8) {
-    let room = scratch.wrapping_add(scratch_bytes(job.chunks())).cast();
+pub unsafe fn decoded(task: &TileTask<'_>, rows: &DecodedRows, scratch: *mut u8) {
+    let room = scratch.wrapping_add(scratch_bytes(task.outlier_sets())).cast();
     // SAFETY: passed on; the scratch has room for all pairs.
     unsafe {
-        each_block::<true>(job, scratch, |part, len| {
+        each_block::<true>(task, scratch, |part, len| {
             for i in 0..2 * part.pairs {
                 let out = part.weights(i / 2, 0, 0).wrapping_add(i % 2 * STEP_BYTES / 2);
                 rows.bf16(2 * part.pair + i, part.from, len, out, room);
@@ -225,11 +225,11 @@ pub unsafe fn decoded(job: &TileJob<'_>, rows: &DecodedRows, scratch: *mut u8) {
 /// # Safety
 /// As for [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn each_block<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make: impl Fn(&Panels, usize)) {
-    let k = job.tiles.layout.k;
-    let blocking = Blocking::of(job);
-    let stretch = blocking.steps * job.precision.step();
-    let all = job.pairs();
+unsafe fn each_block<const BF16: bool>(task: &TileTask<'_>, scratch: *mut u8, make: impl Fn(&Panels, usize)) {
+    let k = task.tiles.layout.k;
+    let blocking = Blocking::of(task);
+    let stretch = blocking.steps * task.precision.step();
+    let all = task.pairs();
     for pair in (0..all).step_by(blocking.pairs) {
         for from in (0..k).step_by(stretch) {
             let len = stretch.min(k - from);
@@ -239,16 +239,16 @@ unsafe fn each_block<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make
                 pair,
                 pairs: blocking.pairs.min(all - pair),
                 from,
-                steps: len.div_ceil(job.precision.step()),
-                planes: job.precision.planes(),
+                steps: len.div_ceil(task.precision.step()),
+                planes: task.precision.planes(),
                 first: from == 0,
                 last: from + len == k,
             };
             // SAFETY: promised by the caller.
             unsafe {
                 make(&part, len);
-                for row in job.job.rows.clone().step_by(ROWS) {
-                    rows_of_panels::<BF16>(job, &part, row);
+                for row in task.task.rows.clone().step_by(TILE_MR) {
+                    rows_of_panels::<BF16>(task, &part, row);
                 }
             }
         }
@@ -259,8 +259,13 @@ unsafe fn each_block<const BF16: bool>(job: &TileJob<'_>, scratch: *mut u8, make
 /// As for [`super::run`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
-unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Panels, len: usize, source: &impl Source) {
-    let pass_len = job.precision.pass_steps() * job.precision.step();
+unsafe fn make_panels<F: Format, const BF16: bool>(
+    task: &TileTask<'_>,
+    part: &Panels,
+    len: usize,
+    source: &impl Source,
+) {
+    let pass_len = task.precision.pass_steps() * task.precision.step();
     let passes = len.div_ceil(pass_len);
     for i in 0..2 * part.pairs {
         let (pair, half) = (i / 2, i % 2);
@@ -274,17 +279,21 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
                 continue;
             }
             // The first sets of outlier channels are picked out on the way, what is left of them afterwards.
-            let chunks = job.chunk(job.job.rows.start)..job.chunks();
-            let tile = |chunk: usize| {
-                OutlierTile::new(job.channels(chunk), part.outliers(chunk, pair).add(half * STEP_BYTES / 2))
+            let outlier_sets = task.outlier_set(task.task.rows.start)..task.outlier_sets();
+            let tile = |outlier_set: usize| {
+                OutlierTile::new(
+                    task.channels(outlier_set),
+                    part.outliers(outlier_set, pair).add(half * STEP_BYTES / 2),
+                )
             };
-            let mut first: [_; ON_THE_WAY] = std::array::from_fn(|i| tile((chunks.start + i).min(chunks.end - 1)));
-            let first = &mut first[..if part.first { chunks.len().min(ON_THE_WAY) } else { 0 }];
+            let mut first: [_; ON_THE_WAY] =
+                std::array::from_fn(|i| tile((outlier_sets.start + i).min(outlier_sets.end - 1)));
+            let first = &mut first[..if part.first { outlier_sets.len().min(ON_THE_WAY) } else { 0 }];
             for pass in 0..passes {
                 let at = pass * pass_len;
                 let channels = part.from + at..part.from + (at + pass_len).min(len);
                 let scales = part.scales(pair * passes + pass).add(half * LANES);
-                let to = out.add(pass * job.precision.pass_steps() * STEP_BYTES);
+                let to = out.add(pass * task.precision.pass_steps() * STEP_BYTES);
                 let next = if pass + 1 < passes { (panel, channels.end) } else { (next_panel, part.from) };
                 let next = requant::group_at::<F>(next.0, next.1);
                 requant::int8::<F>(panel, channels, to, scales, next, first);
@@ -294,7 +303,7 @@ unsafe fn make_panels<F: Format, const BF16: bool>(job: &TileJob<'_>, part: &Pan
                     if channel < part.from + len { panel } else { source.channel::<F>(number, channel) }
                 };
                 first.iter().for_each(|tile| tile.finish::<F>(rest));
-                chunks.skip(ON_THE_WAY).for_each(|chunk| tile(chunk).finish::<F>(rest));
+                outlier_sets.skip(ON_THE_WAY).for_each(|outlier_set| tile(outlier_set).finish::<F>(rest));
             }
         }
     }
@@ -306,7 +315,7 @@ impl Panels {
     }
 
     fn scales(&self, index: usize) -> *mut f32 {
-        self.scratch.wrapping_add(self.blocking.scales()).cast::<f32>().wrapping_add(index * TILE_COLS)
+        self.scratch.wrapping_add(self.blocking.scales()).cast::<f32>().wrapping_add(index * TILE_NR)
     }
 
     /// Weight tiles of a plane of a pair from k-step `step` of the stretch on.
@@ -315,8 +324,8 @@ impl Panels {
         self.scratch.wrapping_add(self.blocking.panels() + step * STEP_BYTES)
     }
 
-    fn outliers(&self, chunk: usize, pair: usize) -> *mut u8 {
-        self.scratch.wrapping_add(self.blocking.outliers() + (chunk * self.blocking.pairs + pair) * STEP_BYTES)
+    fn outliers(&self, outlier_set: usize, pair: usize) -> *mut u8 {
+        self.scratch.wrapping_add(self.blocking.outliers() + (outlier_set * self.blocking.pairs + pair) * STEP_BYTES)
     }
 }
 
@@ -326,16 +335,21 @@ impl Panels {
 /// As for [`super::run`]; the panels must be made.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline(never)]
-unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row: usize) {
-    let (block, rows) = (job.block(row), (job.job.rows.end - row).min(ROWS));
-    let (step, pass_steps, products) = (job.precision.step(), job.precision.pass_steps(), job.precision.products());
+unsafe fn rows_of_panels<const BF16: bool>(task: &TileTask<'_>, part: &Panels, row: usize) {
+    let (block, rows) = (task.block(row), (task.task.rows.end - row).min(TILE_MR));
+    let (step, pass_steps, products) = (task.precision.step(), task.precision.pass_steps(), task.precision.products());
     let passes = part.steps.div_ceil(pass_steps) * products.len();
-    let result_of = |pair: usize| result(job.job, row, 2 * (part.pair + pair));
+    let result_of = |pair: usize| result(task.task, row, 2 * (part.pair + pair));
     // SAFETY: promised by the caller; all places are inside the scratch, the tiles and the panels.
     unsafe {
         if part.first && !BF16 {
             for pair in 0..part.pairs {
-                outlier_product(job.tiles.outliers(block), part.outliers(job.chunk(row), pair), rows, part.sums(pair));
+                outlier_product(
+                    task.tiles.outliers(block),
+                    part.outliers(task.outlier_set(row), pair),
+                    rows,
+                    part.sums(pair),
+                );
             }
         }
         let mut epilogue: Option<Epilogue> = None;
@@ -344,10 +358,10 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
             let first_step = pass / products.len() * pass_steps;
             let steps = pass_steps.min(part.steps - first_step);
             let (act_plane, weight_plane) = products[pass % products.len()];
-            let act = |block| job.tiles.tiles(job.precision, block, act_plane, part.from + first_step * step);
+            let act = |block| task.tiles.tiles(task.precision, block, act_plane, part.from + first_step * step);
             let (act, next_act) = (act(block), act(block + 1));
-            let act_scales = match job.precision {
-                Precision::Int8 { pass: len } => job.tiles.scales(len, block, part.from + pass * len),
+            let act_scales = match task.precision {
+                Precision::Int8 { pass: len } => task.tiles.scales(len, block, part.from + pass * len),
                 Precision::Bf16 | Precision::Bf16Twice => std::ptr::null_mut(),
             };
             for pair in 0..part.pairs {
@@ -355,7 +369,7 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
                 let next_act = next_act.wrapping_add(pair * steps * PREFETCH_ACT * 64);
                 let weights = part.weights(pair, weight_plane, first_step);
                 let kpass = KPass { act, weights, steps, dots, next_act };
-                match (rows > ROWS / 2, pass_steps) {
+                match (rows > TILE_MR / 2, pass_steps) {
                     (true, 16) => multiply::<BF16, true, 2>(&kpass, epilogue.as_ref()),
                     (true, 8) => multiply::<BF16, true, 4>(&kpass, epilogue.as_ref()),
                     (true, _) => multiply::<BF16, true, 8>(&kpass, epilogue.as_ref()),
@@ -373,7 +387,7 @@ unsafe fn rows_of_panels<const BF16: bool>(job: &TileJob<'_>, part: &Panels, row
                         _ => CTile::sums(part.sums(pair)),
                     },
                     to,
-                    stream: part.last && pass + 1 == passes && job.may_stream(&to),
+                    stream: part.last && pass + 1 == passes && task.may_stream(&to),
                 });
                 round += 1;
             }

@@ -5,13 +5,13 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::TILE_COLS;
+use super::TILE_NR;
 use crate::format::LANES;
-use crate::panel::rows::Rows;
-use crate::panel::tiles::{OUTLIERS, ROWS, STEP_BYTES};
+use crate::panel::precision::{OUTLIERS, STEP_BYTES, TILE_MR};
+use crate::panel::rows::RowOffsets;
 
 /// Bytes of one block of results, 32x32 of 4 bytes.
-pub const BLOCK: usize = ROWS * TILE_COLS * 4;
+pub const BLOCK: usize = TILE_MR * TILE_NR * 4;
 /// Cache lines of activations prefetched per k-step.
 pub const PREFETCH_ACT: usize = 4;
 
@@ -32,14 +32,14 @@ pub struct KPass {
 #[derive(Clone, Copy)]
 pub struct CTile {
     pub at: *mut f32,
-    pub rows: Rows,
+    pub rows: RowOffsets,
     pub masks: [u16; 2],
 }
 
 impl CTile {
     /// A block in scratch.
     pub fn sums(at: *mut f32) -> Self {
-        Self { at, rows: Rows::Every(TILE_COLS * 4), masks: [u16::MAX; 2] }
+        Self { at, rows: RowOffsets::Strided(TILE_NR * 4), masks: [u16::MAX; 2] }
     }
 
     /// # Safety
@@ -52,7 +52,7 @@ impl CTile {
 
     /// Reads as zeros.
     pub fn zeros() -> Self {
-        Self { at: std::ptr::null_mut(), rows: Rows::Every(0), masks: [0; 2] }
+        Self { at: std::ptr::null_mut(), rows: RowOffsets::Strided(0), masks: [0; 2] }
     }
 }
 
@@ -79,7 +79,7 @@ impl Epilogue {
         // SAFETY: promised by the caller.
         unsafe {
             let (from, to) = (self.from.row(row), self.to.row(row));
-            let dots = self.dots.add(row * TILE_COLS * 4);
+            let dots = self.dots.add(row * TILE_NR * 4);
             for (p, weights) in weights.into_iter().enumerate() {
                 let before = _mm512_maskz_loadu_ps(self.from.masks[p], from.wrapping_add(p * LANES));
                 let after = if BF16 {
@@ -238,10 +238,10 @@ pub unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
     // SAFETY: promised by the caller.
     unsafe {
         asm!("tilestored [{to} + {row}*1], tmm0", "tilestored [{to} + {row}*1 + 64], tmm1",
-            to = in(reg) to, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags));
+            to = in(reg) to, row = in(reg) TILE_NR * 4, options(nostack, preserves_flags));
         if TWO {
             asm!("tilestored [{to} + {row}*1 + 2048], tmm2", "tilestored [{to} + {row}*1 + 2112], tmm3",
-                to = in(reg) to, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags));
+                to = in(reg) to, row = in(reg) TILE_NR * 4, options(nostack, preserves_flags));
         }
     }
 }
@@ -263,7 +263,7 @@ pub unsafe fn accumulate<const FRESH: bool>(sums: *mut u8, left: *const u8, righ
         if !FRESH {
             asm!("tileloadd tmm0, [{from} + {row}*1]", "tileloadd tmm1, [{from} + {row}*1 + 64]",
                 "tileloadd tmm2, [{from} + {row}*1 + 2048]", "tileloadd tmm3, [{from} + {row}*1 + 2112]",
-                from = in(reg) sums, row = in(reg) TILE_COLS * 4, options(nostack, preserves_flags, readonly));
+                from = in(reg) sums, row = in(reg) TILE_NR * 4, options(nostack, preserves_flags, readonly));
         }
         for step in rest {
             let (rows, columns) = (left.wrapping_add(step[0] as usize), right.wrapping_add(step[1] as usize));
@@ -297,7 +297,7 @@ pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, s
     debug_assert_eq!(OUTLIERS, 32);
     // SAFETY: promised by the caller; sums are laid out as results are.
     unsafe {
-        if rows > ROWS / 2 {
+        if rows > TILE_MR / 2 {
             start::<true>(act, weights);
             last!("tdpbf16ps", true);
             store_dots::<true>(sums.cast());

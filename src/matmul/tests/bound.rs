@@ -231,7 +231,7 @@ fn every_row_keeps_its_bound_whatever_weights_rows_and_neighbours_are() {
             let (x, kind) = draw_activations(m, &factors, &mut random);
             let (in_place, exact) = (random.next().is_multiple_of(2), random.next().is_multiple_of(4));
             let whole = Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]);
-            let stored = Stored::InPlace { shape, together: 1 };
+            let stored = Stored::InPlace { shape, interleave: 1 };
             let weights = if in_place { Weights { stored, base: plain.as_ptr(), ..whole } } else { whole };
             let op = dense(weights, &x, m);
             let out = gemm(&op, exact, n * m);
@@ -383,9 +383,9 @@ fn channels_of_different_size_keep_the_bound() {
     for ty in [WeightType::Q4_0, WeightType::Q8_0] {
         // 32 of 1,024 channels times a number; or log-normal channels, or blocks of them.
         let some = |factor: f32| (0..k).map(|c| if c % 1024 < 32 { factor } else { 1.0 }).collect::<Vec<f32>>();
-        let mut log_normal = |sigma: f32, together: usize| {
-            let of_blocks: Vec<f32> = (0..k / together).map(|_| (sigma * gauss(&mut random)).exp()).collect();
-            (0..k).map(|c| of_blocks[c / together]).collect::<Vec<f32>>()
+        let mut log_normal = |sigma: f32, interleave: usize| {
+            let of_blocks: Vec<f32> = (0..k / interleave).map(|_| (sigma * gauss(&mut random)).exp()).collect();
+            (0..k).map(|c| of_blocks[c / interleave]).collect::<Vec<f32>>()
         };
         let factors = [
             ("some times 4", some(4.0)),

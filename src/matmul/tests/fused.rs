@@ -3,11 +3,11 @@
 
 use super::experts::{Shared as SharedExperts, on_threads};
 use super::*;
-use crate::kernel::activation::{self, Activation};
+use crate::kernel::glu::{self, GluOp};
 
 /// The same weights, plain.
 fn in_place(shape: Shape, plain: &[u8], ne: [usize; 4]) -> Weights {
-    Weights { stored: Stored::InPlace { shape, together: 1 }, ..Weights::whole(shape, plain.as_ptr(), ne) }
+    Weights { stored: Stored::InPlace { shape, interleave: 1 }, ..Weights::whole(shape, plain.as_ptr(), ne) }
 }
 
 #[test]
@@ -60,8 +60,8 @@ fn a_gate_gives_what_its_two_products_would() {
         let (ups, mut expected) = (best(&op(packed(&up_packed), None)), best(&op(packed(&gate_packed), None)));
         // SAFETY: both have n * m floats.
         unsafe {
-            let job = activation::Job {
-                activation: Activation::Silu,
+            let job = glu::GluTask {
+                op: GluOp::Silu,
                 limit: 0.0,
                 up: ups.as_ptr(),
                 up_bias: std::ptr::null(),
@@ -69,9 +69,9 @@ fn a_gate_gives_what_its_two_products_would() {
                 dst: expected.as_mut_ptr(),
                 len: n * m,
             };
-            activation::run(None, &job);
+            glu::run(None, &job);
         }
-        let gated = |weights| Some(Gate { weights, activation: Activation::Silu, limit: 0.0, biases: Biases::NONE });
+        let gated = |weights| Some(Gate { weights, op: GluOp::Silu, limit: 0.0, biases: Biases::NONE });
         assert!(same_bits(&best(&op(packed(&up_packed), gated(packed(&gate_packed)))), &expected), "m {m}");
         assert!(same_bits(&best(&op(plain(&up), gated(plain(&gate)))), &expected), "m {m}, in place");
         assert!(same_bits(&best(&op(packed(&up_packed), gated(plain(&gate)))), &expected), "m {m}, only up is packed");
@@ -85,7 +85,7 @@ fn a_gate_of_another_shape_is_refused() {
     let weights = Weights::whole(shape, packed.as_ptr(), [64, 16, 1, 1]);
     let other = Weights { ne: [64, 8, 1, 1], ..weights };
     let op = MatMul {
-        gate: Some(Gate { weights: other, activation: Activation::Relu, limit: 0.0, biases: Biases::NONE }),
+        gate: Some(Gate { weights: other, op: GluOp::Relu, limit: 0.0, biases: Biases::NONE }),
         weights,
         input: Input { data: std::ptr::null(), ne: [64, 1, 1, 1], nb: [4; 4] },
         output: Output { data: std::ptr::null_mut(), nb: [64; 3] },
@@ -125,7 +125,7 @@ fn gated_experts_have_their_biases_and_skip_what_is_no_expert() {
             weights: whole(&up_packed, &up),
             gate: Some(Gate {
                 weights: whole(&gate_packed, &gate),
-                activation: Activation::SwigluOai,
+                op: GluOp::SwigluOai,
                 limit: 0.0,
                 biases: Biases { up: bias.as_ptr().cast(), gate: bias[n..].as_ptr().cast(), nb: [8 * n, 8 * n] },
             }),

@@ -9,7 +9,7 @@ use super::PackedMatrix;
 use crate::format::WeightType;
 use crate::host::ik::calls::Share;
 use crate::host::ik::kernels::{Mul4d, mul_mat_4d};
-use crate::host::ik::unpack::{RowBlock, in_blocks};
+use crate::host::ik::unpack::{RowRange, in_row_ranges};
 use crate::panel::weights::Shape;
 
 /// The rows that a kernel of the host computes when it is called for a share of `rows` rows.
@@ -119,10 +119,10 @@ fn threads_unpack_the_rows_they_need_and_no_others() {
 
 #[test]
 fn a_kernel_that_refuses_is_believed_by_all_threads() {
-    let refuse = |block: RowBlock, share: Share| {
-        // Threads without blocks ask for no rows.
-        assert!(share == (0, 1) || rows_of(block.rows, share).is_empty());
+    let refuse = |range: RowRange, share: Share| {
+        // Threads without ranges ask for no rows.
+        assert!(share == (0, 1) || rows_of(range.rows, share).is_empty());
         false
     };
-    assert!((0..9).all(|ith| !in_blocks(96, 1 << 20, 1, (ith, 9), refuse)));
+    assert!((0..9).all(|ith| !in_row_ranges(96, 1 << 20, 1, (ith, 9), refuse)));
 }

@@ -1,26 +1,26 @@
 //! Plain Rust: the definition the vector kernels are held to. Weights are unpacked once per panel.
 
-use super::Job;
+use super::Task;
 use crate::format::{ACT_BLOCK, Format, LANES};
 
 /// # Safety
 /// As for [`super::run`].
-pub(super) unsafe fn run<F: Format>(job: &Job) {
+pub(super) unsafe fn run<F: Format>(task: &Task) {
     let block_bytes = LANES * F::BYTES;
     let mut quants = [0i8; LANES * ACT_BLOCK];
-    for panel in 0..job.panel_count() {
-        let lanes = (job.cols - panel * LANES).min(LANES);
-        for block in 0..job.act.k / F::BLOCK {
+    for panel in 0..task.panel_count() {
+        let lanes = (task.cols - panel * LANES).min(LANES);
+        for block in 0..task.act.k / F::BLOCK {
             // SAFETY: the panel holds k / BLOCK packed blocks.
             let bytes = unsafe {
-                std::slice::from_raw_parts(job.panels.add(panel * job.panel_bytes + block * block_bytes), block_bytes)
+                std::slice::from_raw_parts(task.panels.add(panel * task.panel_bytes + block * block_bytes), block_bytes)
             };
             for group in 0..F::BLOCK / F::GROUP {
                 F::quants(bytes, group, &mut quants);
                 let scales = F::scales(bytes, group);
                 let g = block * (F::BLOCK / F::GROUP) + group;
-                for row in job.rows.clone() {
-                    let tile = job.act.tile(row / LANES);
+                for row in task.rows.clone() {
+                    let tile = task.act.tile(row / LANES);
                     let lane = row % LANES;
                     let (b, within) = (g * F::GROUP / ACT_BLOCK, g * F::GROUP % ACT_BLOCK);
                     // SAFETY: g is a group of this row; the row's result has `lanes` columns here.
@@ -31,7 +31,7 @@ pub(super) unsafe fn run<F: Format>(job: &Job) {
                         );
                         let d = *tile.scales.add(b * tile.rows + lane);
                         let ds = d * *tile.sums.add(g * tile.rows + lane) as f32;
-                        let out = std::slice::from_raw_parts_mut(job.dst_row(row).add(panel * LANES), lanes);
+                        let out = std::slice::from_raw_parts_mut(task.dst_row(row).add(panel * LANES), lanes);
                         for (n, out) in out.iter_mut().enumerate() {
                             let mut acc = if g == 0 { 0.0 } else { *out };
                             acc = (dot(q, &quants, n) as f32).mul_add(scales.scale[n] * d, acc);

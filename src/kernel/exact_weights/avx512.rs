@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Job, KC_IN_PLACE, Unpacked, k_chunks};
+use super::{KC_IN_PLACE, Task, Unpacked, kc_blocks};
 use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, BlockScales, Format, LANES};
 use crate::panel::activations::Tile;
@@ -219,18 +219,18 @@ unsafe fn multiply<F: Format, const MR: usize>(
 /// # Safety
 /// As for [`run`]; panels and rows must exist and lie in one tile of activations.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: usize, row: usize) {
+unsafe fn direct<F: Format, const NP: usize, const MR: usize>(task: &Task, panel: usize, row: usize) {
     let mut acc = [[_mm512_setzero_ps(); MR]; NP];
-    let panels = job.panels.wrapping_add(panel * job.panel_bytes);
-    let mut source = Direct::<NP, PREFETCH>::new(panels, job.panel_bytes);
-    let tile = job.act.tile(row / LANES);
+    let panels = task.panels.wrapping_add(panel * task.panel_bytes);
+    let mut source = Direct::<NP, PREFETCH>::new(panels, task.panel_bytes);
+    let tile = task.act.tile(row / LANES);
     // SAFETY: promised by the caller.
     unsafe {
-        micro::<F, _, NP, MR>(&mut source, job.act.k / F::BLOCK, 0, &tile, row % LANES, &mut acc);
+        micro::<F, _, NP, MR>(&mut source, task.act.k / F::BLOCK, 0, &tile, row % LANES, &mut acc);
         for (p, acc) in acc.iter().enumerate() {
             for (m, acc) in acc.iter().enumerate() {
-                let out = job.dst_row(row + m).add((panel + p) * LANES);
-                _mm512_mask_storeu_ps(out, job.mask(panel + p), *acc);
+                let out = task.dst_row(row + m).add((panel + p) * LANES);
+                _mm512_mask_storeu_ps(out, task.mask(panel + p), *acc);
             }
         }
     }
@@ -242,13 +242,19 @@ unsafe fn direct<F: Format, const NP: usize, const MR: usize>(job: &Job, panel: 
 /// # Safety
 /// As for [`direct`]; the chunk starts at channel `start`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn chunk<F: Format, const MR: usize>(job: &Job, source: &mut Unpacked, start: usize, panel: usize, row: usize) {
-    let tile = job.act.tile(row / LANES);
-    let mask = job.mask(panel);
+unsafe fn chunk<F: Format, const MR: usize>(
+    task: &Task,
+    source: &mut Unpacked,
+    start: usize,
+    panel: usize,
+    row: usize,
+) {
+    let tile = task.act.tile(row / LANES);
+    let mask = task.mask(panel);
     let mut acc = [[_mm512_setzero_ps(); MR]; 1];
     // SAFETY: promised by the caller.
     unsafe {
-        let out = |m: usize| job.dst_row(row + m).add(panel * LANES);
+        let out = |m: usize| task.dst_row(row + m).add(panel * LANES);
         if start > 0 {
             for (m, acc) in acc[0].iter_mut().enumerate() {
                 *acc = _mm512_maskz_loadu_ps(mask, out(m));
@@ -290,9 +296,9 @@ pub(super) unsafe fn unpack<F: Format, const SIGNED: bool>(panel: *const u8, sta
 
 /// # Safety
 /// As for [`super::run`].
-pub(super) unsafe fn run<F: Format>(_proof: Avx512, job: &Job, scratch: *mut u8) {
+pub(super) unsafe fn run<F: Format>(_proof: Avx512, task: &Task, scratch: *mut u8) {
     // SAFETY: the proof stands for the features; the rest is the caller's promise.
-    unsafe { if job.rows.len() <= DIRECT_ROWS { few_rows::<F>(job) } else { many_rows::<F>(job, scratch) } }
+    unsafe { if task.rows.len() <= DIRECT_ROWS { few_rows::<F>(task) } else { many_rows::<F>(task, scratch) } }
 }
 
 /// All panels, as many at once as leave room for the sums of the rows in registers; more than 8 rows
@@ -301,22 +307,22 @@ pub(super) unsafe fn run<F: Format>(_proof: Avx512, job: &Job, scratch: *mut u8)
 /// # Safety
 /// As for [`super::run`], on a CPU with AVX-512 VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn few_rows<F: Format>(job: &Job) {
-    let panels = job.panel_count();
-    let at_once = if job.rows.len() <= 4 { 4 } else { 2 };
+unsafe fn few_rows<F: Format>(task: &Task) {
+    let panels = task.panel_count();
+    let at_once = if task.rows.len() <= 4 { 4 } else { 2 };
     let mut panel = 0;
     while panel < panels {
         let np = if panel + at_once <= panels { at_once } else { 1 };
-        for row in job.rows.clone().step_by(8) {
+        for row in task.rows.clone().step_by(8) {
             // SAFETY: panels and rows exist; 8 rows from a multiple of 8 lie in one tile of 16.
             unsafe {
-                match (np, (job.rows.end - row).min(8)) {
-                    (4, 1) => direct::<F, 4, 1>(job, panel, row),
-                    (4, 2) => direct::<F, 4, 2>(job, panel, row),
-                    (4, 3) => direct::<F, 4, 3>(job, panel, row),
-                    (4, _) => direct::<F, 4, 4>(job, panel, row),
-                    (2, rows) => direct_rows::<F, 2>(job, panel, row, rows),
-                    (_, rows) => direct_rows::<F, 1>(job, panel, row, rows),
+                match (np, (task.rows.end - row).min(8)) {
+                    (4, 1) => direct::<F, 4, 1>(task, panel, row),
+                    (4, 2) => direct::<F, 4, 2>(task, panel, row),
+                    (4, 3) => direct::<F, 4, 3>(task, panel, row),
+                    (4, _) => direct::<F, 4, 4>(task, panel, row),
+                    (2, rows) => direct_rows::<F, 2>(task, panel, row, rows),
+                    (_, rows) => direct_rows::<F, 1>(task, panel, row, rows),
                 }
             }
         }
@@ -329,18 +335,18 @@ unsafe fn few_rows<F: Format>(job: &Job) {
 /// # Safety
 /// As for [`direct`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn direct_rows<F: Format, const NP: usize>(job: &Job, panel: usize, row: usize, rows: usize) {
+unsafe fn direct_rows<F: Format, const NP: usize>(task: &Task, panel: usize, row: usize, rows: usize) {
     // SAFETY: promised by the caller.
     unsafe {
         match rows {
-            1 => direct::<F, NP, 1>(job, panel, row),
-            2 => direct::<F, NP, 2>(job, panel, row),
-            3 => direct::<F, NP, 3>(job, panel, row),
-            4 => direct::<F, NP, 4>(job, panel, row),
-            5 => direct::<F, NP, 5>(job, panel, row),
-            6 => direct::<F, NP, 6>(job, panel, row),
-            7 => direct::<F, NP, 7>(job, panel, row),
-            _ => direct::<F, NP, 8>(job, panel, row),
+            1 => direct::<F, NP, 1>(task, panel, row),
+            2 => direct::<F, NP, 2>(task, panel, row),
+            3 => direct::<F, NP, 3>(task, panel, row),
+            4 => direct::<F, NP, 4>(task, panel, row),
+            5 => direct::<F, NP, 5>(task, panel, row),
+            6 => direct::<F, NP, 6>(task, panel, row),
+            7 => direct::<F, NP, 7>(task, panel, row),
+            _ => direct::<F, NP, 8>(task, panel, row),
         }
     }
 }
@@ -349,19 +355,19 @@ unsafe fn direct_rows<F: Format, const NP: usize>(job: &Job, panel: usize, row: 
 ///
 /// # Safety
 /// As for [`super::run_rows`].
-pub(super) unsafe fn run_rows<F: Format>(_proof: Avx512, job: &Job, weights: &WeightRows, scratch: *mut u8) {
-    for panel in 0..job.panel_count() {
+pub(super) unsafe fn run_rows<F: Format>(_proof: Avx512, task: &Task, weights: &WeightRows, scratch: *mut u8) {
+    for panel in 0..task.panel_count() {
         // SAFETY: the proof stands for the features; the rest is the caller's promise.
         unsafe {
-            match job.rows.len() {
-                1 => packed_on_the_way::<F, 1>(job, weights, panel, scratch),
-                2 => packed_on_the_way::<F, 2>(job, weights, panel, scratch),
-                3 => packed_on_the_way::<F, 3>(job, weights, panel, scratch),
-                4 => packed_on_the_way::<F, 4>(job, weights, panel, scratch),
-                5 => packed_on_the_way::<F, 5>(job, weights, panel, scratch),
-                6 => packed_on_the_way::<F, 6>(job, weights, panel, scratch),
-                7 => packed_on_the_way::<F, 7>(job, weights, panel, scratch),
-                _ => packed_on_the_way::<F, 8>(job, weights, panel, scratch),
+            match task.rows.len() {
+                1 => packed_on_the_way::<F, 1>(task, weights, panel, scratch),
+                2 => packed_on_the_way::<F, 2>(task, weights, panel, scratch),
+                3 => packed_on_the_way::<F, 3>(task, weights, panel, scratch),
+                4 => packed_on_the_way::<F, 4>(task, weights, panel, scratch),
+                5 => packed_on_the_way::<F, 5>(task, weights, panel, scratch),
+                6 => packed_on_the_way::<F, 6>(task, weights, panel, scratch),
+                7 => packed_on_the_way::<F, 7>(task, weights, panel, scratch),
+                _ => packed_on_the_way::<F, 8>(task, weights, panel, scratch),
             }
         }
     }
@@ -374,15 +380,15 @@ pub(super) unsafe fn run_rows<F: Format>(_proof: Avx512, job: &Job, weights: &We
 /// As for [`run_rows`]; the panel must exist.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn packed_on_the_way<F: Format, const MR: usize>(
-    job: &Job,
+    task: &Task,
     weights: &WeightRows,
     panel: usize,
     scratch: *mut u8,
 ) {
-    let row = job.rows.start;
-    let tile = job.act.tile(row / LANES);
+    let row = task.rows.start;
+    let tile = task.act.tile(row / LANES);
     let mut source = Direct::<1, 0>::new(scratch, 0);
-    let k = job.act.k;
+    let k = task.act.k;
     let mut acc = [[_mm512_setzero_ps(); MR]; 1];
     for start in (0..k).step_by(KC_IN_PLACE) {
         let channels = (k - start).min(KC_IN_PLACE);
@@ -395,7 +401,7 @@ unsafe fn packed_on_the_way<F: Format, const MR: usize>(
     }
     for (m, acc) in acc[0].iter().enumerate() {
         // SAFETY: the row and the columns of the mask exist.
-        unsafe { _mm512_mask_storeu_ps(job.dst_row(row + m).add(panel * LANES), job.mask(panel), *acc) };
+        unsafe { _mm512_mask_storeu_ps(task.dst_row(row + m).add(panel * LANES), task.mask(panel), *acc) };
     }
 }
 
@@ -408,7 +414,7 @@ fn prefetch<F: Format>(weights: &WeightRows, k: usize, panel: usize, channel: us
     let from = weights.data.wrapping_add(panel * LANES * weights.stride);
     let (block, bytes) = (channel / F::BLOCK, const { KC_IN_PLACE / F::BLOCK * F::BYTES });
     // Of interleaved rows, the stretches of those that lie together are one piece.
-    let together = weights.together;
+    let together = weights.interleave;
     for lane in 0..LANES {
         let (first, within) = (lane & !(together - 1), lane & (together - 1));
         let from = from.wrapping_add(first * weights.stride + block * together * F::BYTES + within * bytes);
@@ -422,27 +428,27 @@ fn prefetch<F: Format>(weights: &WeightRows, k: usize, panel: usize, channel: us
 /// # Safety
 /// As for [`super::run`], on a CPU with AVX-512 VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn many_rows<F: Format>(job: &Job, scratch: *mut u8) {
-    for panel in 0..job.panel_count() {
-        for (start, len) in k_chunks(job.act.k) {
+unsafe fn many_rows<F: Format>(task: &Task, scratch: *mut u8) {
+    for panel in 0..task.panel_count() {
+        for (start, len) in kc_blocks(task.act.k) {
             let mut chunk_of = Unpacked { base: scratch, groups: len / F::GROUP, group: F::GROUP };
             // SAFETY: the panel exists; every step stays inside one tile of 16 rows, because rows
             // start at a multiple of 32 and steps shrink from 8 only at the very end.
             unsafe {
-                unpack::<F, false>(job.panels.add(panel * job.panel_bytes), start, &chunk_of, 0);
-                let mut row = job.rows.start;
-                while row < job.rows.end {
-                    let step = match job.rows.end - row {
+                unpack::<F, false>(task.panels.add(panel * task.panel_bytes), start, &chunk_of, 0);
+                let mut row = task.rows.start;
+                while row < task.rows.end {
+                    let step = match task.rows.end - row {
                         8.. => 8,
                         4.. => 4,
                         2.. => 2,
                         _ => 1,
                     };
                     match step {
-                        8 => chunk::<F, 8>(job, &mut chunk_of, start, panel, row),
-                        4 => chunk::<F, 4>(job, &mut chunk_of, start, panel, row),
-                        2 => chunk::<F, 2>(job, &mut chunk_of, start, panel, row),
-                        _ => chunk::<F, 1>(job, &mut chunk_of, start, panel, row),
+                        8 => chunk::<F, 8>(task, &mut chunk_of, start, panel, row),
+                        4 => chunk::<F, 4>(task, &mut chunk_of, start, panel, row),
+                        2 => chunk::<F, 2>(task, &mut chunk_of, start, panel, row),
+                        _ => chunk::<F, 1>(task, &mut chunk_of, start, panel, row),
                     }
                     row += step;
                 }

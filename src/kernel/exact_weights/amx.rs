@@ -4,50 +4,50 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Job, TILE_COLS, Unpacked, avx512, k_chunks, sums};
+use super::{TILE_NR, Task, Unpacked, avx512, kc_blocks, sums};
 use crate::cpu::Amx;
-use crate::cpu::tile::{TILE_ROWS, Tiles};
+use crate::cpu::tile::{TILE_ROWS, TileUnit};
 use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::activations::Tile;
 
 /// Rows of a block.
 const ROWS: usize = 2 * TILE_ROWS;
 /// Bytes of one round's int32 results: 32 rows of 32 columns.
-const DOTS: usize = ROWS * TILE_COLS * 4;
+const DOTS: usize = ROWS * TILE_NR * 4;
 /// Rounds scaled together: halves the loads and stores of the sums.
 const ROUNDS: usize = 2;
 /// Scratch per block: two sets of results (one filled while the other is read), and the f32 sums.
-pub(super) const BLOCK_BYTES: usize = 2 * ROUNDS * DOTS + ROWS * TILE_COLS * 4;
+pub(super) const BLOCK_BYTES: usize = 2 * ROUNDS * DOTS + ROWS * TILE_NR * 4;
 
 /// # Safety
 /// As for [`super::run`].
-pub(super) unsafe fn run<F: Format>(proof: Amx, job: &Job, scratch: *mut u8) {
-    let mut tiles = Tiles::enter(proof, F::GROUP);
+pub(super) unsafe fn run<F: Format>(proof: Amx, task: &Task, scratch: *mut u8) {
+    let mut tiles = TileUnit::enter(proof, F::GROUP);
     // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
-    unsafe { panels::<F>(&mut tiles, job, scratch) }
+    unsafe { panels::<F>(&mut tiles, task, scratch) }
 }
 
 /// # Safety
 /// As for [`super::run`], on a CPU with AVX-512 whose tile unit is configured by `tiles`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn panels<F: Format>(tiles: &mut Tiles, job: &Job, scratch: *mut u8) {
-    let panels = job.panel_count();
+unsafe fn panels<F: Format>(tiles: &mut TileUnit, task: &Task, scratch: *mut u8) {
+    let panels = task.panel_count();
     for pair in (0..panels).step_by(2) {
-        for (start, len) in k_chunks(job.act.k) {
+        for (start, len) in kc_blocks(task.act.k) {
             let unpacked =
                 Unpacked { base: scratch.wrapping_add(BLOCK_BYTES), groups: len / F::GROUP, group: F::GROUP };
             for p in 0..2 {
                 // An odd last panel is multiplied twice and stored once.
                 let panel = (pair + p).min(panels - 1);
                 // SAFETY: the panel exists.
-                unsafe { avx512::unpack::<F, true>(job.panels.add(panel * job.panel_bytes), start, &unpacked, p) };
+                unsafe { avx512::unpack::<F, true>(task.panels.add(panel * task.panel_bytes), start, &unpacked, p) };
             }
-            for row in job.rows.clone().step_by(ROWS) {
-                let rows = (job.rows.end - row).min(ROWS);
+            for row in task.rows.clone().step_by(ROWS) {
+                let rows = (task.rows.end - row).min(ROWS);
                 tiles.set_rows(rows);
                 let mut block = Block {
-                    upper: job.act.tile(row / TILE_ROWS),
-                    lower: if rows > TILE_ROWS { Some(job.act.tile(row / TILE_ROWS + 1)) } else { None },
+                    upper: task.act.tile(row / TILE_ROWS),
+                    lower: if rows > TILE_ROWS { Some(task.act.tile(row / TILE_ROWS + 1)) } else { None },
                     rows,
                     first: start / F::GROUP,
                     unpacked,
@@ -56,9 +56,9 @@ unsafe fn panels<F: Format>(tiles: &mut Tiles, job: &Job, scratch: *mut u8) {
                 };
                 // SAFETY: rows and columns exist; the scratch is ours.
                 unsafe {
-                    block.start_sums(job, row, pair);
+                    block.start_sums(task, row, pair);
                     block.multiply::<F>();
-                    sums::store(job, row, rows, pair, block.sums);
+                    sums::store(task, row, rows, pair, block.sums);
                 }
             }
         }
@@ -141,7 +141,7 @@ impl Block {
                     "tilestored [{out} + {result}*1 + 2048], tmm2",
                     "tilestored [{out} + {result}*1 + 2112], tmm3",
                     upper = in(reg) upper, lower = in(reg) activations(lower), w0 = in(reg) w0, w1 = in(reg) w1,
-                    out = in(reg) out, act = in(reg) ACT_BLOCK, row = in(reg) 64usize, result = in(reg) TILE_COLS * 4,
+                    out = in(reg) out, act = in(reg) ACT_BLOCK, row = in(reg) 64usize, result = in(reg) TILE_NR * 4,
                     options(nostack, preserves_flags)
                 ),
                 None => asm!(
@@ -155,7 +155,7 @@ impl Block {
                     "tilestored [{out} + {result}*1], tmm0",
                     "tilestored [{out} + {result}*1 + 64], tmm1",
                     upper = in(reg) upper, w0 = in(reg) w0, w1 = in(reg) w1,
-                    out = in(reg) out, act = in(reg) ACT_BLOCK, row = in(reg) 64usize, result = in(reg) TILE_COLS * 4,
+                    out = in(reg) out, act = in(reg) ACT_BLOCK, row = in(reg) 64usize, result = in(reg) TILE_NR * 4,
                     options(nostack, preserves_flags)
                 ),
             }
@@ -182,12 +182,12 @@ impl Block {
                 let row = base + i;
                 // SAFETY: row < 32; the tile has row i and the groups.
                 unsafe {
-                    let sums = self.sums.add(row * TILE_COLS);
+                    let sums = self.sums.add(row * TILE_NR);
                     let mut acc = [_mm512_load_ps(sums), _mm512_load_ps(sums.add(LANES))];
                     for r in 0..R {
                         let ga = self.first + g + r;
                         let d = *tile.scales.add(ga * F::GROUP / ACT_BLOCK * tile.rows + i);
-                        let dots = self.dots.add((slot + r) * DOTS).cast::<i32>().add(row * TILE_COLS);
+                        let dots = self.dots.add((slot + r) * DOTS).cast::<i32>().add(row * TILE_NR);
                         let ds = if F::HAS_MIN { d * *tile.sums.add(ga * tile.rows + i) as f32 } else { 0.0 };
                         for p in 0..2 {
                             let dot = _mm512_cvtepi32_ps(_mm512_load_si512(dots.add(p * LANES).cast()));
@@ -207,15 +207,15 @@ impl Block {
     /// Starts the sums at zero, or at the result of the chunks before.
     ///
     /// # Safety
-    /// As for [`Block::multiply`]; `row` and the panels from `panel` on must exist in `job`.
+    /// As for [`Block::multiply`]; `row` and the panels from `panel` on must exist in `task`.
     #[target_feature(enable = "avx512f")]
-    unsafe fn start_sums(&mut self, job: &Job, row: usize, panel: usize) {
+    unsafe fn start_sums(&mut self, task: &Task, row: usize, panel: usize) {
         // SAFETY: promised by the caller; the sums of a block are 32 rows of 32.
         unsafe {
             if self.first == 0 {
-                std::ptr::write_bytes(self.sums, 0, self.rows * TILE_COLS);
+                std::ptr::write_bytes(self.sums, 0, self.rows * TILE_NR);
             } else {
-                sums::load(job, row, self.rows, panel, self.sums);
+                sums::load(task, row, self.rows, panel, self.sums);
             }
         }
     }

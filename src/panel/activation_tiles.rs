@@ -15,83 +15,17 @@
 //! two planes, one behind the other.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::activations::scale_of;
 use super::bf16::{rounded, split};
-use super::outliers::Channels;
+use super::precision::{FINEST_PASS, OUTLIERS, OutlierChannels, Precision, STEP_BF16, STEP_BYTES, STEP_INT8, TILE_MR};
 use super::row_error::{self, Bound};
-use super::rows::Row;
+use super::rows::InputRow;
+use super::scale::scale_of_pass;
 use super::weight_error::WeightError;
-
-/// Rows of a block.
-pub const ROWS: usize = 32;
-/// Bytes of a k-step of a block: two tiles.
-pub const STEP_BYTES: usize = 2048;
-/// Channels per k-step, int8.
-pub const STEP_INT8: usize = 64;
-/// Channels per k-step, BF16.
-pub const STEP_BF16: usize = 32;
-/// Numbers of channels that may share an activation scale and a weight scale, coarsest first.
-pub const PASSES: [usize; 3] = [1024, 512, 256];
-/// The finest of them.
-pub const FINEST: usize = 256;
-/// Outlier channels per chunk: one BF16 k-step.
-pub const OUTLIERS: usize = 32;
-
-/// What the products are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// 8-bit integers, a scale for every `pass` channels (one of [`PASSES`]), and the outlier split.
-    Int8 {
-        /// Channels per scale.
-        pass: usize,
-    },
-    /// BF16 throughout.
-    Bf16,
-    /// BF16, and what it leaves of every number in BF16 too: 16 bits. For weights that have more than 8.
-    Bf16Twice,
-}
-
-impl Precision {
-    /// Channels per k-step.
-    pub fn step(self) -> usize {
-        match self {
-            Precision::Int8 { .. } => STEP_INT8,
-            Precision::Bf16 | Precision::Bf16Twice => STEP_BF16,
-        }
-    }
-
-    /// Numbers that stand for one.
-    pub const fn planes(self) -> usize {
-        match self {
-            Precision::Int8 { .. } | Precision::Bf16 => 1,
-            Precision::Bf16Twice => 2,
-        }
-    }
-
-    /// The planes of activations and of weights whose products make the result. Low times low is not among
-    /// them: it is below 2^-15 of a product.
-    pub fn products(self) -> &'static [(usize, usize)] {
-        match self {
-            Precision::Int8 { .. } | Precision::Bf16 => &[(0, 0)],
-            // The same activations twice while they are in the first-level cache.
-            Precision::Bf16Twice => &[(0, 0), (0, 1), (1, 0)],
-        }
-    }
-
-    /// k-steps of a pass: for int8 those that share scales, for BF16 as many bytes as the longest.
-    pub fn pass_steps(self) -> usize {
-        match self {
-            Precision::Int8 { pass } => pass / STEP_INT8,
-            Precision::Bf16 | Precision::Bf16Twice => PASSES[0] / STEP_INT8,
-        }
-    }
-}
 
 /// Where the parts lie in the work buffer, bytes from a 64-byte-aligned base.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct TileLayout {
     /// Rows.
     pub m: usize,
     /// Channels, a multiple of 32.
@@ -104,17 +38,17 @@ pub struct Layout {
     pub bytes: usize,
 }
 
-impl Layout {
-    /// For `m` rows of `k` channels in any precision of up to `planes` planes, with `chunks` sets of outlier
+impl TileLayout {
+    /// For `m` rows of `k` channels in any precision of up to `planes` planes, with `outlier_sets` sets of outlier
     /// channels; `None` if it does not fit.
-    pub fn new(m: usize, k: usize, planes: usize, chunks: usize) -> Option<Self> {
-        let blocks = m.div_ceil(ROWS);
+    pub fn new(m: usize, k: usize, planes: usize, outlier_sets: usize) -> Option<Self> {
+        let blocks = m.div_ceil(TILE_MR);
         let steps = k.div_ceil(STEP_BF16).checked_mul(planes)?;
         let scales = blocks.checked_mul(steps)?.checked_mul(STEP_BYTES)?;
-        let outliers = scales.checked_add(blocks * k.div_ceil(FINEST) * ROWS * 4)?;
+        let outliers = scales.checked_add(blocks * k.div_ceil(FINEST_PASS) * TILE_MR * 4)?;
         let channels = outliers.checked_add(blocks * STEP_BYTES)?;
-        let maxima = channels.checked_add(chunks.checked_mul(OUTLIERS * 4)?)?;
-        let bytes = maxima.checked_add(chunks.checked_mul(k)?.checked_mul(4)?)?.checked_next_multiple_of(64)?;
+        let maxima = channels.checked_add(outlier_sets.checked_mul(OUTLIERS * 4)?)?;
+        let bytes = maxima.checked_add(outlier_sets.checked_mul(k)?.checked_mul(4)?)?.checked_next_multiple_of(64)?;
         Some(Self { m, k, scales, outliers, channels, maxima, bytes })
     }
 
@@ -122,20 +56,20 @@ impl Layout {
     ///
     /// # Safety
     /// `base` must be valid for `self.bytes` as long as the result is used.
-    pub unsafe fn at(&self, base: *mut u8) -> Tiles {
-        Tiles { layout: *self, base }
+    pub unsafe fn at(&self, base: *mut u8) -> ActivationTiles {
+        ActivationTiles { layout: *self, base }
     }
 }
 
 /// Activation tiles in somebody's work buffer. Copies share it.
 #[derive(Clone, Copy, Debug)]
-pub struct Tiles {
+pub struct ActivationTiles {
     /// Sizes.
-    pub layout: Layout,
+    pub layout: TileLayout,
     base: *mut u8,
 }
 
-impl Tiles {
+impl ActivationTiles {
     /// Tiles of plane `plane` of block `block` from channel `channel` (a multiple of the step) on.
     #[inline]
     pub fn tiles(&self, precision: Precision, block: usize, plane: usize, channel: usize) -> *mut u8 {
@@ -147,7 +81,7 @@ impl Tiles {
     /// 32 scales of block `block` for the channels from `channel` on, a multiple of `pass`.
     #[inline]
     pub fn scales(&self, pass: usize, block: usize, channel: usize) -> *mut f32 {
-        let index = (block * self.layout.k.div_ceil(pass) + channel / pass) * ROWS;
+        let index = (block * self.layout.k.div_ceil(pass) + channel / pass) * TILE_MR;
         self.base.wrapping_add(self.layout.scales).cast::<f32>().wrapping_add(index)
     }
 
@@ -157,14 +91,14 @@ impl Tiles {
         self.base.wrapping_add(self.layout.outliers + block * STEP_BYTES)
     }
 
-    /// The outlier channels of chunk `chunk`.
-    pub fn channels(&self, chunk: usize) -> *mut Channels {
-        self.base.wrapping_add(self.layout.channels).cast::<Channels>().wrapping_add(chunk)
+    /// The outlier channels of chunk `outlier_set`.
+    pub fn channels(&self, outlier_set: usize) -> *mut OutlierChannels {
+        self.base.wrapping_add(self.layout.channels).cast::<OutlierChannels>().wrapping_add(outlier_set)
     }
 
     /// The maxima of a chunk's channels, k numbers.
-    pub fn maxima(&self, chunk: usize) -> *mut u32 {
-        self.base.wrapping_add(self.layout.maxima).cast::<u32>().wrapping_add(chunk * self.layout.k)
+    pub fn maxima(&self, outlier_set: usize) -> *mut u32 {
+        self.base.wrapping_add(self.layout.maxima).cast::<u32>().wrapping_add(outlier_set * self.layout.k)
     }
 
     /// Makes rows `rows`, all of them `x`, in BF16: as many planes as `precision` has, each what rounding left
@@ -174,7 +108,7 @@ impl Tiles {
     /// `x` must have the layout's channels; nobody else may write these rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn put_bf16(&self, precision: Precision, x: &Row, rows: &[usize]) {
+    pub unsafe fn put_bf16(&self, precision: Precision, x: &InputRow, rows: &[usize]) {
         for channel in (0..self.layout.k).step_by(STEP_BF16) {
             // SAFETY: `x` has 32 channels from here on, a tile row 64 bytes.
             unsafe {
@@ -182,7 +116,7 @@ impl Tiles {
                 let both = if precision.planes() > 1 { split(first, second) } else { [rounded(first, second); 2] };
                 for (plane, pair) in both[..precision.planes()].iter().enumerate() {
                     for row in rows {
-                        let to = self.tiles(precision, row / ROWS, plane, channel).add(row % ROWS * 64);
+                        let to = self.tiles(precision, row / TILE_MR, plane, channel).add(row % TILE_MR * 64);
                         _mm512_store_si512(to.cast(), *pair);
                     }
                 }
@@ -195,10 +129,10 @@ impl Tiles {
     /// A pass with NaN or infinity outside the outlier channels gets the scale NaN.
     ///
     /// # Safety
-    /// As for [`Tiles::put_bf16`].
+    /// As for [`ActivationTiles::put_bf16`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
-    pub unsafe fn put_int8(&self, pass: usize, x: &Row, rows: &[usize], channels: &Channels, mask: &[u16]) {
+    pub unsafe fn put_int8(&self, pass: usize, x: &InputRow, rows: &[usize], channels: &OutlierChannels, mask: &[u16]) {
         let k = self.layout.k;
         // SAFETY: all channels are below k; tiles, scales and outliers of a row are its own.
         unsafe {
@@ -206,7 +140,7 @@ impl Tiles {
                 let to = (from + pass).min(k);
                 let (scale, inverse) = scale_of_pass(x, from..to, mask);
                 for row in rows {
-                    *self.scales(pass, row / ROWS, from).add(row % ROWS) = scale;
+                    *self.scales(pass, row / TILE_MR, from).add(row % TILE_MR) = scale;
                 }
                 let inverse = _mm512_set1_ps(inverse);
                 for channel in (from..to).step_by(STEP_INT8) {
@@ -219,7 +153,8 @@ impl Tiles {
                     }
                     let q = std::mem::transmute::<[__m128i; 4], __m512i>(q);
                     for row in rows {
-                        let out = self.tiles(Precision::Int8 { pass }, row / ROWS, 0, channel).add(row % ROWS * 64);
+                        let out =
+                            self.tiles(Precision::Int8 { pass }, row / TILE_MR, 0, channel).add(row % TILE_MR * 64);
                         _mm512_store_si512(out.cast(), q);
                     }
                 }
@@ -227,16 +162,16 @@ impl Tiles {
             let values: [f32; OUTLIERS] = std::array::from_fn(|j| x.value(channels[j] as usize));
             let pair = rounded(_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16)));
             for row in rows {
-                let out = self.outliers(row / ROWS).add(row % ROWS * 64);
+                let out = self.outliers(row / TILE_MR).add(row % TILE_MR * 64);
                 _mm512_store_si512(out.cast(), pair);
             }
         }
     }
 }
 
-impl Tiles {
+impl ActivationTiles {
     /// Whether row `row`, which is `x` in `precision`, keeps its bound with these weights. Outliers as for
-    /// [`Tiles::put_int8`].
+    /// [`ActivationTiles::put_int8`].
     ///
     /// # Safety
     /// The row must have been made here by this thread; the weights have the layout's channels; AVX-512 BF16 needed.
@@ -247,16 +182,16 @@ impl Tiles {
         precision: Precision,
         bound: &Bound,
         weights: &WeightError,
-        x: &Row,
+        x: &InputRow,
         row: usize,
-        channels: &Channels,
+        channels: &OutlierChannels,
         mask: &[u16],
     ) -> bool {
         // SAFETY: promised by the caller.
         unsafe {
             let error = match precision {
                 Precision::Int8 { pass } => {
-                    let scale = |i: usize| *self.scales(pass, row / ROWS, i * pass).add(row % ROWS);
+                    let scale = |i: usize| *self.scales(pass, row / TILE_MR, i * pass).add(row % TILE_MR);
                     row_error::int8(weights, x, pass, scale, channels, mask)
                 }
                 Precision::Bf16 => row_error::bf16(weights, x),
@@ -266,21 +201,4 @@ impl Tiles {
             bound.holds(error, || row_error::blocks_of_32(weights, x))
         }
     }
-}
-
-/// Scale of some channels of a row, outliers left out by `mask`, and its inverse.
-///
-/// # Safety
-/// The row must have the channels; AVX-512 needed.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn scale_of_pass(x: &Row, channels: Range<usize>, mask: &[u16]) -> (f32, f32) {
-    let magnitude = _mm512_set1_epi32(0x7fff_ffff);
-    let mut max = _mm512_setzero_si512();
-    for c in channels.step_by(16) {
-        // SAFETY: promised by the caller.
-        let v = unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) };
-        max = _mm512_max_epu32(max, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
-    }
-    scale_of(_mm512_reduce_max_epu32(max))
 }

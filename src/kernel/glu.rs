@@ -1,4 +1,4 @@
-//! What gated feed-forward networks make of two products: `activation(gate) * up`.
+//! What gated feed-forward networks make of two products: `op(gate) * up`.
 //!
 //! Portable and AVX-512 code take the same steps in the same order, so that they agree bit for bit. The exponential is
 //! e^x = 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f, good to two units in the last place.
@@ -9,7 +9,7 @@ use crate::cpu::Avx512;
 
 /// The functions that hosts fuse. The constants are those of the hosts and of the models' papers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub enum GluOp {
     /// `x / (1 + e^-x)`.
     Silu,
     /// `x / (1 + e^-2u)`, `u = sqrt(2 / pi) (x + 0.044715 x^3)`: the approximation by tanh.
@@ -20,10 +20,10 @@ pub enum Activation {
     SwigluOai,
 }
 
-/// The bounds and the slope of [`Activation::SwigluOai`].
+/// The bounds and the slope of [`GluOp::SwigluOai`].
 const OAI_LIMIT: f32 = 7.0;
 const OAI_ALPHA: f32 = 1.702;
-/// `2 sqrt(2 / pi)` and the cubic's factor of [`Activation::Gelu`].
+/// `2 sqrt(2 / pi)` and the cubic's factor of [`GluOp::Gelu`].
 const GELU_TWICE: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
 /// Below this a limit is none.
@@ -31,9 +31,9 @@ const LEAST_LIMIT: f32 = 1e-6;
 
 /// One row.
 #[derive(Clone, Copy, Debug)]
-pub struct Job {
+pub struct GluTask {
     /// The function.
-    pub activation: Activation,
+    pub op: GluOp,
     /// Above 1e-6: most that comes out of the function, and largest magnitude of `up`.
     pub limit: f32,
     /// `len` floats.
@@ -48,19 +48,19 @@ pub struct Job {
     pub len: usize,
 }
 
-/// Computes `job`.
+/// Computes `task`.
 ///
 /// # Safety
 /// The pointers must be valid for its length, the result nobody else's.
-pub unsafe fn run(avx512: Option<Avx512>, job: &Job) {
+pub unsafe fn run(avx512: Option<Avx512>, task: &GluTask) {
     // SAFETY: passed on; AVX-512 is used only with its proof.
     unsafe {
         match avx512 {
-            Some(_) => vectors(job),
-            None => (0..job.len).for_each(|i| {
+            Some(_) => vectors(task),
+            None => (0..task.len).for_each(|i| {
                 let bias = |data: *const f32| if data.is_null() { 0.0 } else { *data.add(i) };
-                let (gate, up) = (*job.dst.add(i) + bias(job.gate_bias), *job.up.add(i) + bias(job.up_bias));
-                *job.dst.add(i) = one(job, gate, up);
+                let (gate, up) = (*task.dst.add(i) + bias(task.gate_bias), *task.up.add(i) + bias(task.up_bias));
+                *task.dst.add(i) = one(task, gate, up);
             }),
         }
     }
@@ -87,22 +87,22 @@ fn exp(x: f32) -> f32 {
     p * power(half) * power(n - half)
 }
 
-fn one(job: &Job, gate: f32, up: f32) -> f32 {
+fn one(task: &GluTask, gate: f32, up: f32) -> f32 {
     let sigmoid_times = |x: f32, slope: f32| x / (1.0 + exp(-(slope * x)));
-    let mut a = match job.activation {
-        Activation::Silu => sigmoid_times(gate, 1.0),
-        Activation::Gelu => gate / (1.0 + exp(-(GELU_TWICE * gate * (GELU_CUBIC * gate).mul_add(gate, 1.0)))),
-        Activation::Relu => max(gate, 0.0),
-        Activation::SwigluOai => sigmoid_times(min(gate, OAI_LIMIT), OAI_ALPHA),
+    let mut a = match task.op {
+        GluOp::Silu => sigmoid_times(gate, 1.0),
+        GluOp::Gelu => gate / (1.0 + exp(-(GELU_TWICE * gate * (GELU_CUBIC * gate).mul_add(gate, 1.0)))),
+        GluOp::Relu => max(gate, 0.0),
+        GluOp::SwigluOai => sigmoid_times(min(gate, OAI_LIMIT), OAI_ALPHA),
     };
     let mut up = up;
-    if job.limit > LEAST_LIMIT {
-        a = min(a, job.limit);
+    if task.limit > LEAST_LIMIT {
+        a = min(a, task.limit);
     }
-    if job.activation == Activation::SwigluOai {
+    if task.op == GluOp::SwigluOai {
         up = 1.0 + max(min(up, OAI_LIMIT), -OAI_LIMIT);
-    } else if job.limit > LEAST_LIMIT {
-        up = max(min(up, job.limit), -job.limit);
+    } else if task.limit > LEAST_LIMIT {
+        up = max(min(up, task.limit), -task.limit);
     }
     a * up
 }
@@ -119,24 +119,24 @@ fn max(x: f32, bound: f32) -> f32 {
 /// # Safety
 /// As for [`run`]; AVX-512 needed.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn vectors(job: &Job) {
-    for at in (0..job.len).step_by(16) {
-        let lanes = (job.len - at).min(16);
+unsafe fn vectors(task: &GluTask) {
+    for at in (0..task.len).step_by(16) {
+        let lanes = (task.len - at).min(16);
         let mask = ((1u32 << lanes) - 1) as u16;
         // SAFETY: promised by the caller; the mask keeps the last vector inside.
         unsafe {
             let load = |data: *const f32| _mm512_maskz_loadu_ps(mask, data.add(at));
             let biased = |v, bias: *const f32| if bias.is_null() { v } else { _mm512_add_ps(v, load(bias)) };
-            let gate = biased(load(job.dst), job.gate_bias);
-            let up = biased(load(job.up), job.up_bias);
-            _mm512_mask_storeu_ps(job.dst.add(at), mask, sixteen(job, gate, up));
+            let gate = biased(load(task.dst), task.gate_bias);
+            let up = biased(load(task.up), task.up_bias);
+            _mm512_mask_storeu_ps(task.dst.add(at), mask, sixteen(task, gate, up));
         }
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn sixteen(job: &Job, gate: __m512, up: __m512) -> __m512 {
+fn sixteen(task: &GluTask, gate: __m512, up: __m512) -> __m512 {
     let all = |v: f32| _mm512_set1_ps(v);
     let bounded = |x, bound: f32| _mm512_min_ps(all(bound), x);
     let symmetric = |x, bound: f32| _mm512_max_ps(all(-bound), bounded(x, bound));
@@ -145,26 +145,26 @@ fn sixteen(job: &Job, gate: __m512, up: __m512) -> __m512 {
         let negative = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(y), _mm512_set1_epi32(i32::MIN)));
         _mm512_div_ps(x, _mm512_add_ps(all(1.0), exp16(negative)))
     };
-    let mut a = match job.activation {
-        Activation::Silu => gated(gate, gate),
-        Activation::Gelu => {
+    let mut a = match task.op {
+        GluOp::Silu => gated(gate, gate),
+        GluOp::Gelu => {
             let cubic = _mm512_fmadd_ps(_mm512_mul_ps(all(GELU_CUBIC), gate), gate, all(1.0));
             gated(gate, _mm512_mul_ps(_mm512_mul_ps(all(GELU_TWICE), gate), cubic))
         }
-        Activation::Relu => _mm512_max_ps(all(0.0), gate),
-        Activation::SwigluOai => {
+        GluOp::Relu => _mm512_max_ps(all(0.0), gate),
+        GluOp::SwigluOai => {
             let x = bounded(gate, OAI_LIMIT);
             gated(x, _mm512_mul_ps(all(OAI_ALPHA), x))
         }
     };
     let mut up = up;
-    if job.limit > LEAST_LIMIT {
-        a = bounded(a, job.limit);
+    if task.limit > LEAST_LIMIT {
+        a = bounded(a, task.limit);
     }
-    if job.activation == Activation::SwigluOai {
+    if task.op == GluOp::SwigluOai {
         up = _mm512_add_ps(all(1.0), symmetric(up, OAI_LIMIT));
-    } else if job.limit > LEAST_LIMIT {
-        up = symmetric(up, job.limit);
+    } else if task.limit > LEAST_LIMIT {
+        up = symmetric(up, task.limit);
     }
     _mm512_mul_ps(a, up)
 }
@@ -194,18 +194,18 @@ pub(crate) fn exp16(x: __m512) -> __m512 {
 mod tests {
     use super::*;
 
-    const ALL: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::Relu, Activation::SwigluOai];
+    const ALL: [GluOp; 4] = [GluOp::Silu, GluOp::Gelu, GluOp::Relu, GluOp::SwigluOai];
 
     fn values(count: usize) -> Vec<f32> {
         (0..count).map(|i| (i as f32 * 0.37).sin() * 10f32.powi(i as i32 % 5 - 2)).collect()
     }
 
-    fn run_all(avx512: Option<Avx512>, activation: Activation, limit: f32, n: usize, biased: bool) -> Vec<f32> {
+    fn run_all(avx512: Option<Avx512>, op: GluOp, limit: f32, n: usize, biased: bool) -> Vec<f32> {
         let (mut gate, bias) = (values(n), values(n + 7));
         let up: Vec<f32> = values(n + 50).split_off(50);
         let pointer = |v: &[f32]| if biased { v.as_ptr() } else { std::ptr::null() };
-        let job = Job {
-            activation,
+        let task = GluTask {
+            op,
             limit,
             up: up.as_ptr(),
             up_bias: pointer(&bias[7..]),
@@ -214,32 +214,32 @@ mod tests {
             len: n,
         };
         // SAFETY: all have n floats.
-        unsafe { run(avx512, &job) };
+        unsafe { run(avx512, &task) };
         gate
     }
 
     /// Every activation, with and without limit and biases, against f64.
     #[test]
     fn results_are_those_of_the_definition() {
-        for activation in ALL {
+        for op in ALL {
             for limit in [0.0, 0.5] {
-                for (i, result) in run_all(None, activation, limit, 300, true).into_iter().enumerate() {
+                for (i, result) in run_all(None, op, limit, 300, true).into_iter().enumerate() {
                     let (gate, bias, up) = (values(300), values(307), values(350));
                     let x = f64::from(gate[i] + bias[i]);
                     let mut up = f64::from(up[50 + i] + bias[7 + i]);
-                    let mut a = match activation {
-                        Activation::Silu => x / (1.0 + (-x).exp()),
-                        Activation::Gelu => {
+                    let mut a = match op {
+                        GluOp::Silu => x / (1.0 + (-x).exp()),
+                        GluOp::Gelu => {
                             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
                             0.5 * x * (1.0 + u.tanh())
                         }
-                        Activation::Relu => x.max(0.0),
-                        Activation::SwigluOai => x.min(7.0) / (1.0 + (-1.702 * x.min(7.0)).exp()),
+                        GluOp::Relu => x.max(0.0),
+                        GluOp::SwigluOai => x.min(7.0) / (1.0 + (-1.702 * x.min(7.0)).exp()),
                     };
                     if limit > 0.0 {
                         a = a.min(0.5);
                     }
-                    if activation == Activation::SwigluOai {
+                    if op == GluOp::SwigluOai {
                         up = 1.0 + up.clamp(-7.0, 7.0);
                     } else if limit > 0.0 {
                         up = up.clamp(-0.5, 0.5);
@@ -247,7 +247,7 @@ mod tests {
                     let expected = a * up;
                     // GELU by tanh loses digits where it is nearly zero; absolute error there.
                     let allowed = 2e-6 * expected.abs() + 1e-6;
-                    assert!((f64::from(result) - expected).abs() <= allowed, "{activation:?} {x}: {result} {expected}");
+                    assert!((f64::from(result) - expected).abs() <= allowed, "{op:?} {x}: {result} {expected}");
                 }
             }
         }
@@ -260,11 +260,11 @@ mod tests {
             println!("SKIPPED: no AVX-512");
             return;
         }
-        for activation in ALL {
+        for op in ALL {
             for (limit, n, biased) in [(0.0, 1000, false), (0.3, 33, true), (0.0, 1, true)] {
                 let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-                let portable = bits(run_all(None, activation, limit, n, biased));
-                assert_eq!(portable, bits(run_all(avx512, activation, limit, n, biased)), "{activation:?}");
+                let portable = bits(run_all(None, op, limit, n, biased));
+                assert_eq!(portable, bits(run_all(avx512, op, limit, n, biased)), "{op:?}");
             }
         }
     }
@@ -281,9 +281,9 @@ mod tests {
         assert_eq!(exp(-200.0), 0.0);
         assert_eq!(exp(200.0), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
-        for activation in ALL {
-            let job = Job {
-                activation,
+        for op in ALL {
+            let task = GluTask {
+                op,
                 limit: 0.0,
                 up: std::ptr::null(),
                 up_bias: std::ptr::null(),
@@ -291,7 +291,7 @@ mod tests {
                 dst: std::ptr::null_mut(),
                 len: 0,
             };
-            assert!(one(&job, f32::NAN, 1.0).is_nan() && one(&job, 1.0, f32::NAN).is_nan(), "{activation:?}");
+            assert!(one(&task, f32::NAN, 1.0).is_nan() && one(&task, 1.0, f32::NAN).is_nan(), "{op:?}");
         }
     }
 }
