@@ -3,8 +3,9 @@
 
 use libc::{c_int, c_long, c_void};
 
+use super::calls;
+use super::host::IkHost;
 use super::kernels::compute_part;
-use super::{IkHost, calls};
 use crate::attention::{Attention, Element, Heads, Mask};
 use crate::cpu::{self, Amx, Isa};
 use crate::debug;

@@ -2,10 +2,10 @@
 
 use libc::{c_char, c_void};
 
-use super::IkHost;
 use super::abi::RawBackend;
 use super::buffer_type::buffer_type;
 use super::handshake::ComputeSymbols;
+use super::host::IkHost;
 use crate::diag::border::{Passing, ffi_boundary};
 use crate::host::{Flavour, RawBufferType};
 use crate::process::Once;

@@ -4,8 +4,9 @@
 
 use libc::c_void;
 
+use super::host::IkHost;
 use super::packed::{self, PACKED, PackedView};
-use super::{IkHost, handshake, roles};
+use super::{handshake, roles};
 use crate::buffer::held::Held;
 use crate::cpu::memory::Region;
 use crate::diag::border::ffi_boundary;
@@ -29,7 +30,7 @@ unsafe impl Sync for Registered {}
 pub fn buffer_type() -> *mut RawBufferType {
     static TYPE: Once<Registered> = Once::new();
     TYPE.get_or_init(|| {
-        let functions = Callbacks::<IkSide>::of_type(std::ptr::null());
+        let functions = Callbacks::<IkBuffers>::of_type(std::ptr::null());
         let none = std::ptr::null_mut();
         Registered(functions.make(&host().layout.buffer_type, none, none))
     })
@@ -42,9 +43,9 @@ pub fn host() -> &'static IkHost {
 }
 
 /// ik_llama.cpp, as the callbacks of our buffers see it.
-pub struct IkSide;
+pub struct IkBuffers;
 
-impl Side for IkSide {
+impl Side for IkBuffers {
     fn core() -> &'static Core {
         host()
     }
@@ -77,7 +78,7 @@ fn buffer_with(size: usize, held: std::io::Result<Held>) -> *mut RawBuffer {
         Ok(held) => unsafe {
             PACKED.add_region(range_of(held.region()));
             let context = Box::into_raw(Box::new(held)).cast();
-            let interface = Callbacks::<IkSide>::of_buffer(init_tensor as *const c_void);
+            let interface = Callbacks::<IkBuffers>::of_buffer(init_tensor as *const c_void);
             host().buffer_init(buffer_type(), interface, context, size)
         },
         Err(reason) => {

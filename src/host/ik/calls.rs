@@ -24,7 +24,7 @@ pub enum Lookup {
 }
 
 /// A node of a run.
-struct Found {
+struct FoundNode {
     slot: &'static RunSlot,
     /// Number of the run.
     run: u64,
@@ -33,7 +33,7 @@ struct Found {
     node: &'static Node,
 }
 
-impl Found {
+impl FoundNode {
     /// The cursor of a thread that goes on behind this node; `threads`: of the run, 0 if not known.
     fn behind(&self, threads: usize) -> Cursor {
         Cursor { slot: Some(self.slot), run: self.run, node: self.index + 1, computed: None, threads }
@@ -42,13 +42,13 @@ impl Found {
 
 /// The next node that is `wanted`: in the run of this thread; or, if the thread has not come to any node yet, in the
 /// first run that has such a node.
-fn find(wanted: impl Fn(&Node) -> bool) -> Option<Found> {
+fn find(wanted: impl Fn(&Node) -> bool) -> Option<FoundNode> {
     let search = |slot: &'static RunSlot, run: u64, from: usize| {
         // SAFETY: this thread is one of the run's, or `SLOTS` is locked below. The node that is found is computed by
         // this call, so the run does not end before it returns.
         let nodes = unsafe { slot.nodes() };
         let (index, node) = nodes.iter().enumerate().skip(from).find(|(_, node)| wanted(node))?;
-        Some(Found { slot, run, index, node })
+        Some(FoundNode { slot, run, index, node })
     };
     let cursor = Cursor::get();
     if let Some(slot) = cursor.current() {
@@ -96,7 +96,7 @@ pub fn look_up(
         }
     }
     let Some(found) = find(wanted) else { return Lookup::NotOurs };
-    let Found { slot, run, index, node } = found;
+    let FoundNode { slot, run, index, node } = found;
     // All threads have a share of a product without experts.
     let threads = if kernel == HostKernel::MulMat { shares } else { cursor.threads_of(run) };
     let behind = found.behind(threads);

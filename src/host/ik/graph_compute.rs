@@ -4,9 +4,10 @@
 use libc::{c_int, c_void};
 
 use super::abi::IkPlan;
+use super::host::IkHost;
 use super::node::{HostKernel, Node};
 use super::runs::{self, Beginning};
-use super::{IkHost, buffer_type, handshake, packed, product};
+use super::{buffer_type, handshake, packed, product};
 use crate::buffer::held;
 use crate::cpu;
 use crate::diag::log;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::{c_int, c_long, c_void};
 
-use super::IkHost;
 use super::abi::RawBackend;
+use super::host::IkHost;
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
@@ -35,7 +35,7 @@ host_symbols! {
 #[derive(Clone, Copy)]
 pub enum WrappedFn {
     /// `ggml_graph_compute`.
-    Graph = 1,
+    GraphCompute = 1,
     /// `iqk_mul_mat_4d`.
     MulMat = 2,
     /// `iqk_mul_mat_moe`.
@@ -45,7 +45,7 @@ pub enum WrappedFn {
 }
 
 const WRAPPED: [(WrappedFn, &str); 4] = [
-    (WrappedFn::Graph, "ggml_graph_compute"),
+    (WrappedFn::GraphCompute, "ggml_graph_compute"),
     (WrappedFn::MulMat, "iqk_mul_mat_4d"),
     (WrappedFn::Experts, "iqk_mul_mat_moe"),
     (WrappedFn::Gated, "iqk_moe_fused_up_gate"),
@@ -78,6 +78,7 @@ pub struct Seen {
 }
 
 impl Default for Seen {
+    /// Nothing: also what a forked child gets if another thread was changing it during the fork.
     fn default() -> Self {
         Self::NONE
     }
@@ -129,7 +130,7 @@ pub struct Computing {
 pub fn computes(graph: *const c_void, threads: c_int) -> Computing {
     let is_it = GRAPH.load(Ordering::Acquire) == graph as usize && !graph.is_null();
     let computing = Computing { was_inside: INSIDE.replace(is_it) };
-    note(WrappedFn::Graph, |_| threads == 1);
+    note(WrappedFn::GraphCompute, |_| threads == 1);
     computing
 }
 

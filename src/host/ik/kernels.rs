@@ -4,8 +4,8 @@
 
 use libc::{c_int, c_long, c_void};
 
-use super::IkHost;
 use super::calls::{self, Lookup, Share};
+use super::host::IkHost;
 use super::node::{HostKernel, Node};
 use super::team::{Arrival, Member};
 use super::unpack::{HostWeights, RowRange, in_row_ranges};

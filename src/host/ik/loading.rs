@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_void;
 
-use super::buffer_type::{IkSide, buffer_type, mark_as_weights, packable};
-use super::{IkHost, companions};
+use super::buffer_type::{IkBuffers, buffer_type, mark_as_weights, packable};
+use super::companions;
+use super::host::IkHost;
 use crate::diag::env::{Mode, env};
 use crate::host::abi::USAGE_WEIGHTS;
 use crate::host::callbacks::{ALIGNMENT, Callbacks, Side, region};
@@ -94,8 +95,8 @@ unsafe fn pack_mapped(
     // data.
     unsafe {
         let Some((ours, at)) = companions::reserve(buffer, bytes) else { return false };
-        real(ours, tensor, region::<IkSide>(ours).base().as_ptr().add(at).cast());
-        Callbacks::<IkSide>::set_tensor(ours, tensor, address, 0, shape.plain_size());
+        real(ours, tensor, region::<IkBuffers>(ours).base().as_ptr().add(at).cast());
+        Callbacks::<IkBuffers>::set_tensor(ours, tensor, address, 0, shape.plain_size());
         page_out(address, shape.plain_size());
     }
     true
@@ -137,7 +138,7 @@ unsafe fn pack_unmapped(
         return real();
     }
     let size = to_pack.iter().map(|(_, bytes)| bytes).sum();
-    let ours = IkSide::alloc(buffer_type(), size);
+    let ours = IkBuffers::alloc(buffer_type(), size);
     if ours.is_null() {
         return real();
     }
@@ -146,7 +147,7 @@ unsafe fn pack_unmapped(
         mark_as_weights(ours);
         let mut at = 0;
         for (tensor, bytes) in &to_pack {
-            alloc(ours, *tensor, region::<IkSide>(ours).base().as_ptr().add(at).cast());
+            alloc(ours, *tensor, region::<IkBuffers>(ours).base().as_ptr().add(at).cast());
             at += bytes;
         }
         let of_host = real();

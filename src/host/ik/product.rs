@@ -1,8 +1,9 @@
 //! From nodes of a graph to products. A product of packed weights is always ours. One whose weights lie where the host
 //! put them is ours if it has so many rows of activations that it is faster here.
 
+use super::buffer_type;
+use super::host::IkHost;
 use super::packed::{self, PackedView};
-use super::{IkHost, buffer_type};
 use crate::cpu::{self, Isa};
 use crate::format::{ACT_BLOCK, WeightType, interleaved};
 use crate::host::Tensor;

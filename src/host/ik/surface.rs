@@ -5,7 +5,8 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use super::{IkHost, buffer_type, handshake, packed, product};
+use super::host::IkHost;
+use super::{buffer_type, handshake, packed, product};
 use crate::buffer::held;
 use crate::cpu::{self, cores, rendezvous::Rendezvous};
 use crate::diag::env::env;
@@ -74,8 +75,8 @@ fn ours(host: &'static IkHost, op: Tensor) -> Option<Op> {
     }
 }
 
-/// Computes this thread's part of `op`; false if the host computes it, and nothing was written. Ends the process as
-/// [`ours`] does, and for parameters that cannot be right.
+/// Computes this thread's part of `op`; false if the host computes it, and nothing was written. Ends the process if
+/// neither can, and for parameters that cannot be right.
 ///
 /// # Safety
 /// Parameters and node must be the host's, with data; every thread of the operation must call this.
