@@ -165,7 +165,7 @@ pub struct RunGuard {
     outer: Cursor,
 }
 
-/// Held while no other run begins or ends.
+/// Handed to who begins a run: meanwhile no other run begins or ends.
 pub struct Beginning<'a> {
     /// `None` only for a moment, inside a method.
     state: Option<MutexGuard<'a, State>>,
