@@ -31,6 +31,7 @@ pub mod buffer;
 pub mod capi;
 pub mod cpu;
 pub mod diag;
+pub mod dispatch;
 pub mod format;
 pub mod host;
 pub mod kernel;

@@ -2,8 +2,9 @@
 
 use ggml_amx::cpu::memory::Region;
 use ggml_amx::cpu::{self};
+use ggml_amx::dispatch::Demand;
 use ggml_amx::format::WeightType;
-use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
+use ggml_amx::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
 use ggml_amx::panel::weights::Shape;
 
 use crate::hosts::{Host, Matrix};
@@ -99,7 +100,7 @@ impl<'h> Subject<'h> {
         Ours {
             products,
             work,
-            settings: Settings { isa: cpu::isa(), wish: if exact { Wish::Exact } else { Wish::Auto } },
+            settings: Settings { isa: cpu::isa(), demand: if exact { Demand::Bf16 } else { Demand::Auto } },
         }
     }
 }

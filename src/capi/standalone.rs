@@ -9,8 +9,8 @@ use crate::diag::border::{self, ffi_boundary};
 use crate::diag::{Error, Status, error};
 use crate::format::WeightType;
 use crate::host;
-use crate::matmul::measured;
-use crate::matmul::{Input, MatMul, Output, Settings, Weights, Wish};
+use crate::matmul::known_errors;
+use crate::matmul::{Input, MatMul, Output, Settings, Weights, demand_of_user};
 use crate::panel::weights::Shape;
 
 use super::args::MulMatArgs;
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn ggml_amx_pack(
             buffer::write(&shape, packed, 0, std::slice::from_raw_parts(plain.cast(), shape.plain_size()));
         }
         let base = packed as usize;
-        measured::forget(&(base..base + shape.packed_size()));
+        known_errors::forget(&(base..base + shape.packed_size()));
         Ok(())
     }))
 }
@@ -293,7 +293,7 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
     };
     product.check().map_err(|why| Error::new(Status::BadShape, why))?;
     // SAFETY: pointers and sizes were checked, and the instruction set is usable.
-    unsafe { threads::run(&product, Settings { isa, wish: Wish::of_user() }, args.n_threads as usize) }
+    unsafe { threads::run(&product, Settings { isa, demand: demand_of_user() }, args.n_threads as usize) }
 }
 
 /// Multiplies packed weights with rows of floats.

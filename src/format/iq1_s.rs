@@ -26,7 +26,6 @@ unsafe impl Format for Iq1S {
     const QUANT_NMSE: f32 = 2.3e-1;
     const Q_MAX: i32 = 18;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq1_s",
         // SAFETY: promised by the caller.

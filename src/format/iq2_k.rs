@@ -30,7 +30,6 @@ unsafe impl Format for Iq2K {
     const Q_MAX: i32 = 54;
     const HAS_MIN: bool = false;
     const STEP: i32 = 5;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

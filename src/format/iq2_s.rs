@@ -28,7 +28,6 @@ unsafe impl Format for Iq2S {
     const QUANT_NMSE: f32 = 6.2e-2;
     const Q_MAX: i32 = 86;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq2_s",
         // SAFETY: promised by the caller.

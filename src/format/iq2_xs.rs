@@ -25,7 +25,6 @@ unsafe impl Format for Iq2Xs {
     const QUANT_NMSE: f32 = 9.0e-2;
     const Q_MAX: i32 = 86;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq2_xs",
         // SAFETY: promised by the caller.

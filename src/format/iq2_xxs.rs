@@ -26,7 +26,6 @@ unsafe impl Format for Iq2Xxs {
     const QUANT_NMSE: f32 = 1.2e-1;
     const Q_MAX: i32 = 86;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq2_xxs",
         // SAFETY: promised by the caller.

@@ -32,7 +32,6 @@ unsafe impl Format for Iq3K {
     const Q_MAX: i32 = 115;
     const HAS_MIN: bool = false;
     const STEP: i32 = 4;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

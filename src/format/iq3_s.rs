@@ -28,7 +28,6 @@ unsafe impl Format for Iq3S {
     const QUANT_NMSE: f32 = 1.9e-2;
     const Q_MAX: i32 = 30;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq3_s",
         // SAFETY: promised by the caller.

@@ -26,7 +26,6 @@ unsafe impl Format for Iq3Xxs {
     const QUANT_NMSE: f32 = 3.3e-2;
     const Q_MAX: i32 = 124;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
     const CODEBOOK: Option<Codebook> = Some(Codebook {
         decoder: c"dequantize_row_iq3_xxs",
         // SAFETY: promised by the caller.

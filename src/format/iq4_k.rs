@@ -23,7 +23,6 @@ unsafe impl Format for Iq4K {
     const Q_MAX: i32 = 245;
     const HAS_MIN: bool = false;
     const STEP: i32 = 4;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group / 2 * 16 * LANES..][..16 * LANES].iter().enumerate() {

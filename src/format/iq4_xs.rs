@@ -23,7 +23,6 @@ unsafe impl Format for Iq4Xs {
     const QUANT_NMSE: f32 = 5.8e-3;
     const Q_MAX: i32 = 241;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 11;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         nibbles(&block[QS + group * 256..], |i, q| out[i] = IQ4[usize::from(q)]);

@@ -41,7 +41,6 @@ unsafe impl Format for Iq5K {
     const Q_MAX: i32 = 251;
     const HAS_MIN: bool = false;
     const STEP: i32 = 2;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, is_high, fifth) = place(group);

@@ -52,7 +52,6 @@ unsafe impl Format for Iq6K {
     const Q_MAX: i32 = 250;
     const HAS_MIN: bool = false;
     const STEP: i32 = 1;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, is_high, high, which) = place(group);

@@ -86,9 +86,6 @@ pub unsafe trait Format: Block {
     const Q_MAX: i32;
     /// Whether a group has a minimum.
     const HAS_MIN: bool;
-    /// Rows of activations from which on the tile unit is faster than vectors on the packed weights
-    /// (measured, see docs/performance.md).
-    const MIN_TILE_M: usize = 10;
     /// What quants have more in lanes whose group chose the second of two tables; 0 if there is one table.
     const STEP: i32 = 0;
     /// The codebook that quants are looked up in, if the type has one.
@@ -155,8 +152,6 @@ pub struct TypeInfo {
     pub group: usize,
     /// NMSE of normally distributed weights in this type, for the choice of precision.
     pub quant_nmse: f32,
-    /// Rows of activations from which on the tile unit is faster than vectors.
-    pub tile_rows: usize,
     /// Without it weights can be packed, but not read.
     pub codebook: Option<Codebook>,
     /// The bytes of a block by name and kind.
@@ -228,7 +223,6 @@ impl TypeInfo {
             bytes: F::BYTES,
             group: F::GROUP,
             quant_nmse: F::QUANT_NMSE,
-            tile_rows: F::MIN_TILE_M,
             codebook: F::CODEBOOK,
             fields: F::FIELDS,
             layout: Layout::new::<F>(),

@@ -23,7 +23,6 @@ unsafe impl Format for Nvfp4 {
     const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 2 * FP4_ZERO_POINT;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         for (i, byte) in block[QS + group * GROUP_BYTES..][..GROUP_BYTES].iter().enumerate() {

@@ -24,7 +24,6 @@ unsafe impl Format for Q2K {
     const QUANT_NMSE: f32 = 8.8e-2;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = true;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(group);

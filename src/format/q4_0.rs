@@ -15,7 +15,6 @@ unsafe impl Format for Q4_0 {
     const QUANT_NMSE: f32 = 7.3e-3;
     const Q_MAX: i32 = 15;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 11;
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         nibbles(&block[2 * LANES..], |i, q| out[i] = q as i8 - 8);

@@ -17,7 +17,6 @@ unsafe impl Format for Q5_1 {
     const QUANT_NMSE: f32 = 1.4e-3;
     const Q_MAX: i32 = 31;
     const HAS_MIN: bool = true;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], _group: usize, out: &mut [i8]) {
         five_bits(&block[4 * LANES..], |i, q| out[i] = q as i8);

@@ -32,7 +32,6 @@ unsafe impl Format for Q6K {
     const QUANT_NMSE: f32 = 3.1e-4;
     const Q_MAX: i32 = 63;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 6;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let (low, high, quarter) = place(group);

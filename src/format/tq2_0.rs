@@ -21,7 +21,6 @@ unsafe impl Format for Tq2_0 {
     const QUANT_NMSE: f32 = 0.0;
     const Q_MAX: i32 = 3;
     const HAS_MIN: bool = false;
-    const MIN_TILE_M: usize = 9;
 
     fn quants(block: &[u8], group: usize, out: &mut [i8]) {
         let place = Pairs::of(2 * group);

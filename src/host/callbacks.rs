@@ -14,7 +14,7 @@ use crate::buffer::held::{self, Held};
 use crate::cpu::memory::Region;
 use crate::diag::border::ffi_boundary;
 use crate::diag::log;
-use crate::matmul::measured;
+use crate::matmul::known_errors;
 use crate::panel::weights::Shape;
 
 /// Alignment of tensors: a cache line.
@@ -68,7 +68,7 @@ fn forget<S: Side>(tensor: Tensor) {
     let base = root.data() as usize;
     // SAFETY: a live tensor of the host's.
     let size = unsafe { S::core().nbytes(root.address()) };
-    measured::forget(&(base..base + size.max(1)));
+    known_errors::forget(&(base..base + size.max(1)));
 }
 
 /// Checks a range of a tensor against its size and finds its bytes. Ends the process, as ggml does,
@@ -165,7 +165,7 @@ impl<S: Side> Callbacks<S> {
         ffi_boundary!("free_buffer", or the process ends, {
             // SAFETY: made by `alloc`, freed once.
             let held = unsafe { Box::from_raw(context::<S>(buffer)) };
-            measured::forget(&range_of(held.region()));
+            known_errors::forget(&range_of(held.region()));
             S::freed(held.region());
         })
     }
@@ -286,7 +286,7 @@ impl<S: Side> Callbacks<S> {
             unsafe {
                 let region = region::<S>(buffer);
                 std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
-                measured::forget(&range_of(region));
+                known_errors::forget(&range_of(region));
             }
         })
     }

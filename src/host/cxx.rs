@@ -289,7 +289,7 @@ pub unsafe fn compute_forward(host: &'static Host, params: &GgmlComputeParams, o
     // SAFETY: the pool is the host's, and every one of its threads runs this node.
     let barrier = || unsafe { host.barrier(params.threadpool) };
     let (settings, thread) =
-        (Settings { isa: cpu::isa(), wish: op::wish(op) }, Thread { index, count, barrier: &barrier });
+        (Settings { isa: cpu::isa(), demand: op::demand(op) }, Thread { index, count, barrier: &barrier });
     // SAFETY: shapes, buffers and ids were checked; the instruction set is the one found usable.
     unsafe {
         match &product {

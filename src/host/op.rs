@@ -11,8 +11,10 @@ use super::operands::{self, usizes};
 use super::tensor::Tensor;
 use super::{budget, buffer_type};
 use crate::cpu::{self, Isa};
+use crate::dispatch;
+use crate::dispatch::Demand;
 use crate::format::ACT_BLOCK;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Stored, Weights, Wish};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Stored, Weights, demand_of_user};
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
@@ -93,11 +95,14 @@ pub fn product(host: &'static Host, op: Tensor) -> Result<Op, String> {
     let weights = weights(host, w)?;
     let input = activations(host, x)?;
     let output = operands::result(op)?;
-    let few = |rows: usize, experts: usize| match weights.stored {
-        Stored::Plain(ty) if rows < experts.saturating_mul(ty.rows) => {
-            Err(format!("{rows} rows of activations are too few for {} weights that are stored plain", ty.name))
+    let few = |rows: usize, matrices: usize| {
+        let stored = weights.stored.info();
+        match dispatch::is_ours(stored.storage, cpu::isa(), dispatch::mean_rows(rows, matrices)) {
+            true => Ok(()),
+            false => {
+                Err(format!("{rows} rows of activations are too few for {} weights that are stored plain", stored.name))
+            }
         }
-        _ => Ok(()),
     };
     let product = match ids {
         None => {
@@ -120,7 +125,7 @@ pub fn product(host: &'static Host, op: Tensor) -> Result<Op, String> {
 /// What the user or the graph wants a product for. ggml writes its wishes into the parameters of MUL_MAT and MUL_MAT_ID
 /// (`ggml_prec_set_acc`, `ggml_prec_set_src`): how sums are made, and how the activations may be rounded. Sums are always
 /// made in f32 here; whoever asks for it wants a good result.
-pub fn wish(op: Tensor) -> Wish {
+pub fn demand(op: Tensor) -> Demand {
     /// Numbers of `enum ggml_prec`; what comes after F16 allows 8 bits.
     const F32: i32 = 10;
     const BF16: i32 = 15;
@@ -129,11 +134,11 @@ pub fn wish(op: Tensor) -> Wish {
     const SUMS: usize = 0;
     const ACTIVATIONS: usize = 3;
     let of_graph = match (op.param(SUMS), op.param(ACTIVATIONS)) {
-        (_, F32 | F16) => Wish::Floats,
-        (_, BF16) | (F32, _) => Wish::Exact,
-        _ => Wish::Auto,
+        (_, F32 | F16) => Demand::F32,
+        (_, BF16) | (F32, _) => Demand::Bf16,
+        _ => Demand::Auto,
     };
-    Wish::of_user().max(of_graph)
+    demand_of_user().max(of_graph)
 }
 
 /// src0 of a product.
@@ -141,16 +146,12 @@ fn weights(host: &'static Host, w: Tensor) -> Result<Weights, String> {
     let plain = || plain_type(host, w).map(Stored::Plain);
     let stored = packed_shape(host, w).map(Stored::Packed).or_else(plain);
     let stored = stored.ok_or_else(|| format!("{} is not in an AMX buffer, or not of a type for it", w.name()))?;
-    let (ty, bytes) = match stored {
-        Stored::Packed(shape) | Stored::InPlace { shape, .. } => (shape.ty as i32, shape.ty.info().bytes),
-        Stored::Plain(ty) => (ty.number, ty.bytes),
-        Stored::Decoded(ty) => (ty.number, ty.bytes),
-    };
-    if w.ty() != ty || w.nb()[0] != bytes {
+    let info = stored.info();
+    if w.ty() != info.number || w.nb()[0] != info.bytes {
         return Err(format!("the view {} does not consist of whole blocks", w.name()));
     }
     // Views of packed tensors are found from their root, others where they are.
-    let in_root = matches!(stored, Stored::Packed(_)) && w.view_src().is_some();
+    let in_root = stored.is_packed() && w.view_src().is_some();
     Ok(Weights {
         stored,
         base: if in_root { w.root().data().cast() } else { w.data().cast() },

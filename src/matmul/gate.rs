@@ -8,12 +8,12 @@ use crate::cpu::{Avx512, Isa};
 use crate::kernel::glu::{self, GluOp};
 use crate::panel::rows::RowOffsets;
 
-/// Columns that are computed together at least: one block of the tile GEMM where the caches are large.
-const COLUMNS: usize = 320;
-/// Rows that are computed together at most: more are computed in several turns, each of which unpacks the weights again.
-const ROWS: usize = 1024;
-/// Results of `up` that are kept at a time, as long as that is enough for [`COLUMNS`] of the rows.
-const ROOM: usize = COLUMNS * 512;
+/// Fewest columns of a block: those of one column block of the tile GEMM where the caches are large.
+const MIN_COLS: usize = 320;
+/// Most rows of a block: more are computed in several turns, each of which makes panels of the weights again.
+const MAX_ROWS: usize = 1024;
+/// Results of `up` that are kept at a time, as long as that is enough for [`MIN_COLS`] columns of the rows.
+const UP_RESULTS: usize = MIN_COLS * 512;
 
 /// The second product, and what is made of both.
 #[derive(Clone, Copy, Debug)]
@@ -55,19 +55,19 @@ impl Biases {
 
 /// Bytes of scratch for the results of `up`, a multiple of 64, where a piece has up to `rows` rows.
 pub fn up_bytes(rows: usize) -> usize {
-    (rows.min(ROWS) * COLUMNS).max(ROOM) * 4
+    (rows.min(MAX_ROWS) * MIN_COLS).max(UP_RESULTS) * 4
 }
 
 /// Cuts columns and rows into blocks whose results fit the room: rows of the same columns come one after the other.
 pub fn blocks(cols: Range<usize>, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let cut =
         |all: Range<usize>, step: usize| all.clone().step_by(step).map(move |first| first..all.end.min(first + step));
-    let step = (ROOM / rows.len().clamp(1, ROWS)).max(COLUMNS) / COLUMNS * COLUMNS;
-    cut(cols, step).flat_map(move |cols| cut(rows.clone(), ROWS).map(move |rows| (cols.clone(), rows)))
+    let step = (UP_RESULTS / rows.len().clamp(1, MAX_ROWS)).max(MIN_COLS) / MIN_COLS * MIN_COLS;
+    cut(cols, step).flat_map(move |cols| cut(rows.clone(), MAX_ROWS).map(move |rows| (cols.clone(), rows)))
 }
 
 /// A block of results.
-pub struct Block {
+pub struct GatedBlock {
     /// Its columns.
     pub cols: Range<usize>,
     /// Its rows.
@@ -85,23 +85,18 @@ pub struct Block {
 impl Gate {
     /// Whether it goes with these weights.
     pub fn check(&self, up: &Weights) -> Result<(), String> {
-        match self.weights.ne == up.ne && self.weights.stored.name() == up.stored.name() {
-            true => Ok(()),
-            false => Err(format!(
-                "gate and up differ: {} {:?}, {} {:?}",
-                self.weights.stored.name(),
-                self.weights.ne,
-                up.stored.name(),
-                up.ne
-            )),
+        let [ours, of_up] = [&self.weights, up].map(|w| w.stored.info().name);
+        if self.weights.ne == up.ne && ours == of_up {
+            return Ok(());
         }
+        Err(format!("gate and up differ: {ours} {:?}, {of_up} {:?}", self.weights.ne, up.ne))
     }
 
     /// Combines a block.
     ///
     /// # Safety
     /// Both products must be there, the biases as long as the rows.
-    pub unsafe fn combine(&self, isa: Isa, block: &Block) {
+    pub unsafe fn combine(&self, isa: Isa, block: &GatedBlock) {
         let [up_bias, gate_bias] = self.biases.of(block.expert, block.cols.start);
         let avx512 = if isa == Isa::Portable { None } else { Avx512::new() };
         for (i, row) in block.rows.clone().enumerate() {
@@ -143,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_room_of_a_thread_is_bounded() {
-        assert_eq!(up_bytes(usize::MAX), up_bytes(ROWS));
+        assert_eq!(up_bytes(usize::MAX), up_bytes(MAX_ROWS));
         assert!(up_bytes(usize::MAX) <= 2 << 20);
     }
 }

@@ -4,12 +4,11 @@
 
 use std::ops::Range;
 
+use crate::dispatch::thresholds::PARTS_PER_THREAD;
 use crate::kernel::TILE_NR;
 
 /// Rows of activations that a piece is a multiple of: one block of the tile kernel.
 const ROW_STEP: usize = 32;
-/// Pieces per thread from which on the load is even enough.
-const PIECES_PER_THREAD: usize = 4;
 
 /// What one kernel call computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +43,7 @@ impl Split {
     /// For `batches` products of `n` columns and `m` rows on `threads` threads.
     pub fn new(n: usize, m: usize, batches: usize, threads: usize) -> Self {
         let col_units = n.div_ceil(TILE_NR);
-        let (have, want) = ((col_units * batches).max(1), threads * PIECES_PER_THREAD);
+        let (have, want) = ((col_units * batches).max(1), threads * PARTS_PER_THREAD);
         let row_parts =
             if threads == 1 || have >= want { 1 } else { want.div_ceil(have).min(m.div_ceil(ROW_STEP)).max(1) };
         Self { n, m, batches, threads, col_units, row_parts }

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use super::choice::Storage;
+use super::Stored;
 use crate::cpu::Avx512;
-use crate::format::{ACT_BLOCK, LANES};
-use crate::kernel::{TILE_NR, tile_gemm};
-use crate::panel::decoded::DecodedType;
+use crate::format::LANES;
+use crate::kernel::TILE_NR;
+use crate::panel::columns::Columns;
+use crate::panel::decoded::DecodedRows;
 use crate::panel::pack::WeightRows;
-use crate::panel::plain::PlainType;
+use crate::panel::plain::PlainRows;
 use crate::panel::weights::Shape;
 use crate::with_format;
 
@@ -28,103 +29,6 @@ pub struct Weights {
     pub nb: [usize; 3],
 }
 
-/// How a weight tensor is stored.
-#[derive(Clone, Copy, Debug)]
-pub enum Stored {
-    /// In panels of 16 rows.
-    Packed(Shape),
-    /// As GGUF has it, of a type that is packed elsewhere: its panels are made on the way.
-    InPlace {
-        /// Its shape.
-        shape: Shape,
-        /// Rows that lie interleaved, as for [`WeightRows`].
-        interleave: usize,
-    },
-    /// As GGUF has it, of a type that tiles are made of directly.
-    Plain(&'static PlainType),
-    /// As the host has it, of a type that only the host knows.
-    Decoded(&'static DecodedType),
-}
-
-impl Stored {
-    /// ggml's name of the type.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().name,
-            Stored::Plain(ty) => ty.name,
-            Stored::Decoded(ty) => ty.name,
-        }
-    }
-
-    /// Weights per sum of activations for the vector kernels; plain weights never meet those.
-    pub fn group(&self) -> usize {
-        match self {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().group,
-            Stored::Plain(_) | Stored::Decoded(_) => ACT_BLOCK,
-        }
-    }
-
-    /// Rows of activations from which on tiles are used.
-    pub fn tile_rows(&self) -> usize {
-        match self {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().tile_rows,
-            Stored::Plain(_) | Stored::Decoded(_) => 1,
-        }
-    }
-
-    /// Scratch that the tile GEMM needs besides its own to make panels of rows of `k` weights stored so.
-    pub fn pack_bytes(&self, k: usize) -> usize {
-        match self {
-            Stored::InPlace { .. } => tile_gemm::PACK_BYTES,
-            Stored::Decoded(_) => tile_gemm::decoded_bytes(k),
-            Stored::Packed(_) | Stored::Plain(_) => 0,
-        }
-    }
-
-    /// What matters of it for the choice of a kernel.
-    pub(super) fn storage(&self) -> Storage {
-        match self {
-            Stored::Packed(_) | Stored::InPlace { .. } => Storage::Quantised,
-            Stored::Plain(ty) => Storage::Plain(ty.precision),
-            Stored::Decoded(_) => Storage::Decoded,
-        }
-    }
-
-    /// NMSE of the type itself; 0 if it is not known.
-    pub(super) fn quant_nmse(&self) -> f32 {
-        match self {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => shape.ty.info().quant_nmse,
-            Stored::Plain(_) | Stored::Decoded(_) => 0.0,
-        }
-    }
-
-    /// BF16 numbers that stand for one activation, at most.
-    pub fn planes(&self) -> usize {
-        match self {
-            Stored::Plain(ty) => ty.precision.planes(),
-            _ => 1,
-        }
-    }
-
-    /// Rows that lie interleaved: nothing less can be read.
-    pub fn interleave(&self) -> usize {
-        match self {
-            Stored::InPlace { interleave, .. } => *interleave,
-            Stored::Decoded(ty) => ty.interleave,
-            Stored::Packed(_) | Stored::Plain(_) => 1,
-        }
-    }
-
-    /// Weights and bytes per block.
-    fn block(&self) -> (usize, usize) {
-        match self {
-            Stored::Packed(shape) | Stored::InPlace { shape, .. } => (shape.ty.info().block, shape.ty.info().bytes),
-            Stored::Plain(ty) => (1, ty.bytes),
-            Stored::Decoded(ty) => (ty.block, ty.bytes),
-        }
-    }
-}
-
 impl Weights {
     /// The whole of a packed tensor with `ne3` slices of slices.
     pub fn whole(shape: Shape, base: *const u8, ne: [usize; 4]) -> Self {
@@ -139,8 +43,8 @@ impl Weights {
 
     /// Plain bytes of one row of the view.
     pub(super) fn row_bytes(&self) -> usize {
-        let (weights, bytes) = self.stored.block();
-        self.ne[0] / weights * bytes
+        let stored = self.stored.info();
+        self.ne[0] / stored.block * stored.bytes
     }
 
     /// Whether every byte the view reaches lies inside the tensor; views of plain ones are ggml's business.
@@ -173,24 +77,22 @@ impl Weights {
         whole.then(|| self.base.wrapping_add(slice * s.slice_packed + (first + row) / LANES * s.panel_bytes()))
     }
 
-    /// Whether all batches can be read in place.
-    fn in_place(&self) -> bool {
+    /// Whether the rows of all batches are whole panels of the tensor.
+    fn is_whole_panels(&self) -> bool {
         (0..self.ne[3]).all(|i3| (0..self.ne[2]).all(|i2| self.panels(i2, i3, 0).is_some()))
     }
 
     /// Scratch that [`Weights::each_run`] needs: two panels and one plain row to gather a view or plain rows,
     /// nothing for others. A multiple of 64.
     pub fn gather_bytes(&self) -> usize {
-        match self.stored {
-            Stored::Packed(_) if self.in_place() => 0,
-            Stored::Packed(_) | Stored::InPlace { .. } => ((TILE_NR + 1) * self.row_bytes()).next_multiple_of(64),
-            Stored::Plain(_) | Stored::Decoded(_) => 0,
+        if self.stored.info().shape.is_none() || self.stored.is_packed() && self.is_whole_panels() {
+            return 0;
         }
+        ((TILE_NR + 1) * self.row_bytes()).next_multiple_of(64)
     }
 
-    /// Calls `run(first panel, bytes per panel, columns)` for columns `cols` of batch (i2, i3), in as few runs
-    /// as the view allows: one, or two panels at a time if they must be gathered first. Of plain weights
-    /// it gets the first row, and bytes per row, except where `panels` are needed of [`Stored::InPlace`].
+    /// Calls `run(columns, which)` for columns `cols` of batch (i2, i3), in as few runs as the view allows: one, or two
+    /// panels at a time if they must be gathered first. Weights in place are packed so only if `panels` are needed of them.
     ///
     /// # Safety
     /// As for [`Weights::gather`]; `cols` must exist and start at a multiple of 32.
@@ -200,21 +102,30 @@ impl Weights {
         cols: Range<usize>,
         panels: bool,
         gathered: *mut u8,
-        mut run: impl FnMut(*const u8, usize, Range<usize>),
+        mut run: impl FnMut(Columns, Range<usize>),
     ) {
+        let (data, stride) = (self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0]);
+        let (count, k) = (cols.len(), self.ne[0]);
         let shape = match self.stored {
             Stored::Packed(shape) => shape,
             Stored::InPlace { shape, .. } if panels => shape,
-            _ => return run(self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0], cols),
+            Stored::InPlace { shape, interleave } => {
+                return run(Columns::InPlace(shape.ty, WeightRows { data, stride, rows: count, interleave }), cols);
+            }
+            Stored::Plain(ty) => return run(Columns::Plain(PlainRows { ty, data, stride, rows: count }), cols),
+            Stored::Decoded(ty) => {
+                return run(Columns::Decoded(DecodedRows { ty, data, stride, rows: count, k }), cols);
+            }
         };
+        let ty = shape.ty;
         if let Some(panels) = self.panels(i2, i3, cols.start) {
-            return run(panels, shape.panel_bytes(), cols);
+            return run(Columns::Panels { ty, data: panels, panel_bytes: shape.panel_bytes() }, cols);
         }
         for first in cols.clone().step_by(TILE_NR) {
             let cols = first..cols.end.min(first + TILE_NR);
             // SAFETY: promised by the caller.
             let panel_bytes = unsafe { self.gather(&shape, (i2, i3), cols.clone(), gathered) };
-            run(gathered.cast_const(), panel_bytes, cols);
+            run(Columns::Panels { ty, data: gathered, panel_bytes }, cols);
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod activation_tiles;
 pub mod activations;
 pub mod bf16;
+pub mod columns;
 pub mod decoded;
 pub mod outliers;
 pub mod pack;

@@ -23,26 +23,23 @@ pub struct PlainType {
     pub bytes: usize,
     /// What products are made of.
     pub precision: Precision,
-    /// Rows of activations (per expert, on average) from which on it is multiplied here; fewer are faster in the
-    /// host's kernels.
-    pub rows: usize,
     /// Whether the host of this process has it.
     enabled: AtomicBool,
 }
 
 /// The upper half of single precision.
-pub static BF16: PlainType = PlainType::new(30, "bf16", Precision::Bf16, 16);
+pub static BF16: PlainType = PlainType::new(30, "bf16", Precision::Bf16);
 /// IEEE half precision. Rounded to BF16 it would be worse than what hosts make of it (KL divergence 1.5e-4
 /// against 2e-6).
-pub static F16: PlainType = PlainType::new(1, "f16", Precision::Bf16Twice, 32);
+pub static F16: PlainType = PlainType::new(1, "f16", Precision::Bf16Twice);
 /// All of them. F32 would take three planes and six products, and then be no faster than hosts' own kernels
 /// (docs/performance.md).
 pub static TYPES: [&PlainType; 2] = [&F16, &BF16];
 
 impl PlainType {
     /// A type of 16 bits.
-    const fn new(number: i32, name: &'static str, precision: Precision, rows: usize) -> Self {
-        Self { number, name, bytes: 2, precision, rows, enabled: AtomicBool::new(false) }
+    const fn new(number: i32, name: &'static str, precision: Precision) -> Self {
+        Self { number, name, bytes: 2, precision, enabled: AtomicBool::new(false) }
     }
 
     /// The type with ggml's number `number`, if the host of this process has it.

@@ -8,6 +8,7 @@
 //! With `GGML_AMX_RECORD=1` the file is written anew, where there are all instruction sets; a type that is new gets its scales
 //! by the kinds of its fields.
 
+use crate::dispatch::{Demand, thresholds};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -15,7 +16,7 @@ use crate::cpu::{self, Isa};
 use crate::format::stand_in::all_types;
 use crate::format::{ACT_BLOCK, Field, FieldKind, WeightType};
 use crate::kernel::{Task, exact_weights};
-use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights, Wish};
+use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
 use crate::panel::activations::ActivationLayout;
 use crate::panel::plain::{self, PlainType};
 use crate::panel::rows::RowOffsets;
@@ -114,7 +115,7 @@ impl Case {
     }
 
     /// A whole operation on one thread.
-    fn operation(&self, isa: Isa, wish: Wish, stored: Stored) -> u64 {
+    fn operation(&self, isa: Isa, demand: Demand, stored: Stored) -> u64 {
         let (k, n, m) = (self.k, self.n, self.m);
         let mut out = vec![f32::NAN; m * n];
         let base = if matches!(stored, Stored::Packed(_)) { &self.packed } else { &self.plain };
@@ -135,7 +136,7 @@ impl Case {
         let mut work = vec![0u8; op.work_size(1).unwrap()];
         let thread = Thread { index: 0, count: 1, barrier: &|| {} };
         // SAFETY: buffers have the sizes asked for.
-        unsafe { op.run(Settings { isa, wish }, &thread, work.as_mut_ptr()) };
+        unsafe { op.run(Settings { isa, demand }, &thread, work.as_mut_ptr()) };
         hash(&out)
     }
 }
@@ -143,7 +144,7 @@ impl Case {
 /// Kernel, K x N x M and instruction set, and the hash of the results.
 type Results = Vec<(String, Isa, u64)>;
 
-const WISHES: [(Wish, &str); 3] = [(Wish::Auto, "auto"), (Wish::Exact, "exact"), (Wish::Floats, "floats")];
+const DEMANDS: [(Demand, &str); 3] = [(Demand::Auto, "auto"), (Demand::Bf16, "exact"), (Demand::F32, "floats")];
 
 /// All kernels on weights of a packed type.
 fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
@@ -155,19 +156,19 @@ fn of_packed(ty: WeightType, scales: &[[usize; 3]]) -> Results {
         let [k, n, m] = size;
         for isa in isas() {
             results.push((format!("packed {k}x{n}x{m}"), isa, case.kernel(isa, &shape)));
-            if m < ty.info().tile_rows {
+            if m < thresholds::min_tile_m(ty) {
                 let stored = Stored::InPlace { shape, interleave: 1 };
-                results.push((format!("in-place {k}x{n}x{m}"), isa, case.operation(isa, Wish::Auto, stored)));
+                results.push((format!("in-place {k}x{n}x{m}"), isa, case.operation(isa, Demand::Auto, stored)));
             }
         }
     }
     for size in [[512, 33, 1], [1280, 35, 37]] {
         let (case, shape) = Case::packed(ty, size, scales);
         let [k, n, m] = size;
-        for (wish, name) in WISHES {
+        for (demand, name) in DEMANDS {
             let places = [("packed", Stored::Packed(shape)), ("in-place", Stored::InPlace { shape, interleave: 1 })];
             for (place, stored) in places.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
-                let hash = case.operation(Isa::Amx, wish, stored);
+                let hash = case.operation(Isa::Amx, demand, stored);
                 results.push((format!("{name}-{place} {k}x{n}x{m}"), Isa::Amx, hash));
             }
         }
@@ -180,8 +181,8 @@ fn of_plain(ty: &'static PlainType) -> Results {
     let mut results = Vec::new();
     for [k, n, m] in [[96, 33, 1], [1280, 35, 37]] {
         let case = Case::new([k, n, m], |fixed| fixed.weights(2 * k * n, 2, &[[1, 0x81, 0x3c]]));
-        for (wish, name) in WISHES.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
-            let hash = case.operation(Isa::Amx, wish, Stored::Plain(ty));
+        for (demand, name) in DEMANDS.into_iter().filter(|_| cpu::isa() == Isa::Amx) {
+            let hash = case.operation(Isa::Amx, demand, Stored::Plain(ty));
             results.push((format!("{name}-plain {k}x{n}x{m}"), Isa::Amx, hash));
         }
     }

@@ -10,10 +10,9 @@ use crate::attention::{Attention, Element, Heads, Mask};
 use crate::cpu::{self, Amx, Isa};
 use crate::debug;
 use crate::diag::env::env;
+use crate::dispatch;
 use crate::matmul::{Output, Thread};
 
-/// Queries per head of the cache, of at least two tokens, from which on the tile unit is faster.
-const MIN_QUERIES: usize = 16;
 /// ggml's numbers of types (`enum ggml_type`).
 const F32: c_int = 0;
 const F16: c_int = 1;
@@ -137,8 +136,7 @@ fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
 /// bits of a row must not depend on how many tokens and threads there are.
 fn if_faster(op: Attention, threads: usize) -> Result<Attention, String> {
     let ([_, tokens, ..], queries, tiles) = (op.q.ne, op.queries(), op.tiles());
-    if tokens < 2 || queries < MIN_QUERIES || 2 * tiles < threads {
-        // The host gives every head of Q to a thread.
+    if !dispatch::attention_is_ours(tokens, queries, tiles, threads) {
         return Err(format!("{queries} queries per head of the cache, {tiles} tiles for {threads} threads"));
     }
     Ok(op)

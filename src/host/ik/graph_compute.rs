@@ -60,7 +60,7 @@ fn noted(host: &'static IkHost, node: Tensor) -> Option<Node> {
         weights: 0,
         stride: 0,
         experts: 1,
-        wish: product::wish(host, node),
+        demand: product::demand(host, node),
         name: node.name_bytes(),
     };
     if node.op() == host.ik_ops.flash_attn_ext && cpu::isa() == cpu::Isa::Amx {

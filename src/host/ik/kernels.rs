@@ -77,7 +77,7 @@ unsafe fn compute(
 unsafe fn multiply(node: &Node, op: &Op, member: Member<'_>) {
     let host = IkHost::get().expect("only a host begins runs");
     let name = || String::from_utf8_lossy(&node.name).trim_end_matches('\0').to_string();
-    let settings = Settings { isa: cpu::isa(), wish: node.wish };
+    let settings = Settings { isa: cpu::isa(), demand: node.demand };
     // SAFETY: shapes were checked when the run began, and the work buffer was made large enough for this product.
     let run = |thread: &Thread<'_>, work| unsafe { op.run(settings, thread, work) };
     // SAFETY: it is called when all results are written.

@@ -1,7 +1,8 @@
 //! A node of a graph, as it is noted when a run begins: what there is to know about it when the host's kernels are
 //! called, which get only addresses and numbers.
 
-use crate::matmul::{Op, Wish};
+use crate::dispatch::Demand;
+use crate::matmul::Op;
 
 /// The function of the host that computes a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +38,8 @@ pub struct Node {
     pub stride: usize,
     /// How many experts there are; 1 for a product without.
     pub experts: usize,
-    /// The precision that is wished for.
-    pub wish: Wish,
+    /// The precision that is demanded.
+    pub demand: Demand,
     /// The name of the result's tensor, for messages.
     pub name: [u8; 64],
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::address_map::AddressMap;
 use crate::host::Tensor;
-use crate::matmul::measured;
+use crate::matmul::known_errors;
 use crate::panel::weights::Shape;
 use crate::process::Lazy;
 use crate::{info, warn};
@@ -50,7 +50,7 @@ pub fn any() -> bool {
 
 /// Forgets what is known of tensors with bytes in this range: they are freed, or replaced by others.
 pub fn forget(range: Range<usize>) {
-    measured::forget(&range);
+    known_errors::forget(&range);
     PACKED.remove(range);
 }
 

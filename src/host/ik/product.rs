@@ -4,24 +4,14 @@
 use super::buffer_type;
 use super::host::IkHost;
 use super::packed::{self, PackedView};
-use crate::cpu::{self, Isa};
-use crate::format::{ACT_BLOCK, WeightType, interleaved};
+use crate::cpu;
+use crate::dispatch::{self, Demand};
+use crate::format::{ACT_BLOCK, interleaved};
 use crate::host::Tensor;
 use crate::host::abi::USAGE_WEIGHTS;
 use crate::host::operands::{self, usizes};
-use crate::matmul::{Biases, ExpertMul, Gate, MatMul, Op, Stored, Weights, Wish};
+use crate::matmul::{Biases, ExpertMul, Gate, MatMul, Op, Stored, Weights, demand_of_user};
 use crate::panel::weights::Shape;
-
-/// Rows of activations (for experts: on average per expert) from which on weights that are stored so are multiplied
-/// here. Fewer rows do not pay for packing or decoding them on the way: the host's kernels are faster (measured:
-/// docs/performance.md).
-fn least_rows(stored: &Stored) -> usize {
-    match stored {
-        Stored::Decoded(_) => 64,
-        Stored::InPlace { shape, .. } if shape.ty == WeightType::Q2_K => 12,
-        Stored::InPlace { .. } | Stored::Packed(_) | Stored::Plain(_) => 1,
-    }
-}
 
 /// Whether `node` is a product: one of the operations for which the host calls the kernels that ours stand in front of.
 pub fn is_product(host: &'static IkHost, node: Tensor) -> bool {
@@ -51,9 +41,8 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
     };
     let at = if fused { 2 } else { 1 };
     let x = node.source(at).ok_or("a product without activations")?;
-    let is_packed = |w: &Weights| matches!(w.stored, Stored::Packed(_));
     let gate_is_packed = fused && node.source(1).is_some_and(packed::is_packed);
-    let packed = is_packed(&first) || gate_is_packed;
+    let packed = first.stored.is_packed() || gate_is_packed;
     let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
     let named = |why: String| format!("{}: {why}", node.name());
     let (input, output) = match (operands::activations(x), operands::result(node)) {
@@ -76,13 +65,12 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
             Ok(choices) => choices,
             Err(why) => return refuse(named(why)),
         };
-        let chosen = choices.used.saturating_mul(choices.tokens);
-        let rows = chosen / weights.ne[2].clamp(1, chosen.max(1));
+        let rows = dispatch::mean_rows(choices.used.saturating_mul(choices.tokens), weights.ne[2]);
         (Op::Experts(ExpertMul { weights, gate, input, choices, output }), rows)
     } else {
         (Op::Dense(MatMul { weights, gate, input, output }), input.ne[1])
     };
-    if !packed && (cpu::isa() != Isa::Amx || rows < least_rows(&weights.stored)) {
+    if !packed && !dispatch::is_ours(weights.stored.info().storage, cpu::isa(), rows) {
         return Ok(None);
     }
     match operands::check(&op, node) {
@@ -121,18 +109,18 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
         (.., Some(ty)) if ne[0].is_multiple_of(ty.block) => Stored::Decoded(ty),
         _ => return None,
     };
-    let interleave = stored.interleave();
+    let interleave = stored.info().interleave;
     let whole = interleave == 1
         || ne[1].is_multiple_of(interleave)
             && (w.data() as usize).wrapping_sub(root.data() as usize).is_multiple_of(interleave * nb[0]);
     (plain && whole).then_some(Weights { stored, base: w.data().cast(), offset: 0, ne, nb })
 }
 
-/// The precision that the user or the graph wishes for. MUL_MAT has a parameter for it (`ggml_mul_mat_set_prec`): 0 is
-/// the default, the only other value asks for sums in f32.
-pub fn wish(host: &'static IkHost, node: Tensor) -> Wish {
-    let of_graph = if node.op() == host.ops.mul_mat && node.param(0) != 0 { Wish::Exact } else { Wish::Auto };
-    Wish::of_user().max(of_graph)
+/// The precision that the user or the graph demands. MUL_MAT has a parameter for it (`ggml_mul_mat_set_prec`): 0 is the
+/// default, the only other value asks for sums in f32.
+pub fn demand(host: &'static IkHost, node: Tensor) -> Demand {
+    let of_graph = if node.op() == host.ops.mul_mat && node.param(0) != 0 { Demand::Bf16 } else { Demand::Auto };
+    demand_of_user().max(of_graph)
 }
 
 /// Both matrices of a product with a gate: two tensors, or the halves of one (the gate's first).
@@ -149,13 +137,13 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
         }
         None => {
             let half = Weights { ne: [first.ne[0], first.ne[1] / 2, first.ne[2], first.ne[3]], ..first };
-            if !half.ne[1].is_multiple_of(half.stored.interleave()) {
+            if !half.ne[1].is_multiple_of(half.stored.info().interleave) {
                 return Err(format!("{}: rows of up and gate lie interleaved", name()));
             }
             let skip = first.nb[1] / 2;
-            let up = match half.stored {
-                Stored::Packed(_) => Weights { offset: half.offset + skip, ..half },
-                _ => Weights { base: half.base.wrapping_add(skip), ..half },
+            let up = match half.stored.is_packed() {
+                true => Weights { offset: half.offset + skip, ..half },
+                false => Weights { base: half.base.wrapping_add(skip), ..half },
             };
             (up, half)
         }

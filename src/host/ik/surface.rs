@@ -104,7 +104,7 @@ pub unsafe fn compute_forward(host: &'static IkHost, params: &GgmlComputeParams,
             rendezvous.wait(count, crowded);
         }
     };
-    let settings = Settings { isa: cpu::isa(), wish: product::wish(host, op) };
+    let settings = Settings { isa: cpu::isa(), demand: product::demand(host, op) };
     // SAFETY: `product` has checked the shapes, the data is there, and the work buffer is large enough.
     unsafe { product.run(settings, &Thread { index, count, barrier: &barrier }, params.wdata.cast()) };
     if env().check_nan {

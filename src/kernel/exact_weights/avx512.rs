@@ -1,4 +1,4 @@
-//! AVX-512 VNNI. Up to [`DIRECT_ROWS`] rows of activations read the packed weights directly, several
+//! AVX-512 VNNI. Few rows of activations ([`in_registers`]) read the packed weights directly, several
 //! panels at once so that memory latency overlaps (this is token generation, bound by memory
 //! bandwidth); more rows read panels unpacked once into scratch.
 
@@ -9,9 +9,6 @@ use crate::cpu::Avx512;
 use crate::format::{ACT_BLOCK, BlockScales, Format, LANES};
 use crate::panel::activations::Tile;
 use crate::panel::pack::WeightRows;
-
-/// Rows of activations up to which unpacking in registers beats unpacking to scratch.
-const DIRECT_ROWS: usize = 12;
 
 /// Bytes ahead of the reads that packed weights are prefetched, per panel.
 const PREFETCH: usize = 2048;
@@ -294,11 +291,22 @@ pub(super) unsafe fn unpack<F: Format, const SIGNED: bool>(panel: *const u8, sta
     }
 }
 
+/// A few rows: the weights become integers in registers.
+///
 /// # Safety
 /// As for [`super::run`].
-pub(super) unsafe fn run<F: Format>(_proof: Avx512, task: &Task, scratch: *mut u8) {
-    // SAFETY: the proof stands for the features; the rest is the caller's promise.
-    unsafe { if task.rows.len() <= DIRECT_ROWS { few_rows::<F>(task) } else { many_rows::<F>(task, scratch) } }
+pub(super) unsafe fn in_registers<F: Format>(_proof: Avx512, task: &Task) {
+    // SAFETY: the proof stands for the features; the task is valid.
+    unsafe { few_rows::<F>(task) }
+}
+
+/// Many rows: the weights become integers in scratch, once for all of them.
+///
+/// # Safety
+/// As for [`super::run`].
+pub(super) unsafe fn in_scratch<F: Format>(_proof: Avx512, task: &Task, scratch: *mut u8) {
+    // SAFETY: as above, and the scratch is large enough.
+    unsafe { many_rows::<F>(task, scratch) }
 }
 
 /// All panels, as many at once as leave room for the sums of the rows in registers; more than 8 rows

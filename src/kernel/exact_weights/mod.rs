@@ -19,18 +19,13 @@ mod sums;
 
 use super::{TILE_NR, Task};
 use crate::cpu::{Amx, Avx512, Isa};
+use crate::dispatch::{self, ExactKernel};
 use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::pack::{WeightRows, packed_bytes};
-
-/// Rows of activations from which on the tile path beats the vector path.
-pub const AMX_MIN_ROWS: usize = 9;
 
 /// Weights along K that are unpacked at a time, so that two unpacked panels (32 bytes per weight
 /// with scales) stay well inside a 2 MiB second-level cache.
 pub(in crate::kernel) const KC_UNPACKED: usize = 16384;
-
-/// Rows of activations up to which [`run_rows`] takes weights that lie in place.
-pub const DIRECT_ROWS_IN_PLACE: usize = 8;
 
 /// Channels that it packs at a time.
 const KC_IN_PLACE: usize = 256;
@@ -56,12 +51,12 @@ pub unsafe fn run<F: Format>(isa: Isa, task: &Task, scratch: *mut u8) {
     }
     // SAFETY: passed on; an instruction set is used only with its proof.
     unsafe {
-        match isa {
-            Isa::Amx if task.rows.len() >= AMX_MIN_ROWS => {
-                amx::run::<F>(Amx::new().expect("AMX was found usable"), task, scratch)
-            }
-            Isa::Amx | Isa::Avx512 => avx512::run::<F>(Avx512::new().expect("AVX-512 was found usable"), task, scratch),
-            Isa::Portable => portable::run::<F>(task),
+        let avx512 = || Avx512::new().expect("AVX-512 was found usable");
+        match dispatch::exact_weights(isa, task.rows.len()) {
+            ExactKernel::Portable => portable::run::<F>(task),
+            ExactKernel::Registers => avx512::in_registers::<F>(avx512(), task),
+            ExactKernel::Scratch => avx512::in_scratch::<F>(avx512(), task, scratch),
+            ExactKernel::Amx => amx::run::<F>(Amx::new().expect("AMX was found usable"), task, scratch),
         }
     }
 }
@@ -70,10 +65,10 @@ pub unsafe fn run<F: Format>(isa: Isa, task: &Task, scratch: *mut u8) {
 /// same weights packed.
 ///
 /// # Safety
-/// As for [`run`]; AVX-512 must be there, the job have at most [`DIRECT_ROWS_IN_PLACE`] rows, and the weights have a row
+/// As for [`run`]; AVX-512 must be there, the job have few rows ([`dispatch::reads_in_place`]), and the weights have a row
 /// for every column.
 pub unsafe fn run_rows<F: Format>(task: &Task, weights: &WeightRows, scratch: *mut u8) {
-    debug_assert!(task.act.group == F::GROUP && task.rows.len() <= DIRECT_ROWS_IN_PLACE);
+    debug_assert!(task.act.group == F::GROUP && dispatch::reads_in_place(Isa::Avx512, task.rows.len()));
     if task.rows.is_empty() || task.cols == 0 {
         return;
     }

@@ -323,7 +323,7 @@ fn every_row_of_every_expert_keeps_its_bound() {
             op.check().unwrap();
             let mut work = vec![0u8; op.work_size(2).unwrap()];
             let shared = experts::Shared(&op, work.as_mut_ptr());
-            on_threads(2, |thread| shared.run(Settings { isa: Isa::Amx, wish: wish(exact) }, thread));
+            on_threads(2, |thread| shared.run(Settings { isa: Isa::Amx, demand: demand(exact) }, thread));
             for (i, (id, out)) in ids.iter().zip(out.chunks(n)).enumerate() {
                 let x = &x[(i / used * per_token + i % used % per_token) * k..][..k];
                 if let Err(why) = matrices[*id as usize].judge(ty.info().quant_nmse, x, out) {
@@ -383,9 +383,9 @@ fn channels_of_different_size_keep_the_bound() {
     for ty in [WeightType::Q4_0, WeightType::Q8_0] {
         // 32 of 1,024 channels times a number; or log-normal channels, or blocks of them.
         let some = |factor: f32| (0..k).map(|c| if c % 1024 < 32 { factor } else { 1.0 }).collect::<Vec<f32>>();
-        let mut log_normal = |sigma: f32, interleave: usize| {
-            let of_blocks: Vec<f32> = (0..k / interleave).map(|_| (sigma * gauss(&mut random)).exp()).collect();
-            (0..k).map(|c| of_blocks[c / interleave]).collect::<Vec<f32>>()
+        let mut log_normal = |sigma: f32, equal: usize| {
+            let of_blocks: Vec<f32> = (0..k / equal).map(|_| (sigma * gauss(&mut random)).exp()).collect();
+            (0..k).map(|c| of_blocks[c / equal]).collect::<Vec<f32>>()
         };
         let factors = [
             ("some times 4", some(4.0)),
@@ -555,7 +555,7 @@ fn a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows() {
     }
 }
 
-/// With the user's wish for it, then a row's bits are the same alone and among any others.
+/// With the user's demand for it, then a row's bits are the same alone and among any others.
 #[test]
 fn exact_rows_depend_neither_on_their_number_nor_on_their_neighbours() {
     if !has_amx() {

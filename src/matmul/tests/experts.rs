@@ -1,6 +1,7 @@
 //! MUL_MAT_ID: every row is the product with the expert its token chose.
 
 use super::*;
+use crate::dispatch::Demand;
 
 /// `threads` threads, each with its number, and a barrier for all.
 pub(super) fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
@@ -132,7 +133,7 @@ fn every_row_is_the_product_with_its_tokens_expert() {
         }
         for (i, case) in CASES.iter().enumerate() {
             for exact in [false, true] {
-                let settings = Settings { isa, wish: wish(exact) };
+                let settings = Settings { isa, demand: demand(exact) };
                 let (out, reference) = case.run(None, settings, 1);
                 let e = nmse(&out, &reference);
                 assert!(e < 2e-4, "case {i} {} exact {exact}: {e:e}", isa.name());
@@ -151,7 +152,7 @@ fn experts_that_are_stored_plain_are_as_good_as_their_type() {
         println!("SKIPPED: no AMX");
         return;
     }
-    let settings = Settings { isa: Isa::Amx, wish: Wish::Auto };
+    let settings = Settings { isa: Isa::Amx, demand: Demand::Auto };
     for ty in plain::TYPES {
         for (i, case) in CASES.iter().enumerate() {
             let (out, reference) = case.run(Some(ty), settings, 1);

@@ -3,6 +3,7 @@
 
 use super::experts::{Shared as SharedExperts, on_threads};
 use super::*;
+use crate::dispatch::Demand;
 use crate::kernel::glu::{self, GluOp};
 
 /// The same weights, plain.
@@ -140,7 +141,7 @@ fn gated_experts_have_their_biases_and_skip_what_is_no_expert() {
         op.check().unwrap();
         let mut work = vec![0u8; op.work_size(3).unwrap()];
         let shared = SharedExperts(&op, work.as_mut_ptr());
-        on_threads(3, |thread| shared.run(Settings { isa, wish: Wish::Auto }, thread));
+        on_threads(3, |thread| shared.run(Settings { isa, demand: Demand::Auto }, thread));
 
         let (mut rows, mut reference) = (Vec::new(), Vec::new());
         for (i, id) in ids.iter().enumerate() {

@@ -9,14 +9,20 @@ use std::sync::Barrier;
 
 use super::*;
 use crate::cpu::{self, Amx};
+use crate::dispatch::thresholds;
 use crate::format::WeightType;
 use crate::kernel::tests::{Random, nmse, weights_and_reference};
 use crate::panel::plain::{self, PlainType};
 use crate::panel::weights::Shape;
 use crate::testing::bound::Matrix;
 
-fn wish(exact: bool) -> Wish {
-    if exact { Wish::Exact } else { Wish::Auto }
+/// Rows from which on the tile GEMM may take the weights of an operation.
+fn min_tile_m(op: &MatMul) -> usize {
+    op.weights.stored.info().storage.weight_type().map_or(1, thresholds::min_tile_m)
+}
+
+fn demand(exact: bool) -> Demand {
+    if exact { Demand::Bf16 } else { Demand::Auto }
 }
 
 /// Uniform between -1 and 1.
@@ -93,7 +99,7 @@ fn compute(op: &MatMul, threads: usize, len: usize) -> Vec<f32> {
                     // SAFETY: buffers outlive the scope and have the sizes asked for.
                     unsafe {
                         op.run(
-                            Settings { isa, wish: Wish::Auto },
+                            Settings { isa, demand: Demand::Auto },
                             &Thread { index, count: threads, barrier: &wait },
                             work as *mut u8,
                         )
@@ -104,7 +110,7 @@ fn compute(op: &MatMul, threads: usize, len: usize) -> Vec<f32> {
         // Below the tile GEMM all kernels give the same bits; above, requantised weights differ a little.
         match &first {
             None => first = Some(out),
-            Some(a) if op.input.ne[1] < op.weights.stored.tile_rows() || a.iter().all(|v| *v == 0.0) => {
+            Some(a) if op.input.ne[1] < min_tile_m(op) || a.iter().all(|v| *v == 0.0) => {
                 assert!(same_bits(a, &out), "{}", isa.name());
             }
             Some(a) => {
@@ -264,7 +270,7 @@ fn gemm(op: &MatMul, exact: bool, len: usize) -> Vec<f32> {
                 let wait = || {
                     barrier.wait();
                 };
-                let settings = Settings { isa: Isa::Amx, wish: wish(exact) };
+                let settings = Settings { isa: Isa::Amx, demand: demand(exact) };
                 // SAFETY: buffers outlive the scope and have the sizes asked for.
                 unsafe { shared.get().run(settings, &Thread { index, count: 2, barrier: &wait }, work as *mut u8) };
             });
@@ -405,7 +411,7 @@ fn not_finite(m: usize) {
     let check = |op: &MatMul, exact| {
         for (row, out) in gemm(op, exact, n * m).chunks(n).enumerate() {
             let broken = row == 5 || row == 9;
-            let name = op.weights.stored.name();
+            let name = op.weights.stored.info().name;
             assert!(out.iter().all(|v| v.is_finite() != broken), "{name}: row {row}, exact {exact}");
         }
     };

@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::{K, N, PackedMatrix};
 use crate::cpu;
 use crate::cpu::rendezvous::Rendezvous;
+use crate::dispatch::Demand;
 use crate::host::ik::calls::{self, Lookup};
 use crate::host::ik::node::{HostKernel, Node};
 use crate::host::ik::packed;
 use crate::host::ik::runs::{self, RunGuard};
 use crate::host::ik::unpack::HostWeights;
-use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights, Wish};
+use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Output, Settings, Thread, Weights};
 
 const EXPERTS: usize = 3;
 /// The experts that are chosen.
@@ -158,7 +159,7 @@ impl<'a> Context<'a> {
             weights: of.base() as usize,
             stride: of.shape.slice_plain,
             experts: of.shape.slices,
-            wish: Wish::Auto,
+            demand: Demand::Auto,
             name: [0; 64],
         }
     }
@@ -243,7 +244,7 @@ impl<'a> Context<'a> {
                 team.operation(arrival, |member| {
                     let barrier = || member.wait();
                     let thread = Thread { index: member.index, count: member.count, barrier: &barrier };
-                    let settings = Settings { isa: cpu::isa(), wish: Wish::Auto };
+                    let settings = Settings { isa: cpu::isa(), demand: Demand::Auto };
                     // SAFETY: the buffers have the product's shapes, and the team has reserved its work buffer.
                     unsafe { op.run(settings, &thread, member.work()) };
                 });

@@ -9,15 +9,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::work::{ALIGN, Scratch};
 use super::{Gate, Stored, Thread, Weights, split};
 use crate::format::LANES;
 use crate::kernel::TILE_NR;
-use crate::panel::decoded::DecodedRows;
-use crate::panel::plain::PlainRows;
 use crate::panel::precision::Precision;
 use crate::panel::weight_error::WeightError;
-use crate::panel::weight_sums::{MEASURED_COLS, SCRATCH_BYTES, UNIT_COLS, WeightSums};
-use crate::with_format;
+use crate::panel::weight_sums::{MEASURED_COLS, UNIT_COLS, WeightSums};
 
 /// Channels, of all matrices of all tensors, that are remembered, at 6 bytes or so; of more, those of the tensor that was
 /// used longest ago are forgotten.
@@ -52,12 +50,13 @@ static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 impl Weights {
     fn key(&self) -> Key {
+        let info = self.stored.info();
         Key {
             data: (self.base as usize, self.offset),
             ne: self.ne,
             nb: self.nb,
-            name: self.stored.name(),
-            interleave: self.stored.interleave(),
+            name: info.name,
+            interleave: info.interleave,
         }
     }
 
@@ -134,11 +133,52 @@ pub fn forget(bytes: &Range<usize>) {
 }
 
 /// What one operation knows of its matrices; made by one of its threads, seen by all.
-pub struct Known {
+pub struct KnownErrors {
     /// Both operands of a product with a gate, or one.
     tensors: Vec<(Weights, Arc<Tensor>)>,
     /// Matrices that are not known yet.
     missing: Vec<Missing>,
+}
+
+/// A place in a work buffer where one thread puts what it knows, and all read it.
+#[derive(Clone, Copy)]
+pub struct SharedErrors(*mut *mut KnownErrors);
+
+impl SharedErrors {
+    /// Bytes of the place.
+    pub const BYTES: usize = ALIGN;
+
+    /// The place at `address`, which must be aligned.
+    pub fn at(address: *mut u8) -> Self {
+        Self(address.cast())
+    }
+
+    /// Puts it there.
+    ///
+    /// # Safety
+    /// The place must be writable; one thread does this, the others read behind a barrier.
+    pub unsafe fn set(self, known: KnownErrors) {
+        // SAFETY: promised by the caller: the place is writable, and nobody reads it yet.
+        unsafe { *self.0 = Box::into_raw(Box::new(known)) };
+    }
+
+    /// What was put there.
+    ///
+    /// # Safety
+    /// Something must have been, and not been freed.
+    pub unsafe fn get<'a>(self) -> &'a KnownErrors {
+        // SAFETY: promised by the caller: it is alive, and nobody changes it.
+        unsafe { &**self.0 }
+    }
+
+    /// Frees it.
+    ///
+    /// # Safety
+    /// One thread does this, when nobody reads it any more.
+    pub unsafe fn free(self) {
+        // SAFETY: promised by the caller: it is alive, and freed once.
+        drop(unsafe { Box::from_raw(*self.0) });
+    }
 }
 
 /// A matrix that is to be measured.
@@ -150,7 +190,7 @@ struct Missing {
     units: Box<[Mutex<Option<WeightSums>>]>,
 }
 
-impl Known {
+impl KnownErrors {
     /// For some matrices of an operation's weights. Those of types that lose nothing are not looked at.
     ///
     /// # Safety
@@ -176,9 +216,8 @@ impl Known {
     /// Measures what is missing, together with the other threads.
     ///
     /// # Safety
-    /// The weights must be readable; all threads must come, each with as much scratch as the tile GEMM has, and
-    /// [`Weights::gather_bytes`] at `gathered`; AVX-512 needed.
-    pub unsafe fn measure(&self, thread: &Thread<'_>, scratch: *mut u8, gathered: *mut u8) {
+    /// The weights must be readable; all threads must come, each with its scratch; AVX-512 needed.
+    pub unsafe fn measure(&self, thread: &Thread<'_>, scratch: Scratch) {
         if self.missing.is_empty() {
             return;
         }
@@ -189,14 +228,14 @@ impl Known {
                 let (missing, i) = (&missing[i / units], i % units);
                 let weights = &self.tensors[missing.tensor].0;
                 // SAFETY: promised by the caller.
-                let unit = unsafe { unit(weights, missing.matrix, i, scratch, gathered) };
+                let unit = unsafe { unit(weights, missing.matrix, i, scratch) };
                 *missing.units[i].lock().unwrap_or_else(|e| e.into_inner()) = Some(unit);
             }
             thread.wait();
             for i in split::share(missing.len(), thread.index, thread.count) {
                 let missing = &missing[i];
                 let (weights, known) = &self.tensors[missing.tensor];
-                let has_int8 = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
+                let has_int8 = is_quantised(weights);
                 let units = missing.units.iter().map(|unit| {
                     unit.lock().unwrap_or_else(|e| e.into_inner()).take().expect("every unit has its thread")
                 });
@@ -207,16 +246,20 @@ impl Known {
         }
     }
 
-    /// The errors of a matrix in every operand.
+    /// The errors of a matrix, of `up` and of the gate if there is one.
     pub fn of(&self, matrix: usize) -> impl Iterator<Item = &WeightError> {
         self.tensors.iter().map(move |(_, t)| t.matrices[matrix].get().expect("was measured"))
     }
 }
 
+/// Whether weights have scales that int8 tiles could be made with.
+fn is_quantised(weights: &Weights) -> bool {
+    weights.stored.info().storage.weight_type().is_some()
+}
+
 /// Whether a part of the columns stands for all: of quantised weights, where there are many.
 fn is_sampled(weights: &Weights) -> bool {
-    let quantised = matches!(weights.stored, Stored::Packed(_) | Stored::InPlace { .. });
-    quantised && weights.ne[1] > MEASURED_COLS
+    is_quantised(weights) && weights.ne[1] > MEASURED_COLS
 }
 
 /// Units of columns that a matrix is measured in.
@@ -227,69 +270,32 @@ fn units(weights: &Weights) -> usize {
 /// Sums over unit `unit` of the columns of a matrix.
 ///
 /// # Safety
-/// As for [`Known::measure`].
-unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: *mut u8, gathered: *mut u8) -> WeightSums {
+/// As for [`KnownErrors::measure`].
+unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: Scratch) -> WeightSums {
     let (mut sums, n) = (WeightSums::new(weights.ne[0]), weights.ne[1]);
     let slice = (matrix % weights.ne[2], matrix / weights.ne[2]);
-    // SAFETY: promised by the caller.
-    unsafe {
-        if !is_sampled(weights) {
-            let cols = unit * UNIT_COLS..n.min((unit + 1) * UNIT_COLS);
-            add(&mut sums, weights, slice, cols, (true, true), scratch, gathered);
-            return sums;
-        }
-        // Pairs of panels, the first and the last among them.
-        let (pairs, last) = (MEASURED_COLS / TILE_NR, n.div_ceil(TILE_NR) - 1);
-        for pair in split::share(pairs, unit, MEASURED_COLS / UNIT_COLS) {
-            let first = pair * last / (pairs - 1) * TILE_NR;
-            add(&mut sums, weights, slice, first..n.min(first + TILE_NR), (true, false), scratch, gathered);
-        }
-        let all = split::share(last + 1, unit, MEASURED_COLS / UNIT_COLS);
-        let cols = all.start * TILE_NR..n.min(all.end * TILE_NR);
-        add(&mut sums, weights, slice, cols, (false, true), scratch, gathered);
-    }
-    sums
-}
-
-/// Adds columns of a matrix: what they measure, what size they have, or both.
-///
-/// # Safety
-/// As for [`Known::measure`].
-unsafe fn add(
-    sums: &mut WeightSums,
-    weights: &Weights,
-    slice: (usize, usize),
-    cols: Range<usize>,
-    (measured, sized): (bool, bool),
-    scratch: *mut u8,
-    gathered: *mut u8,
-) {
-    // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
-    unsafe {
-        weights.each_run(slice, cols, true, gathered, |data, stride, cols| {
-            for panel in 0..cols.len().div_ceil(LANES) {
-                let lanes = LANES.min(cols.len() - panel * LANES);
-                match weights.stored {
-                    Stored::Packed(shape) | Stored::InPlace { shape, .. } => {
-                        let data = data.add(panel * stride);
-                        if measured {
-                            with_format!(shape.ty, F => sums.add::<F>(data, lanes, scratch));
-                        }
-                        if sized {
-                            with_format!(shape.ty, F => sums.add_sizes::<F>(data, lanes));
-                        }
-                    }
-                    Stored::Plain(ty) => {
-                        let rows = PlainRows { ty, data, stride, rows: cols.len() };
-                        sums.add_floats(|from, len, out| rows.floats(panel, from, len, out), lanes, scratch);
-                    }
-                    Stored::Decoded(ty) => {
-                        let rows = DecodedRows { ty, data, stride, rows: cols.len(), k: weights.ne[0] };
-                        let room = scratch.add(SCRATCH_BYTES).cast();
-                        sums.add_floats(|from, len, out| rows.floats(panel, from, len, out, room), lanes, scratch);
-                    }
+    let mut add = |cols: Range<usize>, what: (bool, bool)| {
+        // SAFETY: the columns are some of the matrix's, which is readable.
+        unsafe {
+            weights.each_run(slice, cols, true, scratch.gathered, |columns, cols| {
+                for panel in 0..cols.len().div_ceil(LANES) {
+                    let lanes = LANES.min(cols.len() - panel * LANES);
+                    columns.add_to(&mut sums, panel, lanes, what, scratch.kernel);
                 }
-            }
-        });
+            });
+        }
+    };
+    if !is_sampled(weights) {
+        add(unit * UNIT_COLS..n.min((unit + 1) * UNIT_COLS), (true, true));
+        return sums;
     }
+    // Pairs of panels are measured, the first and the last among them; the size of all is looked at.
+    let (pairs, last) = (MEASURED_COLS / TILE_NR, n.div_ceil(TILE_NR) - 1);
+    for pair in split::share(pairs, unit, MEASURED_COLS / UNIT_COLS) {
+        let first = pair * last / (pairs - 1) * TILE_NR;
+        add(first..n.min(first + TILE_NR), (true, false));
+    }
+    let all = split::share(last + 1, unit, MEASURED_COLS / UNIT_COLS);
+    add(all.start * TILE_NR..n.min(all.end * TILE_NR), (false, true));
+    sums
 }

@@ -4,17 +4,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::experts::Choices;
+use super::Choices;
+use crate::dispatch;
 use crate::kernel::TILE_NR;
+use crate::matmul::split;
 use crate::panel::precision::TILE_MR;
-
-/// What reading and unpacking one column of weights costs, in rows of activations multiplied with it on
-/// the tile unit (measured: 512 rows take about eight times as long as 1).
-const COLUMN_COST: usize = 64;
-/// The same for a row in the vector kernels, in rows on the tile unit.
-const VECTOR_ROW_COST: usize = 8;
-/// Parts per thread: who is done takes another.
-const PARTS_PER_THREAD: usize = 4;
 
 /// An expert that was chosen at all.
 #[derive(Clone, Copy, Debug)]
@@ -37,21 +31,21 @@ pub struct Expert {
 /// One row in the sorted order.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Place {
+pub struct RoutedRow {
     /// Index into the list of chosen experts.
     pub expert: u32,
     /// Row of that expert.
     pub row: u32,
 }
 
-impl Place {
+impl RoutedRow {
     /// Of a choice that is no expert.
     pub const NONE: Self = Self { expert: u32::MAX, row: 0 };
 }
 
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct RoutingLayout {
     /// Experts there are.
     experts: usize,
     /// Tokens x experts per token.
@@ -63,12 +57,12 @@ pub struct Layout {
 /// Offsets of the tables.
 const HEADER: usize = 64;
 
-impl Layout {
+impl RoutingLayout {
     /// For this many experts and choices; `None` if they do not fit.
     pub fn new(experts: usize, choices: usize) -> Option<Self> {
         let active = experts.min(choices);
         let list = active.checked_mul(size_of::<Expert>())?;
-        let per_choice = 2 * size_of::<usize>() + size_of::<Place>();
+        let per_choice = 2 * size_of::<usize>() + size_of::<RoutedRow>();
         let bytes = choices.checked_mul(per_choice)?.checked_add(list)?.checked_add(experts.checked_mul(4)?)?;
         // Numbers in the tables have 32 bits.
         let fits = u32::try_from(choices).is_ok() && u32::try_from(experts).is_ok();
@@ -81,17 +75,17 @@ impl Layout {
     /// # Safety
     /// `base` must be 64-byte aligned and valid for `self.bytes` as long as the result is used.
     pub unsafe fn at(&self, base: *mut u8) -> Routing {
-        let sources = base.wrapping_add(HEADER);
-        let results = sources.wrapping_add(self.choices * size_of::<usize>());
-        let places = results.wrapping_add(self.choices * size_of::<usize>());
-        let experts = places.wrapping_add(self.choices * size_of::<Place>());
+        let inputs = base.wrapping_add(HEADER);
+        let results = inputs.wrapping_add(self.choices * size_of::<usize>());
+        let routed_rows = results.wrapping_add(self.choices * size_of::<usize>());
+        let experts = routed_rows.wrapping_add(self.choices * size_of::<RoutedRow>());
         let counts = experts.wrapping_add(self.experts.min(self.choices) * size_of::<Expert>());
         Routing {
             layout: *self,
             header: base.cast(),
-            sources: sources.cast(),
+            inputs: inputs.cast(),
             results: results.cast(),
-            places: places.cast(),
+            routed_rows: routed_rows.cast(),
             experts: experts.cast(),
             counts: counts.cast(),
         }
@@ -115,20 +109,20 @@ struct Header {
 /// The tables. Copies share them.
 #[derive(Clone, Copy)]
 pub struct Routing {
-    layout: Layout,
+    layout: RoutingLayout,
     header: *mut Header,
     /// In the sorted order: byte offsets of the rows of activations, and of the results.
-    sources: *mut usize,
+    inputs: *mut usize,
     results: *mut usize,
     /// Where choice `token * used + slot` came to be.
-    places: *mut Place,
+    routed_rows: *mut RoutedRow,
     experts: *mut Expert,
     counts: *mut u32,
 }
 
 /// What one kernel call computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct ExpertPiece {
     /// Index into the list of chosen experts.
     pub expert: usize,
     /// Columns of the result; starts at a multiple of 32.
@@ -138,15 +132,15 @@ pub struct Piece {
 }
 
 impl Routing {
-    /// Sorts the choices. An expert gets tiles from `tile_rows` rows on.
+    /// Sorts the choices. An expert gets tiles from `min_tile_m` rows on.
     ///
     /// # Safety
     /// All choices must be experts; the tables must be this thread's until the others may read them.
     pub unsafe fn sort(
         &self,
         choices: &Choices,
-        tile_rows: usize,
-        source: impl Fn(usize, usize) -> usize,
+        min_tile_m: usize,
+        input: impl Fn(usize, usize) -> usize,
         result: impl Fn(usize, usize) -> usize,
     ) {
         // SAFETY: the tables have room for all experts and choices.
@@ -156,7 +150,7 @@ impl Routing {
             choices.each(counts.len(), |_, _, expert| counts[expert] += 1);
             let mut header = Header { active: 0, rows: 0, blocks: 0, outlier_sets: 0, next: AtomicUsize::new(0) };
             if choices.skip_others {
-                (0..self.layout.choices).for_each(|i| self.places.add(i).write(Place::NONE));
+                (0..self.layout.choices).for_each(|i| self.routed_rows.add(i).write(RoutedRow::NONE));
             }
             let mut first = 0;
             for (number, count) in counts.iter_mut().enumerate().filter(|(_, count)| **count > 0) {
@@ -170,7 +164,7 @@ impl Routing {
                     outlier_set: header.outlier_sets as u32,
                     index: header.active as u32,
                 });
-                if rows as usize >= tile_rows {
+                if rows as usize >= min_tile_m {
                     header.blocks += (rows as usize).div_ceil(TILE_MR);
                     header.outlier_sets += 1;
                 }
@@ -185,10 +179,10 @@ impl Routing {
                 let expert = &mut experts[counts[expert] as usize];
                 let (at, row) = ((expert.first + expert.rows) as usize, expert.rows);
                 expert.rows += 1;
-                let slot_of_source = if cfg!(mutant = "routing-slot") { 0 } else { slot };
-                self.sources.add(at).write(source(token, slot_of_source));
+                let slot_of_input = if cfg!(mutant = "routing-slot") { 0 } else { slot };
+                self.inputs.add(at).write(input(token, slot_of_input));
                 self.results.add(at).write(result(token, slot));
-                self.places.add(token * choices.used + slot).write(Place { expert: expert.index, row });
+                self.routed_rows.add(token * choices.used + slot).write(RoutedRow { expert: expert.index, row });
             });
             self.header.write(header);
         }
@@ -211,8 +205,8 @@ impl Routing {
     }
 
     /// Byte offsets of an expert's rows of activations.
-    pub fn sources(&self, expert: &Expert) -> *const usize {
-        self.sources.wrapping_add(expert.first as usize)
+    pub fn inputs(&self, expert: &Expert) -> *const usize {
+        self.inputs.wrapping_add(expert.first as usize)
     }
 
     /// Byte offsets of its rows of the result.
@@ -229,16 +223,22 @@ impl Routing {
     ///
     /// # Safety
     /// The choice must exist.
-    pub unsafe fn place(&self, choice: usize) -> Option<Place> {
+    pub unsafe fn routed(&self, choice: usize) -> Option<RoutedRow> {
         // SAFETY: promised by the caller.
-        Some(unsafe { *self.places.add(choice) }).filter(|p| p.expert != u32::MAX)
+        Some(unsafe { *self.routed_rows.add(choice) }).filter(|p| p.expert != u32::MAX)
     }
 
     /// Takes parts of the work until nothing is left, and hands their pieces to `run`: `n` columns per
     /// expert, shared by `threads` threads; `on_tiles` says how an expert's rows are multiplied.
-    pub fn each_piece(&self, n: usize, threads: usize, on_tiles: impl Fn(&Expert) -> bool, mut run: impl FnMut(Piece)) {
+    pub fn each_piece(
+        &self,
+        n: usize,
+        threads: usize,
+        on_tiles: impl Fn(&Expert) -> bool,
+        mut run: impl FnMut(ExpertPiece),
+    ) {
         let work = Work::new(self.experts(), n, threads, on_tiles);
-        let parts = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
+        let parts = dispatch::parts(threads);
         loop {
             let part = self.header().next.fetch_add(1, Ordering::Relaxed);
             if part >= parts {
@@ -262,7 +262,7 @@ struct Work<'a, F> {
 impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
     fn new(experts: &'a [Expert], n: usize, threads: usize, on_tiles: F) -> Self {
         let units = experts.len() * n.div_ceil(TILE_NR);
-        let want = if threads == 1 { 1 } else { threads * PARTS_PER_THREAD };
+        let want = dispatch::parts(threads);
         let mut work = Self { experts, n, on_tiles, cuts: want.div_ceil(units.max(1)), cost: 0 };
         work.cost = experts.iter().map(|e| work.units(e) * work.unit_cost(e)).sum();
         work
@@ -279,12 +279,12 @@ impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
 
     fn unit_cost(&self, expert: &Expert) -> usize {
         let rows = self.rows(expert).min(expert.rows as usize);
-        COLUMN_COST + rows * if (self.on_tiles)(expert) { 1 } else { VECTOR_ROW_COST }
+        dispatch::unit_cost(rows, (self.on_tiles)(expert))
     }
 
     /// The pieces of one part: the units whose costs, laid end to end, begin in its share of the sum.
-    fn pieces(&self, part: usize, parts: usize, run: &mut impl FnMut(Piece)) {
-        let share = super::split::share(self.cost, part, parts);
+    fn pieces(&self, part: usize, parts: usize, run: &mut impl FnMut(ExpertPiece)) {
+        let share = split::share(self.cost, part, parts);
         let col_units = self.n.div_ceil(TILE_NR);
         let mut start = 0;
         for (index, expert) in self.experts.iter().enumerate() {
@@ -296,7 +296,7 @@ impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
                 let (cut, col) = (unit / col_units, unit % col_units);
                 let cols = (end - unit).min(col_units - col);
                 let rows = self.rows(expert);
-                run(Piece {
+                run(ExpertPiece {
                     expert: index,
                     cols: col * TILE_NR..((col + cols) * TILE_NR).min(self.n),
                     rows: cut * rows..((cut + 1) * rows).min(expert.rows as usize),
@@ -311,6 +311,7 @@ impl<'a, F: Fn(&Expert) -> bool> Work<'a, F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::thresholds;
 
     #[test]
     fn pieces_cover_every_expert_exactly_once_for_any_shape_and_thread_count() {
@@ -321,12 +322,12 @@ mod tests {
             }
             for threads in [1, 2, 7, 64] {
                 let work = Work::new(&experts, n, threads, |e| e.rows >= 10);
-                let parts = threads * PARTS_PER_THREAD;
+                let parts = threads * thresholds::PARTS_PER_THREAD;
                 let mut seen: Vec<Vec<u8>> = experts.iter().map(|e| vec![0; n * e.rows as usize]).collect();
                 let mut busy = 0;
                 for part in 0..parts {
                     let mut any = false;
-                    work.pieces(part, parts, &mut |p: Piece| {
+                    work.pieces(part, parts, &mut |p: ExpertPiece| {
                         any = true;
                         assert!(p.cols.start.is_multiple_of(32) && p.rows.start.is_multiple_of(32));
                         for row in p.rows {

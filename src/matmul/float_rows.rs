@@ -3,16 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use super::Stored;
 use crate::format::LANES;
 use crate::kernel::Task;
-use crate::panel::decoded::DecodedRows;
-use crate::panel::pack::WeightRows;
-use crate::panel::plain::PlainRows;
-use crate::panel::requant;
+use crate::panel::columns::Columns;
 use crate::panel::rows::{InputRow, InputRows};
-use crate::panel::weight_sums::{KC_ERROR, SCRATCH_BYTES};
-use crate::with_format;
+use crate::panel::weight_sums::KC_ERROR;
 
 /// Rows that are computed while weights are there as floats.
 const TOGETHER: usize = 32;
@@ -21,21 +16,21 @@ const IN_REGISTERS: usize = 8;
 
 /// Which rows of an operation, or of an expert.
 #[derive(Clone, Copy)]
-pub(super) struct ExactRows {
+pub(super) struct FloatRows {
     /// A byte per row: 0, or 1 for those that are meant.
     pub flags: *const u8,
     /// The activations.
     pub x: InputRows,
 }
 
-impl ExactRows {
+impl FloatRows {
     /// Computes those among the job's rows, on its columns.
     ///
     /// # Safety
     /// As for [`crate::kernel::tile_gemm::run`], the weights being the job's panels or rows; flags and activations must be
     /// there for all its rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn run(&self, stored: &Stored, task: &Task, scratch: *mut u8) {
+    pub unsafe fn run(&self, columns: &Columns, task: &Task, scratch: *mut u8) {
         let mut rows = [0; TOGETHER];
         let mut count = 0;
         for row in task.rows.clone() {
@@ -47,21 +42,21 @@ impl ExactRows {
                 rows[count] = row;
                 count += 1;
                 if count == TOGETHER {
-                    self.some(&rows, stored, task, scratch);
+                    self.some(&rows, columns, task, scratch);
                     count = 0;
                 }
             }
         }
         if count > 0 {
             // SAFETY: promised by the caller.
-            unsafe { self.some(&rows[..count], stored, task, scratch) };
+            unsafe { self.some(&rows[..count], columns, task, scratch) };
         }
     }
 
     /// # Safety
-    /// As for [`ExactRows::run`].
+    /// As for [`FloatRows::run`].
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn some(&self, rows: &[usize], stored: &Stored, task: &Task, scratch: *mut u8) {
+    unsafe fn some(&self, rows: &[usize], columns: &Columns, task: &Task, scratch: *mut u8) {
         let (k, weights) = (task.act.k, scratch.cast::<f32>());
         // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
         unsafe {
@@ -69,7 +64,7 @@ impl ExactRows {
                 let mut sums = [_mm512_setzero_ps(); TOGETHER];
                 for from in (0..k).step_by(KC_ERROR) {
                     let len = KC_ERROR.min(k - from);
-                    floats(stored, task, panel, from, len, scratch);
+                    columns.floats(panel, from, len, scratch);
                     for (rows, sums) in rows.chunks(IN_REGISTERS).zip(sums.chunks_mut(IN_REGISTERS)) {
                         let x: [InputRow; IN_REGISTERS] =
                             std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));
@@ -87,32 +82,6 @@ impl ExactRows {
                     let to = task.dst_row(*row).wrapping_add(panel * LANES);
                     _mm512_mask_storeu_ps(to, task.mask(panel), sum);
                 }
-            }
-        }
-    }
-}
-
-/// Channels `from..from + len` of panel `panel` of the job, as floats at the start of the scratch.
-///
-/// # Safety
-/// As for [`ExactRows::run`].
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn floats(stored: &Stored, task: &Task, panel: usize, from: usize, len: usize, scratch: *mut u8) {
-    let (data, stride, count, k) = (task.panels, task.panel_bytes, task.cols, task.act.k);
-    let (out, behind) = (scratch.cast::<f32>(), scratch.wrapping_add(SCRATCH_BYTES));
-    // SAFETY: promised by the caller.
-    unsafe {
-        match *stored {
-            Stored::Packed(shape) => {
-                with_format!(shape.ty, F => requant::floats::<F>(data.add(panel * stride), from, len, out));
-            }
-            Stored::InPlace { shape, interleave } => {
-                let rows = WeightRows { data, stride, rows: count, interleave };
-                with_format!(shape.ty, F => rows.floats::<F>(panel, from, len, out, behind));
-            }
-            Stored::Plain(ty) => PlainRows { ty, data, stride, rows: count }.floats(panel, from, len, out),
-            Stored::Decoded(ty) => {
-                DecodedRows { ty, data, stride, rows: count, k }.floats(panel, from, len, out, behind.cast());
             }
         }
     }
