@@ -6,8 +6,8 @@
 //! host's kernels that are not ours. Its other functions get all six integer registers, so that arguments which later
 //! versions add arrive there.
 //!
-//! What SAFETY comments below call a *served call*: the arguments come from the served host's own code, so they are
-//! good for its function of that name.
+//! SERVED CALL, the invariant of all functions that calls jump to: the arguments come from the served host's own code,
+//! so they are good for its function of that name.
 
 use libc::{c_char, c_int, c_long, c_void};
 
@@ -159,7 +159,7 @@ unsafe extern "C" fn ask_mul_mat_4d(
             && ny == handshake::ROWS as c_long
             && [nb02, nb03, stride_c, nb2, nb3] == [bytes, bytes, nx, nx * ny, nx * ny]
     });
-    // SAFETY: a served call. The closure calls the host's function of this type, with parts of the same matrices.
+    // SAFETY: SERVED CALL. The closure calls the host's function of this type, with parts of the same matrices.
     unsafe {
         let done = kernels::mul_mat_4d(args, |x| real!("iqk_mul_mat_4d", MulMat4dFn)(
             x.nx, x.ny, x.ne00, x.ne02, x.ne03, x.ne12, x.ne13, x.nb02, x.nb03, x.nb12, x.nb13, x.nb2, x.nb3, x.type_a,
@@ -195,7 +195,7 @@ unsafe extern "C" fn ask_mul_mat_moe(
             && !b.is_null()
             && !rows.is_null()
     });
-    // SAFETY: a served call. The closure calls the host's function of this type, with rows of the same weights.
+    // SAFETY: SERVED CALL. The closure calls the host's function of this type, with rows of the same weights.
     unsafe {
         let done = kernels::mul_mat_moe(a, (nx, stride_a), c, (ith, nth), |a, range, (ith, nth)| {
             real!("iqk_mul_mat_moe", MulMatMoeFn)(
@@ -235,7 +235,7 @@ unsafe extern "C" fn ask_fused_up_gate(
             && up_bias.is_null()
             && gate_bias.is_null()
     });
-    // SAFETY: a served call. The closure calls the host's function of this type, with rows of the same weights.
+    // SAFETY: SERVED CALL. The closure calls the host's function of this type, with rows of the same weights.
     unsafe {
         let done = kernels::fused_up_gate([up, gate], (nx, stride_a), c, (ith, nth), |[up, gate], range, (ith, nth)| {
             let of_range = |bias: *const c_char| match bias.is_null() {
@@ -275,7 +275,7 @@ unsafe extern "C" fn ask_flash_attn(
         v: RawHeads { data: v, ne: [dv, nek1, nev2, nev3], nb: [stride_v.into(), nbv2, nbv3] },
         mask, stride_m, sinks, result: qkv, nb1, heads: ne1, tokens: ne2, ith, nth,
     };
-    // SAFETY: a served call; all its threads come here.
+    // SAFETY: SERVED CALL; all its threads come here.
     unsafe { if attention::flash_attn(&args) { Answer::Done } else { Answer::Declined } }
 }) }
 
@@ -289,7 +289,7 @@ in_front_of!("ggml_graph_compute": __wrap_ggml_graph_compute, by find_graph_comp
 
 unsafe extern "C-unwind" fn graph_compute(graph: Word, plan: Word, c: Word, d: Word, e: Word, f: Word) -> c_int {
     let _border = Passing::new("ggml_graph_compute");
-    // SAFETY: a served call, and the host's function is called with the same registers.
+    // SAFETY: SERVED CALL, and the host's function is called with the same registers.
     unsafe {
         let real = real!("ggml_graph_compute", Six<c_int>);
         graph_compute::graph_compute(graph as *mut c_void, plan as *const IkPlan, || real(graph, plan, c, d, e, f))
@@ -300,7 +300,7 @@ in_front_of!("ggml_backend_cpu_init": __wrap_ggml_backend_cpu_init, by find_cpu_
 
 unsafe extern "C-unwind" fn cpu_init(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> *mut RawBackend {
     let _border = Passing::new("ggml_backend_cpu_init");
-    // SAFETY: a served call, and the host's function is called with the same registers.
+    // SAFETY: SERVED CALL, and the host's function is called with the same registers.
     unsafe {
         let backend = real!("ggml_backend_cpu_init", Six<*mut RawBackend>)(a, b, c, d, e, f);
         backend::widen_cpu_backend(backend);
@@ -312,7 +312,7 @@ in_front_of!("ggml_backend_reg_get_count": __wrap_ggml_backend_reg_get_count, by
 
 unsafe extern "C-unwind" fn reg_count(a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> usize {
     let _border = Passing::new("ggml_backend_reg_get_count");
-    // SAFETY: a served call, and the host's function is called with the same registers.
+    // SAFETY: SERVED CALL, and the host's function is called with the same registers.
     unsafe {
         let real = real!("ggml_backend_reg_get_count", Six<usize>);
         backend::register(|| real(a, b, c, d, e, f))
@@ -323,7 +323,7 @@ in_front_of!("ggml_backend_tensor_alloc": __wrap_ggml_backend_tensor_alloc, by f
 
 unsafe extern "C-unwind" fn tensor_alloc(buffer: Word, tensor: Word, address: Word, d: Word, e: Word, f: Word) -> i32 {
     let _border = Passing::new("ggml_backend_tensor_alloc");
-    // SAFETY: a served call, and the host's function is called with the same registers.
+    // SAFETY: SERVED CALL, and the host's function is called with the same registers.
     unsafe {
         let real = real!("ggml_backend_tensor_alloc", Six<i32>);
         let real = |buffer: *mut RawBuffer, tensor: *mut RawTensor, address: *mut c_void| {
@@ -348,7 +348,7 @@ unsafe extern "C-unwind" fn alloc_ctx_tensors(
 ) -> *mut RawBuffer {
     type Alloc = unsafe extern "C-unwind" fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32;
     let _border = Passing::new("ggml_backend_alloc_ctx_tensors_from_buft");
-    // SAFETY: a served call, and the host's function is called with the same registers.
+    // SAFETY: SERVED CALL, and the host's function is called with the same registers.
     unsafe {
         let real = real!("ggml_backend_alloc_ctx_tensors_from_buft", Six<*mut RawBuffer>);
         let alloc = real!("ggml_backend_tensor_alloc", Alloc);

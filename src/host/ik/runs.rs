@@ -31,7 +31,7 @@ pub struct RunSlot {
     /// Only changed while there is no run, with [`SLOTS`] locked for writing. Threads of the run read it without a
     /// lock, others with [`SLOTS`] locked for reading.
     nodes: UnsafeCell<Vec<Node>>,
-    /// The team of its run. Idle whenever there is no run and [`STATE`] is locked.
+    /// The team of its run. IDLE TEAM holds while there is no run and [`STATE`] is locked.
     pub team: Team,
 }
 
@@ -205,7 +205,7 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
     fill(&mut beginning, &mut nodes);
     let mut state = beginning.state.expect("there is always one");
     let slot = state.free_slot();
-    // SAFETY: the slot has no run, and the state is locked, so its team is idle.
+    // SAFETY: IDLE TEAM: the slot has no run, and the state is locked.
     unsafe { prepare(&slot.team, threads, &mut nodes) };
     let ops = || nodes.iter().filter_map(|node| node.op.as_ref());
     let fine_weights = ops().any(Op::has_fine_weights) || ops().next().is_none();
@@ -234,14 +234,14 @@ pub fn begin(threads: usize, fill: impl FnOnce(&mut Beginning<'_>, &mut Vec<Node
 /// Prepares the team of a run. Products for which there is no memory are left to the host.
 ///
 /// # Safety
-/// The team must be idle.
+/// IDLE TEAM.
 unsafe fn prepare(team: &Team, threads: usize, nodes: &mut [Node]) {
     // More threads than can run at once would wait for each other.
     let most = cores::of(threads);
     let few = nodes.iter().all(|node| node.kernel != HostKernel::MulMat || node.rows <= OPENMP_TOKENS);
     let bytes = |node: &Node| node.op.as_ref().map(|op| op.work_size(most).unwrap_or(usize::MAX));
     let wants = nodes.iter().enumerate().filter_map(|(i, node)| Some((bytes(node)?, i))).collect();
-    // SAFETY: the team is idle.
+    // SAFETY: IDLE TEAM.
     unsafe {
         team.prepare(threads, most, few);
         team.reserve_for(wants, |i| nodes[i].op = None);
@@ -272,7 +272,7 @@ impl State {
         let mut free = slots.iter().filter(|slot| slot.run.load(Ordering::Relaxed) == 0).copied();
         let found = free.next();
         if self.last.is_multiple_of(FREE_EVERY) {
-            // SAFETY: the slots have no runs, and the state is locked, so their teams are idle.
+            // SAFETY: IDLE TEAM: the slots have no runs, and the state is locked.
             free.for_each(|slot| unsafe { slot.team.release() });
         }
         drop(slots);
@@ -304,7 +304,7 @@ pub fn none() -> bool {
 impl Drop for RunGuard {
     fn drop(&mut self) {
         let _state = state();
-        // SAFETY: the host's threads are done with the run, and the state is locked, so the team is idle.
+        // SAFETY: IDLE TEAM: the host's threads are done with the run, and the state is locked.
         unsafe { self.slot.team.rest() };
         self.slot.run.store(0, Ordering::Release);
         let _ = RUNNING.fetch_update(Ordering::AcqRel, Ordering::Acquire, |running| running.checked_sub(1));

@@ -19,7 +19,7 @@ const SMALL_RUNS: u32 = 16;
 
 /// The threads of one run after another.
 ///
-/// Some functions need an *idle* team: there is no run, and no other thread calls one of these functions. Whoever
+/// IDLE TEAM, which some functions demand: there is no run, and no other thread calls one of these functions. Whoever
 /// begins or ends a run sees to that.
 pub struct Team {
     /// Where the threads of an operation meet.
@@ -79,7 +79,7 @@ impl Team {
     /// not wait for them if the host's barrier is OpenMP's.
     ///
     /// # Safety
-    /// The team must be idle.
+    /// IDLE TEAM.
     pub unsafe fn prepare(&self, threads: usize, most: usize, may_go_on: bool) {
         self.planned.store(threads, Ordering::Relaxed);
         self.most.store(most, Ordering::Relaxed);
@@ -91,9 +91,9 @@ impl Team {
     /// Makes sure that the work buffer has `bytes`; false if there is no memory for that.
     ///
     /// # Safety
-    /// The team must be idle, or all other members must be waiting for this thread.
+    /// IDLE TEAM, or all other members must be waiting for this thread.
     unsafe fn reserve(&self, bytes: usize) -> bool {
-        // SAFETY: nobody else looks at it: the team is idle, or its other members wait.
+        // SAFETY: IDLE TEAM, or the other members wait: nobody else looks at the buffer.
         let buffer = unsafe { &mut *self.buffer.get() };
         buffer.needed = buffer.needed.max(bytes);
         if buffer.region.as_ref().is_some_and(|region| region.len() >= bytes) {
@@ -121,13 +121,13 @@ impl Team {
     /// Operations for which there is no memory are left out: `leave_out` is called with their numbers.
     ///
     /// # Safety
-    /// The team must be idle.
+    /// IDLE TEAM.
     pub unsafe fn reserve_for(&self, mut wants: Vec<(usize, usize)>, mut leave_out: impl FnMut(usize)) {
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         unsafe { self.shrink() };
         wants.sort_unstable();
         while let Some((bytes, _)) = wants.last().copied() {
-            // SAFETY: the team is idle.
+            // SAFETY: IDLE TEAM.
             if unsafe { self.reserve(bytes) } {
                 return;
             }
@@ -141,15 +141,15 @@ impl Team {
     /// Frees a work buffer that has been too large for [`SMALL_RUNS`] runs.
     ///
     /// # Safety
-    /// The team must be idle.
+    /// IDLE TEAM.
     unsafe fn shrink(&self) {
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         let buffer = unsafe { &mut *self.buffer.get() };
         let have = buffer.region.as_ref().map_or(0, Region::len);
         buffer.small_runs = if buffer.needed < have / 4 { buffer.small_runs + 1 } else { 0 };
         buffer.needed = 0;
         if buffer.small_runs >= SMALL_RUNS && have > KEPT_BYTES {
-            // SAFETY: the team is idle.
+            // SAFETY: IDLE TEAM.
             unsafe { self.release() };
         }
     }
@@ -157,9 +157,9 @@ impl Team {
     /// After a run: lets the kernel take memory that may not be needed soon.
     ///
     /// # Safety
-    /// The team must be idle.
+    /// IDLE TEAM.
     pub unsafe fn rest(&self) {
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         if let Some(region) = unsafe { &mut (*self.buffer.get()).region } {
             region.let_go_from(KEPT_BYTES);
         }
@@ -168,10 +168,10 @@ impl Team {
     /// Frees the work buffer.
     ///
     /// # Safety
-    /// The team must be idle.
+    /// IDLE TEAM.
     pub unsafe fn release(&self) {
         self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         unsafe { (*self.buffer.get()).region = None };
     }
 
@@ -286,7 +286,7 @@ mod tests {
     /// them.
     fn operations(threads: usize, most: usize, count: usize) {
         let team = Team::new();
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         unsafe {
             team.prepare(threads, most, true);
             team.reserve_for(vec![(threads * 128, 0)], |_| panic!("there is memory"));
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn what_there_is_no_memory_for_is_left_out() {
         let (team, mut left_out) = (Team::new(), Vec::new());
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         unsafe { team.reserve_for(vec![(1 << 59, 0), (4096, 1), (usize::MAX, 2), (8192, 3)], |i| left_out.push(i)) };
         left_out.sort_unstable();
         assert_eq!(left_out, [0, 2]);
@@ -360,10 +360,10 @@ mod tests {
     fn a_work_buffer_that_is_too_large_for_long_is_let_go() {
         let team = Team::new();
         let len = || {
-            // SAFETY: the team is idle.
+            // SAFETY: IDLE TEAM.
             unsafe { (*team.buffer.get()).region.as_ref().map_or(0, Region::len) }
         };
-        // SAFETY: the team is idle.
+        // SAFETY: IDLE TEAM.
         let run = |bytes| unsafe {
             team.reserve_for(vec![(bytes, 0)], |_| panic!("there is memory"));
             team.rest();
