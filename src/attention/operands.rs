@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::{Attention, Element, Group, Heads, Plan, SIDE, SUBS, Scratch};
 use crate::panel::bf16::{rounded, split, widened};
-use crate::panel::plain::transpose;
 use crate::panel::precision::STEP_BYTES;
+use crate::panel::transpose::transpose;
 
 /// Bytes of a tile and of one of its rows.
 pub const TILE: usize = 1024;

@@ -7,8 +7,8 @@ use super::{Attention, Group, MAX_WIDTH, Plan, SIDE, SUBS, Scratch};
 use crate::kernel::glu::exp16;
 use crate::kernel::tile_gemm::{SAME, accumulate};
 use crate::panel::bf16::{rounded, split};
-use crate::panel::plain::transpose;
 use crate::panel::precision::STEP_BYTES;
+use crate::panel::transpose::transpose;
 
 /// Lanes of a vector of floats: half the queries.
 const LANES: usize = 16;

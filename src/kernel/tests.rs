@@ -7,6 +7,7 @@ use crate::format::stand_in::all_types;
 use crate::format::{ACT_BLOCK, Format, LANES, WeightType};
 use crate::panel::activations::ActivationLayout;
 use crate::panel::rows::RowOffsets;
+use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::testing::bound;
 use crate::testing::reference::set_scales;
@@ -73,16 +74,16 @@ impl Case {
                     act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
                 }
             }
+            let panels = PackedPanels { data: self.packed.as_ptr(), stride: self.shape.panel_bytes() };
             let task = Task {
-                panels: self.packed.as_ptr(),
-                panel_bytes: self.shape.panel_bytes(),
+                weights: WeightSource::Packed(self.shape.ty, panels),
+                k,
                 cols: n,
-                act,
                 rows: 0..m,
                 dst: out.as_mut_ptr(),
                 dst_rows: RowOffsets::Strided(width * 4),
             };
-            with_format!(self.shape.ty, F => run::<F>(isa, &task, base.add(layout.bytes)));
+            run(isa, &task, &act, base.add(layout.bytes));
         }
         for row in out.chunks(width) {
             assert!(row[n..].iter().all(|v| v.is_nan()), "{:?}: wrote past column {n}", self.shape);

@@ -328,7 +328,7 @@ impl MatMul {
                 operand,
                 act: buffer.blocks(piece.batch),
                 tiles: buffer.tiles(piece.batch),
-                block: 0,
+                row_block: 0,
                 outlier_set: 0,
                 outlier_set_rows: OUTLIER_SET_ROWS,
                 slice: self.matrix(piece.batch),

@@ -5,9 +5,8 @@ use std::arch::x86_64::*;
 
 use crate::format::LANES;
 use crate::kernel::Task;
-use crate::panel::columns::Columns;
 use crate::panel::rows::{InputRow, InputRows};
-use crate::panel::weight_sums::KC_ERROR;
+use crate::panel::weight_sums::{KC_ERROR, SCRATCH_BYTES};
 
 /// Rows that are computed while weights are there as floats.
 const TOGETHER: usize = 32;
@@ -30,7 +29,7 @@ impl FloatRows {
     /// As for [`crate::kernel::tile_gemm::run`], the weights being the job's panels or rows; flags and activations must be
     /// there for all its rows; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn run(&self, columns: &Columns, task: &Task, scratch: *mut u8) {
+    pub unsafe fn run(&self, task: &Task, scratch: *mut u8) {
         let mut rows = [0; TOGETHER];
         let mut count = 0;
         for row in task.rows.clone() {
@@ -42,29 +41,29 @@ impl FloatRows {
                 rows[count] = row;
                 count += 1;
                 if count == TOGETHER {
-                    self.some(&rows, columns, task, scratch);
+                    self.some(&rows, task, scratch);
                     count = 0;
                 }
             }
         }
         if count > 0 {
             // SAFETY: promised by the caller.
-            unsafe { self.some(&rows[..count], columns, task, scratch) };
+            unsafe { self.some(&rows[..count], task, scratch) };
         }
     }
 
     /// # Safety
     /// As for [`FloatRows::run`].
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn some(&self, rows: &[usize], columns: &Columns, task: &Task, scratch: *mut u8) {
-        let (k, weights) = (task.act.k, scratch.cast::<f32>());
+    unsafe fn some(&self, rows: &[usize], task: &Task, scratch: *mut u8) {
+        let (k, weights) = (task.k, scratch.cast::<f32>());
         // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
         unsafe {
             for panel in 0..task.panel_count() {
                 let mut sums = [_mm512_setzero_ps(); TOGETHER];
                 for from in (0..k).step_by(KC_ERROR) {
                     let len = KC_ERROR.min(k - from);
-                    columns.floats(panel, from, len, scratch);
+                    task.weights.floats(panel, from, len, weights, scratch.wrapping_add(SCRATCH_BYTES));
                     for (rows, sums) in rows.chunks(IN_REGISTERS).zip(sums.chunks_mut(IN_REGISTERS)) {
                         let x: [InputRow; IN_REGISTERS] =
                             std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));

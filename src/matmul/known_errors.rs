@@ -277,10 +277,10 @@ unsafe fn unit(weights: &Weights, matrix: usize, unit: usize, scratch: Scratch) 
     let mut add = |cols: Range<usize>, what: (bool, bool)| {
         // SAFETY: the columns are some of the matrix's, which is readable.
         unsafe {
-            weights.each_run(slice, cols, true, scratch.gathered, |columns, cols| {
+            weights.each_run(slice, cols, true, scratch.gathered, |source, cols| {
                 for panel in 0..cols.len().div_ceil(LANES) {
                     let lanes = LANES.min(cols.len() - panel * LANES);
-                    columns.add_to(&mut sums, panel, lanes, what, scratch.kernel);
+                    source.add_to(&mut sums, panel, lanes, what, scratch.kernel);
                 }
             });
         }

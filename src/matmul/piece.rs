@@ -12,10 +12,8 @@ use crate::kernel::tile_gemm::{self, TileTask};
 use crate::kernel::{Task, exact_weights};
 use crate::panel::activation_tiles::ActivationTiles;
 use crate::panel::activations::Activations;
-use crate::panel::columns::Columns;
 use crate::panel::precision::Precision;
 use crate::panel::rows::RowOffsets;
-use crate::with_format;
 
 /// What the activations were made into.
 #[derive(Clone, Copy)]
@@ -60,7 +58,7 @@ pub(super) struct PieceTask {
     /// or in tiles.
     pub tiles: ActivationTiles,
     /// As in [`TileTask`].
-    pub block: usize,
+    pub row_block: usize,
     pub outlier_set: usize,
     pub outlier_set_rows: usize,
     /// Which matrix of the weights: its indices in dimensions 2 and 3.
@@ -120,68 +118,31 @@ impl PieceTask {
         let (first, panels) = (cols.start, self.operand.needs_panels(rows.len()));
         // SAFETY: the piece is valid; the scratch has room behind what kernels use.
         unsafe {
-            weights.each_run(self.slice, cols, panels, self.scratch.gathered, |columns, cols| {
-                let (panels, panel_bytes) = columns.panels();
+            weights.each_run(self.slice, cols, panels, self.scratch.gathered, |source, cols| {
                 let task = Task {
-                    panels,
-                    panel_bytes,
+                    weights: source,
+                    k: weights.ne[0],
                     cols: cols.len(),
-                    act: self.act,
                     rows: rows.clone(),
                     dst: dst.wrapping_add(cols.start - first),
                     dst_rows,
                 };
-                match self.operand {
-                    Operand::Blocks(isa) => multiply_blocks(isa, &columns, &task, self.scratch.kernel),
-                    Operand::Tiles(precision) => {
-                        let tile_task = TileTask {
-                            task: &task,
-                            tiles: self.tiles,
-                            precision,
-                            block: self.block,
-                            outlier_set: self.outlier_set,
-                            outlier_set_rows: self.outlier_set_rows,
-                            stream,
-                        };
-                        multiply_tiles(&columns, &tile_task, self.scratch.kernel);
-                        self.flagged.run(&columns, &task, self.scratch.kernel);
-                    }
-                }
+                let precision = match self.operand {
+                    Operand::Blocks(isa) => return exact_weights::run(isa, &task, &self.act, self.scratch.kernel),
+                    Operand::Tiles(precision) => precision,
+                };
+                let tile_task = TileTask {
+                    task: &task,
+                    tiles: self.tiles,
+                    precision,
+                    row_block: self.row_block,
+                    outlier_set: self.outlier_set,
+                    outlier_set_rows: self.outlier_set_rows,
+                    stream,
+                };
+                tile_gemm::run(Amx::new().expect("AMX was found usable"), &tile_task, self.scratch.kernel);
+                self.flagged.run(&task, self.scratch.kernel);
             });
-        }
-    }
-}
-
-/// Computes `task` on exact weights.
-///
-/// # Safety
-/// As for [`exact_weights::run`], the columns being the task's.
-unsafe fn multiply_blocks(isa: Isa, columns: &Columns, task: &Task, scratch: *mut u8) {
-    // SAFETY: promised by the caller.
-    unsafe {
-        match columns {
-            Columns::Panels { ty, .. } => with_format!(ty, F => exact_weights::run::<F>(isa, task, scratch)),
-            Columns::InPlace(ty, rows) => with_format!(ty, F => exact_weights::run_rows::<F>(task, rows, scratch)),
-            Columns::Plain(_) | Columns::Decoded(_) => unreachable!("plain weights are multiplied on tiles only"),
-        }
-    }
-}
-
-/// Computes `task` on the tile unit.
-///
-/// # Safety
-/// As for [`tile_gemm::run`], the columns being the task's.
-unsafe fn multiply_tiles(columns: &Columns, task: &TileTask<'_>, scratch: *mut u8) {
-    let proof = Amx::new().expect("AMX was found usable");
-    // SAFETY: promised by the caller.
-    unsafe {
-        match columns {
-            Columns::Panels { ty, .. } => with_format!(ty, F => tile_gemm::run::<F>(proof, task, scratch)),
-            Columns::InPlace(ty, rows) => {
-                with_format!(ty, F => tile_gemm::run_rows::<F>(proof, task, rows, scratch))
-            }
-            Columns::Plain(rows) => tile_gemm::run_plain(proof, task, rows, scratch),
-            Columns::Decoded(rows) => tile_gemm::run_decoded(proof, task, rows, scratch),
         }
     }
 }

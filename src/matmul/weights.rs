@@ -6,10 +6,10 @@ use super::Stored;
 use crate::cpu::Avx512;
 use crate::format::LANES;
 use crate::kernel::TILE_NR;
-use crate::panel::columns::Columns;
 use crate::panel::decoded::DecodedRows;
 use crate::panel::pack::WeightRows;
 use crate::panel::plain::PlainRows;
+use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::with_format;
 
@@ -91,7 +91,7 @@ impl Weights {
         ((TILE_NR + 1) * self.row_bytes()).next_multiple_of(64)
     }
 
-    /// Calls `run(columns, which)` for columns `cols` of batch (i2, i3), in as few runs as the view allows: one, or two
+    /// Calls `run(weights, which)` for columns `cols` of batch (i2, i3), in as few runs as the view allows: one, or two
     /// panels at a time if they must be gathered first. Weights in place are packed so only if `panels` are needed of them.
     ///
     /// # Safety
@@ -102,7 +102,7 @@ impl Weights {
         cols: Range<usize>,
         panels: bool,
         gathered: *mut u8,
-        mut run: impl FnMut(Columns, Range<usize>),
+        mut run: impl FnMut(WeightSource, Range<usize>),
     ) {
         let (data, stride) = (self.base.wrapping_add(self.plain_offset(i2, i3, cols.start)), self.nb[0]);
         let (count, k) = (cols.len(), self.ne[0]);
@@ -110,22 +110,25 @@ impl Weights {
             Stored::Packed(shape) => shape,
             Stored::InPlace { shape, .. } if panels => shape,
             Stored::InPlace { shape, interleave } => {
-                return run(Columns::InPlace(shape.ty, WeightRows { data, stride, rows: count, interleave }), cols);
+                return run(
+                    WeightSource::InPlace(shape.ty, WeightRows { data, stride, rows: count, interleave }),
+                    cols,
+                );
             }
-            Stored::Plain(ty) => return run(Columns::Plain(PlainRows { ty, data, stride, rows: count }), cols),
+            Stored::Plain(ty) => return run(WeightSource::Plain(PlainRows { ty, data, stride, rows: count }), cols),
             Stored::Decoded(ty) => {
-                return run(Columns::Decoded(DecodedRows { ty, data, stride, rows: count, k }), cols);
+                return run(WeightSource::Decoded(DecodedRows { ty, data, stride, rows: count, k }), cols);
             }
         };
         let ty = shape.ty;
         if let Some(panels) = self.panels(i2, i3, cols.start) {
-            return run(Columns::Panels { ty, data: panels, panel_bytes: shape.panel_bytes() }, cols);
+            return run(WeightSource::Packed(ty, PackedPanels { data: panels, stride: shape.panel_bytes() }), cols);
         }
         for first in cols.clone().step_by(TILE_NR) {
             let cols = first..cols.end.min(first + TILE_NR);
             // SAFETY: promised by the caller.
             let panel_bytes = unsafe { self.gather(&shape, (i2, i3), cols.clone(), gathered) };
-            run(Columns::Panels { ty, data: gathered, panel_bytes }, cols);
+            run(WeightSource::Packed(ty, PackedPanels { data: gathered, stride: panel_bytes }), cols);
         }
     }
 

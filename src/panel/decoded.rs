@@ -1,17 +1,17 @@
-//! Weights of types that this library does not know: rows are decoded by the host's own code on the way, and the tile
-//! GEMM gets BF16 tiles of them.
+//! Weights of types that only the host can read: rows are decoded by the host's own code, and the tile GEMM gets BF16 tiles
+//! of them.
 
 use std::arch::x86_64::*;
 
 use super::bf16::rounded;
-use super::plain::transpose;
 use super::precision::{STEP_BF16, STEP_BYTES};
+use super::transpose::transpose;
 use crate::format::LANES;
 
 /// The host's decoder of a type: `count` weights from `x` to `y`.
 pub type ToFloat = unsafe extern "C" fn(x: *const libc::c_void, y: *mut f32, count: i64);
 
-/// A type of this kind.
+/// A type that the host decodes.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodedType {
     /// ggml's number.
@@ -22,51 +22,51 @@ pub struct DecodedType {
     pub block: usize,
     /// Bytes per block, of one row.
     pub bytes: usize,
-    /// Bytes in front of the blocks of a row. Rows that have some are decoded whole.
+    /// Bytes in front of a row's blocks. Rows that have such bytes are decoded whole.
     pub meta: usize,
-    /// Rows whose blocks lie interleaved: 1, 4, 8 or 16. They are decoded together, with as many channels each.
+    /// Rows whose blocks are interleaved: 1, 4, 8 or 16. The host decodes them in one call.
     pub interleave: usize,
     /// The decoder.
     pub to_float: ToFloat,
 }
 
-/// Some rows of a matrix; their number is a multiple of those that lie together.
+/// Some rows of a matrix; a multiple of the rows that are interleaved.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodedRows {
     /// Their type.
     pub ty: &'static DecodedType,
-    /// The first.
+    /// First byte of the first row.
     pub data: *const u8,
-    /// Bytes from one to the next; of interleaved rows on average.
+    /// Bytes from one row to the next; of interleaved rows on average.
     pub stride: usize,
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
-    /// Channels of the whole rows.
+    /// Channels of whole rows.
     pub k: usize,
 }
 
-/// Bytes of scratch to decode rows of `k` channels, `stretch` of them at a time; a multiple of 64.
-pub const fn up_bytes(k: usize, stretch: usize) -> usize {
-    // A panel's stretch, and as many whole rows as may lie together.
-    LANES * (stretch.next_multiple_of(16) + k.next_multiple_of(16)) * 4
+/// Bytes of scratch to decode 16 rows of `k` channels, up to `kc` channels at a time; a multiple of 64.
+pub const fn scratch_bytes(k: usize, kc: usize) -> usize {
+    // The channels of a panel, and as many whole rows as may be interleaved.
+    LANES * (kc.next_multiple_of(16) + k.next_multiple_of(16)) * 4
 }
 
 impl DecodedRows {
-    /// Makes BF16 tiles of channels `from..from + len` of rows `16 * panel..`, laid out as
-    /// [`super::requant::bf16`] does. Rows that are not there repeat others.
+    /// Makes BF16 tiles of channels `from..from + len` of rows `16 * panel..16 * panel + 16`, laid out as
+    /// [`super::requant::bf16`] does. Rows past the last repeat others.
     ///
     /// # Safety
-    /// The rows must have the channels, multiples of 32 and of the block; `out` room for them, `room` for
-    /// [`up_bytes`]; AVX-512 needed.
+    /// The rows must be readable and have the channels, which are multiples of 32 and of the block. `out` must be writable
+    /// for their tiles, `scratch` for [`scratch_bytes`]. AVX-512 and its BF16 must be there.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, room: *mut f32) {
-        // SAFETY: promised by the caller.
-        unsafe { self.decode_panel(panel, from, len, room) };
+    pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, scratch: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.decode_panel(panel, from, len, scratch) };
         for step in 0..len / STEP_BF16 {
-            // SAFETY: the floats are there; `out` has room.
+            // SAFETY: the panel's floats are in the scratch, and `out` has the step.
             unsafe {
                 let pairs: [__m512i; LANES] = std::array::from_fn(|lane| {
-                    let x = room.add(lane * len + step * STEP_BF16);
+                    let x = scratch.add(lane * len + step * STEP_BF16);
                     rounded(_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)))
                 });
                 for (pair, lanes) in transpose(pairs).into_iter().enumerate() {
@@ -76,17 +76,17 @@ impl DecodedRows {
         }
     }
 
-    /// The same channels as floats, those of a channel side by side: 16 per channel at `out`, 64-byte aligned.
+    /// The same channels as floats: the 16 rows' weights of a channel lie side by side.
     ///
     /// # Safety
-    /// As for [`DecodedRows::bf16`].
+    /// As for [`DecodedRows::bf16`], `out` being writable for 16 floats per channel and 64-byte aligned.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32, room: *mut f32) {
-        // SAFETY: promised by the caller.
+    pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32, scratch: *mut f32) {
+        // SAFETY: the caller's promise; the panel's floats are in the scratch, and `out` has the channels.
         unsafe {
-            self.decode_panel(panel, from, len, room);
+            self.decode_panel(panel, from, len, scratch);
             for at in (0..len).step_by(LANES) {
-                let rows = std::array::from_fn(|lane| _mm512_loadu_si512(room.add(lane * len + at).cast()));
+                let rows = std::array::from_fn(|lane| _mm512_loadu_si512(scratch.add(lane * len + at).cast()));
                 for (c, lanes) in transpose(rows).into_iter().enumerate() {
                     _mm512_store_si512(out.add((at + c) * LANES).cast(), lanes);
                 }
@@ -94,35 +94,36 @@ impl DecodedRows {
         }
     }
 
-    /// Decodes channels `from..from + len` of 16 rows to `room`, row by row. Rows that are not there repeat others.
+    /// Decodes channels `from..from + len` of 16 rows to the start of `scratch`, row by row.
     ///
     /// # Safety
     /// As for [`DecodedRows::bf16`].
-    unsafe fn decode_panel(&self, panel: usize, from: usize, len: usize, room: *mut f32) {
-        let group = self.ty.interleave;
-        for first in (0..LANES).step_by(group) {
-            let row = (panel * LANES + first).min(self.rows - group);
-            // SAFETY: promised by the caller.
-            unsafe { self.decode(row, from, len, room.add(first * len), room.add(LANES * len)) };
+    unsafe fn decode_panel(&self, panel: usize, from: usize, len: usize, scratch: *mut f32) {
+        let interleave = self.ty.interleave;
+        let whole_rows = scratch.wrapping_add(LANES * len);
+        for first in (0..LANES).step_by(interleave) {
+            let row = (panel * LANES + first).min(self.rows - interleave);
+            // SAFETY: the row exists, as do those interleaved with it; the scratch has room for the panel and behind it
+            // for so many whole rows.
+            unsafe { self.decode(row, from, len, scratch.add(first * len), whole_rows) };
         }
     }
 
-    /// Decodes channels `from..from + len` of row `row` and those that lie with it to `out`, row by row; `whole` has room
-    /// for all their channels.
+    /// Decodes channels `from..from + len` of row `row` and of those interleaved with it to `out`, row by row.
     ///
     /// # Safety
-    /// As for [`DecodedRows::bf16`].
-    unsafe fn decode(&self, row: usize, from: usize, len: usize, out: *mut f32, whole: *mut f32) {
+    /// As for [`DecodedRows::bf16`]; `whole_rows` must be writable for all channels of these rows.
+    unsafe fn decode(&self, row: usize, from: usize, len: usize, out: *mut f32, whole_rows: *mut f32) {
         let (ty, at) = (self.ty, self.data.wrapping_add(row * self.stride));
-        // SAFETY: promised by the caller.
+        // SAFETY: the rows are readable, and the decoder reads as many blocks as `count` weights have.
         unsafe {
             if ty.meta == 0 {
                 let at = at.add(from / ty.block * ty.bytes * ty.interleave);
                 return (ty.to_float)(at.cast(), out, (len * ty.interleave) as i64);
             }
-            (ty.to_float)(at.cast(), whole, (self.k * ty.interleave) as i64);
+            (ty.to_float)(at.cast(), whole_rows, (self.k * ty.interleave) as i64);
             for i in 0..ty.interleave {
-                std::ptr::copy_nonoverlapping(whole.add(i * self.k + from), out.add(i * len), len);
+                std::ptr::copy_nonoverlapping(whole_rows.add(i * self.k + from), out.add(i * len), len);
             }
         }
     }
@@ -134,13 +135,14 @@ mod tests {
     use crate::cpu;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Rows together and bytes of meta data of the type under test.
-    static TOGETHER: AtomicUsize = AtomicUsize::new(1);
+    /// Interleaved rows, and bytes of meta data, of the type under test.
+    static INTERLEAVE: AtomicUsize = AtomicUsize::new(1);
     static META: AtomicUsize = AtomicUsize::new(0);
 
-    /// A type with a byte per weight in blocks of 32; four rows may be interleaved by blocks; meta data are added.
+    /// A type with a byte per weight, in blocks of 32. Rows may be interleaved by blocks; the first meta byte of a row is added
+    /// to its weights.
     unsafe extern "C" fn decode(x: *const libc::c_void, y: *mut f32, count: i64) {
-        let (interleave, meta) = (TOGETHER.load(Ordering::Relaxed), META.load(Ordering::Relaxed));
+        let (interleave, meta) = (INTERLEAVE.load(Ordering::Relaxed), META.load(Ordering::Relaxed));
         let k = count as usize / interleave;
         // SAFETY: the test's rows have as many bytes.
         unsafe {
@@ -162,7 +164,7 @@ mod tests {
             return;
         }
         for (interleave, meta) in [(1, 0), (4, 0), (1, 4), (4, 4)] {
-            TOGETHER.store(interleave, Ordering::Relaxed);
+            INTERLEAVE.store(interleave, Ordering::Relaxed);
             META.store(meta, Ordering::Relaxed);
             let ty: &'static DecodedType = Box::leak(Box::new(DecodedType {
                 number: 300,
@@ -188,12 +190,12 @@ mod tests {
                 }
             }
             let source = DecodedRows { ty, data: data.as_ptr(), stride, rows, k };
-            let mut room = vec![0f32; up_bytes(k, len) / 4];
+            let mut scratch = vec![0f32; scratch_bytes(k, len) / 4];
             let mut memory = vec![0u16; 2 * LANES * len + 64];
             let skip = memory.as_ptr().align_offset(64);
             let tiles = &mut memory[skip..];
-            // SAFETY: the rows have the channels, tiles and room are as large as asked for.
-            unsafe { source.bf16(1, from, len, tiles.as_mut_ptr().cast(), room.as_mut_ptr()) };
+            // SAFETY: the rows have the channels, tiles and scratch have the sizes asked for.
+            unsafe { source.bf16(1, from, len, tiles.as_mut_ptr().cast(), scratch.as_mut_ptr()) };
             for lane in 0..LANES {
                 let group = (LANES + lane / interleave * interleave).min(rows - interleave);
                 let row = group + lane % interleave;

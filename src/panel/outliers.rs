@@ -1,6 +1,15 @@
-//! The outlier split: which channels of the activations are too large to share an 8-bit scale with the
-//! others, and what errors the rest would have. Everything here looks at a sample of the rows; each row is held to its
-//! bound later, when it is quantised.
+//! Outlier channels: those whose activations are too large to share an 8-bit scale with the others. This file finds them,
+//! and estimates what errors each precision would have.
+//!
+//! ```text
+//! for every outlier set (256 rows; of an expert all rows):
+//!     maxima[c] = largest magnitude of channel c in every fourth row       (find_maxima: threads share the channels)
+//!     outlier channels = the 32 channels with the largest maxima           (choose_channels: every thread for itself)
+//!     for some rows:
+//!         errors of that row's results in each precision                   (look)
+//! ```
+//!
+//! Only a sample of the rows is looked at. Every row is held to its bound later, when it is quantised.
 
 use std::arch::x86_64::*;
 use std::fmt;
@@ -12,44 +21,44 @@ use super::rows::{InputRow, InputRows};
 use super::scale::scale_of_pass;
 use super::weight_error::WeightError;
 
-/// Rows that share their outlier channels in one product; an expert's rows always do.
+/// Rows of an outlier set in a product with one matrix. With experts all rows of one are a set.
 pub const OUTLIER_SET_ROWS: usize = 256;
-/// Rows between those that are looked at to find a chunk's outlier channels.
-const SAMPLE: usize = 4;
-/// Fewer rows than this are all looked at; the first row of a prompt is special in many models.
-const FEW: usize = OUTLIER_SET_ROWS / SAMPLE;
+/// Of so many rows one is looked at to find a set's outlier channels.
+const MAXIMA_SAMPLE: usize = 4;
+/// Sets of up to this many rows are looked at completely; the first row of a prompt is special in many models.
+const SMALL_SET_ROWS: usize = OUTLIER_SET_ROWS / MAXIMA_SAMPLE;
 /// Rows per [`OUTLIER_SET_ROWS`] that the errors of a product are estimated from.
 pub const ERROR_SAMPLE_ROWS: usize = 8;
 
-/// Rows that share their outlier channels.
+/// Rows of activations that share their outlier channels.
 #[derive(Clone, Debug)]
 pub struct OutlierSet {
-    /// Where they are.
+    /// All rows of activations.
     pub x: InputRows,
-    /// Which.
+    /// Those of the set.
     pub rows: Range<usize>,
     /// Channels, a multiple of 32.
     pub k: usize,
-    /// Room for a number per channel.
+    /// The largest magnitude of each channel, as bits of a float: `k` numbers.
     pub maxima: *mut u32,
 }
 
 impl OutlierSet {
-    /// The rows that are looked at.
+    /// The rows that outlier channels are found from.
     fn sample(&self) -> impl Iterator<Item = usize> + Clone + use<> {
-        self.rows.clone().step_by(if self.rows.len() > FEW { SAMPLE } else { 1 })
+        self.rows.clone().step_by(if self.rows.len() > SMALL_SET_ROWS { MAXIMA_SAMPLE } else { 1 })
     }
 
-    /// First step: the largest magnitudes (as bits) of channels `first..first + 32`.
+    /// First step: writes the maxima of channels `first..first + 32`.
     ///
     /// # Safety
-    /// The rows must exist; nobody else may write these maxima; AVX-512 needed.
+    /// The rows must be readable; these maxima must be writable and nobody else's; AVX-512 must be there.
     #[target_feature(enable = "avx512f")]
     #[inline(never)]
     pub unsafe fn find_maxima(&self, first: usize) {
         let magnitude = _mm512_set1_epi32(0x7fff_ffff);
         let mut max = [_mm512_setzero_si512(); 2];
-        // SAFETY: rows and channels are inside.
+        // SAFETY: the rows have the channels, and the maxima are this thread's.
         unsafe {
             for row in self.sample() {
                 let x = self.x.row(row);
@@ -67,14 +76,14 @@ impl OutlierSet {
     /// Second step, by every thread for itself: the outlier channels. All threads get the same.
     ///
     /// # Safety
-    /// The maxima must be there; AVX-512 needed.
+    /// The maxima must be written and no longer change; AVX-512 must be there.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn choose_channels(&self) -> OutlierChannels {
-        // SAFETY: k numbers.
+        // SAFETY: there are k maxima.
         let maxima = unsafe { std::slice::from_raw_parts(self.maxima, self.k) };
         let above = |limit: u32| {
             let limit = _mm512_set1_epi32(limit as i32);
-            // SAFETY: k is a multiple of 32.
+            // SAFETY: the slices have 16 numbers.
             let count = |v: &[u32]| unsafe {
                 _mm512_cmpgt_epu32_mask(_mm512_loadu_si512(v.as_ptr().cast()), limit).count_ones()
             };
@@ -106,74 +115,74 @@ impl OutlierSet {
         self.sample().step_by(self.sample().count().div_ceil(most).max(1))
     }
 
-    /// What one of them shows: `channels` are the chunk's outliers, `mask` leaves them out.
+    /// The errors of row `row` in each precision. `channels` are the outlier channels, `keep` leaves them out.
     ///
     /// # Safety
-    /// As for [`OutlierSet::find_maxima`]; AVX-512 BF16 needed too.
+    /// The row must be readable; AVX-512 and its BF16 must be there.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
     pub unsafe fn look(
         &self,
         row: usize,
         channels: &OutlierChannels,
-        mask: &[u16],
+        keep: &[u16],
         weights: &WeightError,
         bound: &Bound,
     ) -> ErrorStats {
-        // SAFETY: the row exists.
+        // SAFETY: the row has the channels.
         unsafe {
             let x = self.x.row(row);
             let blocks = row_error::blocks_of_32(weights, &x);
             let bf16 = row_error::bf16(weights, &x);
             let int8 = PASSES.map(|pass| {
-                let scale = |i: usize| scale_of_pass(&x, i * pass..self.k.min((i + 1) * pass), mask).0;
-                row_error::int8(weights, &x, pass, scale, channels, mask)
+                let scale = |i: usize| scale_of_pass(&x, i * pass..self.k.min((i + 1) * pass), keep).0;
+                row_error::int8(weights, &x, pass, scale, channels, keep)
             });
-            ErrorStats::of_row(bound, blocks, bf16, int8, self.crest(&x, mask))
+            ErrorStats::of_row(bound, blocks, bf16, int8, self.crest(&x, keep))
         }
     }
 
     /// Largest magnitude outside the outlier channels, relative to the root mean square there; 0 for a row of zeros.
     ///
     /// # Safety
-    /// The row must have the channels; AVX-512 needed.
+    /// The row must be readable and have the channels; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn crest(&self, x: &InputRow, mask: &[u16]) -> f32 {
-        // SAFETY: promised by the caller.
-        let max = unsafe { scale_of_pass(x, 0..self.k, mask).0 } * 127.0;
+    unsafe fn crest(&self, x: &InputRow, keep: &[u16]) -> f32 {
+        // SAFETY: the row has the channels.
+        let max = unsafe { scale_of_pass(x, 0..self.k, keep).0 } * 127.0;
         if max == 0.0 {
             return 0.0;
         }
         let inverse = _mm512_set1_ps(1.0 / max);
         let squares = (0..self.k).step_by(16).fold(_mm512_setzero_ps(), |sum, c| {
-            // SAFETY: promised by the caller.
-            let v = _mm512_mul_ps(unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) }, inverse);
+            // SAFETY: the row has the channels.
+            let v = _mm512_mul_ps(unsafe { _mm512_maskz_mov_ps(keep[c / 16], x.lanes(c)) }, inverse);
             _mm512_fmadd_ps(v, v, sum)
         });
         1.0 / (_mm512_reduce_add_ps(squares) / self.k as f32).sqrt()
     }
 }
 
-/// Bit `i` of word `i / 16`: channel `i` is no outlier.
-pub fn keep_mask(channels: &OutlierChannels, mask: &mut [u16]) {
-    mask.fill(u16::MAX);
+/// Fills `keep`: bit `i % 16` of word `i / 16` is set if channel `i` is no outlier channel.
+pub fn keep_mask(channels: &OutlierChannels, keep: &mut [u16]) {
+    keep.fill(u16::MAX);
     for c in channels {
-        mask[*c as usize / 16] &= !(1 << (c % 16));
+        keep[*c as usize / 16] &= !(1 << (c % 16));
     }
 }
 
-/// What the rows that were looked at have in common. Errors are relative to the rows' signals.
+/// Sums over the rows that errors were estimated from. Errors are relative to the rows' signals.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorStats {
-    /// How many rows.
+    /// Rows.
     pub rows: usize,
-    /// Sums of their errors: 8 bits per 32 activations, and [`PASSES`] with the outlier split.
+    /// Sum of the errors of 8 bits per 32 activations.
     pub blocks: f32,
-    /// See `blocks`.
+    /// Sums of the errors of int8 tiles, per length of [`PASSES`].
     pub int8: [f32; PASSES.len()],
-    /// Rows that would break their bound: in int8, and in BF16.
+    /// Rows that would break their bound in int8, per length of [`PASSES`].
     pub broken_int8: [usize; PASSES.len()],
-    /// See `broken_int8`.
+    /// Rows that would break their bound in BF16.
     pub broken_bf16: usize,
     /// Sum of amax / rms outside the outlier channels.
     pub crest: f32,
@@ -183,7 +192,7 @@ impl ErrorStats {
     fn of_row(bound: &Bound, blocks: RowError, bf16: RowError, int8: [RowError; PASSES.len()], crest: f32) -> Self {
         let broken = |row| usize::from(!bound.holds(row, || blocks));
         let seen = Self { rows: 1, broken_int8: int8.map(broken), broken_bf16: broken(bf16), ..Self::default() };
-        // Rows of zeros have no share; NaN shall be seen.
+        // Rows of zeros have no relative error. NaN is not equal to 0 and goes into the sums.
         if blocks.signal == 0.0 {
             return seen;
         }
@@ -191,7 +200,7 @@ impl ErrorStats {
         Self { blocks: blocks.error / blocks.signal, int8, crest, ..seen }
     }
 
-    /// Adds what other rows show.
+    /// Adds the sums over other rows.
     pub fn add(&mut self, other: &Self) {
         self.rows += other.rows;
         self.blocks += other.blocks;
@@ -203,7 +212,7 @@ impl ErrorStats {
         }
     }
 
-    /// A mean over the rows.
+    /// The mean over the rows of one of the sums.
     pub fn mean(&self, sum: f32) -> f32 {
         sum / self.rows as f32
     }

@@ -1,18 +1,18 @@
-//! Weights that are stored as GGUF has them: BF16 and F16, which packing would not make faster to read.
-//! The tile GEMM gets BF16 tiles of them, made 16 rows and a stretch of channels at a time; few rows of
-//! activations are left to the host's own kernels.
+//! Weights that are stored as GGUF has them: BF16 and F16, which packing would not make faster to read. The tile GEMM gets
+//! BF16 tiles of them, transposed in registers, 16 rows and 32 channels at a time.
 //!
-//! F16 has 11 bits where BF16 has 8, so it is two planes of tiles, whose sum is the weight, exactly: the upper
-//! 8 bits, and the other 3, for which the smaller exponents of BF16 have room.
+//! F16 has 11 bits where BF16 has 8, so it becomes two planes of tiles whose sum is the weight, exactly: the upper 8 bits,
+//! and the other 3, which the smaller exponents of BF16 leave room for.
 
 use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bf16::widened;
 use super::precision::{Precision, STEP_BF16, STEP_BYTES};
+use super::transpose::transpose;
 use crate::format::{LANES, f16_lanes};
 
-/// A type of this kind.
+/// A type whose weights stay plain.
 #[derive(Debug)]
 pub struct PlainType {
     /// ggml's number.
@@ -21,18 +21,17 @@ pub struct PlainType {
     pub name: &'static str,
     /// Bytes per weight.
     pub bytes: usize,
-    /// What products are made of.
+    /// What its products are made of.
     pub precision: Precision,
     /// Whether the host of this process has it.
     enabled: AtomicBool,
 }
 
-/// The upper half of single precision.
+/// BF16: the upper half of a float.
 pub static BF16: PlainType = PlainType::new(30, "bf16", Precision::Bf16);
-/// IEEE half precision. Rounded to BF16 it would be worse than what hosts make of it (KL divergence 1.5e-4
-/// against 2e-6).
+/// IEEE half precision. Rounded to BF16, results would be worse than the host's (KL divergence 1.5e-4 against 2e-6).
 pub static F16: PlainType = PlainType::new(1, "f16", Precision::Bf16Twice);
-/// All of them. F32 would take three planes and six products, and then be no faster than hosts' own kernels
+/// All of them. F32 would take three planes and six products, and be no faster than the host's own kernels
 /// (docs/performance.md).
 pub static TYPES: [&PlainType; 2] = [&F16, &BF16];
 
@@ -58,11 +57,11 @@ impl PlainType {
 pub struct PlainRows {
     /// Their type.
     pub ty: &'static PlainType,
-    /// The first.
+    /// First byte of the first row.
     pub data: *const u8,
-    /// Bytes from one to the next.
+    /// Bytes from one row to the next.
     pub stride: usize,
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
 }
 
@@ -70,27 +69,31 @@ pub struct PlainRows {
 const AHEAD: usize = 8;
 
 impl PlainRows {
-    /// Makes BF16 tiles of channels `from..from + len` of rows `16 * panel..`, laid out as
-    /// [`super::requant::bf16`] does, every plane `plane_bytes` behind the one before. Rows that are not there
-    /// repeat the last.
+    /// Address of channel `channel` of row `lane` of a panel; of the last row, if that one is past it.
+    #[inline(always)]
+    fn at(&self, panel: usize, lane: usize, channel: usize) -> *const u8 {
+        let row = (panel * LANES + lane).min(self.rows - 1);
+        self.data.wrapping_add(row * self.stride + channel * self.ty.bytes)
+    }
+
+    /// Makes BF16 tiles of channels `from..from + len` of rows `16 * panel..16 * panel + 16`, laid out as
+    /// [`super::requant::bf16`] does, each plane `plane_bytes` behind the one before. Rows past the last repeat it.
     ///
     /// # Safety
-    /// The rows must have the channels, multiples of 32; `out` room for them; AVX-512 needed.
+    /// The rows must be readable and have the channels, which are multiples of 32; `out` must be writable for their tiles;
+    /// AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, plane_bytes: usize) {
-        // SAFETY: promised by the caller; a prefetch of any address is harmless.
+        // SAFETY: the rows have the channels, and `out` has the k-steps; a prefetch of any address is harmless.
         unsafe {
-            let rows: [*const u8; LANES] = std::array::from_fn(|lane| {
-                let row = (panel * LANES + lane).min(self.rows - 1);
-                self.data.add(row * self.stride + from * self.ty.bytes)
-            });
+            let rows: [*const u8; LANES] = std::array::from_fn(|lane| self.at(panel, lane, from));
             for step in 0..len / STEP_BF16 {
                 let at = step * STEP_BF16 * self.ty.bytes;
                 for row in rows {
                     _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(at + AHEAD * 64).cast());
                 }
                 let out = out.add(step * STEP_BYTES);
-                // Loops, not closures: those are not inlined here.
+                // Loops, not closures: the compiler does not inline those here.
                 let mut tile = [_mm512_setzero_si512(); LANES];
                 if self.ty.precision == Precision::Bf16Twice {
                     for (weights, row) in tile.iter_mut().zip(rows) {
@@ -110,22 +113,18 @@ impl PlainRows {
             }
         }
     }
-}
 
-impl PlainRows {
-    /// Channels `from..from + len` of rows `16 * panel..` as floats, those of a channel side by side. Rows that are not
-    /// there repeat the last.
+    /// The same channels as floats: the 16 rows' weights of a channel lie side by side.
     ///
     /// # Safety
-    /// As for [`PlainRows::bf16`], `out` with room for 16 floats per channel, 64-byte aligned.
+    /// As for [`PlainRows::bf16`], `out` being writable for 16 floats per channel and 64-byte aligned.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32) {
         for at in (0..len).step_by(LANES) {
-            // SAFETY: promised by the caller.
+            // SAFETY: the rows have 16 channels from here on, as has `out`.
             unsafe {
                 let rows: [__m512i; LANES] = std::array::from_fn(|lane| {
-                    let row = (panel * LANES + lane).min(self.rows - 1);
-                    let data = self.data.add(row * self.stride + (from + at) * self.ty.bytes);
+                    let data = self.at(panel, lane, from + at);
                     _mm512_castps_si512(if self.ty.precision == Precision::Bf16Twice {
                         f16_lanes(data)
                     } else {
@@ -140,20 +139,20 @@ impl PlainRows {
     }
 }
 
-/// Stores 16 rows of 32 BF16 weights as a tile: pairs of channels, 16 rows side by side.
+/// Stores 16 rows of 32 BF16 weights as a tile: pairs of channels, the 16 rows side by side.
 ///
 /// # Safety
-/// `out` must have room for a tile; AVX-512 needed.
+/// `out` must be writable for a tile and 64-byte aligned; AVX-512 must be there.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn put_tile(out: *mut u8, rows: [__m512i; LANES]) {
     for (pair, lanes) in transpose(rows).into_iter().enumerate() {
-        // SAFETY: promised by the caller.
+        // SAFETY: a tile has 16 rows of 64 bytes.
         unsafe { _mm512_store_si512(out.add(64 * pair).cast(), lanes) };
     }
 }
 
-/// The upper halves of 32 floats, 16 and 16.
+/// The upper halves of 32 floats, those of `first` first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn upper_halves(first: __m512, second: __m512) -> __m512i {
@@ -174,61 +173,31 @@ fn upper_halves(first: __m512, second: __m512) -> __m512i {
 /// The upper 8 bits of 32 F16 numbers, as BF16.
 ///
 /// # Safety
-/// 64 readable bytes; AVX-512 needed.
+/// 64 bytes must be readable; AVX-512 must be there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn high_of_f16(at: *const u8) -> __m512i {
-    // SAFETY: promised by the caller.
+    // SAFETY: 64 bytes are two times 16 numbers.
     unsafe { upper_halves(f16_lanes(at), f16_lanes(at.add(32))) }
 }
 
-/// What they leave: 3 bits, which are BF16 numbers too.
+/// What these leave of the F16 numbers: 3 bits, which are BF16 numbers too.
 ///
 /// # Safety
 /// As for [`high_of_f16`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn low_of_f16(at: *const u8) -> __m512i {
-    // SAFETY: promised by the caller.
+    // SAFETY: 64 bytes are two times 16 numbers.
     unsafe { upper_halves(below_bf16(f16_lanes(at)), below_bf16(f16_lanes(at.add(32)))) }
 }
 
-/// What the upper half of a float leaves.
+/// What the upper half of a float leaves of it.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn below_bf16(v: __m512) -> __m512 {
     let upper = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0xffff_0000_u32 as i32));
     _mm512_sub_ps(v, _mm512_castsi512_ps(upper))
-}
-
-/// 16 x 16 double words, rows for columns.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(crate) fn transpose(m: [__m512i; 16]) -> [__m512i; 16] {
-    // Double words of neighbouring rows, then pairs of them, then whole 128-bit quarters.
-    let mut a = m;
-    for i in 0..8 {
-        a[2 * i] = _mm512_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
-        a[2 * i + 1] = _mm512_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
-    }
-    let mut b = a;
-    for i in 0..4 {
-        for j in 0..2 {
-            b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-            b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
-        }
-    }
-    // b[4 i + j] has, in quarter q, column 4 q + j of rows 4 i .. 4 i + 4.
-    let mut out = b;
-    for j in 0..4 {
-        let low = (_mm512_shuffle_i32x4::<0x88>(b[j], b[4 + j]), _mm512_shuffle_i32x4::<0x88>(b[8 + j], b[12 + j]));
-        let high = (_mm512_shuffle_i32x4::<0xdd>(b[j], b[4 + j]), _mm512_shuffle_i32x4::<0xdd>(b[8 + j], b[12 + j]));
-        out[j] = _mm512_shuffle_i32x4::<0x88>(low.0, low.1);
-        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(low.0, low.1);
-        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(high.0, high.1);
-        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(high.0, high.1);
-    }
-    out
 }
 
 #[cfg(test)]

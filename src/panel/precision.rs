@@ -1,31 +1,34 @@
-//! The precisions of the tile GEMM, and the sizes that everything that makes or reads tiles shares.
+//! The precisions of the tile GEMM, and the sizes that all code which makes or reads tiles shares.
 
-/// Rows of a block.
+/// Rows of activations of a row block (MR): two tiles.
 pub const TILE_MR: usize = 32;
-/// Bytes of a k-step of a block: two tiles.
+/// Bytes of a k-step of a row block, or of two panels: two tiles.
 pub const STEP_BYTES: usize = 2048;
 /// Channels per k-step, int8.
 pub const STEP_INT8: usize = 64;
 /// Channels per k-step, BF16.
 pub const STEP_BF16: usize = 32;
-/// Numbers of channels that may share an activation scale and a weight scale, coarsest first.
+/// Lengths of a pass in int8: channels that share one scale per row, coarsest first.
 pub const PASSES: [usize; 3] = [1024, 512, 256];
 /// The finest of them.
 pub const FINEST_PASS: usize = 256;
-/// Outlier channels per chunk: one BF16 k-step.
+/// Outlier channels of an outlier set: one k-step in BF16.
 pub const OUTLIERS: usize = 32;
 
-/// What the products are made of.
+/// The outlier channels of an outlier set, ascending.
+pub type OutlierChannels = [u32; OUTLIERS];
+
+/// What the tiles of a product are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// 8-bit integers, a scale for every `pass` channels (one of [`PASSES`]), and the outlier split.
+    /// 8-bit integers with a scale per row and pass; outlier channels apart, in BF16.
     Int8 {
-        /// Channels per scale.
+        /// Channels per scale, one of [`PASSES`].
         pass: usize,
     },
-    /// BF16 throughout.
+    /// BF16.
     Bf16,
-    /// BF16, and what it leaves of every number in BF16 too: 16 bits. For weights that have more than 8.
+    /// Every number as the sum of two in BF16: 16 bits, for weights that have more than 8.
     Bf16Twice,
 }
 
@@ -38,7 +41,7 @@ impl Precision {
         }
     }
 
-    /// Numbers that stand for one.
+    /// Planes of tiles: how many tile numbers stand for one number.
     pub const fn planes(self) -> usize {
         match self {
             Precision::Int8 { .. } | Precision::Bf16 => 1,
@@ -46,17 +49,17 @@ impl Precision {
         }
     }
 
-    /// The planes of activations and of weights whose products make the result. Low times low is not among
-    /// them: it is below 2^-15 of a product.
+    /// The planes (of activations, of weights) whose products are added up. Low times low is left out: it is below 2^-15
+    /// of a product.
     pub fn products(self) -> &'static [(usize, usize)] {
         match self {
             Precision::Int8 { .. } | Precision::Bf16 => &[(0, 0)],
-            // The same activations twice while they are in the first-level cache.
+            // The same activations twice in a row, while they are in the first-level cache.
             Precision::Bf16Twice => &[(0, 0), (0, 1), (1, 0)],
         }
     }
 
-    /// k-steps of a pass: for int8 those that share scales, for BF16 as many bytes as the longest.
+    /// k-steps of a pass: in int8 those that share scales, in BF16 as many bytes as the longest of these.
     pub fn pass_steps(self) -> usize {
         match self {
             Precision::Int8 { pass } => pass / STEP_INT8,
@@ -64,6 +67,3 @@ impl Precision {
         }
     }
 }
-
-/// The outlier channels of a set of rows, ascending.
-pub type OutlierChannels = [u32; OUTLIERS];

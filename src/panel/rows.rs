@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 /// Byte offsets of rows.
 #[derive(Clone, Copy, Debug)]
 pub enum RowOffsets {
-    /// One every so many bytes.
+    /// Rows at equal distances: bytes from one to the next.
     Strided(usize),
-    /// Listed, row by row.
+    /// A list with an offset for each row.
     Listed(*const usize),
 }
 
@@ -20,12 +20,12 @@ impl RowOffsets {
     pub unsafe fn offset(self, row: usize) -> usize {
         match self {
             RowOffsets::Strided(stride) => row * stride,
-            // SAFETY: promised by the caller.
+            // SAFETY: the list has the row.
             RowOffsets::Listed(offsets) => unsafe { *offsets.add(row) },
         }
     }
 
-    /// The rows from `row` on, and the offset they count from.
+    /// The offset that the rows from `row` on count from, and those rows.
     pub fn skip(self, row: usize) -> (usize, Self) {
         match self {
             RowOffsets::Strided(stride) => (row * stride, self),
@@ -34,12 +34,12 @@ impl RowOffsets {
     }
 }
 
-/// f32 rows, any strides.
+/// Rows of f32 activations, with any strides.
 #[derive(Clone, Copy, Debug)]
 pub struct InputRows {
     /// What the rows' offsets count from.
     pub data: *const u8,
-    /// The rows.
+    /// Offsets of the rows.
     pub rows: RowOffsets,
     /// Bytes from one channel to the next.
     pub channel: usize,
@@ -49,15 +49,15 @@ impl InputRows {
     /// One row.
     ///
     /// # Safety
-    /// It must exist.
+    /// A list of rows must have it.
     #[inline(always)]
     pub unsafe fn row(&self, row: usize) -> InputRow {
-        // SAFETY: promised by the caller.
+        // SAFETY: the list has the row.
         InputRow { data: self.data.wrapping_add(unsafe { self.rows.offset(row) }), channel: self.channel }
     }
 }
 
-/// One row of f32.
+/// One row of f32 activations.
 #[derive(Clone, Copy, Debug)]
 pub struct InputRow {
     /// Channel 0.
@@ -70,21 +70,21 @@ impl InputRow {
     /// The value of a channel.
     ///
     /// # Safety
-    /// The row must have it.
+    /// The row must be readable and have the channel.
     #[inline]
     pub unsafe fn value(&self, channel: usize) -> f32 {
-        // SAFETY: promised by the caller.
+        // SAFETY: the row has the channel.
         unsafe { self.data.add(channel * self.channel).cast::<f32>().read_unaligned() }
     }
 
     /// 16 channels from `channel` on.
     ///
     /// # Safety
-    /// The row must have them; AVX-512 must be there.
+    /// The row must be readable and have them; AVX-512 must be there.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub unsafe fn lanes(&self, channel: usize) -> __m512 {
-        // SAFETY: promised by the caller.
+        // SAFETY: the row has the channels.
         unsafe {
             if self.channel == 4 {
                 _mm512_loadu_ps(self.data.cast::<f32>().add(channel))

@@ -20,8 +20,8 @@ use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
 use crate::panel::activations::ActivationLayout;
 use crate::panel::plain::{self, PlainType};
 use crate::panel::rows::RowOffsets;
+use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
-use crate::with_format;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/hashes.txt");
 
@@ -100,16 +100,16 @@ impl Case {
                     act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
                 }
             }
+            let panels = PackedPanels { data: self.packed.as_ptr(), stride: shape.panel_bytes() };
             let task = Task {
-                panels: self.packed.as_ptr(),
-                panel_bytes: shape.panel_bytes(),
+                weights: WeightSource::Packed(shape.ty, panels),
+                k,
                 cols: n,
-                act,
                 rows: 0..m,
                 dst: out.as_mut_ptr(),
                 dst_rows: RowOffsets::Strided(4 * n),
             };
-            with_format!(shape.ty, F => exact_weights::run::<F>(isa, &task, base.add(layout.bytes)));
+            exact_weights::run(isa, &task, &act, base.add(layout.bytes));
         }
         hash(&out)
     }

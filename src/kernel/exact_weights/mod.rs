@@ -1,4 +1,5 @@
-//! The inner loops, one file per instruction set. All compute the same thing in the same order:
+//! Products with the weights' own integers and scales: only activations are rounded. One file per instruction set; all
+//! compute the same thing in the same order:
 //!
 //! ```text
 //! for every row m of activations and column n (row of the weight matrix):
@@ -14,107 +15,73 @@
 
 mod amx;
 mod avx512;
+mod operands;
 mod portable;
 mod sums;
 
-use super::{TILE_NR, Task};
+use super::Task;
 use crate::cpu::{Amx, Avx512, Isa};
 use crate::dispatch::{self, ExactKernel};
-use crate::format::{ACT_BLOCK, Format, LANES};
-use crate::panel::pack::{WeightRows, packed_bytes};
+use crate::format::Format;
+use crate::panel::activations::Activations;
+use crate::panel::pack::packed_bytes;
+use crate::panel::weight_source::{PackedPanels, WeightSource};
+use crate::with_format;
+#[cfg(test)]
+pub(super) use operands::KC_UNPACKED;
+use operands::{Operands, Unpacked, kc_blocks};
 
-/// Weights along K that are unpacked at a time, so that two unpacked panels (32 bytes per weight
-/// with scales) stay well inside a 2 MiB second-level cache.
-pub(in crate::kernel) const KC_UNPACKED: usize = 16384;
-
-/// Channels that it packs at a time.
-const KC_IN_PLACE: usize = 256;
-
-/// Bytes of scratch that [`run`] needs for rows of `k` weights, whatever the instruction set: the
-/// unpacked panels, then what the tile kernel keeps per 32x32 block. Add 64 for alignment.
+/// Bytes of scratch that [`run`] needs for rows of `k` weights with groups of `group`, whatever the instruction set.
 pub const fn scratch_bytes(k: usize, group: usize) -> usize {
-    let k = if k < KC_UNPACKED { k } else { KC_UNPACKED };
-    let unpacked = Unpacked::bytes(k, group) + amx::BLOCK_BYTES;
-    if unpacked > packed_bytes(KC_IN_PLACE) { unpacked } else { packed_bytes(KC_IN_PLACE) }
+    let kc = if k < operands::KC_UNPACKED { k } else { operands::KC_UNPACKED };
+    let unpacked = Unpacked::bytes(kc, group) + amx::SCRATCH_BYTES;
+    let in_place = packed_bytes(avx512::KC_IN_PLACE);
+    if unpacked > in_place { unpacked } else { in_place }
 }
 
-/// Computes `task`.
+/// Computes `task` from quantised activations and packed weights; or from weights in place with AVX-512 and
+/// so few rows that [`dispatch::reads_in_place`]. The bits are the same.
 ///
 /// # Safety
-/// The pointers of the job must be valid for what its sizes say, its activations quantised with
-/// `F::GROUP`, `scratch` writable for [`scratch_bytes`] and 64-byte aligned, `isa` usable here, and
-/// nobody else may touch the results or the scratch.
-pub unsafe fn run<F: Format>(isa: Isa, task: &Task, scratch: *mut u8) {
-    debug_assert_eq!(task.act.group, F::GROUP);
-    if task.rows.is_empty() || task.cols == 0 {
+/// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable for
+/// [`scratch_bytes`], 64-byte aligned and nobody else's, and `isa` be usable here.
+pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
+    debug_assert_eq!(task.k, act.k);
+    if task.is_empty() {
         return;
     }
-    // SAFETY: passed on; an instruction set is used only with its proof.
+    // SAFETY: the caller's promise is that of each kernel.
     unsafe {
-        let avx512 = || Avx512::new().expect("AVX-512 was found usable");
-        match dispatch::exact_weights(isa, task.rows.len()) {
-            ExactKernel::Portable => portable::run::<F>(task),
-            ExactKernel::Registers => avx512::in_registers::<F>(avx512(), task),
-            ExactKernel::Scratch => avx512::in_scratch::<F>(avx512(), task, scratch),
-            ExactKernel::Amx => amx::run::<F>(Amx::new().expect("AMX was found usable"), task, scratch),
+        match task.weights {
+            WeightSource::Packed(ty, weights) => {
+                let operands = Operands { task, act: *act, weights };
+                with_format!(ty, F => run_packed::<F>(isa, &operands, scratch));
+            }
+            WeightSource::InPlace(ty, weights) => {
+                debug_assert!(dispatch::reads_in_place(isa, task.rows.len()));
+                let operands = Operands { task, act: *act, weights };
+                with_format!(ty, F => avx512::run_in_place::<F>(avx512(), &operands, scratch));
+            }
+            WeightSource::Plain(_) | WeightSource::Decoded(_) => unreachable!("only the tile GEMM takes these weights"),
         }
     }
 }
 
-/// Computes `task` on weights that lie in place (its `panels` are not looked at), with the bits of [`run`] on the
-/// same weights packed.
-///
 /// # Safety
-/// As for [`run`]; AVX-512 must be there, the job have few rows ([`dispatch::reads_in_place`]), and the weights have a row
-/// for every column.
-pub unsafe fn run_rows<F: Format>(task: &Task, weights: &WeightRows, scratch: *mut u8) {
-    debug_assert!(task.act.group == F::GROUP && dispatch::reads_in_place(Isa::Avx512, task.rows.len()));
-    if task.rows.is_empty() || task.cols == 0 {
-        return;
-    }
-    // SAFETY: passed on.
-    unsafe { avx512::run_rows::<F>(Avx512::new().expect("AVX-512 was found usable"), task, weights, scratch) }
-}
-
-/// Two panels' weights of one chunk along K, unpacked once per operation and chunk: per group the
-/// quants of both panels (16 * GROUP bytes each), and apart from them the scales and minima.
-#[derive(Clone, Copy)]
-struct Unpacked {
-    base: *mut u8,
-    groups: usize,
-    group: usize,
-}
-
-impl Unpacked {
-    const fn bytes(k: usize, group: usize) -> usize {
-        TILE_NR * k + 2 * (k / group) * TILE_NR * size_of::<f32>()
-    }
-
-    /// Quants of panel 0 or 1, group `g` of the chunk.
-    #[inline]
-    fn quants(&self, panel: usize, g: usize) -> *mut u8 {
-        self.base.wrapping_add((2 * g + panel) * LANES * self.group)
-    }
-
-    /// 16 scales of panel 0 or 1, group `g`.
-    #[inline]
-    fn scales(&self, panel: usize, g: usize) -> *mut f32 {
-        let after_quants = self.base.wrapping_add(self.groups * TILE_NR * self.group);
-        after_quants.cast::<f32>().wrapping_add((2 * g + panel) * LANES)
-    }
-
-    /// 16 minima of panel 0 or 1, group `g`.
-    #[inline]
-    fn mins(&self, panel: usize, g: usize) -> *mut f32 {
-        self.scales(panel, g).wrapping_add(self.groups * TILE_NR)
+/// As for [`run`].
+unsafe fn run_packed<F: Format>(isa: Isa, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
+    debug_assert_eq!(operands.act.group, F::GROUP);
+    // SAFETY: the caller's promise is that of each kernel; the proofs stand for the instruction sets.
+    unsafe {
+        match dispatch::exact_weights(isa, operands.task.rows.len()) {
+            ExactKernel::Portable => portable::run::<F>(operands),
+            ExactKernel::Registers => avx512::in_registers::<F>(avx512(), operands),
+            ExactKernel::Scratch => avx512::in_scratch::<F>(avx512(), operands, scratch),
+            ExactKernel::Amx => amx::run::<F>(Amx::new().expect("AMX was found usable"), operands, scratch),
+        }
     }
 }
 
-/// The chunks of `k` weights: start and length, whole blocks each.
-fn kc_blocks(k: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..k).step_by(KC_UNPACKED).map(move |start| (start, (k - start).min(KC_UNPACKED)))
+fn avx512() -> Avx512 {
+    Avx512::new().expect("AVX-512 was found usable")
 }
-
-const _: () = assert!(
-    KC_UNPACKED.is_multiple_of(256) && KC_IN_PLACE.is_multiple_of(256) && KC_UNPACKED.is_multiple_of(ACT_BLOCK)
-);

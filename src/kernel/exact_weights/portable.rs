@@ -1,29 +1,30 @@
-//! Plain Rust: the definition the vector kernels are held to. Weights are unpacked once per panel.
+//! Plain Rust: the definition that the vector kernels are held to. Each group of weights is unpacked once for all rows.
 
-use super::Task;
+use super::Operands;
 use crate::format::{ACT_BLOCK, Format, LANES};
+use crate::panel::weight_source::PackedPanels;
 
 /// # Safety
 /// As for [`super::run`].
-pub(super) unsafe fn run<F: Format>(task: &Task) {
+pub unsafe fn run<F: Format>(operands: &Operands<'_, PackedPanels>) {
+    let Operands { task, act, weights } = operands;
     let block_bytes = LANES * F::BYTES;
     let mut quants = [0i8; LANES * ACT_BLOCK];
     for panel in 0..task.panel_count() {
         let lanes = (task.cols - panel * LANES).min(LANES);
-        for block in 0..task.act.k / F::BLOCK {
-            // SAFETY: the panel holds k / BLOCK packed blocks.
-            let bytes = unsafe {
-                std::slice::from_raw_parts(task.panels.add(panel * task.panel_bytes + block * block_bytes), block_bytes)
-            };
+        for block in 0..task.k / F::BLOCK {
+            // SAFETY: a panel of a valid task has k / BLOCK packed blocks.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(weights.panel(panel).add(block * block_bytes), block_bytes) };
             for group in 0..F::BLOCK / F::GROUP {
                 F::quants(bytes, group, &mut quants);
                 let scales = F::scales(bytes, group);
                 let g = block * (F::BLOCK / F::GROUP) + group;
                 for row in task.rows.clone() {
-                    let tile = task.act.tile(row / LANES);
+                    let tile = act.tile(row / LANES);
                     let lane = row % LANES;
                     let (b, within) = (g * F::GROUP / ACT_BLOCK, g * F::GROUP % ACT_BLOCK);
-                    // SAFETY: g is a group of this row; the row's result has `lanes` columns here.
+                    // SAFETY: the activations have the row and the group; the row's result has `lanes` columns here.
                     unsafe {
                         let q = std::slice::from_raw_parts(
                             tile.quants.add((b * tile.rows + lane) * ACT_BLOCK + within),

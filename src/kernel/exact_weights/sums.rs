@@ -1,19 +1,21 @@
-//! f32 sums of a block of rows and a pair of panels, between scratch (rows of 32) and the result.
+//! The f32 sums of some rows and two panels: from the result to scratch (rows of 32 floats) and back.
 
 use std::arch::x86_64::*;
 
-use super::{TILE_NR, Task};
 use crate::format::LANES;
+use crate::kernel::{TILE_NR, Task};
 
-/// Continues `rows` rows of sums from the result: from row `row`, panels `panel` and `panel + 1`.
+/// Reads the results of `rows` rows from `row` on, panels `panel` and `panel + 1`, into `sums`. Columns that do not exist
+/// read as 0.
 ///
 /// # Safety
-/// Rows and the first panel must exist in the job, `sums` be aligned and writable; AVX-512 needed.
+/// The task must be valid and have the rows and the first panel; `sums` be writable for the rows and 64-byte aligned;
+/// AVX-512 must be there.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn load(task: &Task, row: usize, rows: usize, panel: usize, sums: *mut f32) {
+pub unsafe fn load(task: &Task, row: usize, rows: usize, panel: usize, sums: *mut f32) {
     for i in 0..rows {
         for p in 0..2 {
-            // SAFETY: masked to the columns that exist.
+            // SAFETY: a valid task has the columns of the mask in each of its rows.
             unsafe {
                 let from = task.dst_row(row + i).wrapping_add((panel + p) * LANES);
                 let v = _mm512_maskz_loadu_ps(task.mask(panel + p), from);
@@ -23,15 +25,15 @@ pub(super) unsafe fn load(task: &Task, row: usize, rows: usize, panel: usize, su
     }
 }
 
-/// Writes them to the result.
+/// Writes `sums` to the same results.
 ///
 /// # Safety
-/// As for [`load`].
+/// As for [`load`], with `sums` readable.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn store(task: &Task, row: usize, rows: usize, panel: usize, sums: *const f32) {
+pub unsafe fn store(task: &Task, row: usize, rows: usize, panel: usize, sums: *const f32) {
     for i in 0..rows {
         for p in 0..2 {
-            // SAFETY: masked to the columns that exist.
+            // SAFETY: a valid task has the columns of the mask in each of its rows.
             unsafe {
                 let to = task.dst_row(row + i).wrapping_add((panel + p) * LANES);
                 let v = _mm512_load_ps(sums.add(i * TILE_NR + p * LANES));

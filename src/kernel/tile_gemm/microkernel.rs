@@ -1,82 +1,114 @@
-//! One block of results, up to 32x32: a pass of k-steps on the tile unit, while the results of the
-//! pass before are scaled and added, and what comes next is prefetched.
+//! The micro-kernel: one C tile of up to 32x32 results. It multiplies a pass of k-steps on the tile unit; meanwhile the
+//! vector unit works off the epilogue of the C tile before.
+//!
+//! ```text
+//! tmm0 tmm1     tmm4                       tmm0-3: results (C), tmm4-5: activations, tmm6-7: weights
+//! tmm2 tmm3  =  tmm5  x  tmm6 tmm7
+//!
+//! for every k-step of the pass:
+//!     tmm0-3 += (tmm4 above tmm5) x (tmm6 beside tmm7), and load the next k-step
+//!     prefetch some of the next row block's activations
+//!     scale some rows of the C tile before, add them to their sums     (Epilogue)
+//! store tmm0-3
+//! ```
+//!
+//! Functions with tile instructions need a *tile context*: the tile unit is configured with full tiles, and AVX-512 is
+//! there. Tile state lives across the asm blocks of a function, which calls nothing in between that could touch it:
+//! compilers never use tile registers.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::TILE_NR;
 use crate::format::LANES;
+use crate::kernel::TILE_NR;
 use crate::panel::precision::{OUTLIERS, STEP_BYTES, TILE_MR};
 use crate::panel::rows::RowOffsets;
 
-/// Bytes of one block of results, 32x32 of 4 bytes.
-pub const BLOCK: usize = TILE_MR * TILE_NR * 4;
+/// Bytes of one C tile: 32x32 numbers of 4 bytes.
+pub const CTILE_BYTES: usize = TILE_MR * TILE_NR * 4;
 /// Cache lines of activations prefetched per k-step.
 pub const PREFETCH_ACT: usize = 4;
 
-/// Operands of one pass of one block.
+/// Operands of one pass of one C tile.
+///
+/// Valid: both operands have `steps` k-steps of [`STEP_BYTES`], `dots` is writable for [`CTILE_BYTES`].
 pub struct KPass {
-    /// Activation tiles, weight tiles, and how many k-steps of both.
+    /// Activation tiles.
     pub act: *const u8,
+    /// Weight tiles.
     pub weights: *const u8,
+    /// k-steps of both.
     pub steps: usize,
     /// Where the raw results go.
     pub dots: *mut u8,
-    /// Activations to prefetch, a part of the next block of rows.
+    /// Activations to prefetch: a part of the next row block. Any address.
     pub next_act: *const u8,
 }
 
-/// 32 rows of 32 floats somewhere; masks say which columns of the two halves are there. Without any,
-/// reads give zero.
+/// A C tile in memory: up to 32 rows of 32 floats.
+///
+/// Valid: every row that is used has the floats of the masks.
 #[derive(Clone, Copy)]
 pub struct CTile {
+    /// What the rows' offsets count from.
     pub at: *mut f32,
+    /// Offsets of the rows.
     pub rows: RowOffsets,
+    /// Which columns exist, in both halves; others are not written, and read as 0.
     pub masks: [u16; 2],
 }
 
 impl CTile {
-    /// A block in scratch.
+    /// Contiguous rows of 32 floats in scratch.
     pub fn sums(at: *mut f32) -> Self {
         Self { at, rows: RowOffsets::Strided(TILE_NR * 4), masks: [u16::MAX; 2] }
     }
 
     /// # Safety
-    /// A listed row must be there.
+    /// If the rows are listed, the list must have the row.
     #[inline(always)]
     unsafe fn row(&self, row: usize) -> *mut f32 {
-        // SAFETY: promised by the caller.
+        // SAFETY: the list has the row.
         self.at.wrapping_byte_add(unsafe { self.rows.offset(row) })
     }
 
-    /// Reads as zeros.
+    /// One that reads as zeros.
     pub fn zeros() -> Self {
         Self { at: std::ptr::null_mut(), rows: RowOffsets::Strided(0), masks: [0; 2] }
     }
 }
 
-/// Results of a pass that wait to be scaled and added to sums.
+/// What is left to do for a C tile whose pass is multiplied: `to = dots * scales + from`.
+///
+/// Valid: `dots` and the scales are readable and 64-byte aligned, `from` and `to` are valid for `rows` rows, and if
+/// `stream` is set, `to` has all 32 columns and is 64-byte aligned.
 pub struct Epilogue {
+    /// Raw results: int32, or f32 sums of BF16 products.
     pub dots: *const u8,
-    /// 32 activation scales, 32 weight scales; not used for BF16.
+    /// 32 activation scales, one per row; not read for BF16.
     pub act: *const f32,
+    /// 32 weight scales, one per column; not read for BF16.
     pub weights: *const f32,
+    /// Rows that exist.
     pub rows: usize,
-    /// The sums before and after.
+    /// The sums before.
     pub from: CTile,
+    /// The sums after.
     pub to: CTile,
-    /// Whether `to` is written past the caches: 64-byte aligned, all columns there.
+    /// Whether `to` is written past the caches.
     pub stream: bool,
 }
 
 impl Epilogue {
+    /// One row; `weights` are the weight scales.
+    ///
     /// # Safety
-    /// The pointers must be valid; AVX-512 needed.
+    /// The epilogue must be valid and have the row; AVX-512 must be there.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn row<const BF16: bool>(&self, row: usize, weights: [__m512; 2]) {
-        // SAFETY: promised by the caller.
+        // SAFETY: a valid epilogue has the row in `dots`, the scales, `from` and `to`.
         unsafe {
             let (from, to) = (self.from.row(row), self.to.row(row));
             let dots = self.dots.add(row * TILE_NR * 4);
@@ -98,6 +130,8 @@ impl Epilogue {
         }
     }
 
+    /// The weight scales.
+    ///
     /// # Safety
     /// As for [`Epilogue::row`].
     #[inline]
@@ -106,7 +140,7 @@ impl Epilogue {
         if BF16 {
             return [_mm512_setzero_ps(); 2];
         }
-        // SAFETY: promised by the caller.
+        // SAFETY: a valid epilogue has 32 weight scales.
         unsafe { [_mm512_load_ps(self.weights), _mm512_load_ps(self.weights.add(LANES))] }
     }
 
@@ -117,7 +151,7 @@ impl Epilogue {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn some<const BF16: bool>(&self, rows: Range<usize>) {
-        // SAFETY: promised by the caller.
+        // SAFETY: the epilogue is valid and has the rows.
         unsafe {
             let weights = self.scales::<BF16>();
             for row in rows {
@@ -175,18 +209,17 @@ macro_rules! last {
 }
 
 /// Multiplies one pass into `kpass.dots` and works off `epilogue` meanwhile, `WEAVE` rows per k-step.
-/// `TWO`: both tiles of rows, or only the upper one.
+/// `TWO`: 32 rows, otherwise the first 16.
 ///
 /// # Safety
-/// Pointers valid, full tiles configured, AVX-512 there. Tile state lives across the asm blocks of
-/// this function, which makes no calls that could touch it: compilers never use tile registers.
+/// `kpass` and `epilogue` must be valid, in a tile context.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
     kpass: &KPass,
     epilogue: Option<&Epilogue>,
 ) {
-    // SAFETY: promised by the caller.
+    // SAFETY: both are valid: k-steps below `steps` and rows below `rows` exist.
     unsafe {
         start::<TWO>(kpass.act, kpass.weights);
         let rows = epilogue.map_or(0, |p| p.rows / WEAVE * WEAVE);
@@ -232,10 +265,10 @@ pub unsafe fn multiply<const BF16: bool, const TWO: bool, const WEAVE: usize>(
 /// Stores tmm0-3 (or tmm0-1) as rows of 32 columns.
 ///
 /// # Safety
-/// As for [`multiply`].
+/// `to` must be writable for [`CTILE_BYTES`], in a tile context.
 #[inline]
-pub unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
-    // SAFETY: promised by the caller.
+unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
+    // SAFETY: 32 rows of 128 bytes are a C tile.
     unsafe {
         asm!("tilestored [{to} + {row}*1], tmm0", "tilestored [{to} + {row}*1 + 64], tmm1",
             to = in(reg) to, row = in(reg) TILE_NR * 4, options(nostack, preserves_flags));
@@ -246,17 +279,18 @@ pub unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
     }
 }
 
-/// In place of an offset: the tiles of the step before.
+/// In place of an offset: keep the tiles of the step before.
 pub const SAME: u32 = u32::MAX;
 
-/// Adds products of BF16 tiles to a block of results, or starts it with them (`FRESH`). Steps are offsets from `left`
-/// (32 rows) and `right` (32 columns), at least one; one of both may be [`SAME`], but not of the first.
+/// Adds products of BF16 tiles to a C tile in scratch, or starts it with them (`FRESH`). A step is two offsets in bytes:
+/// of 32 rows from `left`, and of 32 columns from `right`. There must be one at least; one of both may be [`SAME`], but
+/// not in the first step.
 ///
 /// # Safety
-/// As for [`multiply`]; `sums` are laid out as results are.
+/// Every offset must be that of [`STEP_BYTES`] readable bytes, `sums` a C tile of contiguous rows, in a tile context.
 #[inline]
 pub unsafe fn accumulate<const FRESH: bool>(sums: *mut u8, left: *const u8, right: *const u8, steps: &[[u32; 2]]) {
-    // SAFETY: promised by the caller. Tile state lives across the asm blocks, and nothing is called in between.
+    // SAFETY: the offsets are those of tiles, `sums` is a C tile.
     unsafe {
         let [first, rest @ ..] = steps else { return };
         start::<true>(left.add(first[0] as usize), right.add(first[1] as usize));
@@ -288,14 +322,14 @@ pub unsafe fn accumulate<const FRESH: bool>(sums: *mut u8, left: *const u8, righ
     }
 }
 
-/// Starts the sums with the product of the outliers: one k-step in BF16.
+/// Starts the sums of a C tile with the product of the outlier channels: one k-step in BF16.
 ///
 /// # Safety
-/// As for [`multiply`].
+/// Both operands must be readable for [`STEP_BYTES`], `sums` writable for [`CTILE_BYTES`], in a tile context.
 #[inline]
 pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, sums: *mut f32) {
     debug_assert_eq!(OUTLIERS, 32);
-    // SAFETY: promised by the caller; sums are laid out as results are.
+    // SAFETY: the operands are a k-step, `sums` is a C tile.
     unsafe {
         if rows > TILE_MR / 2 {
             start::<true>(act, weights);
@@ -309,14 +343,13 @@ pub unsafe fn outlier_product(act: *const u8, weights: *const u8, rows: usize, s
     }
 }
 
-/// Starts tmm0-3 at zero and loads the first k-step: tmm4 above tmm5 (if `TWO`) are activations, tmm6
-/// beside tmm7 weights.
+/// Sets tmm0-3 to zero and loads the first k-step.
 ///
 /// # Safety
-/// As for [`multiply`].
+/// Both operands must be readable for [`STEP_BYTES`], in a tile context.
 #[inline]
-pub unsafe fn start<const TWO: bool>(act: *const u8, weights: *const u8) {
-    // SAFETY: promised by the caller.
+unsafe fn start<const TWO: bool>(act: *const u8, weights: *const u8) {
+    // SAFETY: tiles of a k-step are 1,024 bytes apart.
     unsafe {
         asm!(
             "tilezero tmm0",

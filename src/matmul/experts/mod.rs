@@ -286,7 +286,7 @@ impl ExpertMul {
                 operand: choice.of(expert),
                 act: buffer.blocks(expert),
                 tiles: buffer.tiles,
-                block: expert.block as usize,
+                row_block: expert.block as usize,
                 outlier_set: if self.shares_rows() { 0 } else { expert.outlier_set as usize },
                 outlier_set_rows: usize::MAX,
                 slice: (expert.number as usize, 0),
