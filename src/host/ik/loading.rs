@@ -102,7 +102,7 @@ unsafe fn pack_mapped(
     true
 }
 
-/// Tells the kernel that mapped pages are not needed any more. Their contents stay: in the file, or in swap.
+/// Tells Linux that mapped pages are not needed any more. Their contents stay: in the file, or in swap.
 ///
 /// # Safety
 /// The range must be mapped.

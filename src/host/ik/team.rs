@@ -12,7 +12,7 @@ use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::{Rendezvous, Signal};
 use crate::warn;
 
-/// Bytes of a work buffer that stay in memory between runs. The kernel may take the rest when somebody else needs it.
+/// Bytes of a work buffer that stay in memory between runs. Linux may take the rest when somebody needs it.
 const KEPT_BYTES: usize = 32 << 20;
 /// After so many runs in a row that need less than a quarter of the work buffer, it is made smaller.
 const SMALL_RUNS: u32 = 16;
@@ -154,7 +154,7 @@ impl Team {
         }
     }
 
-    /// After a run: lets the kernel take memory that may not be needed soon.
+    /// After a run: lets Linux take memory that may not be needed soon.
     ///
     /// # Safety
     /// IDLE TEAM.
