@@ -42,11 +42,11 @@
  */
 enum ggml_amx_isa {
   /**
-   * The best one the CPU, the kernel and the environment variable GGML_AMX_ISA allow.
+   * The best one that the CPU, Linux and the environment variable GGML_AMX_ISA allow.
    */
   GGML_AMX_ISA_AUTO = 0,
   /**
-   * Plain code, any x86-64.
+   * Plain code, for any x86-64.
    */
   GGML_AMX_ISA_PORTABLE = 1,
   /**
@@ -72,15 +72,15 @@ enum ggml_amx_status {
    */
   GGML_AMX_NULL_POINTER = 1,
   /**
-   * struct_size is not the size this library was built with.
+   * struct_size is not the size that this library was built with.
    */
   GGML_AMX_BAD_STRUCT_SIZE = 2,
   /**
-   * The weight type is none that this library packs.
+   * This library does not pack the weight type.
    */
   GGML_AMX_UNKNOWN_TYPE = 3,
   /**
-   * A dimension is negative, not a multiple of the block, or overflows.
+   * A dimension is negative or not a multiple of the block, or a size overflows.
    */
   GGML_AMX_BAD_SHAPE = 4,
   /**
@@ -92,11 +92,11 @@ enum ggml_amx_status {
    */
   GGML_AMX_BUFFER_TOO_SMALL = 6,
   /**
-   * This CPU, or the environment, does not allow what was asked for, or the type's codebook is not there.
+   * The CPU or the environment does not allow what was asked for, or the type's codebook is missing.
    */
   GGML_AMX_NOT_AVAILABLE = 7,
   /**
-   * A bug in this library, or no memory; ggml_amx_last_error says more.
+   * Out of memory, or a bug in this library. ggml_amx_last_error says more.
    */
   GGML_AMX_INTERNAL = 8,
 };
@@ -257,7 +257,7 @@ struct ggml_tensor;
  */
 struct ggml_amx_mul_mat_args {
   /**
-   * `sizeof(struct ggml_amx_mul_mat_args)`, so that old programs are recognised.
+   * `sizeof(struct ggml_amx_mul_mat_args)`, by which the library knows the version that a program was built with.
    */
   size_t struct_size;
   /**
@@ -265,11 +265,11 @@ struct ggml_amx_mul_mat_args {
    */
   int32_t type;
   /**
-   * Most threads to use; 0 means all cores. Small products use fewer.
+   * The largest number of threads to use; 0 means one per core. Small products use fewer.
    */
   int32_t n_threads;
   /**
-   * Highest instruction set to use (`enum ggml_amx_isa`).
+   * The highest instruction set to use (`enum ggml_amx_isa`).
    */
   int32_t isa;
   /**
@@ -281,7 +281,7 @@ struct ggml_amx_mul_mat_args {
    */
   int64_t k;
   /**
-   * Rows of W: columns of the result.
+   * Rows of W, which are columns of the result.
    */
   int64_t n;
   /**
@@ -330,9 +330,9 @@ extern "C" {
 const char *ggml_amx_version(void);
 
 /**
- * What went wrong in the last call of the stand-alone API on this thread.
+ * The error of the last call of the stand-alone API on this thread.
  *
- * Returns: one line that names the argument; `""` if nothing went wrong. Never NULL.
+ * Returns: one line that names the bad argument; `""` if there was no error. Never NULL.
  *
  * Ownership: the library's. It is valid until the next call of this API on the same thread. Do not free it.
  *
@@ -341,19 +341,19 @@ const char *ggml_amx_version(void);
 const char *ggml_amx_last_error(void);
 
 /**
- * The best instruction set that can be used now: what the CPU and the kernel allow, and no more than the environment
- * variable `GGML_AMX_ISA` does.
+ * The best instruction set that can be used: what the CPU, Linux and the environment variable `GGML_AMX_ISA`
+ * allow.
  *
  * Returns: an `enum ggml_amx_isa`, never `GGML_AMX_ISA_AUTO`.
  *
- * Threads: any, at any time. The first call asks the kernel for AMX, once for the process.
+ * Threads: any, at any time. The first call asks Linux for permission to use AMX, once for the process.
  */
 int32_t ggml_amx_isa_available(void);
 
 /**
- * Why AMX is not what `ggml_amx_isa_available` returns.
+ * Why `ggml_amx_isa_available` does not return AMX.
  *
- * Returns: one line; `""` if it is AMX. Never NULL.
+ * Returns: one line; `""` if it does. Never NULL.
  *
  * Ownership: a static string of the library. Do not free it.
  *
@@ -369,7 +369,7 @@ const char *ggml_amx_isa_reason(void);
  * - `k`: weights per row, a multiple of the type's block.
  * - `n`: rows.
  *
- * Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+ * Returns: the number of bytes. 0 on error; `ggml_amx_last_error` says why.
  *
  * Threads: any, at any time.
  */
@@ -383,31 +383,31 @@ size_t ggml_amx_plain_size(int32_t type, int64_t k, int64_t n);
  * - `k`: weights per row, a multiple of the type's block.
  * - `n`: rows.
  *
- * Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+ * Returns: the number of bytes. 0 on error; `ggml_amx_last_error` says why.
  *
  * Threads: any, at any time.
  */
 size_t ggml_amx_packed_size(int32_t type, int64_t k, int64_t n);
 
 /**
- * Packs a weight matrix: the same bytes in another order, and rows past `n` zeroed.
+ * Packs a weight matrix: the same bytes in another order. The rows that round `n` up to 16 are zeroed.
  *
  * Parameters:
  * - `type`: the weight type, an `enum ggml_amx_type`.
  * - `k`: weights per row, a multiple of the type's block.
  * - `n`: rows.
- * - `plain`: the matrix as a GGUF file has it. It is only read, and needs no alignment.
+ * - `plain`: the matrix as a GGUF file has it, only read. It needs no alignment.
  * - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
  * - `packed`: where the packed matrix goes. It needs no alignment.
  * - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
  *
  * Returns: an `enum ggml_amx_status`. On error `packed` is untouched.
  *
- * Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change what is packed by this
- * function only: products remember what they measured of it.
+ * Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change packed bytes only by this
+ * function: products remember by address what they measured of a packed matrix.
  *
- * Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads, which
- * end or rest before the call returns.
+ * Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads of
+ * the library, which are idle or gone when the call returns.
  *
  * Preconditions:
  * Both pointers are NULL or valid for their sizes. The buffers do not overlap.
@@ -421,11 +421,11 @@ int32_t ggml_amx_pack(int32_t type,
                       size_t packed_size);
 
 /**
- * The inverse of `ggml_amx_pack`: gives back exactly the bytes that were packed.
+ * Unpacks a weight matrix: gives back exactly the bytes that `ggml_amx_pack` has read.
  *
  * Parameters:
  * - `type`, `k`, `n`: as they were for `ggml_amx_pack`.
- * - `packed`: the packed matrix. It is only read.
+ * - `packed`: the packed matrix, only read.
  * - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
  * - `plain`: where the matrix goes as a GGUF file has it. It needs no alignment.
  * - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
@@ -450,25 +450,25 @@ int32_t ggml_amx_unpack(int32_t type,
 /**
  * Multiplies packed weights with rows of floats.
  *
- * Every row of `dst` keeps this bound, whatever the weights, the row and the other rows are. Take at least 256 of the
- * row's results (of a smaller N: several matrices), and their squared error against double precision, relative to the
- * squares of the exact results. It is at most the largest of
+ * Every row of `dst` keeps this bound, whatever the weights, the row and the other rows are. Take at least 256 results
+ * of the row (if N is smaller, of several matrices): the sum of their squared errors against double precision, divided
+ * by the sum of the squared exact results, is at most the largest of
  * - twice that of 8 bits per 32 activations on exact weights, which is what ggml's own kernels do,
  * - a tenth of the weight type's own error, but at most 3e-4,
  * - 1e-5.
  *
- * Activations below 1e-30 count as 0. A row or a scale that is not finite gives results that are not. The number of
- * threads never changes a bit. The bound is kept by an estimate made beforehand; docs/numerics.md names the matrices that
- * it leaves open.
+ * Activations below 1e-30 count as 0. An activation or a scale that is not finite gives results that are not finite.
+ * The number of threads never changes a bit. The library keeps the bound by estimating errors before it multiplies;
+ * docs/numerics.md names the matrices for which the estimate may fail.
  *
  * Parameters:
- * - `args`: all arguments, see `struct ggml_amx_mul_mat_args`. The struct is only read.
+ * - `args`: all arguments, see `struct ggml_amx_mul_mat_args`; only read.
  *
- * Returns: an `enum ggml_amx_status`. On error `dst` is untouched. `GGML_AMX_NOT_AVAILABLE` also for the IQ1, IQ2 and IQ3
- * types where no ggml is in the process: its decoders have their codebooks.
+ * Returns: an `enum ggml_amx_status`. On error `dst` is untouched. For the IQ1, IQ2 and IQ3 types it is
+ * `GGML_AMX_NOT_AVAILABLE` if no ggml is in the process, because their codebooks are read off its decoders.
  *
- * Ownership: the struct and all buffers stay the caller's. The library keeps no pointer to them, but remembers by its
- * address what it measured of a packed matrix, until `ggml_amx_pack` writes there.
+ * Ownership: the struct and all buffers stay the caller's, and the library does not use them after the call. But it
+ * remembers by address what it measured of a packed matrix, until `ggml_amx_pack` writes there.
  *
  * Threads: any. Calls may run at the same time if each has a `dst` of its own; they may share weights and activations.
  * The call starts up to `n_threads` threads and ends them before it returns.
@@ -480,16 +480,16 @@ int32_t ggml_amx_unpack(int32_t type,
 int32_t ggml_amx_mul_mat(const struct ggml_amx_mul_mat_args *args);
 
 /**
- * The buffer type `AMX`: weights of the packed types in it are multiplied by this library.
+ * The buffer type `AMX`. This library multiplies the weights in its buffers, if it packs their type.
  *
- * The first call decides whether there is one, and logs one line that says so.
+ * The first call decides whether there is such a buffer type, and logs one line that says so.
  *
- * Returns: the same pointer at every call from one host. NULL when the library steps aside: no ggml in the process whose
- * layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. Of several hosts in a
- * process the one that the calling object is linked with is served; a second one of a kind has a buffer type, and all
- * else, of its own.
+ * Returns: the same pointer at every call from one host. NULL when the library steps aside: there is no ggml in the
+ * process whose layout it can find out, no AMX (unless `GGML_AMX_ISA` asks for less), or `GGML_AMX_MODE=off`. If there
+ * are several ggml hosts in the process, the one that the calling object is linked with is meant. Each has a buffer
+ * type of its own.
  *
- * Ownership: the library's, for as long as the process lives. Buffers made of it are freed by ggml's own functions.
+ * Ownership: the library's, for as long as the process lives. Its buffers are freed by ggml's own functions.
  *
  * Threads: any, at any time.
  */
@@ -498,8 +498,8 @@ struct ggml_backend_buffer_type *ggml_backend_amx_buffer_type(void);
 /**
  * The extra buffer types of this library.
  *
- * Returns: a NULL-terminated array, never NULL itself. It holds `ggml_backend_amx_buffer_type()`, or nothing but the NULL
- * when that is NULL.
+ * Returns: a NULL-terminated array, never NULL itself. It holds `ggml_backend_amx_buffer_type()`, or nothing but the
+ * NULL when that is NULL.
  *
  * Ownership: the library's, for as long as the process lives. Do not free or change it.
  *
@@ -508,23 +508,23 @@ struct ggml_backend_buffer_type *ggml_backend_amx_buffer_type(void);
 struct ggml_backend_buffer_type **ggml_backend_amx_get_extra_bufts(void);
 
 /**
- * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer. What is accepted while a model loads is
- * computed at run time.
+ * Whether the CPU device can run `op`, one of whose sources lies in an AMX buffer. An operation that is accepted while
+ * a model loads is computed later.
  *
  * Parameters:
- * - `dev`: not looked at; may be NULL.
- * - `op`: a node of the calling host's graph. A loader asks with the weights in an AMX buffer of no size.
+ * - `dev`: ignored; may be NULL.
+ * - `op`: a node of the calling host's graph. A loader asks with the weights in an empty AMX buffer.
  *
  * Returns: true for
- * - MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches that ggml broadcasts, any
- *   ids, and a result in F32,
- * - the same with many rows on BF16 and F16 weights,
+ * - MUL_MAT and MUL_MAT_ID with packed weights (src0), src1 F32 with any strides, any batches that ggml broadcasts,
+ *   any ids, and a result in F32,
+ * - the same with BF16 or F16 weights and many rows of src1,
  * - operations whose sources in AMX buffers are all stored plain,
- * - in ik_llama.cpp, FUSED_UP_GATE and MOE_FUSED_UP_GATE, of whose two matrices one may be packed and one plain.
+ * - in ik_llama.cpp, FUSED_UP_GATE and MOE_FUSED_UP_GATE; one of the two matrices may be packed and the other plain.
  *
- * In ik_llama.cpp a loader gets true only for matrices that graphs do nothing else with, and only if this host was seen to
- * ask `ggml_backend_amx_compute_forward` about every product. False for all else, for NULL, and when the library stepped
- * aside.
+ * In ik_llama.cpp a loader gets true only for matrices that graphs only multiply with, and only if this host was seen
+ * to call `ggml_backend_amx_compute_forward` for every product. False for all other operations, for NULL, and when the
+ * library stepped aside.
  *
  * Ownership: nothing is kept.
  *
@@ -537,15 +537,15 @@ bool ggml_backend_amx_supports_op(struct ggml_backend_device *dev,
                                   const struct ggml_tensor *op);
 
 /**
- * How large a work buffer the product `op` needs.
+ * The size of the work buffer that the product `op` needs.
  *
  * Parameters:
  * - `n_threads`: threads that will compute it.
  * - `op`: a node of the calling host's graph.
- * - `size`: where the number of bytes goes.
+ * - `size`: where the number of bytes is written.
  *
- * Returns: true, and the bytes in `size`. False, with `size` untouched, if the operation is not computed here, for NULL
- * arguments, and when the library stepped aside.
+ * Returns: true, with the number of bytes in `size`. False, with `size` untouched, if this library does not compute
+ * the operation, for NULL arguments, and when the library stepped aside.
  *
  * Ownership: nothing is kept.
  *
@@ -559,18 +559,18 @@ bool ggml_backend_amx_work_size(int32_t n_threads,
                                 size_t *size);
 
 /**
- * Computes this thread's part of `op`, if it is a product that is computed here.
+ * Computes this thread's part of `op`, if this library computes it.
  *
  * Parameters:
- * - `params`: as the host gives them to its own kernels: `ith`, `nth`, a `wdata` of at least `ggml_backend_amx_work_size`
- *   bytes for `nth` threads, and the thread pool to wait in (in ik_llama.cpp any pointer that the threads of a run, and no
- *   others, have in common: its `shared`).
+ * - `params`: as the host gives them to its own kernels: `ith`, `nth`, a `wdata` of at least as many bytes as
+ *   `ggml_backend_amx_work_size` gives for `nth` threads, and the thread pool to wait in. In ik_llama.cpp the last is
+ *   `shared`: any pointer that the threads of a run have in common, and no other threads have.
  * - `op`: a node of the calling host's graph.
  *
- * Returns: true when this thread's part is done. False, with nothing written, if the operation is not ours, for NULL
- * arguments, and when the library stepped aside. A product on packed weights that cannot be computed (a work buffer too
- * small, an operand without data, an id that is no expert) ends the process through `ggml_abort` with a message: no other
- * code could read the weights.
+ * Returns: true when this thread's part is done. False, with nothing written, if this library does not compute the
+ * operation, for NULL arguments, and when the library stepped aside. A product on packed weights that cannot be
+ * computed (the work buffer is too small, an operand has no data, an id is not that of an expert) ends the process
+ * through `ggml_abort` with a message, because no other code could read the weights.
  *
  * Ownership: everything stays the host's.
  *

@@ -1,25 +1,25 @@
 //! `ggml-amx`: an AMX weight path for any ggml host.
 //!
-//! The crate replaces ggml's C++ AMX backend. It holds quantised weights in a packed form that the
-//! tile unit and AVX-512 VNNI read well, and computes `MUL_MAT` on them. Data flows straight down
-//! these floors, imports point down only:
+//! The crate replaces ggml's C++ AMX backend. It holds quantised weights in a packed form that the tile unit and
+//! AVX-512 VNNI read well, and computes `MUL_MAT` on them. Data flows straight down these floors, and imports point
+//! down only:
 //!
 //! | floor | what it does |
 //! |---|---|
 //! | [`capi`] | the exported symbols; panics and NULLs stop here |
-//! | [`host`] | ggml's structs, found out at run time, the C++ objects llama.cpp expects, callbacks |
-//! | [`buffer`] | buffer type, buffers, tensor reads and writes at any offset |
+//! | [`host`] | ggml's structs, found out at run time; what a host calls: buffer type, C++ objects, seam |
+//! | [`buffer`] | packing and unpacking of any byte range; the memory that holds weights |
 //! | [`attention`] | FLASH_ATTN_EXT: softmax between two products on the tile unit |
 //! | [`matmul`] | what to run, in which blocks, on which thread |
 //! | [`kernel`] | the inner loops, per instruction set |
-//! | [`panel`] | what the inner loops eat: quantised activations, packed weight matrices |
+//! | [`panel`] | what the inner loops read: quantised activations, packed weight matrices |
 //! | [`format`] | the table of GGUF weight types, one file per type |
 //! | [`cpu`] | features, AMX permission, tile configuration, memory |
 //! | [`diag`] | log, errors, environment |
 //! | [`process`] | which process this is after a fork; locks, and things made once |
 //!
-//! The C surface is `include/ggml-amx.h`; the modules are public for this crate's own tests and
-//! benchmarks and promise no stability.
+//! The C surface is `include/ggml-amx.h`. The modules are public for this crate's own tests and benchmarks, and promise
+//! no stability.
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("ggml-amx is for x86-64: AMX exists nowhere else");

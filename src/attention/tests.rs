@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::cpu;
-use crate::kernel::tests::Random;
 use crate::kernel::tile_gemm::{SAME, accumulate};
+use crate::testing::random::Random;
 
 /// Outputs over which the error of a row is taken: as many draws of the same case as that needs.
 const POOL: usize = 256;

@@ -5,8 +5,8 @@ use crate::process::{Mutex, MutexGuard};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cpu::limits;
 use crate::cpu::memory::Region;
+use crate::cpu::system;
 use crate::{info, warn};
 
 /// What is known of a region.
@@ -84,14 +84,14 @@ pub fn lock_as_the_host_does() {
 }
 
 /// Whether this process has locked memory; `None` if that cannot be read now (no descriptor is left): it is asked again then.
-fn process_locks(read: impl Fn(&Path) -> limits::Text) -> Option<bool> {
+fn process_locks(read: impl Fn(&Path) -> system::Text) -> Option<bool> {
     let status = read(Path::new("/proc/self/status")).ok()?.unwrap_or_default();
-    Some(limits::kilobytes("VmLck", &status).unwrap_or(0) > 0)
+    Some(system::kilobytes("VmLck", &status).unwrap_or(0) > 0)
 }
 
 #[cold]
 fn decide() {
-    match process_locks(limits::text) {
+    match process_locks(system::text) {
         Some(true) => {}
         Some(false) => return,
         None => return UNDECIDED.store(true, Ordering::Release),

@@ -1,5 +1,5 @@
-//! The structs of the header. Nothing else is in here, and nothing of this crate is used: the build script includes
-//! this file too, and lets a C compiler compare sizes and offsets with those of `include/ggml-amx.h`.
+//! The structs of the header, and nothing that needs the rest of the crate: the build script includes this file too,
+//! and lets a C compiler compare sizes and offsets with those of `include/ggml-amx.h`.
 
 use core::ffi::c_void;
 
@@ -7,19 +7,19 @@ use core::ffi::c_void;
 /// i < m, j < n, l < k.
 #[repr(C)]
 pub struct MulMatArgs {
-    /// `sizeof(struct ggml_amx_mul_mat_args)`, so that old programs are recognised.
+    /// `sizeof(struct ggml_amx_mul_mat_args)`, by which the library knows the version that a program was built with.
     pub struct_size: usize,
     /// Weight type, ggml's number (`enum ggml_amx_type`).
     pub r#type: i32,
-    /// Most threads to use; 0 means all cores. Small products use fewer.
+    /// The largest number of threads to use; 0 means one per core. Small products use fewer.
     pub n_threads: i32,
-    /// Highest instruction set to use (`enum ggml_amx_isa`).
+    /// The highest instruction set to use (`enum ggml_amx_isa`).
     pub isa: i32,
     /// Must be 0.
     pub reserved: i32,
     /// Weights per row, a multiple of the type's block.
     pub k: i64,
-    /// Rows of W: columns of the result.
+    /// Rows of W, which are columns of the result.
     pub n: i64,
     /// Rows of src1 and of the result.
     pub m: i64,

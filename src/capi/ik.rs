@@ -32,9 +32,7 @@ macro_rules! wrapped {
 
         /// Address of the host's function of this index, if the linker was told to wrap it; else 0.
         fn linked(index: usize) -> usize {
-            // Volatile, because the compiler must not assume that the address of a function is never null.
-            // SAFETY: the table has a word per name, which the linker fills.
-            unsafe { (&raw const ggml_amx_wrapped).cast::<usize>().add(index).read_volatile() }
+            ggml_amx_wrapped(index)
         }
 
         /// Where the functions of hosts were found.

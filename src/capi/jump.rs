@@ -1,18 +1,18 @@
-//! Functions in front of the host's that hand calls on untouched, by jumps: with registers and stack as they came. So arguments
-//! that a later version of the host adds arrive, what it returns is what the caller gets, and exceptions pass.
+//! Functions in front of the host's that hand calls on by a jump, with registers and stack as they came. So arguments
+//! that a later version of the host adds arrive, the caller gets what the host's function returns, and exceptions pass.
 //!
-//! - [`goes_where`] asks a function of this library where calls from a place go: to the host's own function, or to one of ours.
-//! - [`jumps_on`] is one of ours, for a kernel: it asks a function of this library with the arguments that are known, and where
-//!   that declines jumps to the host's own.
+//! - [`goes_where`] declares a function that asks where the call goes: to the host's own function, or to one of ours.
+//! - [`jumps_on`] declares one of ours for a kernel. It asks a function of this library, with the arguments that are
+//!   known. If that declines, it jumps to the host's own kernel.
 
-/// Words of stack between the saved registers and the caller's frame: six integer registers, `rax` (vector registers
-/// of a variadic call), `r10` (static chain), and `xmm0` to `xmm7`.
+/// Bytes of the registers that are saved on the stack: six integer registers, `rax` (number of vector registers in a
+/// variadic call), `r10` (static chain), and `xmm0` to `xmm7`.
 pub(super) const SAVED: usize = 8 * 8 + 8 * 16;
 
-/// What is answered to a question of [`jumps_on`].
+/// The answer to a function that [`jumps_on`] has declared.
 #[repr(u8)]
 pub(super) enum Answer {
-    /// The host shall do it.
+    /// The host does it.
     Declined = 0,
     /// Everything is done, and the caller gets `true`.
     Done = 1,
@@ -30,7 +30,7 @@ impl From<Option<bool>> for Answer {
     }
 }
 
-/// Saves the registers that may hold arguments, behind a frame of so many bytes.
+/// Makes a stack frame of `{frame}` bytes and saves the registers that may hold arguments in it.
 macro_rules! save {
     () => {
         concat!(
@@ -62,7 +62,7 @@ macro_rules! save {
 }
 pub(super) use save;
 
-/// Jumps to the address in `rax`, with registers and stack as they came.
+/// Jumps to the address in `rax`, with registers and stack as they were before `save!`.
 macro_rules! jump {
     () => {
         concat!(
@@ -93,8 +93,8 @@ macro_rules! jump {
 }
 pub(super) use jump;
 
-/// Declares `$name`, which jumps to where `$find` (`extern "C"`) says for the address that the call returns to and the first two
-/// integer arguments.
+/// Declares `$name`, which jumps to the address that `$find` (`extern "C"`) returns. `$find` gets the address that the
+/// call returns to and the first two integer arguments.
 macro_rules! goes_where {
     ($(#[$attribute:meta])* $name:ident: $find:path) => {
         $(#[$attribute])*
@@ -116,8 +116,9 @@ macro_rules! goes_where {
 }
 pub(super) use goes_where;
 
-/// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns an [`Answer`]) with a copy of the `$words`
-/// words of stack that it knows, and, where that declines, jumps to what `$real` (`extern "C"`) returns.
+/// Declares `$name`, which calls `$ask` (an `extern "C"` function that returns an [`Answer`]) with the arguments in
+/// registers and a copy of the first `$words` words on the stack. If that declines, it jumps to the address that
+/// `$real` (`extern "C"`) returns.
 macro_rules! jumps_on {
     ($(#[$attribute:meta])* $name:ident: $ask:path, or $real:path, $words:expr) => {
         $(#[$attribute])*
@@ -125,7 +126,8 @@ macro_rules! jumps_on {
         pub unsafe extern "C" fn $name() {
             std::arch::naked_asm!(
                 $crate::capi::jump::save!(),
-                // The known arguments on the stack, once more: behind the saved frame pointer and the return address.
+                // Copies the known arguments on the stack. They lie behind the saved frame pointer and the return
+                // address.
                 "lea rsi, [rbp + 16]",
                 "mov rdi, rsp",
                 "mov ecx, {words}",
@@ -163,29 +165,9 @@ mod tests {
 
     use super::Answer;
 
-    /// Six integers in registers, nine floats of which one is on the stack, and more integers.
-    type Known = unsafe extern "C" fn(
-        i32,
-        f32,
-        i64,
-        f32,
-        i32,
-        f32,
-        i64,
-        f32,
-        i32,
-        f32,
-        i64,
-        f32,
-        f32,
-        f32,
-        f32,
-        i64,
-        i32,
-        *const u8,
-    ) -> Answer;
-    /// The same with two more at the end, and another result.
-    type Later = unsafe extern "C" fn(
+    /// What `ask` takes (six integers in registers, nine floats of which one is on the stack, and more integers), two
+    /// more arguments at the end, and another result.
+    type LaterArgs = unsafe extern "C" fn(
         i32,
         f32,
         i64,
@@ -251,7 +233,7 @@ mod tests {
             SEEN.lock().unwrap().clear();
             // SAFETY: both functions take these arguments.
             let result = unsafe {
-                std::mem::transmute::<*const (), Later>(in_front as *const ())(
+                std::mem::transmute::<*const (), LaterArgs>(in_front as *const ())(
                     1,
                     2.,
                     3,
@@ -281,6 +263,5 @@ mod tests {
             TAKE.store(answer, Ordering::Relaxed);
             assert_eq!(call(), (wanted, known.clone()));
         }
-        let _: Known = ask;
     }
 }

@@ -1,5 +1,5 @@
-//! The API that needs no ggml: pack, unpack, multiply. For C test harnesses, and for programs that
-//! have weights in GGUF's formats and nothing else of ggml.
+//! The API that needs no ggml: pack, unpack, multiply. For C test harnesses, and for programs that have weights in
+//! GGUF's formats and nothing else of ggml. Every argument is checked here; nothing below is called with a bad one.
 
 use libc::{c_char, c_void};
 
@@ -16,7 +16,7 @@ use crate::panel::weights::Shape;
 use super::args::MulMatArgs;
 use super::threads;
 
-/// Runs `f` inside function `name`, and remembers its error, which may be a panic, for `ggml_amx_last_error`.
+/// Runs the body of function `name`. An error is kept for `ggml_amx_last_error`; a panic becomes one.
 fn guarded<T>(name: &str, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Status> {
     error::clear_last();
     let done = border::caught(name, f).unwrap_or_else(|why| Err(Error::new(Status::Internal, why)));
@@ -67,9 +67,9 @@ pub extern "C" fn ggml_amx_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// What went wrong in the last call of the stand-alone API on this thread.
+/// The error of the last call of the stand-alone API on this thread.
 ///
-/// Returns: one line that names the argument; `""` if nothing went wrong. Never NULL.
+/// Returns: one line that names the bad argument; `""` if there was no error. Never NULL.
 ///
 /// Ownership: the library's. It is valid until the next call of this API on the same thread. Do not free it.
 ///
@@ -79,20 +79,20 @@ pub extern "C" fn ggml_amx_last_error() -> *const c_char {
     ffi_boundary!("ggml_amx_last_error", else c"".as_ptr(), { error::last() })
 }
 
-/// The best instruction set that can be used now: what the CPU and the kernel allow, and no more than the environment
-/// variable `GGML_AMX_ISA` does.
+/// The best instruction set that can be used: what the CPU, Linux and the environment variable `GGML_AMX_ISA`
+/// allow.
 ///
 /// Returns: an `enum ggml_amx_isa`, never `GGML_AMX_ISA_AUTO`.
 ///
-/// Threads: any, at any time. The first call asks the kernel for AMX, once for the process.
+/// Threads: any, at any time. The first call asks Linux for permission to use AMX, once for the process.
 #[unsafe(no_mangle)]
 pub extern "C" fn ggml_amx_isa_available() -> i32 {
     ffi_boundary!("ggml_amx_isa_available", else Isa::Portable as i32, { cpu::isa() as i32 })
 }
 
-/// Why AMX is not what `ggml_amx_isa_available` returns.
+/// Why `ggml_amx_isa_available` does not return AMX.
 ///
-/// Returns: one line; `""` if it is AMX. Never NULL.
+/// Returns: one line; `""` if it does. Never NULL.
 ///
 /// Ownership: a static string of the library. Do not free it.
 ///
@@ -101,7 +101,7 @@ pub extern "C" fn ggml_amx_isa_available() -> i32 {
 pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
     static REASON: crate::process::Once<std::ffi::CString> = crate::process::Once::new();
     ffi_boundary!("ggml_amx_isa_reason", else c"a bug in ggml-amx: a panic, see standard error".as_ptr(), {
-        // Asked before the initialiser runs: the environment is read, and what is wrong with it is logged.
+        // Before the initialiser runs, because this may read the environment, and log what is wrong with it.
         let reason = cpu::why_not_amx().unwrap_or_default();
         REASON.get_or_init(|| std::ffi::CString::new(reason).unwrap_or_default()).as_ptr()
     })
@@ -114,7 +114,7 @@ pub extern "C" fn ggml_amx_isa_reason() -> *const c_char {
 /// - `k`: weights per row, a multiple of the type's block.
 /// - `n`: rows.
 ///
-/// Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+/// Returns: the number of bytes. 0 on error; `ggml_amx_last_error` says why.
 ///
 /// Threads: any, at any time.
 #[unsafe(no_mangle)]
@@ -129,7 +129,7 @@ pub extern "C" fn ggml_amx_plain_size(r#type: i32, k: i64, n: i64) -> usize {
 /// - `k`: weights per row, a multiple of the type's block.
 /// - `n`: rows.
 ///
-/// Returns: bytes; 0 on error, and `ggml_amx_last_error` says why.
+/// Returns: the number of bytes. 0 on error; `ggml_amx_last_error` says why.
 ///
 /// Threads: any, at any time.
 #[unsafe(no_mangle)]
@@ -137,24 +137,24 @@ pub extern "C" fn ggml_amx_packed_size(r#type: i32, k: i64, n: i64) -> usize {
     guarded("ggml_amx_packed_size", || Ok(shape(r#type, k, n)?.packed_size())).unwrap_or(0)
 }
 
-/// Packs a weight matrix: the same bytes in another order, and rows past `n` zeroed.
+/// Packs a weight matrix: the same bytes in another order. The rows that round `n` up to 16 are zeroed.
 ///
 /// Parameters:
 /// - `type`: the weight type, an `enum ggml_amx_type`.
 /// - `k`: weights per row, a multiple of the type's block.
 /// - `n`: rows.
-/// - `plain`: the matrix as a GGUF file has it. It is only read, and needs no alignment.
+/// - `plain`: the matrix as a GGUF file has it, only read. It needs no alignment.
 /// - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
 /// - `packed`: where the packed matrix goes. It needs no alignment.
 /// - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
 ///
 /// Returns: an `enum ggml_amx_status`. On error `packed` is untouched.
 ///
-/// Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change what is packed by this
-/// function only: products remember what they measured of it.
+/// Ownership: both buffers stay the caller's. `plain` is not needed after the call. Change packed bytes only by this
+/// function: products remember by address what they measured of a packed matrix.
 ///
-/// Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads, which
-/// end or rest before the call returns.
+/// Threads: any. Calls on different buffers may run at the same time. A large matrix is packed on several threads of
+/// the library, which are idle or gone when the call returns.
 ///
 /// # Safety
 /// Both pointers are NULL or valid for their sizes. The buffers do not overlap.
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn ggml_amx_pack(
         at_least("plain_size", plain_size, shape.plain_size())?;
         at_least("packed_size", packed_size, shape.packed_size())?;
         let packed = packed.cast::<u8>();
-        // SAFETY: both buffers were checked to be large enough.
+        // SAFETY: both pointers are valid for their sizes (`# Safety`), which were checked to be large enough.
         unsafe {
             let last = shape.packed_size().saturating_sub(shape.panel_bytes());
             std::ptr::write_bytes(packed.add(last), 0, shape.packed_size() - last);
@@ -187,11 +187,11 @@ pub unsafe extern "C" fn ggml_amx_pack(
     }))
 }
 
-/// The inverse of `ggml_amx_pack`: gives back exactly the bytes that were packed.
+/// Unpacks a weight matrix: gives back exactly the bytes that `ggml_amx_pack` has read.
 ///
 /// Parameters:
 /// - `type`, `k`, `n`: as they were for `ggml_amx_pack`.
-/// - `packed`: the packed matrix. It is only read.
+/// - `packed`: the packed matrix, only read.
 /// - `packed_size`: bytes at `packed`, at least `ggml_amx_packed_size(type, k, n)`.
 /// - `plain`: where the matrix goes as a GGUF file has it. It needs no alignment.
 /// - `plain_size`: bytes at `plain`, at least `ggml_amx_plain_size(type, k, n)`.
@@ -220,7 +220,7 @@ pub unsafe extern "C" fn ggml_amx_unpack(
         not_null("plain", plain)?;
         at_least("packed_size", packed_size, shape.packed_size())?;
         at_least("plain_size", plain_size, shape.plain_size())?;
-        // SAFETY: both buffers were checked to be large enough.
+        // SAFETY: both pointers are valid for their sizes (`# Safety`), which were checked to be large enough.
         unsafe {
             let plain = std::slice::from_raw_parts_mut(plain.cast::<u8>(), shape.plain_size());
             buffer::read(&shape, packed.cast(), 0, plain);
@@ -245,7 +245,7 @@ fn chosen_isa(isa: i32) -> Result<Isa, Error> {
     Ok(wanted)
 }
 
-/// Checks a matrix of floats: its stride, and that its bytes do not wrap around.
+/// Checks the stride of a matrix of floats, and that the matrix fits the address space.
 fn check_rows(name: &str, stride: usize, rows: i64, row_bytes: usize) -> Result<(), Error> {
     if stride < row_bytes || !stride.is_multiple_of(4) {
         return fail(
@@ -292,31 +292,32 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
         output: Output { data: args.dst.cast(), nb: [args.dst_stride, 0, 0] },
     };
     product.check().map_err(|why| Error::new(Status::BadShape, why))?;
-    // SAFETY: pointers and sizes were checked, and the instruction set is usable.
+    // SAFETY: the product was checked; its pointers are valid for their sizes (`# Safety` of `ggml_amx_mul_mat`),
+    // and the instruction set can be used.
     unsafe { threads::run(&product, Settings { isa, demand: demand_of_user() }, args.n_threads as usize) }
 }
 
 /// Multiplies packed weights with rows of floats.
 ///
-/// Every row of `dst` keeps this bound, whatever the weights, the row and the other rows are. Take at least 256 of the
-/// row's results (of a smaller N: several matrices), and their squared error against double precision, relative to the
-/// squares of the exact results. It is at most the largest of
+/// Every row of `dst` keeps this bound, whatever the weights, the row and the other rows are. Take at least 256 results
+/// of the row (if N is smaller, of several matrices): the sum of their squared errors against double precision, divided
+/// by the sum of the squared exact results, is at most the largest of
 /// - twice that of 8 bits per 32 activations on exact weights, which is what ggml's own kernels do,
 /// - a tenth of the weight type's own error, but at most 3e-4,
 /// - 1e-5.
 ///
-/// Activations below 1e-30 count as 0. A row or a scale that is not finite gives results that are not. The number of
-/// threads never changes a bit. The bound is kept by an estimate made beforehand; docs/numerics.md names the matrices that
-/// it leaves open.
+/// Activations below 1e-30 count as 0. An activation or a scale that is not finite gives results that are not finite.
+/// The number of threads never changes a bit. The library keeps the bound by estimating errors before it multiplies;
+/// docs/numerics.md names the matrices for which the estimate may fail.
 ///
 /// Parameters:
-/// - `args`: all arguments, see `struct ggml_amx_mul_mat_args`. The struct is only read.
+/// - `args`: all arguments, see `struct ggml_amx_mul_mat_args`; only read.
 ///
-/// Returns: an `enum ggml_amx_status`. On error `dst` is untouched. `GGML_AMX_NOT_AVAILABLE` also for the IQ1, IQ2 and IQ3
-/// types where no ggml is in the process: its decoders have their codebooks.
+/// Returns: an `enum ggml_amx_status`. On error `dst` is untouched. For the IQ1, IQ2 and IQ3 types it is
+/// `GGML_AMX_NOT_AVAILABLE` if no ggml is in the process, because their codebooks are read off its decoders.
 ///
-/// Ownership: the struct and all buffers stay the caller's. The library keeps no pointer to them, but remembers by its
-/// address what it measured of a packed matrix, until `ggml_amx_pack` writes there.
+/// Ownership: the struct and all buffers stay the caller's, and the library does not use them after the call. But it
+/// remembers by address what it measured of a packed matrix, until `ggml_amx_pack` writes there.
 ///
 /// Threads: any. Calls may run at the same time if each has a `dst` of its own; they may share weights and activations.
 /// The call starts up to `n_threads` threads and ends them before it returns.
@@ -328,7 +329,7 @@ fn mul_mat(args: &MulMatArgs) -> Result<(), Error> {
 pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
     status(guarded("ggml_amx_mul_mat", || {
         not_null("args", args)?;
-        // SAFETY: every version of the struct starts with its size.
+        // SAFETY: not NULL, and every version of the struct starts with its size.
         let size = unsafe { (&raw const (*args).struct_size).read() };
         if size != size_of::<MulMatArgs>() {
             return fail(
@@ -336,7 +337,7 @@ pub unsafe extern "C" fn ggml_amx_mul_mat(args: *const MulMatArgs) -> i32 {
                 format!("struct_size is {size}, this library expects {}", size_of::<MulMatArgs>()),
             );
         }
-        // SAFETY: the caller's struct is the one we know.
+        // SAFETY: the struct has the size of the one that is known here.
         mul_mat(unsafe { &*args })
     }))
 }

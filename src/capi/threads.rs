@@ -1,6 +1,6 @@
-//! Threads for one product of the stand-alone API, where no host lends any. They are started for the call and joined at
-//! its end, so a forked child needs nothing from its parent. A thread that cannot be started is done without: the
-//! others learn how many they are only when all have been started.
+//! Threads for one product of the stand-alone API, which has no host to lend any. They are started for the call and
+//! joined at its end, so a forked child needs none of its parent's. If one cannot be started, the others do its part:
+//! they begin when it is known how many they are.
 
 use std::any::Any;
 use std::mem::MaybeUninit;
@@ -13,88 +13,88 @@ use libc::{c_void, pthread_t};
 use crate::diag::{Error, Status};
 use crate::matmul::{MatMul, Settings, Thread};
 
-/// Nobody has more cores.
+/// More threads than any machine has cores.
 const MAX_THREADS: usize = 1024;
-/// Multiplications for which a thread more is worth its start and join: that takes about 20 microseconds, in which a core
-/// reads 200 KB of weights.
+/// Multiplications for which a thread more is worth its start and join: that takes about 20 microseconds, in which a
+/// core reads 200 KB of weights.
 const MULS_PER_THREAD: usize = 1 << 18;
-/// Columns of weights that are not cut between threads.
-const COLUMNS: usize = 32;
+/// Columns and rows of the result that are not split over threads.
+const UNIT: usize = 32;
 
 /// Bytes of a thread's stack: as much as Rust gives its own.
 const STACK: usize = 2 << 20;
 
-/// What the threads of a product agree on: how many they are, and where they wait.
-struct Team {
-    state: Mutex<State>,
+/// What the threads of a product share: how many they are, and where they wait for each other.
+struct Workers {
+    progress: Mutex<Progress>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    /// How many threads there are; 0 as long as they are being started.
+struct Progress {
+    /// How many threads there are; 0 while they are being started.
     count: usize,
-    /// How many of them wait.
+    /// How many of them wait at the barrier.
     waiting: usize,
-    /// How often all of them have met.
+    /// How often all of them have met at the barrier.
     round: usize,
-    /// What the first of them has panicked with: nobody waits for it any more.
+    /// What the first one that panicked has panicked with. From then on nobody waits.
     panic: Option<Box<dyn Any + Send>>,
 }
 
-/// What a thread panics with that would wait for one that has.
-struct Broken;
+/// The panic of a thread that would have waited for one that has panicked.
+struct OtherPanicked;
 
-impl Team {
+impl Workers {
     fn new() -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new() }
+        Self { progress: Mutex::default(), changed: Condvar::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked left it whole: nothing in here panics halfway.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        // It is whole even if a thread has panicked: nothing that changes it panics halfway.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_while<'a>(
         &self,
-        state: MutexGuard<'a, State>,
-        what: impl FnMut(&mut State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        self.changed.wait_while(state, what).unwrap_or_else(PoisonError::into_inner)
+        progress: MutexGuard<'a, Progress>,
+        what: impl FnMut(&mut Progress) -> bool,
+    ) -> MutexGuard<'a, Progress> {
+        self.changed.wait_while(progress, what).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the threads how many they are: now they may begin.
+    /// Tells the threads how many they are, and lets them begin.
     fn begin(&self, count: usize) {
-        self.state().count = count;
+        self.progress().count = count;
         self.changed.notify_all();
     }
 
-    /// Waits for that number.
+    /// How many threads there are. Waits for [`Workers::begin`].
     fn count(&self) -> usize {
-        self.wait_while(self.state(), |s| s.count == 0).count
+        self.wait_while(self.progress(), |p| p.count == 0).count
     }
 
-    /// Waits for all threads. Panics if one of them has.
+    /// The barrier: waits for all threads. Panics if one of them has.
     fn meet(&self) {
-        let mut state = self.state();
-        state.waiting += 1;
-        if state.waiting == state.count {
-            (state.waiting, state.round) = (0, state.round.wrapping_add(1));
+        let mut progress = self.progress();
+        progress.waiting += 1;
+        if progress.waiting == progress.count {
+            (progress.waiting, progress.round) = (0, progress.round.wrapping_add(1));
             self.changed.notify_all();
         } else {
-            let round = state.round;
-            state = self.wait_while(state, |s| s.round == round && s.panic.is_none());
+            let round = progress.round;
+            progress = self.wait_while(progress, |p| p.round == round && p.panic.is_none());
         }
-        if state.panic.is_some() {
-            drop(state);
-            resume_unwind(Box::new(Broken));
+        if progress.panic.is_some() {
+            drop(progress);
+            resume_unwind(Box::new(OtherPanicked));
         }
     }
 
-    /// Runs one thread's part; a panic in it lets the others go.
+    /// Runs one thread's part. A panic in it is kept, and lets the others go on.
     fn guard(&self, part: impl FnOnce()) {
         if let Err(why) = catch_unwind(AssertUnwindSafe(part)) {
-            self.state().panic.get_or_insert(why);
+            self.progress().panic.get_or_insert(why);
             self.changed.notify_all();
         }
     }
@@ -102,31 +102,31 @@ impl Team {
 
 /// What a thread is started with.
 struct Start<'a> {
-    team: &'a Team,
+    workers: &'a Workers,
     index: usize,
-    /// Does the part of a thread of so many.
+    /// Does a thread's part; gets its index and the number of threads.
     part: &'a (dyn Fn(usize, usize) + Sync),
 }
 
 extern "C" fn run_started(start: *mut c_void) -> *mut c_void {
-    // SAFETY: `start` lets what it points to live until the thread was joined.
+    // SAFETY: the `Start` of this thread, which lives until the thread is joined (see `start`).
     let start = unsafe { &*start.cast::<Start<'_>>() };
-    start.team.guard(|| (start.part)(start.index, start.team.count()));
+    start.workers.guard(|| (start.part)(start.index, start.workers.count()));
     std::ptr::null_mut()
 }
 
-/// Starts a thread, if one can be had. One of libc's: a thread of Rust's own takes memory on its way, and ends the process
-/// if there is none left.
+/// Starts a thread; `None` if that is not possible. It is a plain thread of libc's, because Rust's take memory as they
+/// start, and end the process if there is none left.
 ///
-/// It must be joined before anything is dropped that it was started with: [`together`] does.
+/// The thread must be joined before `start` and what it refers to are dropped: [`run_on`] does that.
 fn start(start: &Start<'_>) -> Option<pthread_t> {
     let (mut attributes, mut thread) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: attributes are made before they are used, and the caller lets `start` live.
+    // SAFETY: the attributes are initialised before they are used, and `start` outlives the thread.
     unsafe {
         if libc::pthread_attr_init(attributes.as_mut_ptr()) != 0 {
             return None;
         }
-        // Refused, it is the system's own size.
+        // If this is refused, the stack has the system's own size.
         libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK);
         let context = std::ptr::from_ref(start).cast_mut().cast();
         let failed = libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), run_started, context);
@@ -135,54 +135,54 @@ fn start(start: &Start<'_>) -> Option<pthread_t> {
     }
 }
 
-/// Lets as many of `count` threads as can be had, this one among them, do their parts, and waits for them. `start` is
-/// [`start`], or refuses.
-fn together(
+/// Runs `part` on up to `count` threads, of which this one is the first, and waits for all of them. There are fewer if
+/// some cannot be started by `start`, which is [`start`] but in tests. Panics if a part has.
+fn run_on(
     count: usize,
     start: impl Fn(&Start<'_>) -> Option<pthread_t>,
-    part: &(dyn Fn(&Team, usize, usize) + Sync),
+    part: &(dyn Fn(&Workers, usize, usize) + Sync),
 ) {
-    let team = Team::new();
-    let part = |index: usize, count: usize| part(&team, index, count);
-    let starts: Vec<Start<'_>> = (1..count).map(|index| Start { team: &team, index, part: &part }).collect();
+    let workers = Workers::new();
+    let part = |index: usize, count: usize| part(&workers, index, count);
+    let starts: Vec<Start<'_>> = (1..count).map(|index| Start { workers: &workers, index, part: &part }).collect();
     let threads: Vec<pthread_t> = starts.iter().map_while(start).collect();
     let count = if cfg!(mutant = "barrier-of-all") { count } else { threads.len() + 1 };
-    team.begin(count);
-    team.guard(|| part(0, count));
+    workers.begin(count);
+    workers.guard(|| part(0, count));
     for thread in threads {
         // SAFETY: started above, joined once.
         unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
     }
-    let panic = team.state().panic.take();
+    let panic = workers.progress().panic.take();
     if let Some(why) = panic {
         resume_unwind(why);
     }
 }
 
-/// How many threads a product is worth: no more than there are pieces, or work for.
+/// How many threads are worth their start for a product.
 fn useful(product: &MatMul) -> usize {
     let ([k, n, ..], m) = (product.weights.ne, product.input.ne[1]);
-    let pieces = n.div_ceil(COLUMNS).saturating_mul(m.div_ceil(COLUMNS));
+    let units = n.div_ceil(UNIT).saturating_mul(m.div_ceil(UNIT));
     let muls = k.saturating_mul(n).saturating_mul(m);
-    pieces.min(muls / MULS_PER_THREAD).max(1)
+    units.min(muls / MULS_PER_THREAD).max(1)
 }
 
-/// Memory that all threads write to, each its own part.
-struct Work(*mut u8);
+/// The work buffer, which all threads write to.
+struct WorkBuffer(*mut u8);
 
-// SAFETY: see `run`.
-unsafe impl Sync for Work {}
+// SAFETY: the product gives every thread its own part of it.
+unsafe impl Sync for WorkBuffer {}
 
-impl Work {
+impl WorkBuffer {
     fn get(&self) -> *mut u8 {
         self.0
     }
 }
 
-/// A product whose pointers are the C caller's.
+/// A product whose pointers are those of the C caller.
 struct Shared<'a>(&'a MatMul);
 
-// SAFETY: see `run`.
+// SAFETY: operands are only read, and the product gives every thread its own part of the result.
 unsafe impl Sync for Shared<'_> {}
 
 impl Shared<'_> {
@@ -191,7 +191,7 @@ impl Shared<'_> {
     }
 }
 
-/// Computes `product` on at most `wanted` threads, or as many as there are cores for 0.
+/// Computes `product` on at most `wanted` threads; 0 means one per core.
 ///
 /// # Safety
 /// The product must have passed its check, its pointers must be valid and the instruction set usable.
@@ -199,7 +199,7 @@ pub unsafe fn run(product: &MatMul, settings: Settings, wanted: usize) -> Result
     let cores = || available_parallelism().map_or(1, usize::from);
     let wanted = if wanted == 0 { cores() } else { wanted };
     let mut count = wanted.min(MAX_THREADS).min(useful(product));
-    // Fewer threads need less memory. What fewer than `count` threads need lies in what `count` need.
+    // Fewer threads need less memory. If some cannot be started later, the others have enough.
     let mut work = loop {
         let size = product
             .work_size(count)
@@ -214,11 +214,11 @@ pub unsafe fn run(product: &MatMul, settings: Settings, wanted: usize) -> Result
             }
         }
     };
-    let (work, product) = (Work(work.as_mut_ptr()), Shared(product));
-    together(count, start, &|team, index, count| {
-        let thread = Thread { index, count, barrier: &|| team.meet() };
-        // SAFETY: promised by the caller; the work buffer has the size for so many threads, and the operation gives
-        // every thread its own part of it and of the result.
+    let (work, product) = (WorkBuffer(work.as_mut_ptr()), Shared(product));
+    run_on(count, start, &|workers, index, count| {
+        let thread = Thread { index, count, barrier: &|| workers.meet() };
+        // SAFETY: the product was checked and its pointers are valid, as `run` demands. The work buffer has enough
+        // bytes for so many threads.
         unsafe { product.get().run(settings, &thread, work.get()) }
     });
     Ok(())
@@ -236,11 +236,11 @@ mod tests {
         for bad in 0..3 {
             let reached = AtomicUsize::new(0);
             let result = catch_unwind(AssertUnwindSafe(|| {
-                together(3, start, &|team, index, _| {
+                run_on(3, start, &|workers, index, _| {
                     if index == bad {
                         resume_unwind(Box::new(bad));
                     }
-                    team.meet();
+                    workers.meet();
                     reached.fetch_add(1, Ordering::Relaxed);
                 });
             }));
@@ -258,8 +258,8 @@ mod tests {
                 let start = |s: &Start<'_>| {
                     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().and_then(|_| start(s))
                 };
-                together(20, start, &|team, _, count| {
-                    team.meet();
+                run_on(20, start, &|workers, _, count| {
+                    workers.meet();
                     counts.lock().unwrap().push(count);
                 });
                 done.send((can_be_had, counts.into_inner().unwrap())).unwrap();
@@ -274,11 +274,11 @@ mod tests {
     #[test]
     fn given_many_rounds_then_nobody_runs_ahead() {
         let rounds = AtomicUsize::new(0);
-        together(5, start, &|team, _, count| {
+        run_on(5, start, &|workers, _, count| {
             for round in 0..500 {
                 let before = rounds.fetch_add(1, Ordering::SeqCst);
                 assert!((count * round..count * (round + 1)).contains(&before), "{before} in round {round}");
-                team.meet();
+                workers.meet();
             }
         });
         assert_eq!(rounds.into_inner(), 5 * 500);

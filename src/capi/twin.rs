@@ -1,29 +1,28 @@
-//! Further hosts of a flavour that is served already, for instance a second ik_llama.cpp that Python loaded in a scope of its
-//! own. Everything this library remembers (structs of the host, buffers, packed weights, teams) is one host's. So each further
-//! host gets a twin: this library's file once more, loaded beside it, with a state of its own and bound to that host. Calls
-//! that come from the host are handed on to its twin.
+//! Further hosts of a flavour that is served already, for instance a second ik_llama.cpp that Python has loaded in a
+//! scope of its own. Everything this library remembers (layouts of structs, buffers, packed weights, teams) belongs to
+//! one host. So each further host gets a twin: a copy of this library, loaded beside it, with a state of its own and
+//! bound to that host. Calls that come from the host are handed on to its twin.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::c_void;
 
-use super::behind::{file_of, object_of};
 use crate::diag::border::ffi_boundary;
 use crate::diag::log::{self, Level};
 use crate::host::Flavour;
-use crate::host::symbols::{handle_of, set_scope};
+use crate::host::loader::{OpenObject, Scope, file_of, last_error};
 use crate::info;
 use crate::process::{Mutex, Once};
 
-/// Hosts that may have a twin.
+/// How many hosts may have a twin.
 const MOST: usize = 8;
 
-/// What this library is bound to: 0 nothing, else one more than the flavour's number.
+/// 0, or in a twin one more than the flavour's number.
 static BOUND: AtomicUsize = AtomicUsize::new(0);
 
-/// The flavour of the only host that this library serves, if it is a twin.
+/// If this library is a twin: the flavour of the only host that it serves.
 pub fn bound() -> Option<Flavour> {
     match BOUND.load(Ordering::Acquire) {
         0 => None,
@@ -32,8 +31,9 @@ pub fn bound() -> Option<Flavour> {
     }
 }
 
-/// Makes this library a twin: it serves only the host of this flavour (0 llama.cpp, 1 ik_llama.cpp) whose functions the
-/// handle finds. Called before anything else; false if it is one already.
+/// Makes this library a twin: it serves only the host of this flavour (0 llama.cpp, 1 ik_llama.cpp) whose functions are
+/// found by the loader's handle `scope`, which is never closed. Called before anything else; false if it is a twin
+/// already.
 ///
 /// cbindgen:ignore
 #[unsafe(no_mangle)]
@@ -41,37 +41,56 @@ pub extern "C" fn ggml_amx_bind(flavour: usize, scope: *mut c_void) -> bool {
     ffi_boundary!("ggml_amx_bind", else false, {
         let is_free = BOUND.load(Ordering::Acquire) == 0;
         if is_free {
-            set_scope(if flavour == 0 { Flavour::Llama } else { Flavour::Ik }, scope);
+            let flavour_of_host = if flavour == 0 { Flavour::Llama } else { Flavour::Ik };
+            // SAFETY: the library that loaded this one passes the handle of a scope.
+            flavour_of_host.set_scope(unsafe { Scope::from_raw(scope) });
             BOUND.store(flavour + 1, Ordering::Release);
         }
         is_free
     })
 }
 
-/// The functions of the drop-in surface, see [`super::backend`].
-pub struct Surface {
-    /// `ggml_backend_amx_buffer_type`.
-    pub buffer_type: extern "C" fn() -> *mut c_void,
-    /// `ggml_backend_amx_get_extra_bufts`.
-    pub get_extra_bufts: extern "C" fn() -> *mut *mut c_void,
-    /// `ggml_backend_amx_supports_op`.
-    pub supports_op: unsafe extern "C" fn(*mut c_void, *const c_void) -> bool,
-    /// `ggml_backend_amx_work_size`.
-    pub work_size: unsafe extern "C" fn(i32, *const c_void, *mut usize) -> bool,
-    /// `ggml_backend_amx_compute_forward`.
-    pub compute_forward: unsafe extern "C" fn(*mut c_void, *mut c_void) -> bool,
+/// Declares the functions of the drop-in surface, see [`super::backend`]: a field each, and the lookup.
+macro_rules! surface {
+    ($($field:ident: $name:literal = $ty:ty;)*) => {
+        /// The functions of the drop-in surface of a twin. What their pointers point to has other names here.
+        pub struct Surface {
+            $(#[doc = concat!("`", $name, "`.")] pub $field: $ty,)*
+        }
+
+        impl Surface {
+            /// Those of the copy of this library in a scope, or an error that names one that is missing.
+            fn find(copy: Scope) -> Result<Self, String> {
+                // SAFETY: this library's functions of these names have these types.
+                unsafe { Ok(Self { $($field: std::mem::transmute::<*const c_void, $ty>(function(copy, $name)?),)* }) }
+            }
+        }
+    };
+}
+
+surface! {
+    buffer_type: "ggml_backend_amx_buffer_type" = extern "C" fn() -> *mut c_void;
+    get_extra_bufts: "ggml_backend_amx_get_extra_bufts" = extern "C" fn() -> *mut *mut c_void;
+    supports_op: "ggml_backend_amx_supports_op" = unsafe extern "C" fn(*mut c_void, *const c_void) -> bool;
+    work_size: "ggml_backend_amx_work_size" = unsafe extern "C" fn(i32, *const c_void, *mut usize) -> bool;
+    compute_forward: "ggml_backend_amx_compute_forward" = unsafe extern "C" fn(*mut c_void, *mut c_void) -> bool;
 }
 
 /// A twin of this library.
 pub struct Twin {
-    /// Its place among [`TWINS`].
+    /// Its index in [`TWINS`].
     pub number: usize,
     /// Its functions.
     pub surface: Surface,
-    handle: AtomicPtr<c_void>,
+    scope: Scope,
 }
 
-/// The twins, and the first byte of the object of each one's host. `None`: there is none, and never will be.
+// SAFETY: functions, and a scope: a handle that may be used in any thread.
+unsafe impl Send for Twin {}
+// SAFETY: as above, and nothing in it changes.
+unsafe impl Sync for Twin {}
+
+/// For each further host the first byte of its object (0: free), and its twin; `None` if no twin could be loaded.
 static TWINS: [(AtomicUsize, Once<Option<Twin>>); MOST] = [const { (AtomicUsize::new(0), Once::new()) }; MOST];
 
 impl Twin {
@@ -80,11 +99,11 @@ impl Twin {
         TWINS.get(number)?.1.get()?.as_ref()
     }
 
-    /// The twin of the host of this flavour whose object begins at `object`; it is loaded if there was none. `scope` is a
-    /// handle that finds the host's functions. `None`, with a line in the log the first time, if no twin can be loaded.
-    pub fn of(flavour: Flavour, object: usize, scope: *mut c_void) -> Option<&'static Self> {
-        // No twin of a twin; and the global scope finds our own functions before the host's.
-        if bound().is_some() || object == 0 || scope.is_null() {
+    /// The twin of the host of this flavour whose object begins at `object`, and whose functions are found in `scope`.
+    /// The first call loads it. `None`, with a line in the log the first time, if no twin can be loaded.
+    pub fn of(flavour: Flavour, object: usize, scope: Scope) -> Option<&'static Self> {
+        // A twin has no twins. And the global scope finds our own functions before the host's.
+        if bound().is_some() || object == 0 || scope == Scope::GLOBAL {
             return None;
         }
         let of = |object| TWINS.iter().position(|twin| twin.0.load(Ordering::Acquire) == object);
@@ -98,8 +117,8 @@ impl Twin {
             SAID.get_or_init(say);
             return None;
         }
-        // Not under a lock: another thread may hold the loader's, inside a constructor that calls us. Of two that come at the
-        // same moment one loads a copy in vain.
+        // Not under a lock of ours, because another thread may hold the loader's, inside a constructor that calls us.
+        // If two threads come at the same moment, one of the copies stays unused.
         let loaded = load(flavour, scope);
         static STORING: Mutex<()> = Mutex::new(());
         let _storing = STORING.lock();
@@ -107,7 +126,7 @@ impl Twin {
             return Self::at(number);
         }
         let number = of(0)?;
-        let twin = loaded.map(|(handle, surface)| Self { number, surface, handle: AtomicPtr::new(handle) });
+        let twin = loaded.map(|(scope, surface)| Self { number, surface, scope });
         if let Err(why) = &twin {
             let host = if flavour == Flavour::Llama { "ggml" } else { "ik_llama.cpp" };
             log::line(Level::Info, &format!("a further {host} in this process is left alone: {why}"));
@@ -117,113 +136,84 @@ impl Twin {
         Self::at(number)
     }
 
-    /// What stands in front of the host's function of this name: a preloaded library shows it under the plain one.
+    /// The twin's function in front of the host's function of this name. A preloaded library has it under that name.
     pub fn in_front_of(&self, name: &CStr) -> Option<usize> {
-        let handle = self.handle.load(Ordering::Relaxed);
         let wrapped = CString::new([b"__wrap_", name.to_bytes()].concat()).ok()?;
-        function(handle, &wrapped).or_else(|| function(handle, name)).map(|f| f as usize)
+        self.scope.find(&wrapped).or_else(|| self.scope.find(name)).map(|f| f as usize)
     }
 }
 
-/// A function of the library that a handle stands for.
-fn function(handle: *mut c_void, name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: a C string, and a handle that is never closed.
-    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
-    (!address.is_null()).then_some(address)
+/// A function of a copy of this library, or an error that names it.
+fn function(copy: Scope, name: &str) -> Result<*const c_void, String> {
+    let address = CString::new(name).ok().and_then(|name| copy.find(&name));
+    address.ok_or_else(|| format!("its own copy of this library has no {name}"))
 }
 
-/// Loads a copy of this library and binds it.
-fn load(flavour: Flavour, scope: *mut c_void) -> Result<(*mut c_void, Surface), String> {
-    let handle = load_copy()?;
-    let find = |name: &CStr| {
-        let missing = || format!("its own copy of this library has no {}", name.to_string_lossy());
-        function(handle, name).ok_or_else(missing)
-    };
-    let bind = find(c"ggml_amx_bind")?;
+/// Loads a copy of this library and binds it to the host whose functions are found in `host`.
+fn load(flavour: Flavour, host: Scope) -> Result<(Scope, Surface), String> {
+    let copy = load_copy()?;
+    let bind = function(copy, "ggml_amx_bind")?;
     if std::ptr::eq(bind, ggml_amx_bind as *const c_void) {
         return Err("its own copy of this library is not apart from this one".into());
     }
-    // SAFETY: this library's functions of these names have these types, but for what pointers point to.
-    unsafe {
-        let bind = std::mem::transmute::<*mut c_void, extern "C" fn(usize, *mut c_void) -> bool>(bind);
-        let surface = Surface {
-            buffer_type: std::mem::transmute::<*mut c_void, extern "C" fn() -> *mut c_void>(find(
-                c"ggml_backend_amx_buffer_type",
-            )?),
-            get_extra_bufts: std::mem::transmute::<*mut c_void, extern "C" fn() -> *mut *mut c_void>(find(
-                c"ggml_backend_amx_get_extra_bufts",
-            )?),
-            supports_op: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void, *const c_void) -> bool>(
-                find(c"ggml_backend_amx_supports_op")?,
-            ),
-            work_size: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(i32, *const c_void, *mut usize) -> bool>(
-                find(c"ggml_backend_amx_work_size")?,
-            ),
-            compute_forward: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void, *mut c_void) -> bool>(
-                find(c"ggml_backend_amx_compute_forward")?,
-            ),
-        };
-        if !bind(flavour as usize, scope) {
-            return Err("its own copy of this library serves another host".into());
-        }
-        Ok((handle, surface))
+    // SAFETY: this library's function of this name has this type.
+    let bind = unsafe { std::mem::transmute::<*const c_void, extern "C" fn(usize, *mut c_void) -> bool>(bind) };
+    let surface = Surface::find(copy)?;
+    if !bind(flavour as usize, host.raw()) {
+        return Err("its own copy of this library serves another host".into());
     }
+    Ok((copy, surface))
 }
 
-/// This library's file, loaded once more. The loader takes files of the same inode for one, so it gets a copy in memory.
-fn load_copy() -> Result<*mut c_void, String> {
-    let file = file_of(object_of(ggml_amx_bind as *const () as usize)).ok_or("this library's file is not known")?;
-    let ours = handle_of(&file);
-    // SAFETY: a C string, and a handle that is open.
-    let has = |name: &CStr| unsafe { !ours.is_null() && !libc::dlsym(ours, name.as_ptr()).is_null() };
-    // Linked into a program, or into the host: the file holds more than this library.
+/// Loads this library's file once more. The loader takes files of the same inode for one, so it gets a copy in memory.
+fn load_copy() -> Result<Scope, String> {
+    let file = file_of(ggml_amx_bind as *const () as usize).ok_or("this library's file is not known")?;
+    let ours = OpenObject::loaded(&file);
+    let has = |name: &CStr| ours.as_ref().is_some_and(|ours| ours.find(name).is_some());
+    // If this library was linked into a program or into the host, the file is more than this library.
     if !has(c"ggml_amx_bind") || has(c"ggml_init") {
         return Err("this library is no file of its own".into());
     }
     let path = file.to_str().map_err(|_| "its path is no UTF-8")?;
     let mut from = std::fs::File::open(path).map_err(|e| format!("{path} cannot be read: {e}"))?;
     let size = from.metadata().map_or(u64::MAX, |data| data.len());
-    // SAFETY: all zeros are a value of it, and the place outlives the call.
+    // SAFETY: all zeros are a limit, which the call overwrites.
     let most = unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();
         libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit);
         limit.rlim_cur
     };
     if size > most {
-        // Writing more is a signal.
+        // To write more would raise a signal.
         return Err(format!("RLIMIT_FSIZE is {most}, its copy has {size} bytes"));
     }
     let memory = memory_file().map_err(|e| format!("memfd_create: {e}"))?;
     let mut to = std::fs::File::from(memory);
     std::io::copy(&mut from, &mut to).map_err(|e| format!("{path} cannot be copied: {e}"))?;
-    // The loader knows files by their names too, and a program may close descriptors: no name comes twice.
+    // The loader also takes files of the same name for one, and numbers of descriptors come again. So every copy has
+    // another name.
     static COPIES: AtomicUsize = AtomicUsize::new(0);
     let again = "./".repeat(COPIES.fetch_add(1, Ordering::Relaxed));
     let path = CString::new(format!("/proc/self/fd/{again}{}", to.as_raw_fd())).expect("has no NUL");
-    // SAFETY: a C string; the constructors of this library do nothing that it has not done already.
-    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if handle.is_null() {
-        // SAFETY: the loader's message is a C string, or null.
-        let why = unsafe { libc::dlerror() };
-        return Err(if why.is_null() {
-            "it cannot be loaded again".into()
-        } else {
-            // SAFETY: not null.
-            unsafe { CStr::from_ptr(why) }.to_string_lossy().into_owned()
-        });
+    // SAFETY: this library may be loaded: it is a copy of one that was. The handle is never closed.
+    unsafe {
+        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+        if handle.is_null() {
+            return Err(last_error().unwrap_or_else(|| "it cannot be loaded again".into()));
+        }
+        Ok(Scope::from_raw(handle))
     }
-    Ok(handle)
 }
 
 /// An empty file in memory that may be mapped for execution.
 fn memory_file() -> Result<OwnedFd, std::io::Error> {
-    /// `MFD_EXEC` of linux/memfd.h; kernels before 6.3 do not know it.
+    /// `MFD_EXEC` of linux/memfd.h; Linux before 6.3 does not know it.
     const MFD_EXEC: u32 = 0x10;
     for flags in [libc::MFD_CLOEXEC | MFD_EXEC, libc::MFD_CLOEXEC] {
-        // SAFETY: a C string.
+        // SAFETY: no preconditions beyond a C string.
         let fd = unsafe { libc::memfd_create(c"ggml-amx".as_ptr(), flags) };
         if fd >= 0 {
-            // SAFETY: just opened, and nobody else's.
+            // SAFETY: just opened, and nothing else has it.
             return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }

@@ -1,6 +1,6 @@
-//! The header's enums. Functions take and return plain `int32_t`, so that a value of a newer header
-//! is an error and not undefined behaviour; these give the numbers names. The enum of weight types is made by the build
-//! script, of the table in `src/format/table.rs`.
+//! The header's enums: names for numbers. Functions take and return plain `int32_t`, so that a value of a newer header
+//! is an error and not undefined behaviour. The enum of weight types is made by the build script from the table in
+//! `src/format/table.rs`.
 #![allow(non_camel_case_types)]
 
 use crate::cpu::Isa;
@@ -9,9 +9,9 @@ use crate::diag::Status;
 /// Instruction sets, in rising order.
 #[repr(C)]
 pub enum ggml_amx_isa {
-    /// The best one the CPU, the kernel and the environment variable GGML_AMX_ISA allow.
+    /// The best one that the CPU, Linux and the environment variable GGML_AMX_ISA allow.
     GGML_AMX_ISA_AUTO = 0,
-    /// Plain code, any x86-64.
+    /// Plain code, for any x86-64.
     GGML_AMX_ISA_PORTABLE = 1,
     /// AVX-512 with VNNI.
     GGML_AMX_ISA_AVX512 = 2,
@@ -26,19 +26,19 @@ pub enum ggml_amx_status {
     GGML_AMX_OK = 0,
     /// A required pointer was NULL.
     GGML_AMX_NULL_POINTER = 1,
-    /// struct_size is not the size this library was built with.
+    /// struct_size is not the size that this library was built with.
     GGML_AMX_BAD_STRUCT_SIZE = 2,
-    /// The weight type is none that this library packs.
+    /// This library does not pack the weight type.
     GGML_AMX_UNKNOWN_TYPE = 3,
-    /// A dimension is negative, not a multiple of the block, or overflows.
+    /// A dimension is negative or not a multiple of the block, or a size overflows.
     GGML_AMX_BAD_SHAPE = 4,
     /// A stride is smaller than a row, or not a multiple of 4.
     GGML_AMX_OUT_OF_BOUNDS = 5,
     /// A buffer is smaller than the operation needs.
     GGML_AMX_BUFFER_TOO_SMALL = 6,
-    /// This CPU, or the environment, does not allow what was asked for, or the type's codebook is not there.
+    /// The CPU or the environment does not allow what was asked for, or the type's codebook is missing.
     GGML_AMX_NOT_AVAILABLE = 7,
-    /// A bug in this library, or no memory; ggml_amx_last_error says more.
+    /// Out of memory, or a bug in this library. ggml_amx_last_error says more.
     GGML_AMX_INTERNAL = 8,
 }
 

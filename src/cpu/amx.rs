@@ -1,20 +1,20 @@
-//! May this process use the tile unit? Four things must agree: the CPU's feature bits, the palette
-//! it describes, the state components the operating system enabled, and the kernel's permission
-//! (Linux gives tile data only to processes that ask).
+//! May this process use the tile unit? Four things must agree: the CPU's feature bits, the palette that it describes,
+//! the state components that the operating system enabled, and the kernel's permission (Linux gives tile data only to
+//! processes that ask).
 
 use crate::process::Once;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-/// What CPUID and XCR0 say, in one value so that tests can invent machines.
+/// What CPUID and XCR0 say: one value, so that tests can invent machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuFacts {
-    /// CPUID.7.0:EDX[24].
+    /// `CPUID.7.0:EDX[24]`.
     pub amx_tile: bool,
-    /// CPUID.7.0:EDX[25].
+    /// `CPUID.7.0:EDX[25]`.
     pub amx_int8: bool,
-    /// CPUID.7.0:EDX[22].
+    /// `CPUID.7.0:EDX[22]`.
     pub amx_bf16: bool,
-    /// CPUID.1:ECX[27]: XGETBV may be used.
+    /// `CPUID.1:ECX[27]`: XGETBV may be used.
     pub osxsave: bool,
     /// XCR0, 0 if it cannot be read.
     pub xcr0: u64,
@@ -26,7 +26,7 @@ pub struct CpuFacts {
     pub tile_names: u32,
     /// CPUID.1D.1: rows of a tile.
     pub max_rows: u32,
-    /// CPUID.1E.0:EBX[7:0]: deepest K of a TMUL, in dwords.
+    /// `CPUID.1E.0:EBX[7:0]`: deepest K of a TMUL, in dwords.
     pub tmul_max_k: u32,
 }
 
@@ -92,14 +92,13 @@ impl CpuFacts {
 /// CPUID must report OSXSAVE.
 #[target_feature(enable = "xsave")]
 unsafe fn xcr0() -> u64 {
-    // SAFETY: the caller saw OSXSAVE; register 0 always exists then.
+    // SAFETY: with OSXSAVE the instruction and register 0 exist.
     unsafe { _xgetbv(0) }
 }
 
-/// Asks the kernel for tile data, once per process image (a forked child inherits the answer, an
-/// exec'd one starts anew and runs this again).
+/// Asks the kernel for permission to use tile data. A forked child inherits it; after exec it must be asked for again.
 fn request_permission() -> Result<(), String> {
-    // SAFETY: arch_prctl with this code takes a number and touches no memory of ours.
+    // SAFETY: with this code arch_prctl takes a number and touches no memory.
     let code = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) };
     if code == 0 {
         return Ok(());

@@ -3,7 +3,7 @@
 use crate::process::Once;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-/// What AMX CPUs have per core; used where a hypervisor hides the sizes.
+/// Second-level cache per core of CPUs with AMX, for where a hypervisor hides its size.
 const USUAL_L2: usize = 2 << 20;
 
 /// Bytes of a core's second-level cache.
@@ -12,7 +12,7 @@ pub fn l2_bytes() -> usize {
     *BYTES.get_or_init(|| data_cache(2).unwrap_or(USUAL_L2))
 }
 
-/// Bytes of the data or unified cache of a level, if CPUID describes it.
+/// Bytes of the data cache (or the unified one) of a level, if CPUID describes it.
 fn data_cache(level: u32) -> Option<usize> {
     if __cpuid(0).eax < 4 {
         return None;

@@ -1,32 +1,34 @@
-//! How many threads can run at once: what the kernel allows them (the cpuset, affinity), and what the control group
-//! may use of it (its quota).
+//! How many threads can run at once: the CPUs that the kernel allows them (cpuset, affinity), and the quota of the
+//! control group.
 
 use std::cell::Cell;
 use std::io::Error;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::limits::{self, Text};
+use super::control_groups::each_group;
+use super::system::{self, Text};
 
-/// Most CPUs that are told apart.
+/// CPUs that can be told apart.
 const CPUS: usize = 1024;
 
-/// CPUs on which a thread of those that compute may run. Hosts bind threads one by one, so that no single one knows.
+/// CPUs on which one of the computing threads may run. Hosts bind threads one by one, so that none knows them all.
 static ALLOWED: [AtomicU64; CPUS / 64] = [const { AtomicU64::new(0) }; CPUS / 64];
-/// Threads that said so.
+/// Threads whose CPUs are in there.
 static KNOWN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
+    /// Whether this thread is one of them.
     static IS_KNOWN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes where this thread, one of those that compute, may run. Now and then, for that may change.
+/// Notes on which CPUs this computing thread may run. To be called now and then, for that may change.
 pub fn note_thread() {
     let mut set = [0u64; CPUS / 64];
-    // SAFETY: the set has as many bytes as are told.
+    // SAFETY: the set has as many bytes as the call is told.
     let answer = unsafe { libc::sched_getaffinity(0, size_of_val(&set), set.as_mut_ptr().cast()) };
     if answer != 0 {
-        // More CPUs than fit: as if all were allowed.
+        // The machine has more CPUs than the set: as if all were allowed.
         set = [u64::MAX; CPUS / 64];
     }
     for (all, own) in ALLOWED.iter().zip(set) {
@@ -39,7 +41,7 @@ pub fn note_thread() {
     }
 }
 
-/// How many of `threads` threads can run at once; all, as long as not so many are known.
+/// How many of `threads` threads can run at once. All, until so many have been noted.
 pub fn of(threads: usize) -> usize {
     if KNOWN.load(Ordering::Acquire) < threads {
         return threads;
@@ -48,30 +50,30 @@ pub fn of(threads: usize) -> usize {
     threads.min(allowed as usize).min(quota()).max(1)
 }
 
-/// CPUs' worth of time that the control group may use, rounded up; `usize::MAX` if that is not limited.
+/// The quota of the control group: CPUs, rounded up; `usize::MAX` if there is none.
 fn quota() -> usize {
-    /// 0: not known yet.
+    /// 0: not read yet.
     static QUOTA: AtomicUsize = AtomicUsize::new(0);
     let known = QUOTA.load(Ordering::Relaxed);
     if known > 0 {
         return known;
     }
-    // If it cannot be read now (no descriptor is left), then the next time; meanwhile threads are slow, nothing fails.
-    let Ok(found) = quota_by(limits::text) else { return usize::MAX };
+    // If it cannot be read now (no descriptor is left), it is read the next time. Until then threads are slower.
+    let Ok(found) = quota_by(system::text) else { return usize::MAX };
     QUOTA.store(found, Ordering::Relaxed);
     found
 }
 
-/// The same; `read` gives the text of a file.
+/// The same; `read` reads a text.
 fn quota_by(read: impl Fn(&Path) -> Text) -> Result<usize, Error> {
     let groups = read(Path::new("/proc/self/cgroup"))?.unwrap_or_default();
     quota_of(&groups, read)
 }
 
-/// The least quota of the groups in /proc/self/cgroup and of those above them; `read` gives the text of a file.
+/// The least quota of the groups in `groups`, the text of /proc/self/cgroup, and of those above them.
 fn quota_of(groups: &[u8], read: impl Fn(&Path) -> Text) -> Result<usize, Error> {
     let mut least = usize::MAX;
-    limits::each_group(groups, "cpu", &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"], |group, is_second| {
+    each_group(groups, "cpu", &["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"], |group, is_second| {
         let text = |name: &str| -> Result<Option<String>, Error> {
             Ok(read(&group.join(name))?.and_then(|text| String::from_utf8(text).ok()))
         };
@@ -131,7 +133,7 @@ mod tests {
 
     #[test]
     fn as_many_threads_as_are_known_and_allowed_can_run() {
-        // More threads than can be known: nobody is left out.
+        // More threads than can have been noted: all of them.
         assert_eq!(of(usize::MAX), usize::MAX);
         std::thread::scope(|scope| {
             for _ in 0..2 {

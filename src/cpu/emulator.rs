@@ -1,8 +1,8 @@
 //! The tile unit in software, for tests on machines without one: built only with `--cfg amx_emulator`.
 //!
-//! A CPU without AMX raises SIGILL at every tile instruction. The handler here decodes it, does to eight tiles of
-//! the thread what the manual says (Intel SDM, "Intel AMX instruction set reference"), and goes on behind it. Results
-//! have the bits of the hardware in int8; in BF16 sums are those of the manual's pseudo-code. A trap takes about a
+//! A CPU without AMX raises SIGILL at every tile instruction. The handler here decodes the instruction, does to eight
+//! tiles of the thread what the manual says (Intel SDM, "Intel AMX instruction set reference"), and continues behind
+//! it. In int8 results have the hardware's bits, in BF16 those of the manual's pseudo-code. A trap takes about a
 //! microsecond, so this says nothing about speed.
 
 use crate::process::Once;
@@ -29,7 +29,7 @@ thread_local! {
     };
 }
 
-/// Takes over SIGILL, once per process. The error says what the vectors of this CPU lack.
+/// Takes over SIGILL, once per process. The error says what this CPU lacks for it.
 pub fn install() -> Result<(), String> {
     static DONE: Once<Result<(), String>> = Once::new();
     DONE.get_or_init(|| {
@@ -56,7 +56,7 @@ enum Op {
     Zero(usize),
     Load(usize),
     Store(usize),
-    /// Sums, rows, columns.
+    /// Registers of the sums, of the left factor and of the right one.
     Int8(usize, usize, usize),
     Bf16(usize, usize, usize),
 }
@@ -66,18 +66,18 @@ enum Op {
 struct Instruction {
     op: Op,
     len: usize,
-    /// Memory operand: address without the index, and the index scaled (the stride of rows).
+    /// Memory operand: address without the index, and the scaled index, which is the distance of rows.
     address: usize,
     stride: usize,
 }
 
-/// Decodes the instruction at `code`, with the general registers in the order of their numbers; `None` if it is not
-/// one of the tile unit's.
+/// Decodes the instruction at `code`; `registers` are the general registers in the order of their numbers. `None` if it
+/// is none of the tile unit's.
 ///
 /// # Safety
-/// An instruction must be there.
+/// `code` must be the address of an instruction.
 unsafe fn decode(code: *const u8, registers: &[usize; 16]) -> Option<Instruction> {
-    // SAFETY: promised by the caller; bytes are read one after the other, as the instruction's form says.
+    // SAFETY: no byte is read before those in front of it have shown that the instruction has it.
     let byte = |i: usize| unsafe { *code.add(i) };
     if byte(0) != 0xc4 || byte(1) & 0x1f != 2 {
         return None;
@@ -114,7 +114,7 @@ unsafe fn decode(code: *const u8, registers: &[usize; 16]) -> Option<Instruction
     let four = |at: usize| i32::from_le_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]) as usize;
     let displacement = match (mode, base, rm) {
         (0, _, 5) => {
-            // Relative to the next instruction.
+            // The address is relative to the next instruction.
             base = None;
             address = code as usize + at + 4;
             at += 4;
@@ -135,9 +135,9 @@ unsafe fn decode(code: *const u8, registers: &[usize; 16]) -> Option<Instruction
 }
 
 /// # Safety
-/// As the kernel calls it: the context is this thread's.
+/// Only for the kernel to call as a signal handler: `context` is a `ucontext_t` of this thread.
 unsafe extern "C" fn handler(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands over a ucontext; what the instruction may touch, so may we.
+    // SAFETY: the kernel passes a `ucontext_t`; the memory operand is what the interrupted code would have accessed.
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         use libc::*;
@@ -148,14 +148,14 @@ unsafe extern "C" fn handler(_: libc::c_int, _: *mut libc::siginfo_t, context: *
         let general = numbers.map(|n| registers[n as usize] as usize);
         let mut at = registers[REG_RIP as usize] as usize as *const u8;
         let mut done = 0;
-        // Tile instructions often follow one another: one trap serves them all.
+        // Tile instructions often follow each other: one trap serves them all.
         while let Some(instruction) = decode(at, &general) {
             STATE.with(|state| run(&mut *state.0.get(), &instruction));
             at = at.add(instruction.len);
             done += 1;
         }
         if done == 0 {
-            // Not ours: die of it.
+            // Another instruction: the process ends with the signal.
             signal(SIGILL, SIG_DFL);
             return;
         }
@@ -164,7 +164,7 @@ unsafe extern "C" fn handler(_: libc::c_int, _: *mut libc::siginfo_t, context: *
 }
 
 /// # Safety
-/// The memory operand must be valid; AVX-512 needed.
+/// The memory operand must be valid; AVX-512 must be there.
 unsafe fn run(state: &mut State, instruction: &Instruction) {
     let row = |r: usize| instruction.address.wrapping_add(r.wrapping_mul(instruction.stride));
     let fault = |what: &str| -> ! {
@@ -172,7 +172,8 @@ unsafe fn run(state: &mut State, instruction: &Instruction) {
         std::process::abort()
     };
     let shape = |t: usize| if state.shapes[t].0 == 0 { fault("tile is not configured") } else { state.shapes[t] };
-    // SAFETY: promised by the caller; rows and bytes are below the tiles' sizes, as `configure` checked.
+    // SAFETY: the memory operand is valid; rows and bytes are at most those of a tile, as loading the configuration
+    // checked.
     unsafe {
         match instruction.op {
             Op::Release => state.shapes = [(0, 0); 8],
@@ -222,18 +223,19 @@ unsafe fn run(state: &mut State, instruction: &Instruction) {
     }
 }
 
+/// A tile register.
 type Tile = [[u8; TILE_BYTES]; TILE_ROWS];
 
 /// TDPBSSD: `sums[m][n] += sum of a[m][k] * b[k][n]` over groups of four signed bytes.
 ///
 /// # Safety
-/// AVX-512 VNNI needed.
+/// AVX-512 VNNI must be there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn int8(sums: &mut Tile, a: &Tile, b: &Tile, m: usize, k: usize) {
     // SAFETY: rows of tiles are 64 bytes.
     unsafe {
         let right: [__m512i; TILE_ROWS] = std::array::from_fn(|i| _mm512_loadu_si512(b[i].as_ptr().cast()));
-        // VPDPBUSD takes unsigned bytes on one side: a + 128, and 128 times the sum of b goes off again.
+        // VPDPBUSD takes unsigned bytes on one side: a + 128. What that adds, 128 times the sum of b, is subtracted.
         let ones =
             right[..k].iter().fold(_mm512_setzero_si512(), |s, b| _mm512_dpbusd_epi32(s, _mm512_set1_epi8(1), *b));
         let off = _mm512_slli_epi32::<7>(ones);
@@ -248,13 +250,14 @@ unsafe fn int8(sums: &mut Tile, a: &Tile, b: &Tile, m: usize, k: usize) {
     }
 }
 
-/// TDPBF16PS: products of even and of odd channels are summed apart, and both added to the sums; denormals are zero.
+/// TDPBF16PS: products of even and of odd channels are summed up separately, then added to the sums; denormals are
+/// zero.
 ///
 /// # Safety
-/// AVX-512 needed.
+/// AVX-512 must be there.
 #[target_feature(enable = "avx512f")]
 unsafe fn bf16(sums: &mut Tile, a: &Tile, b: &Tile, m: usize, k: usize) {
-    // Denormals are zero, on the way in and out, and exceptions are masked.
+    // Denormals are zero as operands and as results; exceptions are masked.
     const MXCSR: u32 = 0x9fc0;
     let mut before = 0u32;
     // SAFETY: rows of tiles are 64 bytes. The control word is put back before anything else computes with floats.
@@ -325,7 +328,7 @@ mod tests {
         let (a, b) = (random(), random());
         let mut sums = random();
         let before = sums;
-        // SAFETY: the vectors were found above.
+        // SAFETY: `install` found the vector extensions.
         unsafe { int8(&mut sums, &a, &b, 16, 16) };
         for m in 0..16 {
             for n in 0..16 {
@@ -342,7 +345,7 @@ mod tests {
         };
         let (x, y) = (whole(&a), whole(&b));
         let mut sums = [[0; TILE_BYTES]; TILE_ROWS];
-        // SAFETY: as above.
+        // SAFETY: `install` found the vector extensions.
         unsafe { bf16(&mut sums, &x, &y, 16, 16) };
         for m in 0..16 {
             for n in 0..16 {

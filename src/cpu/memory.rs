@@ -1,5 +1,5 @@
-//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them; or memory of a host that has
-//! its own kind (high-bandwidth memory, by libmemkind).
+//! Memory for weights: anonymous mappings that ask for huge pages, aligned so that they get them; or memory of the
+//! host's own allocator, where it has one for weights (high-bandwidth memory, by libmemkind).
 
 use crate::process::Once;
 use std::ptr::NonNull;
@@ -10,51 +10,52 @@ use memmap2::{Advice, MmapMut};
 /// Size of a huge page on x86-64.
 const HUGE: usize = 2 << 20;
 
-/// Functions like `hbw_posix_memalign` and `hbw_free`.
+/// An allocator of the host: functions like `hbw_posix_memalign` and `hbw_free`.
 #[derive(Clone, Copy)]
 pub struct HostAllocator {
-    /// Writes an aligned address; 0, or the number of an error.
+    /// Writes the address of so many aligned bytes; returns 0, or the number of an error. Arguments: address,
+    /// alignment, bytes.
     pub allocate: unsafe extern "C" fn(*mut *mut c_void, usize, usize) -> c_int,
-    /// Frees it.
+    /// Frees what the other function gave.
     pub free: unsafe extern "C" fn(*mut c_void),
 }
 
-/// Where weights lie, if not in mappings.
+/// The allocator for weights, if they do not lie in mappings.
 static HOST_ALLOCATOR: Once<HostAllocator> = Once::new();
 
-/// From now on weights lie in memory by these functions.
+/// From now on this allocator is asked for memory for weights.
 pub fn set_host_allocator(functions: HostAllocator) {
     let _ = HOST_ALLOCATOR.set(functions);
 }
 
-/// Where a region is.
+/// What a region's memory is.
 enum Backing {
     Mapped { map: MmapMut, offset: usize },
     HostAllocator { at: NonNull<u8>, free: unsafe extern "C" fn(*mut c_void) },
 }
 
-// SAFETY: memory that belongs to nobody else; who frees it does not matter.
+// SAFETY: the memory belongs to the region alone, and any thread may free it.
 unsafe impl Send for Backing {}
-// SAFETY: as above.
+// SAFETY: a shared reference gives no more than the address.
 unsafe impl Sync for Backing {}
 
 impl Drop for Backing {
     fn drop(&mut self) {
         if let Self::HostAllocator { at, free } = self {
-            // SAFETY: allocated by the other function, freed once.
+            // SAFETY: the allocator gave this address, and it is freed once.
             unsafe { free(at.as_ptr().cast()) };
         }
     }
 }
 
-/// A zeroed, 64-byte-aligned (2 MiB-aligned when large) region that belongs to us alone.
+/// Zeroed memory that belongs to the region alone, aligned to 64 bytes, or to 2 MiB from that size on.
 pub struct Region {
     backing: Backing,
     len: usize,
 }
 
 impl Region {
-    /// Maps `len` bytes (at least 1). Fails with the operating system's reason.
+    /// Maps `len` bytes, or 1 if that is 0. Fails with the operating system's reason.
     pub fn new(len: usize) -> std::io::Result<Self> {
         let len = len.max(1);
         let slack = if len >= HUGE { HUGE } else { 0 };
@@ -62,23 +63,23 @@ impl Region {
         let total = total.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENOMEM))?;
         let map = MmapMut::map_anon(total)?;
         if slack > 0 {
-            // Only a wish: kernels without transparent huge pages refuse, and that is fine.
+            // Kernels without transparent huge pages refuse; then there are none.
             let _ = map.advise(Advice::HugePage);
         }
         let offset = if slack > 0 { map.as_ptr().align_offset(HUGE) } else { 0 };
         Ok(Self { backing: Backing::Mapped { map, offset }, len })
     }
 
-    /// The same for weights: where the host has them.
+    /// The same for weights, by the host's allocator if it has one for them.
     pub fn of_weights(len: usize) -> std::io::Result<Self> {
         let Some(HostAllocator { allocate, free }) = HOST_ALLOCATOR.get().copied() else { return Self::new(len) };
         let (len, mut at) = (len.max(1), std::ptr::null_mut());
         let align = if len >= HUGE { HUGE } else { 64 };
-        // SAFETY: the functions are those of their names.
+        // SAFETY: the address is writable; the allocator is like `posix_memalign`.
         let error = unsafe { allocate(&mut at, align, len) };
         let at = NonNull::new(at.cast::<u8>()).filter(|_| error == 0);
         let at = at.ok_or_else(|| std::io::Error::from_raw_os_error(if error == 0 { libc::ENOMEM } else { error }))?;
-        // SAFETY: so many bytes were allocated.
+        // SAFETY: `len` bytes were allocated.
         unsafe { at.write_bytes(0, len) };
         Ok(Self { backing: Backing::HostAllocator { at, free }, len })
     }
@@ -92,13 +93,15 @@ impl Region {
         }
     }
 
-    /// Tells the kernel that what lies from byte `from` on may be forgotten when memory is short.
+    /// Allows the kernel to drop the contents from byte `from` on when memory is short. Memory of the host's allocator
+    /// stays.
     pub fn let_go_from(&mut self, from: usize) {
         const PAGE: usize = 4096;
         let from = from.next_multiple_of(PAGE).min(self.len);
         let bytes = (self.len - from) / PAGE * PAGE;
         if bytes > 0 && matches!(self.backing, Backing::Mapped { .. }) {
-            // SAFETY: the pages are ours alone; whatever they hold afterwards. A wish: the answer does not matter.
+            // SAFETY: the pages are this region's, and their contents are no longer needed. If the kernel refuses, they
+            // stay.
             unsafe { libc::madvise(self.base().as_ptr().add(from).cast(), bytes, libc::MADV_FREE) };
         }
     }
@@ -108,7 +111,7 @@ impl Region {
         self.len
     }
 
-    /// Whether the region has no bytes: never, kept for the convention.
+    /// Always false.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -124,7 +127,7 @@ mod tests {
             let region = Region::new(len).unwrap();
             assert_eq!(region.base().as_ptr() as usize % 64, 0);
             assert_eq!(region.len(), len);
-            // SAFETY: the region is len bytes long and nobody else has it.
+            // SAFETY: the region has `len` bytes, which belong to it alone.
             let bytes = unsafe { std::slice::from_raw_parts(region.base().as_ptr(), len) };
             assert!(bytes.iter().all(|b| *b == 0));
         }

@@ -1,8 +1,10 @@
-//! What this processor can do and may do: feature bits, cache sizes, the kernel's permission for tile state,
-//! tile configurations and memory for weights.
+//! What this processor and this process can do and may do: instruction sets ([`Isa`]), the kernel's permission for the
+//! tile unit (`amx`), its configurations (`tile`), cache sizes (`cache`), cores (`cores`), memory for weights
+//! (`memory`) and its limits (`limits`); and where threads wait for each other (`rendezvous`, `sync`).
 
 pub mod amx;
 pub mod cache;
+mod control_groups;
 pub mod cores;
 #[cfg(amx_emulator)]
 mod emulator;
@@ -10,13 +12,13 @@ pub mod limits;
 pub mod memory;
 pub mod rendezvous;
 pub mod sync;
+pub mod system;
 pub mod tile;
 
+use crate::diag::env::{IsaCeiling, env};
 use crate::process::Once;
 
-use crate::diag::env::{IsaCeiling, env};
-
-/// An instruction set the kernels exist for, in rising order. The numbers are the C API's.
+/// An instruction set that there are kernels for, in ascending order. The numbers are the C API's.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -24,7 +26,7 @@ pub enum Isa {
     Portable = 1,
     /// AVX-512 F/BW/VL/DQ with VNNI.
     Avx512 = 2,
-    /// AMX-TILE, AMX-INT8, AMX-BF16 and AVX-512 BF16 besides all of the above.
+    /// AMX-TILE, AMX-INT8, AMX-BF16, AVX-512 BF16 and all of the above.
     Amx = 3,
 }
 
@@ -50,7 +52,7 @@ impl Avx512 {
     }
 }
 
-/// Proof that tile instructions may run on this process's threads.
+/// Proof that tile instructions may run on this process's threads: only [`Amx::new`] makes one.
 #[derive(Clone, Copy, Debug)]
 pub struct Amx(());
 
@@ -94,10 +96,10 @@ pub fn why_not_amx() -> Option<String> {
     }
 }
 
-/// Why the drop-in buffer type must stay away, or `None` when it may serve.
+/// Why the drop-in buffer type must not serve, or `None` if it may.
 ///
-/// Without AMX the host's own paths are the better choice, unless the user asks for a lower
-/// instruction set by name (tests do).
+/// Without AMX the host's own kernels are the better choice, unless the user asks for a lower instruction set by name
+/// (tests do).
 pub fn refusal() -> Option<String> {
     match env().isa {
         Some(IsaCeiling::Portable) => None,
@@ -111,7 +113,7 @@ pub fn refusal() -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Of all instruction sets only with `GGML_AMX_ISA` in the environment: two of the three test runs have it.
+    /// Two of three test runs set `GGML_AMX_ISA`, so that every ceiling is seen.
     #[test]
     fn nothing_runs_above_the_ceiling() {
         let highest = match std::env::var("GGML_AMX_ISA").as_deref() {

@@ -4,8 +4,8 @@ use std::ffi::c_void;
 
 use super::*;
 use crate::cpu;
-use crate::kernel::tests::{Random, random_weights};
 use crate::panel::weights::Shape;
+use crate::testing::random::{Random, random_weights};
 use crate::testing::reference;
 
 /// A small deterministic generator (SplitMix64).

@@ -1,18 +1,19 @@
-//! Numbers and small structs of ggml's that are the same in every version and both flavours. `Ggml*` are theirs; ours never
-//! start so. Structs that change from version to version are found out ([`super::discover`]).
+//! Numbers and small structs of ggml's that are the same in every version of both flavours. Only structs of ggml's have
+//! names that begin with `Ggml`. Structs that change from version to version are found out ([`super::discover`]).
 
 use libc::c_void;
 
-/// `enum ggml_type` number of F32; the first entry of ggml's type table in every version.
+/// `GGML_TYPE_F32`.
 pub const TYPE_F32: i32 = 0;
+/// `GGML_TYPE_I32`.
 pub const TYPE_I32: i32 = 26;
 
-/// `enum ggml_status`: memory could not be had.
+/// `GGML_STATUS_ALLOC_FAILED`.
 pub const STATUS_ALLOC_FAILED: i32 = -2;
-/// `enum ggml_status`: success.
+/// `GGML_STATUS_SUCCESS`.
 pub const STATUS_SUCCESS: i32 = 0;
 
-/// `enum ggml_backend_buffer_usage`: weights.
+/// `GGML_BACKEND_BUFFER_USAGE_WEIGHTS`.
 pub const USAGE_WEIGHTS: i32 = 1;
 
 /// `struct ggml_compute_params` (ggml-cpu-impl.h), without `use_ref`, which not every version has.

@@ -1,9 +1,10 @@
-//! Which weights may be packed: as many as there is memory for. That is decided when a loader asks about a tensor, before it
-//! allocates anything; what is refused stays where the host would have it without this library.
+//! Which weights may be packed: as many as there is memory for. A loader asks about every tensor before it allocates
+//! anything, and gets its answer here. What is refused stays where the host would have it without this library.
 //!
-//! Asking is not allocating. A loader may ask about a tensor twice (a tied output), go through a model without loading it, or
-//! load it again. So what was accepted is kept by name until it is allocated, or until another pass begins: when the
-//! question that began the last one comes again, when something was allocated since, or after a while.
+//! A question is no allocation. A loader may ask about a tensor twice (a tied output), go through a model without
+//! loading it, or load it again. So a *pass* of questions remembers its answers, and what it has accepted counts once,
+//! until it is allocated or the next pass begins. A new pass begins when the first question of the last one comes
+//! again, when something was allocated since, or after [`OVER_AFTER`] without a question.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,12 +15,12 @@ use crate::cpu::limits::{self, Free};
 use crate::info;
 use crate::process::{Mutex, generation};
 
-/// After so long without a question a pass is over.
+/// How long after its last question a pass is over.
 const OVER_AFTER: Duration = Duration::from_secs(60);
 
-/// A question: the tensor's name, type and shape.
+/// The tensor that a loader asks about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Tensor {
+pub struct Question {
     /// Its name.
     pub name: String,
     /// ggml's number of its type.
@@ -28,22 +29,26 @@ pub struct Tensor {
     pub ne: [i64; 4],
 }
 
-/// What one thread that loads models asked. All of it is bytes that are accepted and not allocated.
+/// The questions that a thread was asked since it began to load a model.
 struct Pass {
-    /// Number of the process that knows of these bytes.
+    /// The process whose [`ACCEPTED`] has counted `bytes`.
     process: u32,
     /// The first question: the tensor's name, and the operation.
     first: Option<(String, i32)>,
-    answers: HashMap<Tensor, bool>,
+    answers: HashMap<Question, bool>,
+    /// Bytes that are accepted and not allocated yet.
     bytes: u64,
+    /// Whether something was allocated since the first question.
     allocated: bool,
+    /// When the last question came.
     last: Option<Instant>,
 }
 
-/// Accepted and not allocated, by all threads of a process, whose number is in front.
+/// A process, and the bytes that its threads have accepted and not allocated yet.
 static ACCEPTED: Mutex<(u32, u64)> = Mutex::new((0, 0));
 
-/// Changes it; what it is then. A forked child begins with nothing: its parent's other threads load nothing there.
+/// Changes the bytes of [`ACCEPTED`], and returns them. A forked child begins with 0: its parent's other threads load
+/// nothing there.
 fn accepted(change: impl FnOnce(&mut u64)) -> u64 {
     let mut of = ACCEPTED.lock();
     if of.0 != generation() {
@@ -58,7 +63,7 @@ impl Pass {
         Self { process: generation(), first: None, answers: HashMap::new(), bytes: 0, allocated: false, last: None }
     }
 
-    /// Bytes that are accepted no more, or allocated.
+    /// Takes back bytes that were accepted: they are allocated now, or will not be.
     fn take(&mut self, bytes: u64) {
         self.follow_into_a_child();
         let bytes = bytes.min(self.bytes);
@@ -66,7 +71,8 @@ impl Pass {
         accepted(|all| *all = all.saturating_sub(bytes));
     }
 
-    /// A thread that was forked while it loaded a model may go on with that.
+    /// In a forked child: the thread that was forked may go on to load its model, so what it has accepted counts there
+    /// too.
     fn follow_into_a_child(&mut self) {
         if self.process != generation() {
             self.process = generation();
@@ -80,11 +86,11 @@ impl Pass {
         (self.first, self.allocated) = (None, false);
     }
 
-    /// Whether `tensor`, of so many bytes, may be packed, for which somebody asks with an operation at this moment. `free` is
-    /// told what this pass has accepted, 0 as it begins.
-    fn ask(&mut self, tensor: Tensor, op: i32, bytes: u64, now: Instant, free: impl FnOnce(u64) -> Free) -> bool {
+    /// Whether `tensor` may be packed in `bytes` bytes; the loader asks about operation `op` on it. `free` gets the
+    /// bytes that this pass has accepted, 0 at its first question.
+    fn ask(&mut self, tensor: Question, op: i32, bytes: u64, now: Instant, free: impl FnOnce(u64) -> Free) -> bool {
         self.follow_into_a_child();
-        // Of any shape: another model begins with the same name.
+        // The shape does not count: another model may begin with a tensor of the same name.
         let again = self.first.as_ref().is_some_and(|(first, of)| *of == op && *first == tensor.name);
         let late = self.last.is_some_and(|last| now.duration_since(last) > OVER_AFTER);
         if again || late || self.allocated {
@@ -128,16 +134,15 @@ impl Drop for Pass {
 
 thread_local! {
     static PASS: RefCell<Pass> = RefCell::new(Pass::new());
-    /// What the system said last, and when.
+    /// What [`limits::free`] said last, and when.
     static SAID: Cell<Option<(Instant, Free)>> = const { Cell::new(None) };
 }
 
-/// So long one answer of the system is good for the questions of a loader, which come all at once: groups with many pages
-/// take milliseconds to answer.
+/// How long an answer of [`limits::free`] is used again. A loader's questions come all at once, and to read the use of
+/// a large control group takes milliseconds.
 const GOOD_FOR: Duration = Duration::from_millis(20);
 
-/// What there is for weights besides what was promised already, as it was a moment ago; but not before this pass, which has
-/// `accepted` so much.
+/// What is free for weights, at most [`GOOD_FOR`] ago. A pass that has accepted nothing yet asks anew.
 fn recently_free(accepted: u64, now: Instant) -> Free {
     let is_recent = |when: Instant| accepted > 0 && now.duration_since(when) < GOOD_FOR;
     let recent = SAID.get().filter(|(when, _)| is_recent(*when)).map(|(_, free)| free);
@@ -149,26 +154,27 @@ fn recently_free(accepted: u64, now: Instant) -> Free {
     besides_promised(free)
 }
 
+/// What is left of `free` after all that was promised: accepted, or allocated and not written yet.
 fn besides_promised(free: Free) -> Free {
     let promised = held::unwritten() + accepted(|_| ());
     Free { bytes: free.bytes.saturating_sub(promised), ..free }
 }
 
-/// What there is for weights now.
+/// What is free for weights now.
 fn free() -> Free {
     besides_promised(limits::free())
 }
 
-/// Whether a tensor of so many bytes may be packed, about which a loader asks with an operation of this number.
-pub fn accept(tensor: Tensor, op: i32, bytes: usize) -> bool {
+/// Whether a tensor may be packed in `bytes` bytes; a loader asks about operation `op` on it.
+pub fn accept(tensor: Question, op: i32, bytes: usize) -> bool {
     let now = Instant::now();
     PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, now, |accepted| recently_free(accepted, now)))
 }
 
-/// Notes that a buffer of so many bytes is being allocated.
+/// Notes that a buffer of `bytes` bytes is being allocated.
 pub fn allocate(bytes: usize) {
     SAID.set(None);
-    // Somebody may free and allocate as the thread ends.
+    // The thread may be ending, and its pass be gone.
     let _ = PASS.try_with(|pass| pass.borrow_mut().allocate(bytes as u64));
 }
 
@@ -180,12 +186,12 @@ fn leaves(free: Free) -> String {
     format!("{} leaves {:.2} MiB for more", free.limit, mebibytes(free.bytes))
 }
 
-/// What there is now, for a message.
+/// What is free now, for a message.
 pub fn shown() -> String {
     leaves(free())
 }
 
-/// Whether so many bytes can be had now, for weights nobody asked about before.
+/// Whether `bytes` bytes are free now, for weights that no loader has asked about.
 pub fn has_room(bytes: usize) -> bool {
     bytes as u64 <= free().bytes
 }
@@ -199,14 +205,15 @@ mod tests {
     const MUL_MAT: i32 = 29;
     const GET_ROWS: i32 = 40;
 
-    fn tensor(name: &str) -> Tensor {
-        Tensor { name: name.into(), ty: 2, ne: [64, 64, 1, 1] }
+    fn tensor(name: &str) -> Question {
+        Question { name: name.into(), ty: 2, ne: [64, 64, 1, 1] }
     }
 
-    /// Asks about tensors of 10 bytes; what is free besides what this pass has.
+    /// Asks about tensors of 10 bytes.
     struct Loader {
         pass: Pass,
         now: Instant,
+        /// Bytes that are free, without what the pass has accepted.
         free: u64,
     }
 
@@ -244,10 +251,10 @@ mod tests {
             assert_eq!(loader.model(), [true, true, false, false]);
         }
         assert_eq!(loader.pass.bytes, 20);
-        // Others have taken memory meanwhile.
+        // Meanwhile other processes have taken memory.
         loader.free = 15;
         assert_eq!(loader.model(), [true, false, false, false]);
-        // So many other questions that the first one did not come again.
+        // Much later; the first question does not come again.
         loader.now += 2 * OVER_AFTER;
         assert!(loader.ask("d", MUL_MAT) && !loader.ask("e", MUL_MAT));
         assert_eq!(loader.pass.bytes, 10);
@@ -259,10 +266,10 @@ mod tests {
         loader.model();
         loader.pass.allocate(20);
         assert_eq!(loader.pass.bytes, 0);
-        // What is held is no longer free.
+        // What was allocated is no longer free.
         loader.free = 5;
         assert_eq!(loader.model(), [false; 4]);
-        // It was unloaded.
+        // The model was unloaded.
         loader.free = 25;
         loader.now += 2 * OVER_AFTER;
         assert_eq!(loader.model(), [true, true, false, false]);
@@ -273,18 +280,18 @@ mod tests {
         let mut loader = Loader::new(40);
         loader.model();
         assert!(loader.ask("d", MUL_MAT) && !loader.ask("e", MUL_MAT));
-        // The first question again: everything is asked anew.
+        // The first question again begins a new pass.
         assert_eq!(loader.model(), [true; 4]);
         assert_eq!(loader.pass.bytes, 30);
-        // Of another model.
-        let other = Tensor { ne: [128, 64, 1, 1], ..tensor("a") };
+        // And so does that of another model.
+        let other = Question { ne: [128, 64, 1, 1], ..tensor("a") };
         let free = |accepted| Free { bytes: 40 - accepted, limit: Limit::Machine };
         assert!(loader.pass.ask(other, MUL_MAT, 20, loader.now, free) && loader.pass.bytes == 20);
     }
 
     #[test]
     fn what_one_thread_accepted_is_not_free_for_another() {
-        let name = |i: usize| Tensor { name: format!("budget {i}"), ..tensor("") };
+        let name = |i: usize| Question { name: format!("budget {i}"), ..tensor("") };
         let before = accepted(|_| ());
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -293,7 +300,7 @@ mod tests {
             });
         });
         assert!(!accept(name(2), MUL_MAT, usize::MAX / 2));
-        // A child has what the thread that forks has accepted.
+        // A child counts what the thread that forks has accepted.
         assert!(accept(name(3), MUL_MAT, 500));
         assert!(in_child(false, || accepted(|_| ()) == 0 && accept(name(4), MUL_MAT, 70) && accepted(|_| ()) == 570));
         assert!(has_room(1) && !has_room(usize::MAX / 2));

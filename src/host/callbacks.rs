@@ -1,4 +1,8 @@
-//! The callbacks of our buffer types and buffers, the same in both flavours but for which tensors are packed in them.
+//! The callbacks of our buffer types and buffers. They are the same in both flavours, apart from what
+//! [`FlavourBuffers`] says.
+//!
+//! CALLBACK, the invariant of all of them: the host passes a buffer or buffer type of ours, and live tensors that lie
+//! in it.
 
 use std::ffi::c_char;
 use std::marker::PhantomData;
@@ -7,7 +11,7 @@ use std::ops::Range;
 use libc::c_void;
 
 use super::core::Core;
-use super::objects::{BufferTypeFunctions, Interface, RawBuffer, RawBufferType};
+use super::objects::{BufferInterface, BufferTypeInterface, RawBuffer, RawBufferType};
 use super::tensor::{RawTensor, Tensor};
 use crate::buffer::Place;
 use crate::buffer::held::{self, Held};
@@ -20,22 +24,23 @@ use crate::panel::weights::Shape;
 /// Alignment of tensors: a cache line.
 pub const ALIGNMENT: usize = 64;
 
-/// A flavour of hosts, as its buffers see it.
-pub trait Side: 'static {
-    /// The host behind a callback: callbacks exist only after it was found.
+/// What differs between the flavours' buffers.
+pub trait FlavourBuffers: 'static {
+    /// The host that calls. It has our functions from us, so it was found before.
     fn core() -> &'static Core;
 
-    /// The shape and first byte of the packed tensor that `tensor` is (a view of), and the plain byte where it begins.
+    /// The packed tensor that `tensor` is, or is a view of: its shape, its first byte, and the offset of `tensor` in
+    /// its plain form. `None` if `tensor` is stored plain.
     fn packed(tensor: Tensor) -> Option<(Shape, *mut u8, usize)>;
 
-    /// A buffer of this type; null if there is no memory for it.
+    /// A buffer of this type whose context is a [`Held`]; null if there is no memory for it.
     fn alloc(buft: *mut RawBufferType, size: usize) -> *mut RawBuffer;
 
-    /// Forgets what is known of a region, which goes.
+    /// Forgets what is known of a region, which is about to be freed.
     fn freed(region: &Region);
 }
 
-/// The callbacks for one of them.
+/// The callbacks of a flavour.
 pub struct Callbacks<S>(PhantomData<S>);
 
 /// The addresses of a region.
@@ -44,12 +49,12 @@ pub fn range_of(region: &Region) -> Range<usize> {
     base..base + region.len()
 }
 
-/// What [`Side::alloc`] put into a buffer as its context.
+/// What [`FlavourBuffers::alloc`] put into a buffer as its context.
 ///
 /// # Safety
 /// `buffer` must be one of ours.
-unsafe fn context<S: Side>(buffer: *mut RawBuffer) -> *mut Held {
-    // SAFETY: promised by the caller.
+unsafe fn context<S: FlavourBuffers>(buffer: *mut RawBuffer) -> *mut Held {
+    // SAFETY: LIVE BUFFER: one of ours.
     unsafe { S::core().buffer(buffer) }.map_or(std::ptr::null_mut(), |b| b.context().cast())
 }
 
@@ -57,27 +62,27 @@ unsafe fn context<S: Side>(buffer: *mut RawBuffer) -> *mut Held {
 ///
 /// # Safety
 /// `buffer` must be one of ours.
-pub unsafe fn region<'a, S: Side>(buffer: *mut RawBuffer) -> &'a Region {
-    // SAFETY: `alloc` put it there, and it lives until `free_buffer`.
+pub unsafe fn region<'a, S: FlavourBuffers>(buffer: *mut RawBuffer) -> &'a Region {
+    // SAFETY: `alloc` has put a `Held` there, which lives until `free_buffer`.
     unsafe { (*context::<S>(buffer)).region() }
 }
 
-/// Forgets what was measured of a tensor whose bytes change, or of the one that it is a view of.
-fn forget<S: Side>(tensor: Tensor) {
+/// Forgets what was measured of a tensor whose bytes have changed, or of the one that it is a view of.
+fn forget<S: FlavourBuffers>(tensor: Tensor) {
     let root = tensor.root();
     let base = root.data() as usize;
-    // SAFETY: a live tensor of the host's.
+    // SAFETY: LIVE TENSOR.
     let size = unsafe { S::core().nbytes(root.address()) };
     known_errors::forget(&(base..base + size.max(1)));
 }
 
-/// Checks a range of a tensor against its size and finds its bytes. Ends the process, as ggml does,
-/// if the range leaves the tensor or there is nothing to copy from or to.
+/// Where the bytes of a range of a tensor are. Ends the process, as ggml does, if the range leaves the tensor, or if
+/// tensor or `data` are NULL. `what` is the callback's name.
 ///
 /// # Safety
-/// `tensor` must be a live tensor with data in one of our buffers.
-unsafe fn place<S: Side>(what: &str, t: Tensor, data: *const c_void, offset: usize, size: usize) -> Place {
-    // SAFETY: promised by the caller.
+/// `t` must lie in one of our buffers.
+unsafe fn place<S: FlavourBuffers>(what: &str, t: Tensor, data: *const c_void, offset: usize, size: usize) -> Place {
+    // SAFETY: LIVE TENSOR.
     let (core, nbytes) = (S::core(), unsafe { S::core().nbytes(t.address()) });
     if offset.checked_add(size).is_none_or(|end| end > nbytes) {
         core.abort(&format!("{what}: {size} bytes at offset {offset} leave tensor {} of {nbytes} bytes", t.name()));
@@ -100,10 +105,10 @@ unsafe fn place<S: Side>(what: &str, t: Tensor, data: *const c_void, offset: usi
     }
 }
 
-impl<S: Side> Callbacks<S> {
-    /// Of a buffer type; `get_alloc_size` where packed tensors may be larger than plain ones, else null.
-    pub fn of_type(get_alloc_size: *const c_void) -> BufferTypeFunctions {
-        BufferTypeFunctions {
+impl<S: FlavourBuffers> Callbacks<S> {
+    /// The callbacks of a buffer type. `get_alloc_size` is null where packed tensors are no larger than plain ones.
+    pub fn of_type(get_alloc_size: *const c_void) -> BufferTypeInterface {
+        BufferTypeInterface {
             get_name: Self::type_name as *const c_void,
             alloc_buffer: Self::alloc_buffer as _,
             get_alignment: Self::get_alignment as _,
@@ -113,9 +118,9 @@ impl<S: Side> Callbacks<S> {
         }
     }
 
-    /// Of a buffer, where this version of the host has them.
-    pub fn of_buffer(init_tensor: *const c_void) -> Interface {
-        let (mut made, at) = (Interface::NONE, &S::core().layout.buffer);
+    /// The callbacks of a buffer, as far as this version of the host knows them.
+    pub fn of_buffer(init_tensor: *const c_void) -> BufferInterface {
+        let (mut made, at) = (BufferInterface::NONE, &S::core().layout.buffer);
         made.set(at.get_name, Self::buffer_name as *const c_void);
         made.set(at.free_buffer, Self::free_buffer as _);
         made.set(at.get_base, Self::get_base as _);
@@ -151,19 +156,19 @@ impl<S: Side> Callbacks<S> {
         ALIGNMENT
     }
 
-    /// As large as memory allows: what hosts take for a function that is NULL, if they look.
+    /// No limit, as if the function were NULL: not every host looks whether it is.
     unsafe extern "C" fn get_max_size(_: *mut RawBufferType) -> usize {
         usize::MAX
     }
 
-    /// Packed bytes are not what the host's code expects at `tensor->data`.
+    /// False: packed bytes are not what the host's code expects at `tensor->data`.
     unsafe extern "C" fn is_host(_: *mut RawBufferType) -> bool {
         false
     }
 
     unsafe extern "C" fn free_buffer(buffer: *mut RawBuffer) {
         ffi_boundary!("free_buffer", or the process ends, {
-            // SAFETY: made by `alloc`, freed once.
+            // SAFETY: CALLBACK; `alloc` has made the box, and the host frees a buffer once.
             let held = unsafe { Box::from_raw(context::<S>(buffer)) };
             known_errors::forget(&range_of(held.region()));
             S::freed(held.region());
@@ -172,7 +177,7 @@ impl<S: Side> Callbacks<S> {
 
     unsafe extern "C" fn get_base(buffer: *mut RawBuffer) -> *mut c_void {
         ffi_boundary!("get_base", else std::ptr::null_mut(), {
-            // SAFETY: one of our buffers.
+            // SAFETY: CALLBACK.
             unsafe { region::<S>(buffer).base().as_ptr().cast() }
         })
     }
@@ -185,7 +190,7 @@ impl<S: Side> Callbacks<S> {
         size: usize,
     ) {
         ffi_boundary!("memset_tensor", or the process ends, {
-            // SAFETY: the host passes a live tensor of ours; the range is checked.
+            // SAFETY: CALLBACK; the range is checked.
             unsafe {
                 let tensor = S::core().live(tensor);
                 place::<S>("memset_tensor", tensor, (&raw const value).cast(), offset, size).fill(size, value);
@@ -197,7 +202,7 @@ impl<S: Side> Callbacks<S> {
     /// Writes a range of a tensor.
     ///
     /// # Safety
-    /// It must be a live tensor of ours, `data` hold `size` bytes.
+    /// CALLBACK; `data` must have `size` bytes.
     pub unsafe extern "C" fn set_tensor(
         _: *mut RawBuffer,
         tensor: *mut RawTensor,
@@ -209,7 +214,7 @@ impl<S: Side> Callbacks<S> {
             if size == 0 {
                 return;
             }
-            // SAFETY: promised by the caller; the range is checked.
+            // SAFETY: CALLBACK; the range is checked, and `data` has as many bytes.
             unsafe {
                 let tensor = S::core().live(tensor);
                 held::note_written(tensor.root().data() as usize, size);
@@ -222,7 +227,7 @@ impl<S: Side> Callbacks<S> {
     /// Reads a range of a tensor.
     ///
     /// # Safety
-    /// As for [`Callbacks::set_tensor`], with `data` written.
+    /// CALLBACK; `data` must have `size` bytes that can be written.
     pub unsafe extern "C" fn get_tensor(
         _: *mut RawBuffer,
         tensor: *const RawTensor,
@@ -234,7 +239,7 @@ impl<S: Side> Callbacks<S> {
             if size == 0 {
                 return;
             }
-            // SAFETY: promised by the caller; the range is checked.
+            // SAFETY: CALLBACK; the range is checked, and `data` has as many bytes.
             unsafe { place::<S>("get_tensor", S::core().live(tensor), data, offset, size).read(data.cast(), size) }
         })
     }
@@ -252,7 +257,7 @@ impl<S: Side> Callbacks<S> {
         ffi_boundary!("set_tensor_2d", or the process ends, {
             for i in 0..copies {
                 let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
-                // SAFETY: the host's ranges; each is checked against the tensor.
+                // SAFETY: CALLBACK; `data` has all the host's ranges.
                 unsafe { Self::set_tensor(buffer, tensor, data, offset, size) };
             }
         })
@@ -271,18 +276,18 @@ impl<S: Side> Callbacks<S> {
         ffi_boundary!("get_tensor_2d", or the process ends, {
             for i in 0..copies {
                 let (data, offset) = (data.wrapping_byte_add(i * stride_data), offset + i * stride_tensor);
-                // SAFETY: as in `set_tensor_2d`.
+                // SAFETY: CALLBACK; `data` has all the host's ranges.
                 unsafe { Self::get_tensor(buffer, tensor, data, offset, size) };
             }
         })
     }
 
-    /// Nothing is kept of tensors; not every host looks whether there is such a function.
+    /// Does nothing, for nothing is kept of tensors. Not every host looks whether the function is NULL.
     unsafe extern "C" fn reset(_: *mut RawBuffer) {}
 
     unsafe extern "C" fn clear(buffer: *mut RawBuffer, value: u8) {
         ffi_boundary!("clear", or the process ends, {
-            // SAFETY: one of our buffers; equal bytes stay equal under any permutation.
+            // SAFETY: CALLBACK. Packing is a permutation, so equal bytes are the same in packed form.
             unsafe {
                 let region = region::<S>(buffer);
                 std::ptr::write_bytes(region.base().as_ptr(), value, region.len());
@@ -299,10 +304,10 @@ mod tests {
     use super::*;
     use crate::diag::border::trip::{ends, goes_on};
 
-    /// No host: nothing gets so far.
+    /// A flavour without a host: all callbacks panic before they ask for it.
     struct Nowhere;
 
-    impl Side for Nowhere {
+    impl FlavourBuffers for Nowhere {
         fn core() -> &'static Core {
             unreachable!()
         }

@@ -1,12 +1,12 @@
-//! What both flavours of hosts have: functions that are called, structs that were found out, numbers of operations and types.
+//! What both flavours of hosts have: functions that are called, layouts of structs, numbers of operations and types.
 
 use std::ffi::CString;
 
-use super::layout::HostLayout;
-use super::objects::{Buffer, Interface, RawBuffer, RawBufferType};
+use super::layout::{HostLayout, HostTypes, Ops};
+use super::objects::{Buffer, BufferInterface, RawBuffer, RawBufferType};
+use super::peek;
 use super::symbols::Symbols;
 use super::tensor::{RawTensor, Tensor};
-use super::{HostTypes, Ops, discover};
 use crate::diag::log;
 use crate::format::WeightType;
 
@@ -24,38 +24,38 @@ impl Core {
     /// The tensor at an address; `None` if that is null.
     ///
     /// # Safety
-    /// One of the host's tensors must be there for as long as what is returned is used.
+    /// LIVE TENSOR: null, or a tensor of this host's for as long as the result is used.
     #[inline]
     pub unsafe fn tensor(&'static self, at: *const RawTensor) -> Option<Tensor> {
-        // SAFETY: passed on.
+        // SAFETY: LIVE TENSOR, and tensors of this host have this layout.
         unsafe { Tensor::new(at, &self.layout.tensor) }
     }
 
     /// A tensor that the host gave to a callback; null ends the process.
     ///
     /// # Safety
-    /// As for [`Core::tensor`].
+    /// LIVE TENSOR, as for [`Core::tensor`].
     pub unsafe fn live(&'static self, at: *const RawTensor) -> Tensor {
-        // SAFETY: passed on.
+        // SAFETY: LIVE TENSOR.
         unsafe { self.tensor(at) }.unwrap_or_else(|| self.abort("the host gives a tensor that is NULL"))
     }
 
     /// The buffer at an address; `None` if that is null.
     ///
     /// # Safety
-    /// One of the host's buffers must be there for as long as what is returned is used.
+    /// LIVE BUFFER: null, or a buffer of this host's for as long as the result is used.
     #[inline]
     pub unsafe fn buffer(&'static self, at: *mut RawBuffer) -> Option<Buffer> {
-        // SAFETY: passed on.
+        // SAFETY: LIVE BUFFER, and buffers of this host have this layout.
         unsafe { Buffer::new(at, &self.layout.buffer) }
     }
 
-    /// Whether a buffer type is memory that the host's own code reads.
+    /// Whether buffers of a type are memory that the host's own code reads (`ggml_backend_buft_is_host`).
     ///
     /// # Safety
     /// It must be a live buffer type of the host's.
     pub unsafe fn is_host(&self, buft: *mut RawBufferType) -> bool {
-        // SAFETY: promised by the caller.
+        // SAFETY: the buffer type is alive.
         unsafe { (self.symbols.ggml_backend_buft_is_host)(buft) }
     }
 
@@ -64,41 +64,42 @@ impl Core {
         WeightType::from_ggml(number).filter(|ty| self.types.has(*ty))
     }
 
-    /// `ggml_backend_buffer_init`: a host buffer object around our interface and context.
+    /// A buffer of the host's, of `size` bytes, with our interface and context (`ggml_backend_buffer_init`).
     ///
     /// # Safety
     /// `buft` must outlive the buffer; `context` must be what the interface's functions expect.
     pub unsafe fn buffer_init(
         &self,
         buft: *mut RawBufferType,
-        interface: Interface,
+        interface: BufferInterface,
         context: *mut libc::c_void,
         size: usize,
     ) -> *mut RawBuffer {
-        // SAFETY: passed on; the interface has at least as many members as the host's.
+        // SAFETY: `buft` and `context` are as the host wants them, and the interface has at least as many members as
+        // the host's.
         unsafe { (self.symbols.ggml_backend_buffer_init)(buft, interface, context, size) }
     }
 
-    /// Bytes of a tensor's plain data, from its first to its last.
+    /// Bytes from the first to the last of a tensor's plain data (`ggml_nbytes`).
     ///
     /// # Safety
-    /// `tensor` must be a valid tensor.
+    /// LIVE TENSOR: not null, and a tensor of this host's.
     pub unsafe fn nbytes(&self, tensor: *const RawTensor) -> usize {
-        // SAFETY: passed on.
+        // SAFETY: LIVE TENSOR.
         unsafe { (self.symbols.ggml_nbytes)(tensor) }
     }
 
-    /// The host's name of an operation number that came from a real node.
+    /// The host's name of an operation, whose number must come from a real node.
     pub fn op_name(&self, op: i32) -> String {
-        // SAFETY: the number came from the host, so it is in the host's table.
-        discover::text(unsafe { (self.symbols.ggml_op_name)(op) })
+        // SAFETY: the number is a real node's, so it is in the host's table.
+        peek::name(unsafe { (self.symbols.ggml_op_name)(op) })
     }
 
-    /// Says `message` through the host's log and ends the process the way ggml does.
+    /// Ends the process with a message, as ggml does (`ggml_abort`).
     pub fn abort(&self, message: &str) -> ! {
         log::last_words(message);
         let message = CString::new(format!("ggml-amx: {message}").replace('\0', "")).unwrap_or_default();
-        // SAFETY: ggml_abort(file, line, format, ...) with one C string; it does not return.
+        // SAFETY: `ggml_abort(file, line, format, ...)`, with the one string that the format asks for.
         unsafe { (self.symbols.ggml_abort)(c"ggml-amx".as_ptr(), 0, c"%s".as_ptr(), message.as_ptr()) };
         std::process::abort()
     }

@@ -1,13 +1,14 @@
-//! Exceptions of the host's. Rust ends the process where it is to catch one that is not its own, so the frame that catches
-//! them is made by hand: its personality takes whatever is neither a panic nor the end of a thread, and goes on behind
-//! the call.
+//! Exceptions that the host throws. Rust's `catch_unwind` ends the process when an exception of another language
+//! reaches it, so the frame that catches them is written by hand. Its personality function (what the unwinder asks
+//! about a frame) catches everything but Rust's panics and the end of a thread, and goes on after the call.
 
 use libc::{c_int, c_void};
 
-use super::Flavour;
+use super::flavour::Flavour;
 use super::symbols::{self, weak_table};
+use crate::diag::border;
 
-// The call of `function` with `argument`: NULL, or what was thrown.
+// Calls `function` with `argument`. Returns NULL, or what was thrown.
 std::arch::global_asm!(
     ".pushsection .text.ggml_amx_call_caught,\"ax\",@progbits",
     ".hidden ggml_amx_call_caught",
@@ -15,7 +16,7 @@ std::arch::global_asm!(
     ".type ggml_amx_call_caught,@function",
     "ggml_amx_call_caught:",
     ".cfi_startproc",
-    // Relative to the place, four bytes.
+    // 0x1b: the address is relative to this place, in four bytes (DW_EH_PE_pcrel | DW_EH_PE_sdata4).
     ".cfi_personality 0x1b, {personality}",
     "push rbp",
     ".cfi_def_cfa_offset 16",
@@ -26,7 +27,7 @@ std::arch::global_asm!(
     "mov rdi, rsi",
     "call rax",
     "xor eax, eax",
-    // Where the personality goes on: what was thrown is in rax.
+    // The personality function lets the unwinder go on here, with what was thrown in rax.
     ".hidden ggml_amx_caught",
     ".globl ggml_amx_caught",
     "ggml_amx_caught:",
@@ -55,7 +56,7 @@ unsafe extern "C" {
 
 weak_table!(ggml_amx_cxx_symbols; "__cxa_begin_catch", "__cxa_end_catch",);
 
-/// The head of what is thrown (`struct _Unwind_Exception`).
+/// The start of what is thrown (`struct _Unwind_Exception`).
 #[repr(C)]
 struct Exception {
     class: u64,
@@ -63,9 +64,10 @@ struct Exception {
 
 /// The class of Rust's panics.
 const RUST: u64 = u64::from_ne_bytes(*b"MOZ\0RUST");
-/// Those of C++ runtimes, whose last byte tells variants apart.
+/// The classes of C++ exceptions. The last byte tells variants apart, so it is not compared.
 const CXX: [u64; 2] = [u64::from_be_bytes(*b"GNUCC++\0"), u64::from_be_bytes(*b"CLNGC++\0")];
 
+/// `_Unwind_Personality_Fn` of the frame above.
 unsafe extern "C" fn personality(
     version: c_int,
     actions: c_int,
@@ -86,7 +88,8 @@ unsafe extern "C" fn personality(
     } else if actions & SEARCH != 0 {
         HANDLER_FOUND
     } else if actions & HANDLER != 0 {
-        // SAFETY: what the unwinder wants of a frame that catches; register 0 is rax.
+        // SAFETY: this is how a frame tells the unwinder to go on in it. Register 0 is rax, and the frame has a label
+        // for this.
         unsafe {
             _Unwind_SetGR(context, 0, exception as usize);
             _Unwind_SetIP(context, (&raw const ggml_amx_caught) as usize);
@@ -98,46 +101,51 @@ unsafe extern "C" fn personality(
 }
 
 /// What `call` returns; `None` if an exception that is not Rust's came out of it. Panics pass.
-pub fn catch<T>(call: impl FnOnce() -> T) -> Option<T> {
-    struct Job<F, T> {
+fn catch<T>(call: impl FnOnce() -> T) -> Option<T> {
+    struct CaughtCall<F, T> {
         call: Option<F>,
-        done: Option<T>,
+        result: Option<T>,
     }
-    unsafe extern "C-unwind" fn run<F: FnOnce() -> T, T>(job: *mut c_void) {
-        // SAFETY: the job below.
-        let job = unsafe { &mut *job.cast::<Job<F, T>>() };
-        job.done = job.call.take().map(|call| call());
+    unsafe extern "C-unwind" fn run<F: FnOnce() -> T, T>(argument: *mut c_void) {
+        // SAFETY: `argument` is the struct below, which nothing else uses during the call.
+        let caught = unsafe { &mut *argument.cast::<CaughtCall<F, T>>() };
+        caught.result = caught.call.take().map(|call| call());
     }
-    fn runner<F: FnOnce() -> T, T>(_: &Job<F, T>) -> unsafe extern "C-unwind" fn(*mut c_void) {
+    // The type of the closure has no name, so `run` is chosen by inference.
+    fn run_of<F: FnOnce() -> T, T>(_: &CaughtCall<F, T>) -> unsafe extern "C-unwind" fn(*mut c_void) {
         run::<F, T>
     }
-    let mut job = Job { call: Some(call), done: None };
-    let function = runner(&job);
-    // SAFETY: the job outlives the call.
-    let thrown = unsafe { ggml_amx_call_caught(function, (&raw mut job).cast()) };
+    let mut caught = CaughtCall { call: Some(call), result: None };
+    let function = run_of(&caught);
+    // SAFETY: the function fits its argument, which outlives the call.
+    let thrown = unsafe { ggml_amx_call_caught(function, (&raw mut caught).cast()) };
     if !thrown.is_null() {
-        // SAFETY: caught, and used no more.
-        unsafe { end(thrown) };
+        // SAFETY: it was just caught, and is not used after this.
+        unsafe { free(thrown) };
         return None;
     }
-    job.done
+    caught.result
 }
 
-/// Frees what was caught.
+/// The result of `look`, which finds out something about a host. A panic in it and an exception of the host's become
+/// errors: then nothing was changed yet, and the host goes on without this library.
+pub(super) fn caught<T>(look: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let thrown = || Err("the host threw an exception while it was looked at".into());
+    border::caught("what looks at a host", || catch(look))?.unwrap_or_else(thrown)
+}
+
+/// Frees what was thrown.
 ///
 /// # Safety
-/// It must have been caught here.
-unsafe fn end(thrown: *mut Exception) {
-    let function = |index: usize, name| {
-        // SAFETY: the table has a word per name; volatile, because the compiler must not assume that it is never null.
-        let linked = unsafe { (&raw const ggml_amx_cxx_symbols).cast::<usize>().add(index).read_volatile() };
-        symbols::find(symbols::scope(Flavour::Llama), linked, name)
-    };
+/// `thrown` must be what [`ggml_amx_call_caught`] returned, and not used after this.
+unsafe fn free(thrown: *mut Exception) {
+    let function = |index, name| symbols::find(Flavour::Llama.scope(), ggml_amx_cxx_symbols(index), name);
     type Begin = unsafe extern "C" fn(*mut Exception) -> *mut c_void;
     type End = unsafe extern "C" fn();
-    // SAFETY: promised by the caller; the C++ runtime's functions of these names have these types.
+    // SAFETY: `thrown` is an exception that was caught and not freed yet; the C++ runtime's functions of these names
+    // have these types.
     unsafe {
-        // C++ counts what was thrown and not caught.
+        // The C++ runtime counts exceptions that were thrown and not caught yet: it must be told.
         let is_cxx = CXX.iter().any(|class| class >> 8 == (*thrown).class >> 8);
         match (function(0, c"__cxa_begin_catch"), function(1, c"__cxa_end_catch")) {
             (Some(begin), Some(end)) if is_cxx => {
@@ -192,5 +200,12 @@ mod tests {
         });
         assert_eq!((caught, dropped, freed), (None, true, true));
         assert!(catch_unwind(AssertUnwindSafe(|| catch(|| panic!("planted")))).is_err());
+    }
+
+    #[test]
+    fn a_panic_while_a_host_is_looked_at_is_an_error() {
+        assert_eq!(caught(|| Ok(1)), Ok(1));
+        assert_eq!(caught::<i32>(|| Err("why".into())), Err("why".to_string()));
+        assert!(caught::<i32>(|| panic!("planted")).unwrap_err().contains("a bug in ggml-amx"));
     }
 }

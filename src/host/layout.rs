@@ -1,11 +1,43 @@
-//! Where a host has what, found by [`super::discover`] at run time. Both flavours fill the same description, and nothing
-//! else in `host/` knows an offset.
+//! What a host is like, as [`super::discover`] finds it out at run time: the layout of its structs, its operation
+//! numbers, its weight types. Both flavours have the same description, and nothing else in `host/` knows an offset.
+
+use crate::format::WeightType;
+
+/// Operation numbers of a host, read off real graph nodes (they move between ggml versions).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ops {
+    /// `GGML_OP_MUL_MAT`.
+    pub mul_mat: i32,
+    /// `GGML_OP_MUL_MAT_ID`.
+    pub mul_mat_id: i32,
+    /// `NONE`, `RESHAPE`, `VIEW`, `PERMUTE`, `TRANSPOSE`: nodes that read no data.
+    pub no_data: [i32; 5],
+}
+
+/// Which of our weight types a host has: one bit for each of [`WeightType::ALL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostTypes(u64);
+
+impl HostTypes {
+    fn bit(ty: WeightType) -> u64 {
+        const { assert!(WeightType::ALL.len() <= 64) };
+        1 << WeightType::ALL.iter().position(|t| *t == ty).expect("one of all types")
+    }
+
+    pub(super) fn add(&mut self, ty: WeightType) {
+        self.0 |= Self::bit(ty);
+    }
+
+    pub(super) fn has(self, ty: WeightType) -> bool {
+        self.0 & Self::bit(ty) != 0
+    }
+}
 
 /// Offsets in `struct ggml_tensor`, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // ggml's names
 pub struct TensorLayout {
-    /// Of the struct.
+    /// Bytes of the struct.
     pub size: usize,
     pub ty: usize,
     pub buffer: usize,
@@ -22,15 +54,16 @@ pub struct TensorLayout {
     pub name: usize,
     /// `GGML_MAX_NAME`.
     pub name_bytes: usize,
-    /// Where the host's buffer type for repacked weights puts one; where it does not, nothing is written.
+    /// Where the host's buffer type for repacked weights writes it. `None` if none is written; then we write none
+    /// either.
     pub extra: Option<usize>,
 }
 
-/// Words in `struct ggml_backend_buffer`, whose interface comes first.
+/// Fields of `struct ggml_backend_buffer`, in words from its start. It starts with its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // ggml's names
 pub struct BufferLayout {
-    /// Members of the interface.
+    /// How many members the interface has.
     pub members: usize,
     pub get_name: Option<usize>,
     pub free_buffer: usize,
@@ -47,11 +80,11 @@ pub struct BufferLayout {
     pub buft: usize,
     pub context: usize,
     pub size: usize,
-    /// A number of 32 bits at the start of this word.
+    /// The word that starts with it, a number of 32 bits.
     pub usage: Option<usize>,
 }
 
-/// Words in `struct ggml_backend_buffer_type`, whose interface comes first.
+/// Fields of `struct ggml_backend_buffer_type`, in words from its start. It starts with its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // ggml's names
 pub struct BufferTypeLayout {
@@ -61,7 +94,8 @@ pub struct BufferTypeLayout {
     pub get_max_size: Option<usize>,
     pub get_alloc_size: usize,
     pub is_host: usize,
-    /// Behind the interface; the context follows. Hosts without devices have none, and their context is not needed.
+    /// The word after the interface; the context is the word after that. `None` in hosts without devices, where the
+    /// context is not needed.
     pub device: Option<usize>,
 }
 

@@ -1,5 +1,4 @@
-//! Buffers and buffer types of a host: those that are looked at, and those that are made here, after the layout that
-//! was found ([`super::layout`]).
+//! Buffers and buffer types of a host, read and made by the layout that was found ([`super::layout`]).
 
 use libc::c_void;
 
@@ -16,25 +15,28 @@ pub struct RawBufferType([u8; 0]);
 /// More members than any version of ggml's interfaces has.
 pub const MOST_MEMBERS: usize = 32;
 
-/// An interface of a buffer. The host takes its own, smaller one by value, so by the System V ABI it lies on the stack, and
-/// the host copies what it knows.
+/// `struct ggml_backend_buffer_i`, with as many members as any version may have. The host's own struct is smaller and
+/// is passed by value. By the System V ABI such a struct lies on the stack, so the host copies the members that it
+/// knows.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Interface(pub [*const c_void; MOST_MEMBERS]);
+pub struct BufferInterface(pub [*const c_void; MOST_MEMBERS]);
 
-impl Interface {
-    /// Members that a host may do without.
+impl BufferInterface {
+    /// An interface without functions.
     pub const NONE: Self = Self([std::ptr::null(); MOST_MEMBERS]);
 
-    /// Sets the member at `place`, if this version of the host has it.
-    pub fn set(&mut self, place: impl Into<Option<usize>>, function: *const c_void) {
-        if let Some(place) = place.into() {
-            self.0[place] = function;
+    /// Sets a member, if this version of the host has it.
+    pub fn set(&mut self, member: impl Into<Option<usize>>, function: *const c_void) {
+        if let Some(member) = member.into() {
+            self.0[member] = function;
         }
     }
 }
 
-/// A live buffer.
+/// A live buffer of the host's.
+///
+/// LIVE BUFFER: `at` is a buffer of this layout for as long as this value is used. [`Buffer::new`] demands it.
 #[derive(Clone, Copy)]
 pub struct Buffer {
     at: *mut RawBuffer,
@@ -45,7 +47,7 @@ impl Buffer {
     /// The buffer at an address; `None` if that is null.
     ///
     /// # Safety
-    /// A buffer of this layout must be there for as long as what is returned is used.
+    /// LIVE BUFFER: if not null, it must be a buffer of this layout for as long as the result is used.
     #[inline]
     pub unsafe fn new(at: *mut RawBuffer, layout: &'static BufferLayout) -> Option<Self> {
         (!at.is_null()).then_some(Self { at, layout })
@@ -58,40 +60,41 @@ impl Buffer {
 
     /// Its type.
     pub fn buft(&self) -> *mut RawBufferType {
-        // SAFETY: the buffer is alive, and the layout is its own; here and below.
+        // SAFETY: LIVE BUFFER, and the layout says that this word is a field; so below.
         unsafe { *self.word(self.layout.buft) as *mut RawBufferType }
     }
 
-    /// What its interface's functions expect.
+    /// Its context: what the functions of its interface expect.
     pub fn context(&self) -> *mut c_void {
-        // SAFETY: as above.
+        // SAFETY: as in `buft`.
         unsafe { *self.word(self.layout.context) as *mut c_void }
     }
 
-    /// Its bytes.
+    /// Its size in bytes.
     pub fn size(&self) -> usize {
-        // SAFETY: as above.
+        // SAFETY: as in `buft`.
         unsafe { *self.word(self.layout.size) }
     }
 
-    /// What it is for; `None` in hosts that do not tell.
+    /// Its `enum ggml_backend_buffer_usage`; `None` in hosts that have none.
     pub fn usage(&self) -> Option<i32> {
-        // SAFETY: as above.
+        // SAFETY: as in `buft`.
         self.layout.usage.map(|word| unsafe { *self.word(word).cast::<i32>() })
     }
 
-    /// Puts another function in the place of the one that frees it, which comes back.
+    /// Replaces its `free_buffer`; returns the old one.
     ///
     /// # Safety
-    /// The buffer must be ours to write.
+    /// Nothing else may use the buffer meanwhile.
     pub unsafe fn replace_free(&self, function: *const c_void) -> *const c_void {
-        // SAFETY: promised by the caller.
+        // SAFETY: as in `buft`, and nothing else uses the buffer.
         unsafe { std::mem::replace(&mut *self.word(self.layout.free_buffer), function as usize) as *const c_void }
     }
 }
 
-/// Functions of a buffer type; those that are not named are NULL, which means that the host does it its own way.
-pub struct BufferTypeFunctions {
+/// Functions of a buffer type (`struct ggml_backend_buffer_type_i`). Members of later versions are NULL in what is made
+/// of them, which means that the host does it its own way.
+pub struct BufferTypeInterface {
     /// `const char * (buft)`.
     pub get_name: *const c_void,
     /// `buffer * (buft, size_t)`.
@@ -106,9 +109,9 @@ pub struct BufferTypeFunctions {
     pub is_host: *const c_void,
 }
 
-impl BufferTypeFunctions {
-    /// Makes a buffer type, with room behind it for what later versions have there. It lives as long as the process: hosts
-    /// keep the pointer in static lists.
+impl BufferTypeInterface {
+    /// Makes a buffer type, and behind it zeroed memory for fields of later versions. It lives as long as the process,
+    /// because hosts keep the pointer in static lists.
     pub fn make(&self, layout: &BufferTypeLayout, device: *mut c_void, context: *mut c_void) -> *mut RawBufferType {
         let words = Box::leak(Box::new([std::ptr::null::<c_void>(); 2 * MOST_MEMBERS]));
         words[layout.get_name] = self.get_name;

@@ -1,15 +1,14 @@
-//! Reading graph nodes: which tensors are ours, which operations we accept, and the operation as
-//! [`MatMul`] or [`ExpertMul`] wants it.
+//! Nodes of llama.cpp's graphs: which tensors are packed, which nodes are products that are computed here, and such a
+//! node as a [`MatMul`] or [`ExpertMul`].
 //!
-//! One rule decides everywhere: a tensor is *packed* if it lies in our buffer type, has one of our
-//! types and ggml's contiguous layout. What [`supports`] accepts when the loader asks is computed
-//! at run time; nothing else is ever packed differently.
+//! One rule decides everywhere: a tensor is *packed* if it lies in a buffer of our type, has one of our weight types
+//! and ggml's contiguous layout. Every product that [`supports`] accepts while a model loads is computed at run time.
 
-use super::Host;
+use super::llama::Host;
 use super::objects::RawBuffer;
 use super::operands::{self, usizes};
 use super::tensor::Tensor;
-use super::{budget, buffer_type};
+use super::{budget, registry};
 use crate::cpu::{self, Isa};
 use crate::dispatch;
 use crate::dispatch::Demand;
@@ -18,13 +17,13 @@ use crate::matmul::{Choices, ExpertMul, Input, MatMul, Op, Stored, Weights, dema
 use crate::panel::plain::PlainType;
 use crate::panel::weights::Shape;
 
-/// Whether `buffer` is one of ours (a zero-size dummy of the loader counts).
+/// Whether a tensor's buffer is one of ours, as the loader's empty ones are too.
 fn is_ours(host: &'static Host, buffer: *mut RawBuffer) -> bool {
-    // SAFETY: a non-null buffer of a live tensor is alive.
-    unsafe { host.buffer(buffer) }.is_some_and(|b| buffer_type::is_ours(b.buft()))
+    // SAFETY: LIVE BUFFER: the buffer of a live tensor, or null.
+    unsafe { host.buffer(buffer) }.is_some_and(|b| registry::is_ours(b.buft()))
 }
 
-/// The shape of `tensor` if it is (a view of) a tensor whose bytes are packed in our buffers.
+/// The shape of the packed tensor that `tensor` is, or is a view of; `None` if it is not packed.
 pub fn packed_shape(host: &'static Host, tensor: Tensor) -> Option<Shape> {
     let root = tensor.root();
     if !is_ours(host, root.holder()) && !is_ours(host, tensor.holder()) {
@@ -33,7 +32,7 @@ pub fn packed_shape(host: &'static Host, tensor: Tensor) -> Option<Shape> {
     shape_if_packable(host, root)
 }
 
-/// The shape of `tensor` if our buffers pack tensors like it: one of the types, contiguous.
+/// The shape of `tensor` if it would be packed in one of our buffers: it has one of our weight types and is contiguous.
 pub fn shape_if_packable(host: &Host, tensor: Tensor) -> Option<Shape> {
     let (ty, ne) = (host.weight_type(tensor.ty())?, tensor.ne());
     let shape = Shape::new(ty, ne[0], ne[1], ne[2].checked_mul(ne[3])?).ok()?;
@@ -43,30 +42,30 @@ pub fn shape_if_packable(host: &Host, tensor: Tensor) -> Option<Shape> {
     (tensor.nb() == contiguous).then_some(shape)
 }
 
-/// Whether the host's own code can read `tensor`: it is nowhere yet, in a host buffer, or stored
-/// plain in one of ours.
+/// Whether the host's own code can read `tensor`: it has no buffer yet, lies in host memory, or is stored plain in one
+/// of our buffers.
 pub fn is_readable(host: &'static Host, tensor: Tensor) -> bool {
     let holder = tensor.holder();
-    // SAFETY: a non-null buffer of a live tensor is alive, and so is its type.
+    // SAFETY: LIVE BUFFER: the buffer of a live tensor, or null.
     let Some(buffer) = (unsafe { host.buffer(holder) }) else { return true };
     if is_ours(host, holder) {
         return packed_shape(host, tensor).is_none();
     }
-    // SAFETY: as above.
+    // SAFETY: the type of a live buffer is alive.
     unsafe { host.is_host(buffer.buft()) }
 }
 
-/// Whether the loader is asking about a tensor that has no data yet.
+/// Whether `tensor` is one of a loader that only asks where tensors may lie: its buffer is empty.
 fn is_probe(host: &'static Host, tensor: Tensor) -> bool {
-    // SAFETY: as in `is_readable`.
+    // SAFETY: LIVE BUFFER: the buffer of a live tensor, or null.
     unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.size() == 0)
 }
 
-/// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can have it.
+/// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can multiply it.
 fn plain_type(host: &'static Host, tensor: Tensor) -> Option<&'static PlainType> {
     let ours = cpu::isa() == Isa::Amx && is_ours(host, tensor.holder()) && packed_shape(host, tensor).is_none();
     let ty = PlainType::from_ggml(tensor.ty()).filter(|_| ours)?;
-    // Rows that the tiles' k-steps divide.
+    // Rows of whole k-steps.
     (usize::try_from(tensor.ne()[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
 }
 
@@ -75,12 +74,12 @@ pub fn is_product(host: &'static Host, op: Tensor) -> bool {
     op.op() == host.ops.mul_mat || op.op() == host.ops.mul_mat_id
 }
 
-/// Whether `op` is a product on weights that are stored plain and the tile unit can have.
+/// Whether `op` is a product on plain weights that the tile unit can multiply.
 pub fn has_plain_weights(host: &'static Host, op: Tensor) -> bool {
     is_product(host, op) && op.source(0).is_some_and(|w| plain_type(host, w).is_some())
 }
 
-/// `op` as a product that is computed here, or why it is none. Data pointers may still be null.
+/// `op` as a product that is computed here, or why it is not one. Its tensors may have no data yet.
 pub fn product(host: &'static Host, op: Tensor) -> Result<Op, String> {
     let ids = if op.op() == host.ops.mul_mat_id {
         Some(op.source(2).ok_or("MUL_MAT_ID without its ids")?)
@@ -122,15 +121,15 @@ pub fn product(host: &'static Host, op: Tensor) -> Result<Op, String> {
     Ok(product)
 }
 
-/// What the user or the graph wants a product for. ggml writes its wishes into the parameters of MUL_MAT and MUL_MAT_ID
-/// (`ggml_prec_set_acc`, `ggml_prec_set_src`): how sums are made, and how the activations may be rounded. Sums are always
-/// made in f32 here; whoever asks for it wants a good result.
+/// The precision that the user or the graph demands. ggml writes into the parameters of MUL_MAT and MUL_MAT_ID how sums
+/// are made (`ggml_prec_set_acc`) and how activations may be rounded (`ggml_prec_set_src`). Sums are always made in f32
+/// here; a graph that asks for that wants a good result, and gets BF16.
 pub fn demand(op: Tensor) -> Demand {
-    /// Numbers of `enum ggml_prec`; what comes after F16 allows 8 bits.
+    /// Numbers of `enum ggml_prec`. Those after F16 allow 8 bits.
     const F32: i32 = 10;
     const BF16: i32 = 15;
     const F16: i32 = 20;
-    /// Where ggml has them.
+    /// The parameters that hold them.
     const SUMS: usize = 0;
     const ACTIVATIONS: usize = 3;
     let of_graph = match (op.param(SUMS), op.param(ACTIVATIONS)) {
@@ -150,7 +149,8 @@ fn weights(host: &'static Host, w: Tensor) -> Result<Weights, String> {
     if w.ty() != info.number || w.nb()[0] != info.bytes {
         return Err(format!("the view {} does not consist of whole blocks", w.name()));
     }
-    // Views of packed tensors are found from their root, others where they are.
+    // A view of a packed tensor is addressed from its root, because packing moves bytes. Others have an address of
+    // their own.
     let in_root = stored.is_packed() && w.view_src().is_some();
     Ok(Weights {
         stored,
@@ -177,30 +177,32 @@ fn choices(host: &'static Host, ids: Tensor) -> Result<Choices, String> {
     operands::choices(ids, false)
 }
 
-/// Whether there is memory for weights about which the loader asks. A graph that is only measured has weights without memory
-/// too: those were accepted.
+/// Whether there is memory for the weights `w` of `op`, about which a loader asks. Weights are in empty buffers too
+/// while a graph is only measured. There the activations are the result of another node; those weights were accepted
+/// before.
 fn has_memory(host: &'static Host, op: Tensor, w: Tensor) -> bool {
     if op.source(1).is_some_and(|x| x.op() != host.ops.no_data[0]) {
         return true;
     }
-    // SAFETY: a live tensor of the host's.
+    // SAFETY: LIVE TENSOR.
     let plain = unsafe { host.nbytes(w.address()) };
     let bytes = shape_if_packable(host, w.root()).map_or(plain, |shape| shape.packed_size());
-    let weights = budget::Tensor { name: w.name(), ty: w.ty(), ne: w.ne() };
+    let weights = budget::Question { name: w.name(), ty: w.ty(), ne: w.ne() };
     budget::accept(weights, op.op(), bytes)
 }
 
 /// Whether the CPU device can run `op`, one of whose sources lies in our buffers.
 ///
-/// Products on packed weights: yes, and many rows on plain ones that the tile unit can have. Operations that only see plainly stored tensors: the host's own
-/// code reads those, so yes too, but not while the loader probes: it shall keep such tensors in
-/// its own buffers. Everything else would read packed bytes as plain ones: no.
+/// - Products on packed weights, and with many rows on plain ones: yes, if there is memory.
+/// - Other nodes that read no packed tensor: yes, the host's own code computes them. But not if a loader asks, so that
+///   it keeps such tensors in its own buffers.
+/// - All other nodes: no. The host would read packed bytes as plain ones.
 pub fn supports(host: &'static Host, op: Tensor) -> bool {
     if host.ops.no_data.contains(&op.op()) || product(host, op).is_ok() {
         return op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
     }
-    // Few rows on plain weights go to the host's kernels, also while memory is only measured and their buffer
-    // has no size, as when the loader probes.
+    // Few rows on plain weights: the host's own code computes them. That holds too while a graph is only measured; then
+    // the weights' buffer is empty, as it is for a loader that asks.
     if has_plain_weights(host, op) {
         let readable = [1, 2].into_iter().filter_map(|i| op.source(i)).all(|t| is_readable(host, t));
         return readable && op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
@@ -208,8 +210,8 @@ pub fn supports(host: &'static Host, op: Tensor) -> bool {
     op.sources_from(0).all(|t| !is_ours(host, t.holder()) || is_readable(host, t) && !is_probe(host, t))
 }
 
-/// The tensor of `op` (a source, or the node itself where it writes into a view) that the host's own
-/// code would misread, if any.
+/// The packed tensor that the host's own code would read or write as plain bytes if it computed `op`: a source, or the
+/// node itself where it is a view.
 pub fn misread(host: &'static Host, op: Tensor) -> Option<Tensor> {
     if host.ops.no_data.contains(&op.op()) {
         return None;

@@ -1,10 +1,11 @@
-//! The operands of a product besides its weights, as graph nodes have them: the same in both flavours.
+//! The operands of a product without its weights, read off graph nodes. They are the same in both flavours. Data may be
+//! missing.
 
-use super::abi::{TYPE_F32, TYPE_I32};
+use super::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
 use super::tensor::Tensor;
 use crate::matmul::{Choices, Input, Op, Output};
 
-/// Dimensions, or none if one is negative.
+/// Dimensions without a sign; `None` if one is negative.
 pub fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
     let mut out = [0; N];
     for (o, v) in out.iter_mut().zip(v) {
@@ -13,7 +14,7 @@ pub fn usizes<const N: usize>(v: [i64; N]) -> Option<[usize; N]> {
     Some(out)
 }
 
-/// The activations.
+/// The activations (src1), which must be f32.
 pub fn activations(x: Tensor) -> Result<Input, String> {
     if x.ty() != TYPE_F32 {
         return Err(format!("the activations {} must be f32, they have type {}", x.name(), x.ty()));
@@ -22,7 +23,8 @@ pub fn activations(x: Tensor) -> Result<Input, String> {
     Ok(Input { data: x.data().cast(), ne, nb: x.nb() })
 }
 
-/// Which experts tokens chose. `skip_others`: numbers that are no experts leave their results alone.
+/// The ids of the experts that each token chose. With `skip_others`, an id that is no expert's is allowed; its result
+/// is left as it is.
 pub fn choices(ids: Tensor, skip_others: bool) -> Result<Choices, String> {
     let [used, tokens, batches @ ..] = usizes(ids.ne()).ok_or("a dimension of the ids is negative")?;
     if ids.ty() != TYPE_I32 || batches != [1, 1] {
@@ -31,7 +33,7 @@ pub fn choices(ids: Tensor, skip_others: bool) -> Result<Choices, String> {
     Ok(Choices { data: ids.data().cast(), used, tokens, nb: [ids.nb()[0], ids.nb()[1]], skip_others })
 }
 
-/// The result.
+/// The result (dst), which must be rows of f32.
 pub fn result(node: Tensor) -> Result<Output, String> {
     if node.ty() != TYPE_F32 || node.nb()[0] != 4 {
         return Err(format!(
@@ -43,7 +45,7 @@ pub fn result(node: Tensor) -> Result<Output, String> {
     Ok(Output { data: node.data().cast(), nb: [node.nb()[1], node.nb()[2], node.nb()[3]] })
 }
 
-/// Whether shapes fit each other, and the node that the product is for.
+/// Checks that the shapes of a product fit each other and the node that is its result.
 pub fn check(op: &Op, node: Tensor) -> Result<(), String> {
     op.check()?;
     let expected = match op {
@@ -54,4 +56,21 @@ pub fn check(op: &Op, node: Tensor) -> Result<(), String> {
         found if found != expected => Err(format!("the result has the shape {found:?}, not {expected:?}")),
         _ => Ok(()),
     }
+}
+
+/// Checks the parameters of a thread that is to compute `product`: its index, the number of threads, and the work
+/// buffer. Returns the index and the number.
+pub fn check_params(product: &Op, params: &GgmlComputeParams) -> Result<(usize, usize), String> {
+    if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
+        return Err(format!("thread {} of {}", params.ith, params.nth));
+    }
+    let (index, count) = (params.ith as usize, params.nth as usize);
+    let need = product.work_size(count).unwrap_or(usize::MAX);
+    if params.wdata.is_null() || params.wsize < need {
+        return Err(format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
+    }
+    if product.lacks_data() {
+        return Err("a tensor has no data".to_string());
+    }
+    Ok((index, count))
 }

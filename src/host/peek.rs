@@ -1,12 +1,13 @@
-//! Memory behind addresses that may be none: what a host's words mean is a guess until they were looked behind. The system is
-//! asked about every word: a call that reads (writes) eight bytes fails where they cannot be read (written), and no signal
-//! comes. The call is one that every process may make, for no thread runs without it.
+//! Memory at addresses that may be invalid. What the words of a host's structs mean is a guess until it was tried, so
+//! Linux is asked before a word is read or written: a system call that reads (writes) eight bytes fails where
+//! there is no memory, and raises no signal. `rt_sigprocmask` is the call, because every sandbox allows it: no thread
+//! starts without it.
 
 use libc::{c_char, c_int, c_long};
 
-/// `rt_sigprocmask` with these two sets: the error number, 0 if there is none. Nothing is changed.
+/// `rt_sigprocmask(how, new, old)`: the error number, or 0. `errno` stays as it was.
 fn ask(how: c_int, new: usize, old: usize) -> c_int {
-    // SAFETY: errno is this thread's; the set is read or written by the system, which checks the addresses.
+    // SAFETY: `errno` is this thread's. Linux reads `new` and writes `old`, and checks both addresses.
     unsafe {
         let errno = libc::__errno_location();
         let before = *errno;
@@ -17,32 +18,33 @@ fn ask(how: c_int, new: usize, old: usize) -> c_int {
     }
 }
 
-/// The word at an address, if there is one.
+/// The word at an address; `None` if there is no memory.
 pub fn word(at: usize) -> Option<usize> {
-    // The set is read before it is seen that no such change of the mask exists.
+    // There is no change of the mask by the number -1. Linux finds that out after it has read the set, so it
+    // answers EINVAL if it could read it, and EFAULT if it could not.
     let is_there = at != 0 && ask(-1, at, 0) == libc::EINVAL;
-    // SAFETY: just read by the system.
+    // SAFETY: Linux has just read these eight bytes.
     is_there.then(|| unsafe { (at as *const usize).read_unaligned() })
 }
 
-/// Writes a word, if that is possible there.
+/// Writes a word; false if there is no memory that can be written.
 ///
 /// # Safety
-/// Nobody else may use what is there.
+/// Nothing else may use these eight bytes meanwhile.
 pub unsafe fn write(at: usize, value: usize) -> bool {
-    // The system writes the mask of this thread there.
+    // Linux writes this thread's signal mask there.
     let is_there = at != 0 && ask(libc::SIG_BLOCK, 0, at) == 0;
     if is_there {
-        // SAFETY: just written by the system; promised by the caller.
+        // SAFETY: Linux has just written these eight bytes, and nothing else uses them.
         unsafe { (at as *mut usize).write_unaligned(value) };
     }
     is_there
 }
 
-/// The C string at an address; `None` if there is none, or none that ends within `limit` bytes.
+/// The C string at an address; `None` if there is no memory, or no end within `limit` bytes.
 pub fn text(at: *const c_char, limit: usize) -> Option<String> {
     let mut bytes = Vec::new();
-    // Words do not reach over the ends of pages.
+    // Aligned words: none of them lies in two pages.
     let (mut place, mut skip) = (at as usize & !7, at as usize & 7);
     while bytes.len() < limit {
         for byte in word(place)?.to_le_bytes().into_iter().skip(skip) {
@@ -54,6 +56,13 @@ pub fn text(at: *const c_char, limit: usize) -> Option<String> {
         (place, skip) = (place + 8, 0);
     }
     None
+}
+
+/// What a function of the host's returned as a name; empty if that is no text.
+pub fn name(at: *const c_char) -> String {
+    /// Longer than any name, in bytes.
+    const LIMIT: usize = 1024;
+    text(at, LIMIT).unwrap_or_default()
 }
 
 #[cfg(test)]

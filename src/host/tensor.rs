@@ -9,7 +9,10 @@ use super::objects::RawBuffer;
 #[repr(C)]
 pub struct RawTensor([u8; 0]);
 
-/// A live tensor.
+/// A live tensor of the host's.
+///
+/// LIVE TENSOR: `at` is a tensor of this layout for as long as this value is used, and so are its sources and the
+/// tensor that it is a view of. [`Tensor::new`] demands it.
 #[derive(Clone, Copy)]
 pub struct Tensor {
     at: *const RawTensor,
@@ -20,7 +23,7 @@ impl Tensor {
     /// The tensor at an address; `None` if that is null.
     ///
     /// # Safety
-    /// A tensor of this layout must be there for as long as what is returned is used.
+    /// LIVE TENSOR: if not null, it must be a tensor of this layout for as long as the result is used.
     #[inline]
     pub unsafe fn new(at: *const RawTensor, layout: &'static TensorLayout) -> Option<Self> {
         (!at.is_null()).then_some(Self { at, layout })
@@ -28,21 +31,22 @@ impl Tensor {
 
     #[inline]
     fn read<T: Copy>(&self, offset: usize) -> T {
-        // SAFETY: the tensor is alive, and the layout is its own.
+        // SAFETY: LIVE TENSOR, and the layout's offsets are those of its fields.
         unsafe { self.at.byte_add(offset).cast::<T>().read_unaligned() }
     }
 
-    /// Where it is.
+    /// Its address.
     pub fn address(&self) -> *const RawTensor {
         self.at
     }
 
-    /// Whether both are the same.
+    /// Whether both are the same tensor.
     pub fn is(&self, other: &Tensor) -> bool {
         std::ptr::eq(self.at, other.at)
     }
 
-    /// ggml's number of its type. No number needs more than 16 bits, and hosts may have something else in the others.
+    /// ggml's number of its type. It is read in 16 bits: no number is larger, and in some host the bytes
+    /// after them may be another field.
     pub fn ty(&self) -> i32 {
         self.read::<u16>(self.layout.ty).into()
     }
@@ -62,19 +66,19 @@ impl Tensor {
         self.read(self.layout.nb)
     }
 
-    /// The host's number of the operation that makes it, in 16 bits as above.
+    /// The host's number of the operation that makes it, read in 16 bits as above.
     pub fn op(&self) -> i32 {
         self.read::<u16>(self.layout.op).into()
     }
 
-    /// Parameter `i` of that operation, below 16.
+    /// Parameter `i` of that operation (`op_params[i]`), `i` below 16.
     pub fn param(&self, i: usize) -> i32 {
         debug_assert!(i < 16);
         self.read(self.layout.op_params + 4 * i)
     }
 
     fn tensor(&self, offset: usize) -> Option<Tensor> {
-        // SAFETY: a pointer to a live tensor, or null.
+        // SAFETY: LIVE TENSOR: what a live tensor points to is one too, or null.
         unsafe { Self::new(self.read(offset), self.layout) }
     }
 
@@ -83,7 +87,7 @@ impl Tensor {
         if i < self.layout.sources { self.tensor(self.layout.src + 8 * i) } else { None }
     }
 
-    /// All its sources, from number `first` on.
+    /// Its sources, from number `first` on, without those that are null.
     pub fn sources_from(self, first: usize) -> impl Iterator<Item = Tensor> {
         (first..self.layout.sources).filter_map(move |i| self.source(i))
     }
@@ -93,17 +97,19 @@ impl Tensor {
         self.tensor(self.layout.view_src)
     }
 
-    /// Where the view begins in it, in bytes.
+    /// Where the view begins in that tensor, in bytes.
     pub fn view_offs(&self) -> usize {
         self.read(self.layout.view_offs)
     }
 
-    /// The tensor that owns the memory: a view's source is never a view itself, which was tried.
+    /// The tensor that has the memory: itself, or what it is a view of. That is never a view itself, as
+    /// [`super::discover`] has checked.
     pub fn root(self) -> Tensor {
         self.view_src().unwrap_or(self)
     }
 
-    /// The buffer that holds the data; views not yet initialised have only their root's. May be null.
+    /// The buffer that its data lies in: a view that is not initialised yet has none of its own, but its root has. May
+    /// be null.
     pub fn holder(&self) -> *mut RawBuffer {
         let own = self.buffer();
         if own.is_null() { self.root().buffer() } else { own }
@@ -129,13 +135,13 @@ impl Tensor {
         String::from_utf8_lossy(bytes.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
     }
 
-    /// Hangs something on it, where this version of the host has a place for that.
+    /// Sets its `extra`, where this host has one.
     ///
     /// # Safety
-    /// The tensor must be ours to write.
+    /// Nothing else may use the tensor meanwhile.
     pub unsafe fn set_extra(&self, extra: *mut c_void) {
         if let Some(offset) = self.layout.extra {
-            // SAFETY: promised by the caller.
+            // SAFETY: LIVE TENSOR, and nothing else uses it.
             unsafe { self.at.byte_add(offset).cast::<*mut c_void>().cast_mut().write_unaligned(extra) }
         }
     }
@@ -145,7 +151,7 @@ impl Tensor {
     /// # Safety
     /// As for [`Tensor::set_extra`].
     pub unsafe fn set_data(&self, data: *mut c_void) {
-        // SAFETY: promised by the caller.
+        // SAFETY: LIVE TENSOR, and nothing else uses it.
         unsafe { self.at.byte_add(self.layout.data).cast::<*mut c_void>().cast_mut().write_unaligned(data) }
     }
 
@@ -154,7 +160,7 @@ impl Tensor {
     /// # Safety
     /// As for [`Tensor::set_extra`].
     pub unsafe fn set_buffer(&self, buffer: *mut RawBuffer) {
-        // SAFETY: promised by the caller.
+        // SAFETY: LIVE TENSOR, and nothing else uses it.
         unsafe { self.at.byte_add(self.layout.buffer).cast::<*mut RawBuffer>().cast_mut().write_unaligned(buffer) }
     }
 }

@@ -1,4 +1,5 @@
-//! What gated feed-forward networks make of two products: `op(gate) * up`.
+//! Gated linear units: `op(gate) * up` of the results of two products, as in the first half of a gated feed-forward
+//! network.
 //!
 //! Portable and AVX-512 code take the same steps in the same order, so that they agree bit for bit. The exponential is
 //! e^x = 2^n * 2^f with |f| <= 1/2 and a polynomial for 2^f, good to two units in the last place.
@@ -26,23 +27,25 @@ const OAI_ALPHA: f32 = 1.702;
 /// `2 sqrt(2 / pi)` and the cubic's factor of [`GluOp::Gelu`].
 const GELU_TWICE: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.044_715;
-/// Below this a limit is none.
+/// [`GluTask::limit`] counts above this.
 const LEAST_LIMIT: f32 = 1e-6;
 
-/// One row.
+/// One row of results.
+///
+/// Valid: `up`, `dst` and each bias that is not null have `len` floats; `dst` is used by no other thread.
 #[derive(Clone, Copy, Debug)]
 pub struct GluTask {
     /// The function.
     pub op: GluOp,
-    /// Above 1e-6: most that comes out of the function, and largest magnitude of `up`.
+    /// If it is above 1e-6: the most that comes out of the function, and the largest magnitude of `up`.
     pub limit: f32,
-    /// `len` floats.
+    /// Results of the first product.
     pub up: *const f32,
-    /// Added to `up`, `len` floats or null.
+    /// Added to `up`; may be null.
     pub up_bias: *const f32,
-    /// Added to the gate, `len` floats or null.
+    /// Added to the gate; may be null.
     pub gate_bias: *const f32,
-    /// The gate, `len` floats; replaced by the result.
+    /// Results of the second product, the gate; replaced by the result.
     pub dst: *mut f32,
     /// Columns.
     pub len: usize,
@@ -51,9 +54,9 @@ pub struct GluTask {
 /// Computes `task`.
 ///
 /// # Safety
-/// The pointers must be valid for its length, the result nobody else's.
+/// The task must be valid.
 pub unsafe fn run(avx512: Option<Avx512>, task: &GluTask) {
-    // SAFETY: passed on; AVX-512 is used only with its proof.
+    // SAFETY: the task is valid, and the proof stands for AVX-512.
     unsafe {
         match avx512 {
             Some(_) => vectors(task),
@@ -69,10 +72,11 @@ pub unsafe fn run(avx512: Option<Avx512>, task: &GluTask) {
 /// The polynomial for 2^f, highest power first (Taylor: ln(2)^k / k!).
 const POLYNOMIAL: [f32; 7] =
     [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0];
-/// Beyond these e^x is 0 or infinite, in powers of 2.
+/// Powers of 2 beyond which e^x is 0 or infinite.
 const LOWEST: f32 = -150.0;
 const HIGHEST: f32 = 129.0;
 
+/// e^x.
 fn exp(x: f32) -> f32 {
     let t = x * std::f32::consts::LOG2_E;
     // NaN stays NaN: comparisons with it are false.
@@ -81,12 +85,13 @@ fn exp(x: f32) -> f32 {
     let n = t.round_ties_even();
     let f = t - n;
     let p = POLYNOMIAL[1..].iter().fold(POLYNOMIAL[0], |p, c| p.mul_add(f, *c));
-    // In two steps, as either may leave the normal numbers.
+    // In two steps: 2^n alone may be no normal number.
     let half = (n * 0.5).floor();
     let power = |n: f32| f32::from_bits(((n as i32 + 127) as u32) << 23);
     p * power(half) * power(n - half)
 }
 
+/// One result.
 fn one(task: &GluTask, gate: f32, up: f32) -> f32 {
     let sigmoid_times = |x: f32, slope: f32| x / (1.0 + exp(-(slope * x)));
     let mut a = match task.op {
@@ -107,23 +112,24 @@ fn one(task: &GluTask, gate: f32, up: f32) -> f32 {
     a * up
 }
 
-/// `VMINPS` and `VMAXPS` with the bound first: NaN in `x` stays NaN.
+/// `VMINPS` with the bound first: NaN in `x` stays NaN.
 fn min(x: f32, bound: f32) -> f32 {
     if bound < x { bound } else { x }
 }
 
+/// `VMAXPS` with the bound first: NaN in `x` stays NaN.
 fn max(x: f32, bound: f32) -> f32 {
     if bound > x { bound } else { x }
 }
 
 /// # Safety
-/// As for [`run`]; AVX-512 needed.
+/// The task must be valid; AVX-512 must be there.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn vectors(task: &GluTask) {
     for at in (0..task.len).step_by(16) {
         let lanes = (task.len - at).min(16);
         let mask = ((1u32 << lanes) - 1) as u16;
-        // SAFETY: promised by the caller; the mask keeps the last vector inside.
+        // SAFETY: the task is valid; the mask keeps the last vector inside.
         unsafe {
             let load = |data: *const f32| _mm512_maskz_loadu_ps(mask, data.add(at));
             let biased = |v, bias: *const f32| if bias.is_null() { v } else { _mm512_add_ps(v, load(bias)) };
@@ -134,6 +140,7 @@ unsafe fn vectors(task: &GluTask) {
     }
 }
 
+/// 16 results.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn sixteen(task: &GluTask, gate: __m512, up: __m512) -> __m512 {
@@ -169,7 +176,7 @@ fn sixteen(task: &GluTask, gate: __m512, up: __m512) -> __m512 {
     _mm512_mul_ps(a, up)
 }
 
-/// e^x, to two units in the last place near 0.
+/// e^x of 16 numbers, to two units in the last place near 0.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn exp16(x: __m512) -> __m512 {
@@ -213,12 +220,12 @@ mod tests {
             dst: gate.as_mut_ptr(),
             len: n,
         };
-        // SAFETY: all have n floats.
+        // SAFETY: all arrays have n floats.
         unsafe { run(avx512, &task) };
         gate
     }
 
-    /// Every activation, with and without limit and biases, against f64.
+    /// Every function, with and without limit, against f64.
     #[test]
     fn results_are_those_of_the_definition() {
         for op in ALL {

@@ -12,8 +12,8 @@ pub const TILE_NR: usize = 2 * LANES;
 /// A piece of one product: some rows of activations times some rows of one weight matrix, which are the columns of the
 /// result. The activations come beside it, in the form that the kernel takes.
 ///
-/// A task is *valid* if its weights are readable and have a row of `k` weights for every column, and if `cols` floats of
-/// every result row in `rows` are writable and nobody else's. Kernels take no other.
+/// A task is *valid* if its weights are readable and have a row of `k` weights for every column, and if `cols` floats
+/// of every result row in `rows` are writable and used by no other thread. Kernels take no other.
 #[derive(Clone, Debug)]
 pub struct Task {
     /// The weights of its columns.

@@ -1,42 +1,14 @@
 //! Every kernel against an f64 reference and against the portable kernel, bit for bit, on odd shapes.
 
-use super::exact_weights::{KC_UNPACKED, run, scratch_bytes};
-use super::*;
+use super::exact_weights::KC_UNPACKED;
 use crate::cpu::{self, Isa};
+use crate::format::WeightType;
 use crate::format::stand_in::all_types;
-use crate::format::{ACT_BLOCK, Format, LANES, WeightType};
-use crate::panel::activations::ActivationLayout;
-use crate::panel::rows::RowOffsets;
-use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::testing::bound;
-use crate::testing::reference::set_scales;
+use crate::testing::products::exact_product;
+use crate::testing::random::{Random, dequantise, random_weights};
 use crate::with_format;
-
-/// A small deterministic generator.
-pub struct Random(pub u64);
-
-impl Random {
-    /// 31 random bits.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-
-    /// Roughly normal: the sum of four uniform numbers.
-    pub fn normal(&mut self) -> f32 {
-        (0..4).map(|_| (self.next() % 65536) as f32 / 65536.0 - 0.5).sum()
-    }
-}
-
-/// Random bytes with sane scales by the kinds of fields: f16 numbers are made small, exponents and 8-bit floats about 1.
-pub fn random_weights(ty: WeightType, shape: &Shape, random: &mut Random) -> Vec<u8> {
-    let mut plain: Vec<u8> = (0..shape.plain_size()).map(|_| random.next() as u8).collect();
-    for block in plain.chunks_exact_mut(ty.info().bytes) {
-        set_scales(block, ty.info().fields, 126, [0x00, 0x20], || 0.01 + 0.01 * random.normal());
-    }
-    plain
-}
 
 struct Case {
     shape: Shape,
@@ -57,38 +29,8 @@ impl Case {
         Self { shape, packed, x, m }
     }
 
-    /// The product with `isa`; the destination is wider than the result and must stay untouched there.
     fn run(&self, isa: Isa) -> Vec<f32> {
-        let (k, n, m) = (self.shape.k, self.shape.n, self.m);
-        let group = self.shape.ty.info().group;
-        let layout = ActivationLayout::new(m, k, group).unwrap();
-        let mut memory = vec![0u8; layout.bytes + scratch_bytes(k, group) + 128];
-        let base = memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(64));
-        let width = n + 3;
-        let mut out = vec![f32::NAN; m * width];
-        // SAFETY: all buffers have the sizes their layouts ask for; the caller chose a usable isa.
-        unsafe {
-            let act = layout.at(base);
-            for row in 0..m {
-                for block in 0..k / ACT_BLOCK {
-                    act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
-                }
-            }
-            let panels = PackedPanels { data: self.packed.as_ptr(), stride: self.shape.panel_bytes() };
-            let task = Task {
-                weights: WeightSource::Packed(self.shape.ty, panels),
-                k,
-                cols: n,
-                rows: 0..m,
-                dst: out.as_mut_ptr(),
-                dst_rows: RowOffsets::Strided(width * 4),
-            };
-            run(isa, &task, &act, base.add(layout.bytes));
-        }
-        for row in out.chunks(width) {
-            assert!(row[n..].iter().all(|v| v.is_nan()), "{:?}: wrote past column {n}", self.shape);
-        }
-        out.chunks(width).flat_map(|row| row[..n].to_vec()).collect()
+        exact_product(isa, &self.shape, &self.packed, &self.x)
     }
 
     /// Exact weights times exact activations in f64.
@@ -101,24 +43,6 @@ impl Case {
     }
 }
 
-/// What a packed matrix stands for, in double precision: `n` rows of `k`.
-pub fn dequantise<F: Format>(shape: &Shape, packed: &[u8], out: &mut [f64]) {
-    let mut quants = [0; LANES * 32];
-    for row in 0..shape.n {
-        let panel = &packed[row / LANES * shape.panel_bytes()..];
-        for k in 0..shape.k {
-            let block = &panel[k / F::BLOCK * LANES * F::BYTES..][..LANES * F::BYTES];
-            let (group, lane, i) = (k % F::BLOCK / F::GROUP, row % LANES, k % F::GROUP);
-            if i == 0 {
-                F::quants(block, group, &mut quants);
-            }
-            let s = F::scales(block, group);
-            let q = f64::from(quants[i / 4 * 64 + lane * 4 + i % 4]);
-            out[row * shape.k + k] = f64::from(s.scale[lane]) * q + f64::from(s.min[lane]);
-        }
-    }
-}
-
 /// Random weights of a shape, packed, and their exact product with `x` (m rows) in f64.
 pub fn weights_and_reference(ty: WeightType, k: usize, n: usize, m: usize, x: &[f32]) -> (Shape, Vec<u8>, Vec<f64>) {
     let case = Case { x: x.to_vec(), ..Case::new(ty, k, n, m) };
@@ -126,13 +50,7 @@ pub fn weights_and_reference(ty: WeightType, k: usize, n: usize, m: usize, x: &[
     (case.shape, case.packed, reference)
 }
 
-/// Squared error over squared size.
-pub fn nmse(out: &[f32], reference: &[f64]) -> f64 {
-    let error: f64 = out.iter().zip(reference).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
-    error / reference.iter().map(|b| b * b).sum::<f64>()
-}
-
-/// Nothing is rounded but activations, to 8 bits per 32: the errors are those of the judge's own reference.
+/// Only activations are rounded, to 8 bits per 32: the errors are those of the reference itself.
 #[test]
 fn the_portable_kernel_has_the_error_of_int8_activations() {
     for ty in all_types() {
@@ -169,7 +87,7 @@ fn all_instruction_sets_agree_bit_for_bit() {
 }
 
 #[test]
-fn rows_longer_than_a_chunk_agree_too() {
+fn rows_of_more_than_one_kc_block_agree_too() {
     let best = cpu::isa();
     if best == Isa::Portable {
         println!("SKIPPED: no AVX-512 VNNI");

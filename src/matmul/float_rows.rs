@@ -1,5 +1,14 @@
-//! Rows that would break their bound on tiles: flagged as they are quantised, left to the tile GEMM as they are, and
-//! computed again behind it, by floats, from the weights as they are.
+//! Flagged rows: those that would break their bound on tiles. They are flagged while they are quantised, go through the
+//! tile GEMM like all others, and are computed again behind it, in f32, from the weights as they are.
+//!
+//! ```text
+//! for up to 32 flagged rows of a task:
+//!     for every panel of its columns:
+//!         for every 1,024 channels:
+//!             the panel's weights as floats, in scratch
+//!             for every 8 rows: sums += weights * activations
+//!         the sums take the place of what tiles made
+//! ```
 
 use std::arch::x86_64::*;
 
@@ -8,66 +17,67 @@ use crate::kernel::Task;
 use crate::panel::rows::{InputRow, InputRows};
 use crate::panel::weight_sums::{KC_ERROR, SCRATCH_BYTES};
 
-/// Rows that are computed while weights are there as floats.
-const TOGETHER: usize = 32;
-/// Rows whose sums are in registers.
-const IN_REGISTERS: usize = 8;
+/// Rows that are computed with the same floats.
+const MAX_ROWS: usize = 32;
+/// Rows of them whose sums are in registers at once.
+const MR: usize = 8;
 
-/// Which rows of an operation, or of an expert.
+/// The rows of an operation, or of an expert, and which of them are flagged.
 #[derive(Clone, Copy)]
 pub(super) struct FloatRows {
-    /// A byte per row: 0, or 1 for those that are meant.
+    /// A byte per row: 1 if it is flagged, else 0.
     pub flags: *const u8,
     /// The activations.
     pub x: InputRows,
 }
 
 impl FloatRows {
-    /// Computes those among the job's rows, on its columns.
+    /// Computes the flagged ones among the task's rows, on its columns.
     ///
     /// # Safety
-    /// As for [`crate::kernel::tile_gemm::run`], the weights being the job's panels or rows; flags and activations must be
-    /// there for all its rows; AVX-512 needed.
+    /// The task must be valid, and have flags and activations for all its rows; `scratch` be as for
+    /// [`crate::kernel::tile_gemm::run`]; AVX-512 needed.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn run(&self, task: &Task, scratch: *mut u8) {
-        let mut rows = [0; TOGETHER];
+        let mut rows = [0; MAX_ROWS];
         let mut count = 0;
         for row in task.rows.clone() {
-            // SAFETY: promised by the caller.
+            // SAFETY: every row of the task has a flag.
             unsafe {
                 if *self.flags.add(row) == 0 {
                     continue;
                 }
                 rows[count] = row;
                 count += 1;
-                if count == TOGETHER {
-                    self.some(&rows, task, scratch);
+                if count == MAX_ROWS {
+                    self.compute(&rows, task, scratch);
                     count = 0;
                 }
             }
         }
         if count > 0 {
-            // SAFETY: promised by the caller.
-            unsafe { self.some(&rows[..count], task, scratch) };
+            // SAFETY: these are rows of the task.
+            unsafe { self.compute(&rows[..count], task, scratch) };
         }
     }
 
+    /// Computes at most [`MAX_ROWS`] rows of the task.
+    ///
     /// # Safety
-    /// As for [`FloatRows::run`].
+    /// As for [`FloatRows::run`]; the task must have the rows.
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn some(&self, rows: &[usize], task: &Task, scratch: *mut u8) {
+    unsafe fn compute(&self, rows: &[usize], task: &Task, scratch: *mut u8) {
         let (k, weights) = (task.k, scratch.cast::<f32>());
-        // SAFETY: promised by the caller; what decoders need lies behind, where the tile GEMM has it too.
+        // SAFETY: the task is valid; the scratch has room for the floats, and behind them for what decoding takes.
         unsafe {
             for panel in 0..task.panel_count() {
-                let mut sums = [_mm512_setzero_ps(); TOGETHER];
+                let mut sums = [_mm512_setzero_ps(); MAX_ROWS];
                 for from in (0..k).step_by(KC_ERROR) {
                     let len = KC_ERROR.min(k - from);
                     task.weights.floats(panel, from, len, weights, scratch.wrapping_add(SCRATCH_BYTES));
-                    for (rows, sums) in rows.chunks(IN_REGISTERS).zip(sums.chunks_mut(IN_REGISTERS)) {
-                        let x: [InputRow; IN_REGISTERS] =
-                            std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));
-                        let mut sum: [__m512; IN_REGISTERS] = std::array::from_fn(|i| sums[i]);
+                    for (rows, sums) in rows.chunks(MR).zip(sums.chunks_mut(MR)) {
+                        let x: [InputRow; MR] = std::array::from_fn(|i| self.x.row(rows[i.min(rows.len() - 1)]));
+                        let mut sum: [__m512; MR] = std::array::from_fn(|i| sums[i]);
                         for c in 0..len {
                             let w = _mm512_load_ps(weights.add(c * LANES));
                             for (sum, x) in sum.iter_mut().zip(&x) {

@@ -100,7 +100,7 @@ impl Gate {
         let [up_bias, gate_bias] = self.biases.of(block.expert, block.cols.start);
         let avx512 = if isa == Isa::Portable { None } else { Avx512::new() };
         for (i, row) in block.rows.clone().enumerate() {
-            // SAFETY: promised by the caller.
+            // SAFETY: both products of the row are there, and its biases.
             unsafe {
                 let job = glu::GluTask {
                     op: self.op,

@@ -1,7 +1,9 @@
-//! What is known of matrices' errors ([`WeightError`]), measured by all threads of the first product that wants it, and
-//! remembered. A matrix is known by its address, its shape and a sample of its bytes: memory is used again for other
-//! weights, and nobody tells when weights lie in the host's memory. What is written or freed in our own buffers is
-//! forgotten at once.
+//! What requantising costs, per matrix ([`WeightError`]): measured once, by all threads of the first product that needs it,
+//! and remembered.
+//!
+//! A tensor is known by its address, its shape and a sample of its bytes, because memory is used again for other weights,
+//! and nobody tells when weights lie in the host's memory. What is written or freed in buffers of this library is forgotten
+//! at once.
 
 use crate::process::{Once, RwLock};
 use std::collections::HashMap;
@@ -11,21 +13,22 @@ use std::sync::{Arc, Mutex};
 
 use super::work::{ALIGN, Scratch};
 use super::{Gate, Stored, Thread, Weights, split};
+use crate::dispatch::Storage;
 use crate::format::LANES;
 use crate::kernel::TILE_NR;
 use crate::panel::precision::Precision;
 use crate::panel::weight_error::WeightError;
 use crate::panel::weight_sums::{MEASURED_COLS, UNIT_COLS, WeightSums};
 
-/// Channels, of all matrices of all tensors, that are remembered, at 6 bytes or so; of more, those of the tensor that was
-/// used longest ago are forgotten.
-const MOST: usize = 1 << 29;
-/// Sums that are kept at a time while matrices are measured.
-const SUMS: usize = 1 << 19;
-/// Places that a tensor is known by.
+/// Most channels that are remembered, of all matrices of all tensors, at about 6 bytes each. Beyond that, the tensor that
+/// was used longest ago is forgotten.
+const MAX_CHANNELS: usize = 1 << 29;
+/// Most sums that are kept at a time while matrices are measured.
+const MAX_SUMS: usize = 1 << 19;
+/// Words of a tensor that are looked at, to know it again.
 const SAMPLES: usize = 16;
 
-/// What a tensor is known by, besides its bytes.
+/// What a tensor is known by, besides a sample of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     data: (usize, usize),
@@ -60,39 +63,39 @@ impl Weights {
         }
     }
 
-    /// A number that other bytes would give others of, most likely.
+    /// A hash of some of the bytes.
     ///
     /// # Safety
     /// The weights must be readable.
     unsafe fn sample(&self) -> u64 {
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let mut add = |at: usize| {
-            // SAFETY: promised by the caller; the place is inside.
+            // SAFETY: the word is inside the tensor, which is readable.
             let word = unsafe { (at as *const u64).read_unaligned() };
             hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
         };
         if let Stored::Packed(shape) = self.stored {
-            let room = shape.packed_size().saturating_sub(8);
-            (0..SAMPLES).for_each(|i| add(self.base as usize + (room as u128 * i as u128 / SAMPLES as u128) as usize));
+            let last = shape.packed_size().saturating_sub(8);
+            (0..SAMPLES).for_each(|i| add(self.base as usize + (last as u128 * i as u128 / SAMPLES as u128) as usize));
         } else {
-            let (rows, room) = (self.ne[1] * self.ne[2] * self.ne[3], self.row_bytes().saturating_sub(8));
+            let (rows, last) = (self.ne[1] * self.ne[2] * self.ne[3], self.row_bytes().saturating_sub(8));
             for i in 0..SAMPLES {
                 let row = (rows as u128 * i as u128 / SAMPLES as u128) as usize;
                 let (i2, i3) = (row / self.ne[1] % self.ne[2], row / self.ne[1] / self.ne[2]);
                 let at = self.offset + row % self.ne[1] * self.nb[0] + i2 * self.nb[1] + i3 * self.nb[2];
-                add(self.base as usize + at + i * 2_654_435_761 % (room + 1));
+                add(self.base as usize + at + i * 2_654_435_761 % (last + 1));
             }
         }
         hash
     }
 
-    /// What is known of the tensor, perhaps nothing yet.
+    /// The tensor, about which nothing may be known yet.
     ///
     /// # Safety
     /// The weights must be readable.
     unsafe fn known(&self) -> Arc<Tensor> {
         let (key, now) = (self.key(), CLOCK.fetch_add(1, Ordering::Relaxed));
-        // SAFETY: promised by the caller.
+        // SAFETY: the weights are readable.
         let sample = unsafe { self.sample() };
         let found = |all: &Option<HashMap<Key, Arc<Tensor>>>| {
             let tensor = all.as_ref()?.get(&key).filter(|t| t.sample == sample)?;
@@ -108,7 +111,7 @@ impl Weights {
         }
         let map = all.get_or_insert_default();
         let channels = self.ne[0].saturating_mul(self.ne[2] * self.ne[3]);
-        while !map.is_empty() && map.values().map(|t| t.channels).sum::<usize>() + channels > MOST {
+        while !map.is_empty() && map.values().map(|t| t.channels).sum::<usize>() + channels > MAX_CHANNELS {
             let oldest = map.iter().min_by_key(|(_, t)| t.used.load(Ordering::Relaxed)).map(|(key, _)| *key);
             oldest.map(|key| map.remove(&key));
         }
@@ -119,7 +122,7 @@ impl Weights {
     }
 }
 
-/// Forgets tensors that have some of these bytes: they were written or freed.
+/// Forgets tensors with bytes in this range, because these are written or freed.
 pub fn forget(bytes: &Range<usize>) {
     let is_empty = |all: &Option<HashMap<Key, Arc<Tensor>>>| all.as_ref().is_none_or(HashMap::is_empty);
     // Loading a model writes much, and nothing is known yet.
@@ -134,7 +137,7 @@ pub fn forget(bytes: &Range<usize>) {
 
 /// What one operation knows of its matrices; made by one of its threads, seen by all.
 pub struct KnownErrors {
-    /// Both operands of a product with a gate, or one.
+    /// Of `up` and of the gate, if there is one.
     tensors: Vec<(Weights, Arc<Tensor>)>,
     /// Matrices that are not known yet.
     missing: Vec<Missing>,
@@ -158,7 +161,7 @@ impl SharedErrors {
     /// # Safety
     /// The place must be writable; one thread does this, the others read behind a barrier.
     pub unsafe fn set(self, known: KnownErrors) {
-        // SAFETY: promised by the caller: the place is writable, and nobody reads it yet.
+        // SAFETY: the place is writable, and nobody reads it yet.
         unsafe { *self.0 = Box::into_raw(Box::new(known)) };
     }
 
@@ -167,7 +170,7 @@ impl SharedErrors {
     /// # Safety
     /// Something must have been, and not been freed.
     pub unsafe fn get<'a>(self) -> &'a KnownErrors {
-        // SAFETY: promised by the caller: it is alive, and nobody changes it.
+        // SAFETY: it is alive, and nobody changes it.
         unsafe { &**self.0 }
     }
 
@@ -176,32 +179,32 @@ impl SharedErrors {
     /// # Safety
     /// One thread does this, when nobody reads it any more.
     pub unsafe fn free(self) {
-        // SAFETY: promised by the caller: it is alive, and freed once.
+        // SAFETY: it is alive, and freed once.
         drop(unsafe { Box::from_raw(*self.0) });
     }
 }
 
 /// A matrix that is to be measured.
 struct Missing {
-    /// Number of its tensor, and its own in there.
+    /// Number of its tensor in [`KnownErrors::tensors`], and its own in the tensor.
     tensor: usize,
     matrix: usize,
-    /// What each unit of its columns adds up to.
+    /// Sums over each unit of its columns, as threads make them.
     units: Box<[Mutex<Option<WeightSums>>]>,
 }
 
 impl KnownErrors {
-    /// For some matrices of an operation's weights. Those of types that lose nothing are not looked at.
+    /// For some matrices of an operation's weights. Types that lose nothing have no errors.
     ///
     /// # Safety
     /// The weights must be readable.
     pub unsafe fn new(weights: &Weights, gate: Option<&Gate>, matrices: impl Iterator<Item = usize> + Clone) -> Self {
-        let lossless = matches!(weights.stored, Stored::Plain(ty) if ty.precision == Precision::Bf16Twice);
+        let lossless = weights.stored.info().storage == Storage::Plain(Precision::Bf16Twice);
         if lossless || matrices.clone().next().is_none() {
             return Self { tensors: Vec::new(), missing: Vec::new() };
         }
         let both = [Some(weights), gate.map(|g| &g.weights)];
-        // SAFETY: promised by the caller.
+        // SAFETY: the weights are readable.
         let tensors: Vec<_> = both.into_iter().flatten().map(|w| (*w, unsafe { w.known() })).collect();
         let units = units(weights);
         let missing = |(i, (_, tensor)): (usize, &(Weights, Arc<Tensor>))| {
@@ -223,11 +226,11 @@ impl KnownErrors {
         }
         let (units, k) = (self.missing[0].units.len(), self.tensors[0].0.ne[0]);
         // A part at a time, for sums take more memory than what is made of them.
-        for missing in self.missing.chunks((SUMS / (units * k).max(1)).max(1)) {
+        for missing in self.missing.chunks((MAX_SUMS / (units * k).max(1)).max(1)) {
             for i in split::share(missing.len() * units, thread.index, thread.count) {
                 let (missing, i) = (&missing[i / units], i % units);
                 let weights = &self.tensors[missing.tensor].0;
-                // SAFETY: promised by the caller.
+                // SAFETY: the weights are readable, and the scratch is this thread's.
                 let unit = unsafe { unit(weights, missing.matrix, i, scratch) };
                 *missing.units[i].lock().unwrap_or_else(|e| e.into_inner()) = Some(unit);
             }
@@ -240,7 +243,7 @@ impl KnownErrors {
                     unit.lock().unwrap_or_else(|e| e.into_inner()).take().expect("every unit has its thread")
                 });
                 // Another operation may have been faster.
-                let _ = known.matrices[missing.matrix].set(WeightSums::finish(k, units, has_int8));
+                let _ = known.matrices[missing.matrix].set(WeightError::of(k, units, has_int8));
             }
             thread.wait();
         }

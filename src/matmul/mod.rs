@@ -61,15 +61,15 @@ pub struct Output {
 }
 
 impl Output {
-    /// Whether one of `n` floats of a row is NaN or infinite, `counts` rows and batches.
+    /// Whether a result is NaN or infinite: one of `n` floats of a row; `counts` are rows and batches.
     ///
     /// # Safety
-    /// They must be there.
+    /// All of them must be readable.
     pub unsafe fn has_nan(&self, n: usize, counts: [usize; 3]) -> bool {
         let [m, b2, b3] = counts;
         (0..m * b2 * b3).any(|i| {
             let offset = i % m * self.nb[0] + i / m % b2 * self.nb[1] + i / m / b2 * self.nb[2];
-            // SAFETY: promised by the caller.
+            // SAFETY: the row is one of the results.
             (0..n).any(|col| unsafe { !self.data.add(offset + 4 * col).cast::<f32>().read_unaligned().is_finite() })
         })
     }
@@ -135,7 +135,7 @@ impl Op {
             Op::Dense(p) => (&p.output, p.weights.ne[1], [p.input.ne[1], p.input.ne[2], p.input.ne[3]]),
             Op::Experts(p) => (&p.output, p.weights.ne[1], [p.choices.used, p.choices.tokens, 1]),
         };
-        // SAFETY: promised by the caller.
+        // SAFETY: these are all results there are.
         unsafe { output.has_nan(n, [m, b2, b3]) }
     }
 
@@ -144,7 +144,7 @@ impl Op {
     /// # Safety
     /// As for [`MatMul::run`] or [`ExpertMul::run`].
     pub unsafe fn run(&self, settings: Settings, thread: &Thread<'_>, work: *mut u8) {
-        // SAFETY: passed on.
+        // SAFETY: what is valid for the product is valid for either kind.
         unsafe {
             match self {
                 Op::Dense(p) => p.run(settings, thread, work),

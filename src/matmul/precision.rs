@@ -122,7 +122,7 @@ impl<'a> TileWriter<'a> {
         k: usize,
         scratch: Scratch,
     ) -> Self {
-        // SAFETY: promised by the caller: nobody else has the scratch.
+        // SAFETY: nobody else has the scratch.
         let mask = unsafe { scratch.mask(k) };
         Self { facts, known, precision, channels: [0; OUTLIERS], mask, entered: usize::MAX }
     }
@@ -146,7 +146,7 @@ impl<'a> TileWriter<'a> {
     /// The tiles must have the set; nobody else may write or read its channels meanwhile.
     pub unsafe fn write_channels(&self, tiles: &ActivationTiles, index: usize) {
         if let Precision::Int8 { .. } = self.precision {
-            // SAFETY: promised by the caller.
+            // SAFETY: the tiles have the set, and nobody else is there.
             unsafe { *tiles.channels(index) = self.channels };
         }
     }
@@ -156,7 +156,7 @@ impl<'a> TileWriter<'a> {
     /// # Safety
     /// As for [`ActivationTiles::put_int8`]; the row's set must have been entered.
     pub unsafe fn put(&self, tiles: &ActivationTiles, x: &InputRow, rows: &[usize]) {
-        // SAFETY: promised by the caller.
+        // SAFETY: the rows are this thread's, and their set was entered.
         unsafe {
             match self.precision {
                 Precision::Int8 { pass } => tiles.put_int8(pass, x, rows, &self.channels, self.mask),
@@ -174,7 +174,7 @@ impl<'a> TileWriter<'a> {
         self.facts.demand < Demand::F32
             && self.known.of(matrix).all(|weights| {
                 let bound = Bound::new(quant_nmse, weights);
-                // SAFETY: promised by the caller.
+                // SAFETY: this thread has put the row there.
                 unsafe { tiles.holds(self.precision, &bound, weights, x, row, &self.channels, self.mask) }
             })
     }

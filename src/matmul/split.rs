@@ -1,14 +1,11 @@
-//! Cutting a product into pieces for threads: along columns (rows of the weight matrix) as long as
-//! there are enough of them, so that every weight is read by one thread only; along rows of
-//! activations too when columns are few.
+//! Cuts a product into pieces for threads: along columns (rows of the weight matrix) where there are enough of them, so that
+//! every weight is read by one thread only; where columns are few, along rows of activations too.
 
 use std::ops::Range;
 
 use crate::dispatch::thresholds::PARTS_PER_THREAD;
 use crate::kernel::TILE_NR;
-
-/// Rows of activations that a piece is a multiple of: one block of the tile kernel.
-const ROW_STEP: usize = 32;
+use crate::panel::precision::TILE_MR;
 
 /// What one kernel call computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +42,7 @@ impl Split {
         let col_units = n.div_ceil(TILE_NR);
         let (have, want) = ((col_units * batches).max(1), threads * PARTS_PER_THREAD);
         let row_parts =
-            if threads == 1 || have >= want { 1 } else { want.div_ceil(have).min(m.div_ceil(ROW_STEP)).max(1) };
+            if threads == 1 || have >= want { 1 } else { want.div_ceil(have).min(m.div_ceil(TILE_MR)).max(1) };
         Self { n, m, batches, threads, col_units, row_parts }
     }
 
@@ -68,11 +65,11 @@ impl Split {
             // Without row parts, a run of columns is one piece.
             let cols = if self.row_parts == 1 { at.len().min(self.col_units - col) } else { 1 };
             at.start += cols;
-            let steps = share(self.m.div_ceil(ROW_STEP), part, self.row_parts);
+            let steps = share(self.m.div_ceil(TILE_MR), part, self.row_parts);
             Some(Piece {
                 batch,
                 cols: col * TILE_NR..((col + cols) * TILE_NR).min(self.n),
-                rows: steps.start * ROW_STEP..(steps.end * ROW_STEP).min(self.m),
+                rows: steps.start * TILE_MR..(steps.end * TILE_MR).min(self.m),
             })
         })
     }

@@ -13,8 +13,8 @@ use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 use crate::with_format;
 
-/// src0 of a product. A view keeps the *plain* strides and offset that ggml gave it; this type maps
-/// them to where the packed bytes are.
+/// src0 of a product. A view keeps the *plain* strides and offset that ggml gave it; this type maps them to where the
+/// packed bytes are.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights {
     /// How the tensor that owns the bytes is stored.
@@ -95,7 +95,8 @@ impl Weights {
     /// panels at a time if they must be gathered first. Weights in place are packed so only if `panels` are needed of them.
     ///
     /// # Safety
-    /// As for [`Weights::gather`]; `cols` must exist and start at a multiple of 32.
+    /// The view must be inside its tensor and readable; `cols` exist and start at a multiple of 32; `gathered` be writable
+    /// for [`Weights::gather_bytes`].
     pub unsafe fn each_run(
         &self,
         (i2, i3): (usize, usize),
@@ -126,7 +127,7 @@ impl Weights {
         }
         for first in cols.clone().step_by(TILE_NR) {
             let cols = first..cols.end.min(first + TILE_NR);
-            // SAFETY: promised by the caller.
+            // SAFETY: the columns are some of the view's, and two panels fit.
             let panel_bytes = unsafe { self.gather(&shape, (i2, i3), cols.clone(), gathered) };
             run(WeightSource::Packed(ty, PackedPanels { data: gathered, stride: panel_bytes }), cols);
         }
@@ -135,7 +136,7 @@ impl Weights {
     /// Packs up to 32 rows of the view into `out`; returns the bytes of one panel.
     ///
     /// # Safety
-    /// The view must be inside its tensor, `out` writable for [`Weights::gather_bytes`].
+    /// As for [`Weights::each_run`]; the view must have the rows.
     unsafe fn gather(&self, shape: &Shape, (i2, i3): (usize, usize), rows: Range<usize>, out: *mut u8) -> usize {
         let row_bytes = self.row_bytes();
         let two_panels = Shape {
@@ -172,7 +173,7 @@ impl Weights {
 /// # Safety
 /// The rows must be readable, `out` have room for the panels.
 unsafe fn pack_rows(two_panels: &Shape, rows: &WeightRows, out: *mut u8) {
-    // SAFETY: promised by the caller; AVX-512 is used only with its proof.
+    // SAFETY: the rows are readable and the panels fit; AVX-512 is used only with its proof.
     unsafe {
         if Avx512::new().is_some() {
             let blocks = two_panels.k / two_panels.ty.info().block;

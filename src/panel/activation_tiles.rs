@@ -1,18 +1,18 @@
 //! Activations for the tile unit (AVX-512 code: every AMX CPU has it), quantised once per operation by all threads
 //! together.
 //!
-//! Rows are cut into row blocks of 32 ([`TILE_MR`], two tiles of 16). A row block is a sequence of k-steps; each holds two
-//! compact tiles of 16 rows x 64 bytes, so that a tile load touches 16 neighbouring cache lines.
+//! Rows are cut into row blocks of 32 ([`TILE_MR`], two tiles of 16). A row block is a sequence of k-steps; each holds
+//! two compact tiles of 16 rows x 64 bytes, so that a tile load touches 16 neighbouring cache lines.
 //!
-//! **int8** ([`Precision::Int8`]): 64 channels per k-step, one scale per row and pass of 256 to 1,024 channels. Such coarse
-//! scales are only good without outliers, so the [`OUTLIERS`] channels with the largest magnitudes among the rows of an
-//! outlier set ([`super::outliers`]) are zero here and kept apart in BF16: one k-step, multiplied with the same channels of
-//! the weights.
+//! **int8** ([`Precision::Int8`]): 64 channels per k-step, one scale per row and pass of 256 to 1,024 channels. Such
+//! coarse scales are only good without outliers, so the [`OUTLIERS`] channels with the largest magnitudes among the
+//! rows of an outlier set ([`super::outliers`]) are zero here and kept apart in BF16: one k-step, multiplied with the
+//! same channels of the weights.
 //!
 //! **BF16** ([`Precision::Bf16`]): 32 channels per k-step, no scales, no outliers.
 //!
-//! **BF16 twice** ([`Precision::Bf16Twice`]): every number as the sum of two in BF16; a row block has two planes, one behind
-//! the other.
+//! **BF16 twice** ([`Precision::Bf16Twice`]): every number as the sum of two in BF16; a row block has two planes, one
+//! behind the other.
 
 use std::arch::x86_64::*;
 
@@ -39,8 +39,8 @@ pub struct TileLayout {
 }
 
 impl TileLayout {
-    /// For `m` rows of `k` channels in any precision of up to `planes` planes, with `outlier_sets` outlier sets; `None` if
-    /// that does not fit the address space.
+    /// For `m` rows of `k` channels in any precision of up to `planes` planes, with `outlier_sets` outlier sets; `None`
+    /// if that does not fit the address space.
     pub fn new(m: usize, k: usize, planes: usize, outlier_sets: usize) -> Option<Self> {
         let row_blocks = m.div_ceil(TILE_MR);
         let steps = k.div_ceil(STEP_BF16).checked_mul(planes)?;
@@ -101,12 +101,12 @@ impl ActivationTiles {
         self.base.wrapping_add(self.layout.maxima).cast::<u32>().wrapping_add(set * self.layout.k)
     }
 
-    /// Writes the row `x` to all of `rows`, in BF16: as many planes as `precision` has, each what rounding left of those
-    /// before.
+    /// Writes the row `x` to all of `rows`, in BF16: as many planes as `precision` has, each what rounding left of
+    /// those before.
     ///
     /// # Safety
-    /// `x` must be readable and have the layout's channels; `rows` must be below the layout's and written by nobody else;
-    /// AVX-512 and its BF16 must be there.
+    /// `x` must be readable and have the layout's channels; `rows` must be below the layout's and written by no
+    /// other thread; AVX-512 and its BF16 must be there.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline(never)]
     pub unsafe fn put_bf16(&self, precision: Precision, x: &InputRow, rows: &[usize]) {
@@ -125,8 +125,8 @@ impl ActivationTiles {
         }
     }
 
-    /// Writes the row `x` to all of `rows`, in int8. `channels` are the outlier channels of its set; `keep` has a bit for
-    /// every channel that is none ([`keep_mask`](super::outliers::keep_mask)).
+    /// Writes the row `x` to all of `rows`, in int8. `channels` are the outlier channels of its set; `keep` has a bit
+    /// for every channel that is none ([`keep_mask`](super::outliers::keep_mask)).
     ///
     /// A pass with NaN or infinity outside the outlier channels gets the scale NaN.
     ///
@@ -136,7 +136,8 @@ impl ActivationTiles {
     #[inline(never)]
     pub unsafe fn put_int8(&self, pass: usize, x: &InputRow, rows: &[usize], channels: &OutlierChannels, keep: &[u16]) {
         let k = self.layout.k;
-        // SAFETY: `x` has all channels below k; tiles, scales and outliers of `rows` are in the layout and nobody else's.
+        // SAFETY: `x` has all channels below k; tiles, scales and outliers of `rows` are in the layout, used by no
+        // other thread.
         unsafe {
             for from in (0..k).step_by(pass) {
                 let to = (from + pass).min(k);
@@ -170,8 +171,8 @@ impl ActivationTiles {
         }
     }
 
-    /// Whether row `row`, which was made of `x` in `precision`, keeps its bound with these weights. `channels` and `keep`
-    /// as for [`ActivationTiles::put_int8`].
+    /// Whether row `row`, which was made of `x` in `precision`, keeps its bound with these weights. `channels` and
+    /// `keep` as for [`ActivationTiles::put_int8`].
     ///
     /// # Safety
     /// This thread must have written the row. `x` must be readable and have the layout's channels, as must the weights;

@@ -1,9 +1,9 @@
-//! Activations as the kernels read them: int8 in blocks of 32 along K, each with an f32 scale, and
-//! the integer sums that correct for unsigned weights and minima.
+//! Activations as the exact kernels read them: int8 in blocks of 32 along K, each with an f32 scale, and the integer
+//! sums that correct for unsigned weights and minima.
 //!
-//! Rows are grouped into tiles of 16 (the last tile has what is left). Within a tile, block `b` of
-//! all its rows is contiguous, 32 bytes each: a TILELOADD with stride 32, or a broadcast of 4 bytes.
-//! No row is padded: `m` rows of `k` take exactly `m * k` bytes.
+//! Rows are grouped into tiles of 16; the last tile has what is left. Within a tile, block `b` of all its rows is
+//! contiguous, 32 bytes each: what a TILELOADD with stride 32 loads, or a broadcast of 4 bytes. No row is padded: `m`
+//! rows of `k` take exactly `m * k` bytes.
 
 use std::arch::x86_64::*;
 
@@ -14,14 +14,14 @@ use crate::format::ACT_BLOCK;
 /// Rows of a tile.
 const TILE: usize = 16;
 
-/// Where the three arrays lie in a work buffer; offsets in bytes from a 64-byte-aligned base.
+/// Where the three arrays lie in a work buffer, in bytes from a 64-byte-aligned base.
 #[derive(Clone, Copy, Debug)]
 pub struct ActivationLayout {
     /// Rows.
     pub m: usize,
-    /// Columns, a multiple of 32.
+    /// Channels, a multiple of 32.
     pub k: usize,
-    /// Weights per integer sum: 16 or 32.
+    /// Channels per integer sum: 16 or 32, the group of the weights.
     pub group: usize,
     scales: usize,
     sums: usize,
@@ -30,7 +30,7 @@ pub struct ActivationLayout {
 }
 
 impl ActivationLayout {
-    /// Layout for `m` rows of `k`; `None` if it does not fit the address space.
+    /// For `m` rows of `k` channels; `None` if that does not fit the address space.
     pub fn new(m: usize, k: usize, group: usize) -> Option<Self> {
         let quants = m.checked_mul(k)?.checked_next_multiple_of(64)?;
         let scales = (m * (k / ACT_BLOCK)).checked_mul(4)?.checked_next_multiple_of(64)?;
@@ -42,7 +42,7 @@ impl ActivationLayout {
     /// The arrays at `base`.
     ///
     /// # Safety
-    /// `base` must be valid for `self.bytes` bytes as long as the result is used.
+    /// `base` must be 64-byte aligned and valid for `self.bytes` as long as the result is used.
     pub unsafe fn at(&self, base: *mut u8) -> Activations {
         // SAFETY: the offsets are below `bytes`.
         unsafe {
@@ -58,24 +58,24 @@ impl ActivationLayout {
     }
 }
 
-/// Quantised activations in somebody's work buffer. Copies share it.
+/// Quantised activations in a work buffer. Copies share it.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations {
     /// Rows.
     pub m: usize,
-    /// Columns.
+    /// Channels.
     pub k: usize,
-    /// Weights per integer sum.
+    /// Channels per integer sum.
     pub group: usize,
     quants: *mut i8,
     scales: *mut f32,
     sums: *mut i32,
 }
 
-/// One tile of [`Activations`]: pointers to its first element, and how many rows it has.
+/// One tile of [`Activations`]: up to 16 rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile {
-    /// Rows of this tile (1..=16): the distance between blocks is `32 * rows` bytes.
+    /// Rows, 1 to 16. Blocks are `32 * rows` bytes apart.
     pub rows: usize,
     /// `[k / 32][rows][32]`.
     pub quants: *const i8,
@@ -91,7 +91,7 @@ impl Activations {
     pub fn tile(&self, index: usize) -> Tile {
         debug_assert!(index * TILE < self.m);
         let first = index * TILE;
-        // SAFETY: rows before this tile belong to full tiles, so their elements come first.
+        // SAFETY: the rows before lie in full tiles, so `first` rows of each array come before this tile.
         unsafe {
             Tile {
                 rows: (self.m - first).min(TILE),
@@ -102,19 +102,17 @@ impl Activations {
         }
     }
 
-    /// Quantises block `block` of row `row` from 32 floats, `stride` bytes apart.
-    ///
-    /// `d = amax / 127`, `q = round-to-even(x * 127 / amax)`. A block with NaN or infinity gets
-    /// d = NaN, so that the results say so; one below 1e-30 counts as zero.
+    /// Quantises block `block` of row `row` from 32 floats, `stride` bytes apart: `d = amax / 127`,
+    /// `q = round-to-even(x * 127 / amax)`, with the rules of [`scale_of`] for NaN, infinity and very small numbers.
     ///
     /// # Safety
-    /// `x` must be readable for 32 floats; the arrays must be writable and nobody else may be at
-    /// this block of this row. `isa` must be usable.
+    /// The row and the block must exist and be used by no other thread; the 32 floats must be readable; `isa` must be
+    /// usable.
     #[inline]
     pub unsafe fn quantise(&self, isa: Isa, row: usize, block: usize, x: *const u8, stride: usize) {
         let tile = self.tile(row / TILE);
         let (lane, per_block) = (row % TILE, ACT_BLOCK / self.group);
-        // SAFETY: row < m and block < k / 32 (the caller's loop), so all three places are inside.
+        // SAFETY: the tile has the row and the block, in each of its arrays.
         unsafe {
             let q = tile.quants.cast_mut().add((block * tile.rows + lane) * ACT_BLOCK);
             let mut sums = [0; 2];
@@ -138,7 +136,7 @@ fn quantise_portable(x: &[f32; ACT_BLOCK], q: &mut [i8], group: usize, sums: &mu
     let amax = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
     let (scale, inverse) = scale_of(amax);
     for (i, (q, v)) in q.iter_mut().zip(x).enumerate() {
-        // Not finite: the scale is NaN already, the quants only have to be defined.
+        // Where the scale is NaN, the quants only have to be defined.
         *q = if scale.is_nan() { 0 } else { (v * inverse).round_ties_even() as i8 };
         sums[i / group] += i32::from(*q);
     }
@@ -146,24 +144,24 @@ fn quantise_portable(x: &[f32; ACT_BLOCK], q: &mut [i8], group: usize, sums: &mu
 }
 
 /// # Safety
-/// 32 readable floats, 32 writable bytes; the proof stands for the features.
+/// `x` must be readable for 32 floats, `q` writable for 32 bytes; the proof stands for the features.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn quantise_avx512(_proof: Avx512, x: *const f32, q: *mut i8, group: usize, sums: &mut [i32; 2]) -> f32 {
-    // SAFETY: as promised by the caller.
+    // SAFETY: `x` has 32 floats.
     let (lo, hi) = unsafe { (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))) };
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     let bits = |v| _mm512_and_si512(_mm512_castps_si512(v), magnitude);
     let amax = _mm512_reduce_max_epu32(_mm512_max_epu32(bits(lo), bits(hi)));
     let (scale, inverse) = scale_of(amax);
     if scale.is_nan() {
-        // SAFETY: as promised by the caller.
+        // SAFETY: `q` has 32 bytes.
         unsafe { std::ptr::write_bytes(q, 0, ACT_BLOCK) };
         return scale;
     }
     let inverse = _mm512_set1_ps(inverse);
     let (lo, hi) = (_mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse)));
-    // SAFETY: as promised by the caller.
+    // SAFETY: `q` has 32 bytes.
     unsafe {
         _mm_storeu_si128(q.cast(), _mm512_cvtepi32_epi8(lo));
         _mm_storeu_si128(q.add(16).cast(), _mm512_cvtepi32_epi8(hi));

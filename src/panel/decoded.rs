@@ -1,5 +1,5 @@
-//! Weights of types that only the host can read: rows are decoded by the host's own code, and the tile GEMM gets BF16 tiles
-//! of them.
+//! Weights of types that only the host can read: rows are decoded by the host's own code, and the tile GEMM gets BF16
+//! tiles of them.
 
 use std::arch::x86_64::*;
 
@@ -56,11 +56,11 @@ impl DecodedRows {
     /// [`super::requant::bf16`] does. Rows past the last repeat others.
     ///
     /// # Safety
-    /// The rows must be readable and have the channels, which are multiples of 32 and of the block. `out` must be writable
-    /// for their tiles, `scratch` for [`scratch_bytes`]. AVX-512 and its BF16 must be there.
+    /// The rows must be readable and have the channels, which are multiples of 32 and of the block. `out` must be
+    /// writable for their tiles, `scratch` for [`scratch_bytes`]. AVX-512 and its BF16 must be there.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, scratch: *mut f32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the rows have the channels, and the scratch room for them.
         unsafe { self.decode_panel(panel, from, len, scratch) };
         for step in 0..len / STEP_BF16 {
             // SAFETY: the panel's floats are in the scratch, and `out` has the step.
@@ -82,7 +82,7 @@ impl DecodedRows {
     /// As for [`DecodedRows::bf16`], `out` being writable for 16 floats per channel and 64-byte aligned.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32, scratch: *mut f32) {
-        // SAFETY: the caller's promise; the panel's floats are in the scratch, and `out` has the channels.
+        // SAFETY: the rows have the channels, the scratch and `out` have room for them.
         unsafe {
             self.decode_panel(panel, from, len, scratch);
             for at in (0..len).step_by(LANES) {
@@ -139,8 +139,8 @@ mod tests {
     static INTERLEAVE: AtomicUsize = AtomicUsize::new(1);
     static META: AtomicUsize = AtomicUsize::new(0);
 
-    /// A type with a byte per weight, in blocks of 32. Rows may be interleaved by blocks; the first meta byte of a row is added
-    /// to its weights.
+    /// A type with a byte per weight, in blocks of 32. Rows may be interleaved by blocks; the first meta byte of a row
+    /// is added to its weights.
     unsafe extern "C" fn decode(x: *const libc::c_void, y: *mut f32, count: i64) {
         let (interleave, meta) = (INTERLEAVE.load(Ordering::Relaxed), META.load(Ordering::Relaxed));
         let k = count as usize / interleave;

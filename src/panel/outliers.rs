@@ -1,5 +1,5 @@
-//! Outlier channels: those whose activations are too large to share an 8-bit scale with the others. This file finds them,
-//! and estimates what errors each precision would have.
+//! Outlier channels: those whose activations are too large to share an 8-bit scale with the others. This file finds
+//! them, and estimates what errors each precision would have.
 //!
 //! ```text
 //! for every outlier set (256 rows; of an expert all rows):
@@ -52,7 +52,7 @@ impl OutlierSet {
     /// First step: writes the maxima of channels `first..first + 32`.
     ///
     /// # Safety
-    /// The rows must be readable; these maxima must be writable and nobody else's; AVX-512 must be there.
+    /// The rows must be readable; these maxima must be writable and used by no other thread; AVX-512 must be there.
     #[target_feature(enable = "avx512f")]
     #[inline(never)]
     pub unsafe fn find_maxima(&self, first: usize) {

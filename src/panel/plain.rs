@@ -1,8 +1,8 @@
-//! Weights that are stored as GGUF has them: BF16 and F16, which packing would not make faster to read. The tile GEMM gets
-//! BF16 tiles of them, transposed in registers, 16 rows and 32 channels at a time.
+//! Weights that are stored as GGUF has them: BF16 and F16, which packing would not make faster to read. The tile GEMM
+//! gets BF16 tiles of them, transposed in registers, 16 rows and 32 channels at a time.
 //!
-//! F16 has 11 bits where BF16 has 8, so it becomes two planes of tiles whose sum is the weight, exactly: the upper 8 bits,
-//! and the other 3, which the smaller exponents of BF16 leave room for.
+//! F16 has 11 bits where BF16 has 8, so it becomes two planes of tiles whose sum is the weight, exactly: the upper 8
+//! bits, and the other 3, which the smaller exponents of BF16 leave room for.
 
 use std::arch::x86_64::*;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,8 +80,8 @@ impl PlainRows {
     /// [`super::requant::bf16`] does, each plane `plane_bytes` behind the one before. Rows past the last repeat it.
     ///
     /// # Safety
-    /// The rows must be readable and have the channels, which are multiples of 32; `out` must be writable for their tiles;
-    /// AVX-512 must be there.
+    /// The rows must be readable and have the channels, which are multiples of 32; `out` must be writable for their
+    /// tiles; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn bf16(&self, panel: usize, from: usize, len: usize, out: *mut u8, plane_bytes: usize) {
         // SAFETY: the rows have the channels, and `out` has the k-steps; a prefetch of any address is harmless.

@@ -49,8 +49,8 @@ impl Precision {
         }
     }
 
-    /// The planes (of activations, of weights) whose products are added up. Low times low is left out: it is below 2^-15
-    /// of a product.
+    /// The planes (of activations, of weights) whose products are added up. Low times low is left out: it is below
+    /// 2^-15 of a product.
     pub fn products(self) -> &'static [(usize, usize)] {
         match self {
             Precision::Int8 { .. } | Precision::Bf16 => &[(0, 0)],

@@ -1,8 +1,16 @@
 //! The error of one row of results, known before they are computed: what rounding the row's activations costs, each
-//! channel as much as it counts in the weights, and what requantising the weights costs, each block as much as its
-//! activations count. Errors of different channels are independent, so their squares add up; what channels of a block
-//! have in common is added as if it were one channel, and is left out where it makes results larger: a row may have it
-//! cancel.
+//! channel as much as it counts in the weights; and what requantising the weights costs, each block as much as its
+//! activations count.
+//!
+//! ```text
+//! for every 32 channels:
+//!     v = activations, rest = v - rounded v
+//!     signal += v^2 * variance of the weights         error += rest^2 * variance + v^2 * error of the weights
+//!     what all columns, or the channels of a block, have in common is added up first, then squared
+//! ```
+//!
+//! Errors of different channels are independent, so their squares add up. What the channels of a block have in common
+//! is added to the error as if it were one channel. It is left out of the signal: in a row it may cancel.
 
 use std::arch::x86_64::*;
 
@@ -13,16 +21,17 @@ use super::scale::scale_of;
 use super::weight_error::{BlockError, Lanes, WeightError};
 use crate::format::ACT_BLOCK;
 
-/// Mean squares of a row's results, in a unit of their own.
+/// Mean squares of a row's results, in the unit of the row.
 #[derive(Clone, Copy, Debug)]
 pub struct RowError {
-    /// Of the exact results, as far as columns are independent but for what they have in common.
+    /// Of the exact results.
     pub signal: f32,
-    /// Of the errors.
+    /// Of their errors.
     pub error: f32,
 }
 
-/// What a row's error may be: the promise of the C header, less what its estimate may be off.
+/// What a row's error may be: what the C header promises, less what the estimate may be off by. A row keeps it if its
+/// error is below one of the two.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     /// As a share of the signal.
@@ -31,40 +40,40 @@ pub struct Bound {
     pub of_blocks: f32,
 }
 
-/// A tenth of the weight type's own error is allowed, but no more than this.
+/// A tenth of the weight type's own NMSE is allowed, but no more than this.
 pub const MAX_OF_TYPE: f32 = 3e-4;
-/// Allowed in any case.
+/// NMSE that is allowed for any type.
 const ALWAYS: f32 = 1e-5;
-/// Multiple of the error of 8 bits per 32 activations.
+/// Multiple of the error of 8 bits per 32 activations that is allowed.
 const OF_BLOCKS: f32 = 2.0;
-/// The error of n results is their mean square, the signal another: both are off by a share of sqrt(2 / n). So many
-/// times sqrt(1 / n) is four times what their quotient is off by.
+/// Error and signal are mean squares over n results, each off by a share of sqrt(2 / n), so that their quotient is off
+/// by 2 sqrt(1 / n). Four times that is kept as a margin: this constant times sqrt(1 / n).
 const DEVIATIONS: f32 = 8.0;
 
 impl Bound {
-    /// For weights of a type with this error of its own.
+    /// For weights of a type whose own NMSE is `quant_nmse`.
     pub fn new(quant_nmse: f32, weights: &WeightError) -> Self {
-        // Nothing known: no number, which no error is below.
+        // Nothing is known: NaN, which no error is below.
         let margin =
             if weights.columns() > 0.0 { (1.0 - DEVIATIONS / weights.columns().sqrt()).max(0.0) } else { f32::NAN };
         Self { of_signal: margin * (quant_nmse / 10.0).clamp(ALWAYS, MAX_OF_TYPE), of_blocks: margin * OF_BLOCKS }
     }
 
-    /// Whether it holds for an error; `blocks` says that of 8 bits per 32 activations, and is asked only if need be.
+    /// Whether a row keeps it; `blocks` gives the error of 8 bits per 32 activations and is called only if need be.
     pub fn holds(&self, row: RowError, blocks: impl FnOnce() -> RowError) -> bool {
         if cfg!(mutant = "rows-unchecked") {
             return true;
         }
-        // Of results that are like very few, nothing can be said.
+        // The margin leaves nothing: too few columns for an estimate.
         if self.of_signal == 0.0 {
             return false;
         }
-        // NaN is below nothing.
+        // NaN compares as false.
         row.error <= self.of_signal * row.signal || row.error <= self.of_blocks * blocks().error
     }
 }
 
-/// A power of two that brings the magnitude `amax` near 1, so that squares of any row fit a float.
+/// The unit of a row: a power of two that brings the magnitude `amax` near 1, so that squares of any row fit a float.
 fn unit(amax: f32) -> f32 {
     const SMALLEST: u32 = 1 << 23;
     f32::from_bits(0x7f00_0000u32.saturating_sub(amax.to_bits() & 0x7f80_0000).max(SMALLEST))
@@ -73,24 +82,24 @@ fn unit(amax: f32) -> f32 {
 /// The largest magnitude of a row of `k` channels; NaN or infinity if it has any.
 ///
 /// # Safety
-/// The row must have the channels; AVX-512 needed.
+/// The row must be readable and have the channels; AVX-512 must be there.
 #[target_feature(enable = "avx512f")]
 unsafe fn largest(x: &InputRow, k: usize) -> f32 {
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     let max = (0..k).step_by(16).fold(_mm512_setzero_si512(), |max, c| {
-        // SAFETY: promised by the caller.
+        // SAFETY: the row has the channels.
         let v = unsafe { x.lanes(c) };
         _mm512_max_epu32(max, _mm512_and_si512(_mm512_castps_si512(v), magnitude))
     });
     f32::from_bits(_mm512_reduce_max_epu32(max))
 }
 
-/// Sums over the channels of a row, for 16 of them side by side: results are the sum of what differs from column to
-/// column, of which squares add up, and of what all columns have in common, which is one number.
+/// Sums over the channels of a row, 16 channels side by side. Of signal and error there are two sums each: squares of
+/// what differs from column to column, and what all columns have in common, not squared.
 struct Sums {
     signal: [__m512; 2],
     error: [__m512; 2],
-    /// Of the errors: what channels of a block have in common.
+    /// Squares of the errors that channels of a block have in common.
     shared: f32,
 }
 
@@ -100,7 +109,7 @@ impl Sums {
         Self { signal: [_mm512_setzero_ps(); 2], error: [_mm512_setzero_ps(); 2], shared: 0.0 }
     }
 
-    /// Adds 16 activations `v` that are rounded to `v - rest`.
+    /// Adds 16 activations `v`, which are rounded to `v - rest`.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn add(&mut self, weights: Lanes, v: __m512, rest: __m512) {
@@ -110,8 +119,8 @@ impl Sums {
         self.error[1] = _mm512_fnmadd_ps(rest, weights.mean, self.error[1]);
     }
 
-    /// Adds what the channels of a block have in common: `all` is what its activations add up to, lane by lane, `rests`
-    /// what their errors do.
+    /// Adds what the channels of a block have in common. `of_weights` and `of_errors` are covariances; `all` and
+    /// `rests` add up, over their lanes, to the sum of the block's activations and of their errors.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn add_shared(&mut self, of_weights: f32, of_errors: f32, all: __m512, rests: __m512) {
@@ -119,7 +128,7 @@ impl Sums {
         self.shared += of_errors * all * all + of_weights * rests * rests;
     }
 
-    /// Adds the errors of their weights, of which some go with those of the activations: together no less than nothing.
+    /// Adds the errors of the weights that meet `v`. Some cancel errors of the activations, but no more than there are.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn add_weights(&mut self, error: BlockError, weights: Lanes, v: __m512, rest: __m512) {
@@ -131,6 +140,7 @@ impl Sums {
         self.error[1] = _mm512_fmadd_ps(v, _mm512_set1_ps(error.mean), self.error[1]);
     }
 
+    /// Both sums of the signal and of the error.
     #[target_feature(enable = "avx512f")]
     fn end(self) -> ([f32; 2], [f32; 2]) {
         let [own, common] = self.error.map(|v| _mm512_reduce_add_ps(v));
@@ -145,12 +155,11 @@ impl From<([f32; 2], [f32; 2])> for RowError {
     }
 }
 
-/// Of int8 tiles with a scale for every `pass` channels, `scales` in their order, and outliers in BF16: `channels`, which
-/// `mask` leaves out.
+/// Of int8 tiles with passes of `pass` channels. `scales` gives the scale of each pass; outliers are in BF16:
+/// `channels`, which `keep` leaves out.
 ///
 /// # Safety
-/// The row must have as many channels as the weights, the scales be those that the row was quantised with; AVX-512 and
-/// its BF16 needed.
+/// The row must be readable and have as many channels as the weights; AVX-512 and its BF16 must be there.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline(never)]
 pub unsafe fn int8(
@@ -159,11 +168,11 @@ pub unsafe fn int8(
     pass: usize,
     scales: impl Fn(usize) -> f32,
     channels: &OutlierChannels,
-    mask: &[u16],
+    keep: &[u16],
 ) -> RowError {
     let blocks = weights.int8(pass);
     let k = blocks.len() * ACT_BLOCK;
-    // SAFETY: promised by the caller, here and below.
+    // SAFETY: outlier channels are channels of the row.
     let outliers: [f32; OUTLIERS] = std::array::from_fn(|j| unsafe { x.value(channels[j] as usize) });
     let amax = outliers.iter().fold(0f32, |max, v| max.max(v.abs()));
     let amax = (0..k.div_ceil(pass)).map(|i| 127.0 * scales(i)).fold(amax, f32::max);
@@ -178,8 +187,8 @@ pub unsafe fn int8(
             let first = from + block * ACT_BLOCK;
             let (mut all, mut rests) = (_mm512_setzero_ps(), _mm512_setzero_ps());
             for c in [first, first + 16] {
-                // SAFETY: as above.
-                let v = unsafe { _mm512_maskz_mov_ps(mask[c / 16], x.lanes(c)) };
+                // SAFETY: the row has the channels.
+                let v = unsafe { _mm512_maskz_mov_ps(keep[c / 16], x.lanes(c)) };
                 let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
                 let v = _mm512_mul_ps(v, wide);
                 let rest = _mm512_fnmadd_ps(q, step, v);
@@ -202,7 +211,7 @@ pub unsafe fn int8(
         error[0] += (rest * rest * energy + v * v * of_weights.energy - both).max(0.0);
         error[1] += v * of_weights.mean - rest * mean;
     }
-    // A maximum of floats drops NaN; the sums do not, but for outliers whose weights are all 0.
+    // The maximum of floats above drops NaN. The sums keep it, except of outliers whose weights are all 0.
     if outliers.iter().any(|v| !v.is_finite()) {
         error[0] = f32::NAN;
     }
@@ -217,11 +226,11 @@ pub unsafe fn int8(
 #[inline(never)]
 pub unsafe fn bf16(weights: &WeightError, x: &InputRow) -> RowError {
     let blocks = weights.bf16();
-    // SAFETY: promised by the caller, here and below.
+    // SAFETY: the row has the channels.
     let wide = _mm512_set1_ps(unit(unsafe { largest(x, blocks.len() * ACT_BLOCK) }));
     let mut sums = Sums::new();
     for (block, of_weights) in blocks.iter().enumerate() {
-        // SAFETY: as above.
+        // SAFETY: the row has the block.
         let v = unsafe { [x.lanes(block * ACT_BLOCK), x.lanes(block * ACT_BLOCK + 16)] };
         let tile = rounded(v[0], v[1]);
         let halves = [_mm512_castsi512_si256(tile), _mm512_extracti64x4_epi64::<1>(tile)];
@@ -249,13 +258,13 @@ pub unsafe fn bf16(weights: &WeightError, x: &InputRow) -> RowError {
 #[inline(never)]
 pub unsafe fn blocks_of_32(weights: &WeightError, x: &InputRow) -> RowError {
     let blocks = weights.bf16().len();
-    // SAFETY: promised by the caller, here and below.
+    // SAFETY: the row has the channels.
     let wide = _mm512_set1_ps(unit(unsafe { largest(x, blocks * ACT_BLOCK) }));
     let mut sums = Sums::new();
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     let bits = |v| _mm512_and_si512(_mm512_castps_si512(v), magnitude);
     for block in 0..blocks {
-        // SAFETY: as above.
+        // SAFETY: the row has the block.
         let v = unsafe { [x.lanes(block * ACT_BLOCK), x.lanes(block * ACT_BLOCK + 16)] };
         let (scale, inverse) = scale_of(_mm512_reduce_max_epu32(_mm512_max_epu32(bits(v[0]), bits(v[1]))));
         let (scale, inverse) = (_mm512_set1_ps(scale), _mm512_set1_ps(inverse));
@@ -263,7 +272,7 @@ pub unsafe fn blocks_of_32(weights: &WeightError, x: &InputRow) -> RowError {
             let q = _mm512_roundscale_ps::<0>(_mm512_mul_ps(v, inverse));
             let rest = _mm512_mul_ps(_mm512_fnmadd_ps(q, scale, v), wide);
             let lanes = weights.lanes(block * ACT_BLOCK + 16 * i);
-            // What is allowed must not be too much: errors may cancel where channels have something in common.
+            // This error is a bound for others, so it must not be too large: what channels have in common may cancel.
             sums.add(Lanes { energy: lanes.own, ..lanes }, _mm512_mul_ps(v, wide), rest);
         }
     }

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::rows::InputRow;
 
-/// The scale `amax / 127` and its inverse; `amax` are the bits of the largest magnitude. NaN and infinity have the scale
-/// NaN, so that results show them; below 1e-30 all counts as zero.
+/// The scale `amax / 127` and its inverse; `amax` are the bits of the largest magnitude. NaN and infinity have the
+/// scale NaN, so that results show them; below 1e-30 all counts as zero.
 #[inline]
 pub fn scale_of(amax: u32) -> (f32, f32) {
     const INFINITY: u32 = 0x7f80_0000;

@@ -64,12 +64,13 @@ impl WeightSource {
         }
     }
 
-    /// Adds panel `panel`, of which `lanes` rows exist, to sums over rows: what they measure, what size they have, or both.
-    /// Rows in place must have been packed first.
+    /// Adds panel `panel`, of which `lanes` rows exist, to sums over rows: what they measure, what size they have, or
+    /// both. Rows in place must have been packed first.
     ///
     /// # Safety
-    /// The panel must exist and be readable; `scratch` be writable for [`SCRATCH_BYTES`], and behind them for what decoding
-    /// takes ([`scratch_bytes`](super::decoded::scratch_bytes)), and 64-byte aligned; AVX-512 BF16 must be there.
+    /// The panel must exist and be readable; `scratch` be writable for [`SCRATCH_BYTES`], and behind them for what
+    /// decoding takes ([`scratch_bytes`](super::decoded::scratch_bytes)), and 64-byte aligned; AVX-512 BF16 must be
+    /// there.
     pub unsafe fn add_to(
         &self,
         sums: &mut WeightSums,

@@ -1,76 +1,91 @@
-//! Measures what a [`WeightError`] says: sums over columns of the weights, and what follows from them.
+//! Sums over columns of a weight matrix, of which [`super::weight_error`] makes what the matrix does to errors.
+//!
+//! ```text
+//! for every column (row of the matrix) that is measured, 16 side by side:
+//!     for every KC channels:
+//!         weights as floats
+//!         sums += weights, their squares, and what rounding them to BF16 costs
+//!         for every length of a pass in int8: sums += what requantising them costs
+//! ```
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::precision::{PASSES, STEP_BYTES, STEP_INT8};
 use super::requant;
-use super::weight_error::{BlockError, WeightError};
 use crate::format::{ACT_BLOCK, Format, LANES};
 
-/// Columns whose sums are made together, by one thread.
+/// Columns whose sums one thread makes.
 pub const UNIT_COLS: usize = 128;
-/// Columns of quantised weights that are measured, evenly spaced, where there are more. The size of all is looked at.
+/// Columns of quantised weights that are measured, evenly spaced, where there are more. The sizes of all are summed up.
 pub const MEASURED_COLS: usize = 256;
-/// Channels that are looked at at a time.
+/// Channels that are measured at a time.
 pub const KC_ERROR: usize = PASSES[0];
-/// Bytes of scratch for a panel: a stretch as floats, its int8 tiles, their scales.
+/// Bytes of scratch: KC channels of 16 columns as floats, their int8 tiles, and 16 scales.
 pub const SCRATCH_BYTES: usize = KC_ERROR * LANES * 4 + KC_ERROR / STEP_INT8 * STEP_BYTES + LANES * 4;
 
-/// Sums of errors: squares for every channel; for every 32 the errors themselves, squares of what they add up to in a
-/// column, and errors times weights.
-struct ErrorSums<T = f32> {
-    squares: Vec<T>,
-    errors: Vec<T>,
-    together: Vec<T>,
-    cross: Vec<T>,
+/// Sums of the errors of weights.
+pub struct ErrorSums<T = f32> {
+    /// Squares of the errors, per channel.
+    pub squares: Vec<T>,
+    /// Errors, per block of 32 channels.
+    pub errors: Vec<T>,
+    /// Squares of what the errors of a block add up to in a column.
+    pub block_squares: Vec<T>,
+    /// Weights times their errors, per block.
+    pub cross: Vec<T>,
 }
 
 impl<T: Default + Copy> ErrorSums<T> {
-    fn new(k: usize) -> Self {
+    /// Zeros, for `k` channels.
+    pub fn new(k: usize) -> Self {
         let zeros = |n| vec![T::default(); n];
         let blocks = || zeros(k / ACT_BLOCK);
-        Self { squares: zeros(k), errors: blocks(), together: blocks(), cross: blocks() }
+        Self { squares: zeros(k), errors: blocks(), block_squares: blocks(), cross: blocks() }
     }
 }
 
 /// Sums over [`UNIT_COLS`] columns.
 pub struct WeightSums {
-    /// Squares and weights of every channel.
-    energy: Vec<f32>,
-    mean: Vec<f32>,
-    /// Squares of what the weights of 16 channels, and of 32, add up to in a column.
-    by_16: Vec<f32>,
-    by_32: Vec<f32>,
-    int8: [ErrorSums; PASSES.len()],
-    bf16: ErrorSums,
+    /// Squares of the weights, per channel.
+    pub(super) energy: Vec<f32>,
+    /// Weights, per channel.
+    pub(super) mean: Vec<f32>,
+    /// Squares of what the weights of 16 channels add up to in a column.
+    pub(super) squares_of_16: Vec<f32>,
+    /// The same of 32 channels.
+    pub(super) squares_of_32: Vec<f32>,
+    /// Errors of int8 tiles, per length of [`PASSES`].
+    pub(super) int8: [ErrorSums; PASSES.len()],
+    /// Errors of BF16 tiles.
+    pub(super) bf16: ErrorSums,
     /// Columns that these are sums of.
-    count: usize,
-    /// What every column's squares add up to, or the most that they could; also of columns that were not measured.
-    columns: Vec<f32>,
+    pub(super) count: usize,
+    /// What the squares of every column add up to, or the most that they could; also of columns that were not measured.
+    pub(super) column_sizes: Vec<f32>,
 }
 
 impl WeightSums {
-    /// Nothing yet, for `k` channels.
+    /// No columns yet, for `k` channels.
     pub fn new(k: usize) -> Self {
         let (channels, errors) = (|| vec![0.0; k], || ErrorSums::new(k));
         Self {
             energy: channels(),
             mean: channels(),
-            by_16: vec![0.0; k / LANES],
-            by_32: vec![0.0; k / ACT_BLOCK],
+            squares_of_16: vec![0.0; k / LANES],
+            squares_of_32: vec![0.0; k / ACT_BLOCK],
             int8: std::array::from_fn(|_| errors()),
             bf16: errors(),
             count: 0,
-            columns: Vec::new(),
+            column_sizes: Vec::new(),
         }
     }
 
-    /// Adds the first `lanes` columns of a packed panel.
+    /// Adds the first `lanes` columns of a packed panel, without their sizes.
     ///
     /// # Safety
-    /// The panel must have the sums' channels; `scratch` be writable for [`SCRATCH_BYTES`] and 64-byte aligned; AVX-512
-    /// needed.
+    /// The panel must be packed and have the sums' channels; `scratch` must be writable for [`SCRATCH_BYTES`] and
+    /// 64-byte aligned; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn add<F: Format>(&mut self, panel: *const u8, lanes: usize, scratch: *mut u8) {
         let weights = scratch.cast::<f32>();
@@ -79,7 +94,7 @@ impl WeightSums {
         let k = self.energy.len();
         for from in (0..k).step_by(KC_ERROR) {
             let to = k.min(from + KC_ERROR);
-            // SAFETY: promised by the caller; a stretch fits the scratch.
+            // SAFETY: the panel has the channels, and the scratch room for KC of them.
             unsafe {
                 requant::floats::<F>(panel, from, to - from, weights);
                 self.squares(from, to, weights, mask);
@@ -96,7 +111,7 @@ impl WeightSums {
         self.count += lanes;
     }
 
-    /// Notes the size of the first `lanes` columns of a packed panel, by its scales alone.
+    /// Adds the sizes of the first `lanes` columns of a packed panel, from its scales alone.
     ///
     /// # Safety
     /// As for [`WeightSums::add`].
@@ -104,44 +119,46 @@ impl WeightSums {
     pub unsafe fn add_sizes<F: Format>(&mut self, panel: *const u8, lanes: usize) {
         let mut columns = _mm512_setzero_ps();
         for g in 0..self.energy.len() / F::GROUP {
-            // SAFETY: promised by the caller.
+            // SAFETY: the panel has the group.
             let largest = unsafe { requant::largest::<F>(panel, g) };
             columns = _mm512_fmadd_ps(largest, largest, columns);
         }
-        self.end(columns, lanes);
+        self.add_column_sizes(columns, lanes);
     }
 
-    /// Adds the first `lanes` of 16 columns that only BF16 tiles are made of. `floats(from, len, out)` gives them as
-    /// floats, a channel's side by side.
+    /// Adds the first `lanes` of 16 columns that only BF16 tiles are made of, and their sizes. `floats(from, len, out)`
+    /// writes them as floats, those of a channel side by side.
     ///
     /// # Safety
-    /// As for [`WeightSums::add`].
+    /// `scratch` as for [`WeightSums::add`]; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn add_floats(&mut self, floats: impl Fn(usize, usize, *mut f32), lanes: usize, scratch: *mut u8) {
         let (k, mut columns) = (self.energy.len(), _mm512_setzero_ps());
         for from in (0..k).step_by(KC_ERROR) {
             let to = k.min(from + KC_ERROR);
             floats(from, to - from, scratch.cast());
-            // SAFETY: promised by the caller.
+            // SAFETY: the channels are in the scratch.
             let squares = unsafe { self.squares(from, to, scratch.cast(), ((1u32 << lanes) - 1) as u16) };
             columns = _mm512_add_ps(columns, squares);
         }
         self.count += lanes;
-        self.end(columns, lanes);
+        self.add_column_sizes(columns, lanes);
     }
 
+    /// Adds the sizes of `lanes` columns.
     #[target_feature(enable = "avx512f")]
-    fn end(&mut self, columns: __m512, lanes: usize) {
+    fn add_column_sizes(&mut self, columns: __m512, lanes: usize) {
         let mut all = [0.0; LANES];
         // SAFETY: 16 floats.
         unsafe { _mm512_storeu_ps(all.as_mut_ptr(), columns) };
-        self.columns.extend_from_slice(&all[..lanes]);
+        self.column_sizes.extend_from_slice(&all[..lanes]);
     }
 
-    /// Adds the squares of channels `from..to` and of what rounding them to BF16 costs; the columns' own sums come back.
+    /// Adds channels `from..to` of 16 columns and what rounding them to BF16 costs; returns the sum of squares of each
+    /// column. `mask` says which columns exist.
     ///
     /// # Safety
-    /// `weights` must have the channels, the first at its start; AVX-512 needed.
+    /// `weights` must have 16 floats per channel from `from` on; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn squares(&mut self, from: usize, to: usize, weights: *const f32, mask: u16) -> __m512 {
         let mut columns = _mm512_setzero_ps();
@@ -153,7 +170,7 @@ impl WeightSums {
                 let zeros = [_mm512_setzero_ps(); LANES];
                 let (mut plain, mut squares, mut errors) = (zeros, zeros, zeros);
                 for i in 0..LANES {
-                    // SAFETY: promised by the caller.
+                    // SAFETY: `weights` has the channel.
                     let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((first + i - from) * LANES)) };
                     (plain[i], squares[i]) = (w, _mm512_mul_ps(w, w));
                     sum = _mm512_add_ps(sum, w);
@@ -165,132 +182,25 @@ impl WeightSums {
                     cross = _mm512_fnmadd_ps(w, rest, cross);
                 }
                 both = _mm512_add_ps(both, sum);
-                self.by_16[first / LANES] += sum_of_squares(sum);
+                self.squares_of_16[first / LANES] += sum_of_squares(sum);
                 add_sums(&mut self.energy[first..first + LANES], squares);
                 add_sums(&mut self.mean[first..first + LANES], plain);
                 add_sums(&mut self.bf16.squares[first..first + LANES], errors);
             }
-            self.by_32[block] += sum_of_squares(both);
+            self.squares_of_32[block] += sum_of_squares(both);
             self.bf16.errors[block] += _mm512_reduce_add_ps(mean);
-            self.bf16.together[block] += sum_of_squares(mean);
+            self.bf16.block_squares[block] += sum_of_squares(mean);
             self.bf16.cross[block] += _mm512_reduce_add_ps(cross);
         }
         columns
     }
-
-    /// What units of columns, always in the same order, say about a matrix of `k` channels. `has_int8`: it is one that
-    /// int8 tiles may be made of.
-    pub fn finish(k: usize, units: impl Iterator<Item = WeightSums>, has_int8: bool) -> WeightError {
-        let (mut energy, mut mean) = (vec![0f64; k], vec![0f64; k]);
-        let blocks = || vec![0f64; k / ACT_BLOCK];
-        let (mut by_16, mut by_32) = (vec![0f64; k / LANES], blocks());
-        let mut errors: [ErrorSums<f64>; PASSES.len() + 1] = std::array::from_fn(|_| ErrorSums::new(k));
-        let (mut total, mut squares, mut count, mut all) = (0f64, 0f64, 0usize, 0usize);
-        let add = |sums: &mut [f64], of: &[f32]| sums.iter_mut().zip(of).for_each(|(sum, v)| *sum += f64::from(*v));
-        for unit in units {
-            add(&mut energy, &unit.energy);
-            add(&mut mean, &unit.mean);
-            add(&mut by_16, &unit.by_16);
-            add(&mut by_32, &unit.by_32);
-            for (sums, of) in errors.iter_mut().zip(unit.int8.iter().chain([&unit.bf16])) {
-                add(&mut sums.squares, &of.squares);
-                add(&mut sums.errors, &of.errors);
-                add(&mut sums.together, &of.together);
-                add(&mut sums.cross, &of.cross);
-            }
-            count += unit.count;
-            for e in unit.columns.iter().map(|e| f64::from(*e)) {
-                (total, squares, all) = (total + e, squares + e * e, all + 1);
-            }
-        }
-        let largest = energy.iter().copied().fold(0.0, f64::max) / count.max(1) as f64;
-        // Squares of all must fit a float; a matrix of zeros has none.
-        let zeros = total == 0.0 && mean.iter().all(|m| *m == 0.0);
-        let known = total.is_finite() && (largest > 1e-25 || zeros);
-        // Few columns are judged by several draws together.
-        let draws = (Self::JUDGED / all.max(1) as f64).max(1.0);
-        let columns = match (known, zeros) {
-            (false, _) => 0.0,
-            (true, true) => Self::JUDGED as f32,
-            (true, false) => (total * total / squares * draws) as f32,
-        };
-        // Means over the columns, in units of the largest.
-        let has_size = known && !zeros;
-        let unit = if has_size { 1.0 / (count as f64 * largest) } else { 0.0 };
-        let linear = if has_size { 1.0 / (count as f64 * largest.sqrt()) } else { 0.0 };
-        // Of n numbers of a column: the square of what they add up to, less their own squares, is n (n - 1) covariances.
-        let shared = |together: f64, own: f64, n: usize| {
-            let shared = (together - own) / (n * (n - 1)) as f64;
-            if cfg!(mutant = "neighbours-independent") { 0.0 } else { shared.max(0.0) }
-        };
-        let of_weights: Vec<f64> = energy.chunks(ACT_BLOCK).map(|squares| squares.iter().sum()).collect();
-        let blocks_of = |sums: &ErrorSums<f64>| {
-            let most = |squares: &[f64]| match cfg!(mutant = "errors-averaged") {
-                false => squares.iter().copied().fold(0.0, f64::max),
-                true => squares.iter().sum::<f64>() / ACT_BLOCK as f64,
-            };
-            let block = |(i, squares): (usize, &[f64])| {
-                let all = sums.errors[i] * linear;
-                let mean = all / ACT_BLOCK as f64;
-                let own = squares.iter().sum::<f64>() * unit - ACT_BLOCK as f64 * mean * mean;
-                BlockError {
-                    energy: (most(squares) * unit) as f32,
-                    mean: mean as f32,
-                    shared: shared(sums.together[i] * unit - all * all, own, ACT_BLOCK) as f32,
-                    cross: if of_weights[i] > 0.0 { (sums.cross[i] / of_weights[i]) as f32 } else { 0.0 },
-                }
-            };
-            sums.squares.chunks(ACT_BLOCK).enumerate().map(block).collect::<Box<[_]>>()
-        };
-        if cfg!(mutant = "weights-unseen") {
-            energy.fill(count as f64 * largest);
-            mean.fill(0.0);
-            for sums in &mut errors {
-                *sums = ErrorSums { squares: vec![7e-5 * count as f64 * largest; k], ..ErrorSums::new(k) };
-            }
-        }
-        let bits = |v: f64| half::bf16::from_f64(v).to_bits();
-        let variance: Vec<f64> =
-            energy.iter().zip(&mean).map(|(e, m)| (e * unit - (m * linear).powi(2)).max(0.0)).collect();
-        let of_groups = |together: &[f64], n: usize| {
-            let one = |((together, mean), own): ((&f64, &[f64]), &[f64])| {
-                let all = mean.iter().sum::<f64>() * linear;
-                shared(together * unit - all * all, own.iter().sum(), n) as f32
-            };
-            together.iter().zip(mean.chunks(n)).zip(variance.chunks(n)).map(one).collect::<Box<[f32]>>()
-        };
-        let (shared_by_16, shared_by_32) = (of_groups(&by_16, LANES), of_groups(&by_32, ACT_BLOCK));
-        let int8 = std::array::from_fn(|i| if has_int8 { blocks_of(&errors[i]) } else { Box::default() });
-        let bf16 = blocks_of(&errors[PASSES.len()]);
-        // Where all of 32 channels are alike in a row, 32 covariances count as much as one variance.
-        let matters = |shared: f32, own: f32| shared * ACT_BLOCK as f32 > Self::MATTERS * own;
-        let of_errors = |blocks: &[BlockError]| {
-            matters(blocks.iter().map(|b| b.shared).sum(), blocks.iter().map(|b| b.energy).sum())
-        };
-        let own = variance.iter().sum::<f64>() as f32 / ACT_BLOCK as f32;
-        let is_shared = matters(shared_by_32.iter().sum(), own) || int8.iter().chain([&bf16]).any(|b| of_errors(b));
-        WeightError {
-            energy: variance.iter().map(|v| bits(*v)).collect(),
-            mean: mean.iter().map(|m| bits(m * linear)).collect(),
-            int8,
-            bf16,
-            shared_by_16,
-            shared_by_32,
-            is_shared,
-            columns,
-        }
-    }
-
-    /// Share of the errors of a row that may be overlooked.
-    const MATTERS: f32 = 0.05;
-    /// Results of a row that the promise is about, at least.
-    const JUDGED: f64 = 256.0;
 }
 
-/// Adds the errors of int8 tiles of some channels. `weights` are what they should be.
+/// Adds the errors of int8 tiles of `channels`, in 16 columns that share `scales`; `weights` are the weights
+/// themselves.
 ///
 /// # Safety
-/// Tiles and weights must have the channels, from their starts on; AVX-512 needed.
+/// `tiles` and `weights` must begin with the first of the channels and have them all; AVX-512 must be there.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn int8_errors(
     sums: &mut ErrorSums,
@@ -307,7 +217,7 @@ unsafe fn int8_errors(
             let mut squares = [_mm512_setzero_ps(); LANES];
             for four in 0..LANES / 4 {
                 let k = first - channels.start + 4 * four;
-                // SAFETY: promised by the caller.
+                // SAFETY: the tiles have the channels.
                 let quants =
                     unsafe { _mm512_load_si512(tiles.add(k / STEP_INT8 * STEP_BYTES + k % STEP_INT8 * LANES).cast()) };
                 let upper = [
@@ -318,7 +228,7 @@ unsafe fn int8_errors(
                 ];
                 for (i, q) in upper.into_iter().enumerate() {
                     let q = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(q));
-                    // SAFETY: promised by the caller.
+                    // SAFETY: `weights` has the channel.
                     let w = unsafe { _mm512_maskz_loadu_ps(mask, weights.add((k + i) * LANES)) };
                     let rest = _mm512_fnmadd_ps(q, scales, w);
                     squares[4 * four + i] = _mm512_mul_ps(rest, rest);
@@ -329,18 +239,18 @@ unsafe fn int8_errors(
             add_sums(&mut sums.squares[first..first + LANES], squares);
         }
         sums.errors[block / ACT_BLOCK] += _mm512_reduce_add_ps(mean);
-        sums.together[block / ACT_BLOCK] += sum_of_squares(mean);
+        sums.block_squares[block / ACT_BLOCK] += sum_of_squares(mean);
         sums.cross[block / ACT_BLOCK] += _mm512_reduce_add_ps(cross);
     }
 }
 
-/// The squares of 16 numbers.
+/// The sum of the squares of 16 numbers.
 #[target_feature(enable = "avx512f")]
 fn sum_of_squares(v: __m512) -> f32 {
     _mm512_reduce_add_ps(_mm512_mul_ps(v, v))
 }
 
-/// Adds the sum of each of 16 vectors to as many numbers.
+/// Adds the sum of each of 16 vectors to one of 16 numbers.
 #[target_feature(enable = "avx512f")]
 fn add_sums(sums: &mut [f32], vectors: [__m512; LANES]) {
     assert_eq!(sums.len(), LANES);

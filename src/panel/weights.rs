@@ -1,13 +1,12 @@
 //! A packed weight tensor: its sizes, and reads and writes of any range of its plain bytes.
 //!
-//! The plain form is what a GGUF file has: slices (ne2 x ne3) of `n` rows of `k` weights. The packed
-//! form keeps every slice apart and rounds its rows up to whole panels of 16; panels are
-//! `[panel][block along K][16 rows interleaved]`.
+//! The plain form is what a GGUF file has: slices (ne2 x ne3) of `n` rows of `k` weights. The packed form keeps every
+//! slice apart and rounds its rows up to whole panels of 16: `[slice][panel][block along K][16 rows interleaved]`.
 
 use crate::diag::{Error, Status};
 use crate::format::{LANES, WeightType};
 
-/// Shape of a packed tensor and all sizes that follow from it; every product was checked.
+/// Shape of a packed tensor and all sizes that follow from it. None overflows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Weight type.
@@ -64,13 +63,15 @@ impl Shape {
     }
 }
 
-/// One run of plain bytes inside a single block: where it lies and which bytes of the block it has.
+/// A run of plain bytes inside one block.
 struct Run {
     /// Offset of the packed block from the tensor's base.
     block: usize,
+    /// Row within the panel.
     lane: usize,
-    /// First byte within the plain block, and how many.
+    /// First byte within the plain block.
     byte: usize,
+    /// Bytes.
     len: usize,
     /// Offset from the start of the range.
     at: usize,
@@ -85,7 +86,7 @@ impl Shape {
             let o = offset + at;
             let (slice, rest) = (o / self.slice_plain, o % self.slice_plain);
             let (row, rest) = (rest / self.row_bytes, rest % self.row_bytes);
-            // Walk the rest of this row without dividing again.
+            // The rest of this row is walked without dividing again.
             let (mut block, mut byte) = (rest / block_bytes, rest % block_bytes);
             let panel = slice * self.slice_packed + row / LANES * self.panel_bytes();
             let row_end = (at + self.row_bytes - rest).min(len);
@@ -107,8 +108,8 @@ impl Shape {
     /// Packs `plain` into the tensor at `base`, from plain byte `offset` on.
     ///
     /// # Safety
-    /// `base` must be valid for [`Shape::packed_size`] bytes; the range must be inside the tensor;
-    /// nobody may read or write the same plain bytes meanwhile.
+    /// `base` must be valid for [`Shape::packed_size`] bytes; the range must be inside the tensor; no other thread may
+    /// read or write the same plain bytes meanwhile.
     pub unsafe fn write(&self, base: *mut u8, offset: usize, plain: &[u8]) {
         debug_assert!(self.contains(offset, plain.len()));
         let info = self.ty.info();
@@ -135,7 +136,7 @@ impl Shape {
         debug_assert!(self.contains(offset, plain.len()));
         let info = self.ty.info();
         self.for_each_run(offset, plain.len(), |run| {
-            // SAFETY: as in `write`.
+            // SAFETY: the run's block lies inside the packed tensor.
             unsafe {
                 let block = base.add(run.block);
                 if run.len == info.bytes {
@@ -158,7 +159,7 @@ impl Shape {
         let info = self.ty.info();
         self.for_each_run(offset, len, |run| {
             for i in 0..run.len {
-                // SAFETY: as in `write`.
+                // SAFETY: the run's block lies inside the packed tensor.
                 unsafe { *base.add(run.block + info.layout.index(run.lane, run.byte + i)) = value };
             }
         });

@@ -4,8 +4,8 @@
 //! `c_tests/bound.hpp` is the same for hosts.
 
 use crate::format::ACT_BLOCK;
-use crate::kernel::tests::dequantise;
 use crate::panel::weights::Shape;
+use crate::testing::random::dequantise;
 use crate::with_format;
 
 /// Results of a row that a mean of squares needs to say something. Rows of fewer columns are pooled over draws of the
@@ -219,7 +219,7 @@ fn dots_of(w: &[f64], x: &[f64]) -> [f64; ROWS] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::Random;
+    use crate::testing::random::Random;
 
     const K: usize = 256;
 

@@ -8,19 +8,16 @@
 //! With `GGML_AMX_RECORD=1` the file is written anew, where there are all instruction sets; a type that is new gets its scales
 //! by the kinds of its fields.
 
-use crate::dispatch::{Demand, thresholds};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::products::exact_product;
 use crate::cpu::{self, Isa};
+use crate::dispatch::{Demand, thresholds};
 use crate::format::stand_in::all_types;
-use crate::format::{ACT_BLOCK, Field, FieldKind, WeightType};
-use crate::kernel::{Task, exact_weights};
+use crate::format::{Field, FieldKind, WeightType};
 use crate::matmul::{Input, MatMul, Output, Settings, Stored, Thread, Weights};
-use crate::panel::activations::ActivationLayout;
 use crate::panel::plain::{self, PlainType};
-use crate::panel::rows::RowOffsets;
-use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/hashes.txt");
@@ -86,32 +83,7 @@ impl Case {
 
     /// The kernels of exact weights, without what chooses between kernels.
     fn kernel(&self, isa: Isa, shape: &Shape) -> u64 {
-        let (k, n, m) = (self.k, self.n, self.m);
-        let group = shape.ty.info().group;
-        let layout = ActivationLayout::new(m, k, group).unwrap();
-        let mut memory = vec![0u8; layout.bytes + exact_weights::scratch_bytes(k, group) + 128];
-        let base = memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(64));
-        let mut out = vec![f32::NAN; m * n];
-        // SAFETY: all buffers have the sizes their layouts ask for; the caller chose a usable isa.
-        unsafe {
-            let act = layout.at(base);
-            for row in 0..m {
-                for block in 0..k / ACT_BLOCK {
-                    act.quantise(isa, row, block, self.x.as_ptr().add(row * k + block * ACT_BLOCK).cast(), 4);
-                }
-            }
-            let panels = PackedPanels { data: self.packed.as_ptr(), stride: shape.panel_bytes() };
-            let task = Task {
-                weights: WeightSource::Packed(shape.ty, panels),
-                k,
-                cols: n,
-                rows: 0..m,
-                dst: out.as_mut_ptr(),
-                dst_rows: RowOffsets::Strided(4 * n),
-            };
-            exact_weights::run(isa, &task, &act, base.add(layout.bytes));
-        }
-        hash(&out)
+        hash(&exact_product(isa, shape, &self.packed, &self.x))
     }
 
     /// A whole operation on one thread.

@@ -1,7 +1,9 @@
-//! What tests of several floors share. Compiled for tests only.
+//! What tests of several rooms share. Compiled for tests only.
 
 pub mod bound;
 mod hashes;
+pub mod products;
+pub mod random;
 pub mod reference;
 
 use crate::format::{Field, FieldKind, WeightType, stand_in};

@@ -76,32 +76,32 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "weights-unseen",
         "what requantising costs is a constant, whatever the weights are",
-        "matmul::tests::bound::channels_of_different_size_keep_the_bound",
+        "matmul::tests::bound::cases::channels_of_different_size_keep_the_bound",
     ),
     mutant(
         "errors-averaged",
         "errors of 32 channels are averaged, wherever the row is large",
-        "matmul::tests::bound::errors_of_single_channels_are_not_averaged_away",
+        "matmul::tests::bound::cases::errors_of_single_channels_are_not_averaged_away",
     ),
     mutant(
         "neighbours-independent",
         "channels of a block are taken to have nothing in common",
-        "matmul::tests::bound::what_neighbouring_channels_have_in_common_may_cancel",
+        "matmul::tests::bound::cases::what_neighbouring_channels_have_in_common_may_cancel",
     ),
     mutant(
         "rows-unchecked",
         "no row is looked at but those of the sample",
-        "matmul::tests::bound::sinks_keep_the_bound_wherever_they_stand",
+        "matmul::tests::bound::cases::sinks_keep_the_bound_wherever_they_stand",
     ),
     mutant(
         "nan-rounded",
         "NaN becomes 0 where BF16 is rounded",
-        "matmul::tests::bound::a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows",
+        "matmul::tests::bound::cases::a_scale_that_is_nan_is_in_the_results_for_any_number_of_rows",
     ),
     mutant(
         "exact-by-number",
         "exact results of few rows are made in another way",
-        "matmul::tests::bound::exact_rows_depend_neither_on_their_number_nor_on_their_neighbours",
+        "matmul::tests::bound::cases::exact_rows_depend_neither_on_their_number_nor_on_their_neighbours",
     ),
     mutant(
         "mask-added",
@@ -143,7 +143,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "types-without-end",
         "types past the end of the host's table are asked for",
-        "host::symbols::tests::without_later_decoders_only_old_types_are_asked_for",
+        "host::decoders::tests::without_later_decoders_only_old_types_are_asked_for",
     ),
 ];
 

@@ -1,5 +1,5 @@
-//! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, a way to sleep on a word of
-//! memory, and how long to look before sleeping. Apart, so that a test can put models of them in their place.
+//! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, sleeping on a word of
+//! memory, and spinning before that. A module of its own, so that a test can put models in its place.
 
 #[cfg(race)]
 mod pthread;
@@ -13,21 +13,21 @@ pub use crate::process::{sleep, wake_all};
 pub use pthread::{Condvar, Mutex, MutexGuard, RwLock};
 pub use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-/// Ticks of the time stamp counter (2 to 4 GHz) that a thread looks at most: some times what the threads of one
-/// operation lie apart when each has a core, and about what it costs to sleep and to be woken.
+/// Most ticks of the time stamp counter (2 to 4 GHz) that a thread spins: several times the distance between the
+/// threads of one operation when each has a core, and about what it costs to sleep and to be woken.
 const LONGEST: u64 = 1 << 17;
-/// The same for a thread that had to sleep the last times.
+/// The same for a thread that had to sleep after its last waits.
 const SHORTEST: u64 = 1 << 11;
-/// So many times a thread looks no longer than that; then it tries the longest once.
+/// Every so many waits a thread spins the longest time once, whatever it learned.
 const TRY_AGAIN: u32 = 32;
 
 thread_local! {
-    /// Ticks this thread looks next time, and how many times it waited.
+    /// Ticks that this thread spins next time, and how many times it has waited.
     static PATIENCE: Cell<(u64, u32)> = const { Cell::new((LONGEST, 0)) };
 }
 
-/// Looks `there` until it is true, or until it is better to sleep: then false. How long that is, a thread learns from
-/// how it went before. `crowded` says that there are more threads than cores: others need this one's to get ahead.
+/// Spins until `there` is true; returns false if it is better to sleep. A thread learns from its last waits how long to
+/// spin. `crowded`: there are more threads than cores, so that others may need this one's core to get ahead.
 pub fn look(crowded: bool, there: impl Fn() -> bool) -> bool {
     if there() {
         return true;
@@ -58,6 +58,6 @@ pub fn look(crowded: bool, there: impl Fn() -> bool) -> bool {
 }
 
 fn ticks() -> u64 {
-    // SAFETY: every x86-64 has it, and user code may read it.
+    // SAFETY: every x86-64 CPU has the counter, and user code may read it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }

@@ -1,10 +1,10 @@
-//! The locks of the C library, for `cargo xtask race`: ThreadSanitizer knows them. Those of the standard library are
-//! compiled without it, so that it would not see that they order anything.
+//! The locks of the C library, for `cargo xtask race`. ThreadSanitizer knows them; the standard library's are compiled
+//! without it, so that it would not see that they order anything.
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 
-/// One at a time.
+/// A lock that one thread holds at a time.
 pub struct Mutex<T> {
     raw: UnsafeCell<libc::pthread_mutex_t>,
     value: UnsafeCell<T>,
@@ -12,7 +12,7 @@ pub struct Mutex<T> {
 
 // SAFETY: the lock lets one thread at a time to the value.
 unsafe impl<T: Send> Sync for Mutex<T> {}
-// SAFETY: nobody holds it while it moves.
+// SAFETY: no thread holds it while it moves.
 unsafe impl<T: Send> Send for Mutex<T> {}
 
 /// Holds a [`Mutex`].
@@ -24,9 +24,9 @@ impl<T> Mutex<T> {
         Self { raw: UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER), value: UnsafeCell::new(value) }
     }
 
-    /// Waits for it.
+    /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        // SAFETY: it stays where it is as long as it is borrowed.
+        // SAFETY: it does not move while it is borrowed.
         unsafe { libc::pthread_mutex_lock(self.raw.get()) };
         MutexGuard(self)
     }
@@ -54,7 +54,7 @@ impl<T> Drop for MutexGuard<'_, T> {
     }
 }
 
-/// One that writes, or any number that read.
+/// A lock that one writer or any number of readers hold.
 pub struct RwLock<T> {
     raw: UnsafeCell<libc::pthread_rwlock_t>,
     value: UnsafeCell<T>,
@@ -62,7 +62,7 @@ pub struct RwLock<T> {
 
 // SAFETY: the lock lets threads that read, or one that writes, to the value.
 unsafe impl<T: Send + Sync> Sync for RwLock<T> {}
-// SAFETY: nobody holds it while it moves.
+// SAFETY: no thread holds it while it moves.
 unsafe impl<T: Send> Send for RwLock<T> {}
 
 /// Holds a [`RwLock`] for reading.
@@ -76,16 +76,16 @@ impl<T> RwLock<T> {
         Self { raw: UnsafeCell::new(libc::PTHREAD_RWLOCK_INITIALIZER), value: UnsafeCell::new(value) }
     }
 
-    /// Waits until nobody writes.
+    /// Waits until no thread writes.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
-        // SAFETY: it stays where it is as long as it is borrowed.
+        // SAFETY: it does not move while it is borrowed.
         unsafe { libc::pthread_rwlock_rdlock(self.raw.get()) };
         RwLockReadGuard(self)
     }
 
-    /// Waits until nobody reads or writes.
+    /// Waits until no thread reads or writes.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-        // SAFETY: as above.
+        // SAFETY: it does not move while it is borrowed.
         unsafe { libc::pthread_rwlock_wrlock(self.raw.get()) };
         RwLockWriteGuard(self)
     }
@@ -131,16 +131,16 @@ impl<T> Drop for RwLockWriteGuard<'_, T> {
 /// Where threads wait until what a mutex protects has changed.
 pub struct Condvar(UnsafeCell<libc::pthread_cond_t>);
 
-// SAFETY: made for several threads.
+// SAFETY: a condition variable of the C library is made for several threads.
 unsafe impl Sync for Condvar {}
 
 impl Condvar {
-    /// Nobody waits.
+    /// One that no thread waits for.
     pub const fn new() -> Self {
         Self(UnsafeCell::new(libc::PTHREAD_COND_INITIALIZER))
     }
 
-    /// Gives the lock away as long as `is` holds.
+    /// Gives up the lock until another thread has woken this one and `is` no longer holds.
     pub fn wait_while<'a, T>(
         &self,
         mut guard: MutexGuard<'a, T>,
@@ -153,9 +153,9 @@ impl Condvar {
         guard
     }
 
-    /// Wakes all that wait.
+    /// Wakes all threads that wait.
     pub fn notify_all(&self) {
-        // SAFETY: it stays where it is as long as it is borrowed.
+        // SAFETY: it does not move while it is borrowed.
         unsafe { libc::pthread_cond_broadcast(self.0.get()) };
     }
 }

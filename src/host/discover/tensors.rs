@@ -1,36 +1,39 @@
-//! `struct ggml_tensor`: tensors and nodes with known values in them, and where these are.
+//! `struct ggml_tensor`: the host's functions build tensors and nodes with known values, and a field is where its
+//! values are in all of them, and nowhere else.
 
 use std::ffi::CStr;
 use std::ops::Range;
 
 use libc::c_void;
 
-use super::super::Ops;
 use super::super::abi::{TYPE_F32, TYPE_I32};
-use super::super::layout::TensorLayout;
+use super::super::layout::{Ops, TensorLayout};
 use super::super::objects::RawBufferType;
+use super::super::peek;
 use super::super::symbols::Symbols;
-use super::{Raw, ensure, made, text, unknown};
+use super::probe::{Raw, ensure, made, unknown};
 use crate::format::WeightType;
 
-/// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor.
+/// `GGML_OBJECT_SIZE`: what `ggml_tensor_overhead` counts besides the tensor, in bytes.
 const OBJECT_SIZE: usize = 32;
-/// Sizes of a tensor that are believed.
+/// Sizes of a tensor, in bytes, that are believed.
 const SIZES: Range<usize> = 200..2048;
 /// Operation numbers that are believed.
-const NUMBERS: Range<i32> = 1..1024;
-/// A number that is nowhere else in a tensor.
+const OP_NUMBERS: Range<i32> = 1..1024;
+/// Where the view begins, in bytes: a number that is nowhere else in a tensor.
 const OFFSET: usize = 0x1230;
-/// Where a view begins in the view, in bytes.
+/// Where the view of that view begins in it, in bytes.
 const OFFSET_IN_VIEW: usize = 8;
-/// The same as a float.
+/// What `ggml_scale` scales by: a float that is nowhere else in a tensor.
 const FACTOR: f32 = 123.5;
 
-/// Tensors of a context of the host, and nodes that read them; no data anywhere.
-pub struct Trial<'a> {
+/// Tensors in a context of the host, and nodes that read them. None has data.
+///
+/// TRIAL: the context is alive, and all these are tensors in it, of `size` bytes. [`TrialTensors::new`] demands it.
+pub struct TrialTensors<'a> {
     symbols: &'a Symbols,
     context: *mut c_void,
-    /// Bytes of each.
+    /// Bytes of a tensor.
     size: usize,
     weight: Raw,
     x: Raw,
@@ -46,7 +49,7 @@ pub struct Trial<'a> {
     permuted: Raw,
     transposed: Raw,
     scaled: Raw,
-    /// Where the name is, and its bytes.
+    /// The offset of the name, and its bytes.
     name: (usize, usize),
 }
 
@@ -55,13 +58,13 @@ const WEIGHT_NB: [usize; 4] = [18, 36, 36 * 37, 36 * 37 * 3];
 const X_NE: [i64; 4] = [64, 11, 3, 1];
 const X_NB: [usize; 4] = [4, 256, 256 * 11, 256 * 11 * 3];
 
-impl<'a> Trial<'a> {
+impl<'a> TrialTensors<'a> {
     /// Makes them.
     ///
     /// # Safety
-    /// `context` must be a live context of the host.
+    /// TRIAL: `context` must be a context of the host that is alive for as long as this value is used.
     pub unsafe fn new(symbols: &'a Symbols, context: *mut c_void) -> Result<Self, String> {
-        // SAFETY: documented uses of ggml's API on live tensors of this context.
+        // SAFETY: TRIAL; the functions are called as ggml documents them.
         unsafe {
             let size = (symbols.ggml_tensor_overhead)().wrapping_sub(OBJECT_SIZE);
             ensure(SIZES.contains(&size) && size.is_multiple_of(8), || format!("sizeof(ggml_tensor) is {size}"))?;
@@ -96,20 +99,20 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Where a tensor has its name, and how long that may be.
+    /// The offset of a tensor's name, and the bytes that it has there.
     ///
     /// # Safety
-    /// As for [`Trial::new`].
+    /// `tensor` must be a live tensor of the host, of `size` bytes.
     unsafe fn name(symbols: &Symbols, tensor: Raw, size: usize) -> Result<(usize, usize), String> {
         const LONG: &CStr = c"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
             0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-        // SAFETY: promised by the caller; the host cuts a name to the room it has.
+        // SAFETY: a live tensor; the host cuts a name to the bytes that it has.
         unsafe {
             (symbols.ggml_set_name)(tensor, LONG.as_ptr());
             let name = (symbols.ggml_get_name)(tensor);
             let at = (name as usize).wrapping_sub(tensor as usize);
             ensure(at < size, || "ggml_tensor.name is not in the tensor".into())?;
-            let bytes = text(name).len() + 1;
+            let bytes = peek::name(name).len() + 1;
             ensure(at + bytes <= size && bytes >= 32, || format!("ggml_tensor.name has {bytes} bytes"))?;
             Ok((at, bytes))
         }
@@ -117,7 +120,7 @@ impl<'a> Trial<'a> {
 
     /// One more tensor, of `n` floats.
     pub fn floats(&self, n: i64) -> Result<Raw, String> {
-        // SAFETY: the context is alive.
+        // SAFETY: TRIAL.
         made("ggml_new_tensor_4d", unsafe { (self.symbols.ggml_new_tensor_4d)(self.context, TYPE_F32, n, 1, 1, 1) })
     }
 
@@ -147,14 +150,14 @@ impl<'a> Trial<'a> {
 
     fn read<T: Copy>(&self, tensor: Raw, offset: usize) -> T {
         debug_assert!(offset + size_of::<T>() <= self.size);
-        // SAFETY: a live tensor has as many bytes.
+        // SAFETY: TRIAL, and the offset is inside the tensor.
         unsafe { tensor.byte_add(offset).cast::<T>().read_unaligned() }
     }
 
-    /// The only offset at which `fits` holds, for something of type `T`.
+    /// The only offset of a `T` for which `fits` holds; `what` is the field's name.
     fn find<T>(&self, what: &str, fits: impl Fn(usize) -> bool) -> Result<usize, String> {
         let step = align_of::<T>();
-        // Letters of the name are no numbers.
+        // The name is no field of numbers.
         let is_name = |at: usize| at + size_of::<T>() > self.name.0 && at < self.name.0 + self.name.1;
         let all = (0..=self.size - size_of::<T>()).step_by(step);
         let places: Vec<usize> = all.filter(|at| !is_name(*at) && fits(*at)).collect();
@@ -164,63 +167,21 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// The layout and the operation numbers; `data` and `buffer` are where those are.
-    ///
-    /// # Safety
-    /// The context must be alive.
-    pub unsafe fn layout(&self, data: usize, buffer: usize) -> Result<(TensorLayout, Ops), String> {
-        let null: Raw = std::ptr::null_mut();
-        let [product, again] = self.products;
+    /// The layout and the operation numbers. `data` and `buffer` are the offsets of those fields, which tensors without
+    /// data do not show.
+    pub fn layout(&self, data: usize, buffer: usize) -> Result<(TensorLayout, Ops), String> {
         let ty = self.find::<i32>("type", |at| {
             [(self.weight, WeightType::Q4_0 as i32), (self.x, TYPE_F32), (self.choices, TYPE_I32)]
                 .into_iter()
                 .all(|(t, ty)| self.read::<i32>(t, at) == ty)
         })?;
-        let ne = self.find::<[i64; 4]>("ne", |at| {
-            self.read::<[i64; 4]>(self.weight, at) == WEIGHT_NE && self.read::<[i64; 4]>(self.x, at) == X_NE
-        })?;
-        let nb = self.find::<[usize; 4]>("nb", |at| {
-            self.read::<[usize; 4]>(self.weight, at) == WEIGHT_NB && self.read::<[usize; 4]>(self.x, at) == X_NB
-        })?;
-        // One right behind the other: a fifth dimension would be between them.
-        ensure(ne.abs_diff(nb) == 32, || format!("ggml_tensor.ne at {ne} has not four dimensions, nb is at {nb}"))?;
+        let (ne, nb) = self.dimensions()?;
         let op_params = self.find::<i32>("op_params", |at| self.read::<f32>(self.scaled, at) == FACTOR)?;
-        let op = self.find::<i32>("op", |at| {
-            let op = |t| self.read::<i32>(t, at);
-            let mut numbers =
-                [product, self.experts, self.view, self.reshaped, self.permuted, self.transposed, self.scaled].map(op);
-            numbers.sort_unstable();
-            [self.weight, self.x, self.rows, self.choices].into_iter().all(|t| op(t) == 0)
-                && op(product) == op(again)
-                && numbers.iter().all(|n| NUMBERS.contains(n))
-                && numbers.windows(2).all(|two| two[0] != two[1])
-        })?;
-        let src = self.find::<[Raw; 3]>("src", |at| {
-            let sources = |t| self.read::<[Raw; 3]>(t, at);
-            sources(product) == [self.weight, self.x, null]
-                && sources(self.experts) == [self.weight, self.rows, self.choices]
-        })?;
-        let view_src = self.find::<Raw>("view_src", |at| at != src && self.read::<Raw>(self.view, at) == self.x)?;
-        let view_offs = self.find::<usize>("view_offs", |at| self.read::<usize>(self.view, at) == OFFSET)?;
-        let of_second = (self.read::<Raw>(self.second_view, view_src), self.read::<usize>(self.second_view, view_offs));
-        ensure(of_second == (self.x, OFFSET + OFFSET_IN_VIEW), || {
-            "ggml_tensor.view_src of a view of a view is not the tensor that has the memory".into()
-        })?;
-        let known = [
-            (ty, 4),
-            (buffer, 8),
-            (ne, 32),
-            (nb, 32),
-            (op, 4),
-            (op_params, 4),
-            (view_src, 8),
-            (view_offs, 8),
-            (data, 8),
-            self.name,
-        ];
-        let behind = known.into_iter().map(|(at, _)| at).filter(|at| *at > src).min().unwrap_or(self.size);
-        // SAFETY: passed on.
-        let sources = unsafe { self.sources(src, behind)? };
+        let op = self.op()?;
+        let src = self.src()?;
+        let (view_src, view_offs) = self.view(src)?;
+        let fields = [ty, buffer, ne, nb, op, op_params, view_src, view_offs, data, self.name.0];
+        let behind_src = fields.into_iter().filter(|at| *at > src).min().unwrap_or(self.size);
         let layout = TensorLayout {
             size: self.size,
             ty,
@@ -230,7 +191,7 @@ impl<'a> Trial<'a> {
             op,
             op_params,
             src,
-            sources,
+            sources: self.sources(src, behind_src)?,
             view_src,
             view_offs,
             data,
@@ -238,30 +199,82 @@ impl<'a> Trial<'a> {
             name_bytes: self.name.1,
             extra: None,
         };
+        Ok((layout, self.ops(op)?))
+    }
+
+    /// The offsets of `ne` and `nb`.
+    fn dimensions(&self) -> Result<(usize, usize), String> {
+        let ne = self.find::<[i64; 4]>("ne", |at| {
+            self.read::<[i64; 4]>(self.weight, at) == WEIGHT_NE && self.read::<[i64; 4]>(self.x, at) == X_NE
+        })?;
+        let nb = self.find::<[usize; 4]>("nb", |at| {
+            self.read::<[usize; 4]>(self.weight, at) == WEIGHT_NB && self.read::<[usize; 4]>(self.x, at) == X_NB
+        })?;
+        // One right behind the other: a fifth dimension would be between them.
+        ensure(ne.abs_diff(nb) == 32, || format!("ggml_tensor.ne at {ne} has not four dimensions, nb is at {nb}"))?;
+        Ok((ne, nb))
+    }
+
+    /// The offset of `op`: 0 in all tensors, the same number in both products, and other numbers in the other nodes.
+    fn op(&self) -> Result<usize, String> {
+        let [product, again] = self.products;
+        self.find::<i32>("op", |at| {
+            let op = |t| self.read::<i32>(t, at);
+            let mut numbers =
+                [product, self.experts, self.view, self.reshaped, self.permuted, self.transposed, self.scaled].map(op);
+            numbers.sort_unstable();
+            [self.weight, self.x, self.rows, self.choices].into_iter().all(|t| op(t) == 0)
+                && op(product) == op(again)
+                && numbers.iter().all(|n| OP_NUMBERS.contains(n))
+                && numbers.windows(2).all(|two| two[0] != two[1])
+        })
+    }
+
+    /// The offset of `src`.
+    fn src(&self) -> Result<usize, String> {
+        self.find::<[Raw; 3]>("src", |at| {
+            let sources = |t| self.read::<[Raw; 3]>(t, at);
+            sources(self.products[0]) == [self.weight, self.x, std::ptr::null_mut()]
+                && sources(self.experts) == [self.weight, self.rows, self.choices]
+        })
+    }
+
+    /// The offsets of `view_src` and `view_offs`. A view of a view must be one of the tensor that has the memory.
+    fn view(&self, src: usize) -> Result<(usize, usize), String> {
+        let view_src = self.find::<Raw>("view_src", |at| at != src && self.read::<Raw>(self.view, at) == self.x)?;
+        let view_offs = self.find::<usize>("view_offs", |at| self.read::<usize>(self.view, at) == OFFSET)?;
+        let of_second = (self.read::<Raw>(self.second_view, view_src), self.read::<usize>(self.second_view, view_offs));
+        ensure(of_second == (self.x, OFFSET + OFFSET_IN_VIEW), || {
+            "ggml_tensor.view_src of a view of a view is not the tensor that has the memory".into()
+        })?;
+        Ok((view_src, view_offs))
+    }
+
+    /// The operation numbers; `op` is the offset of that field.
+    fn ops(&self, op: usize) -> Result<Ops, String> {
         let number = |t| self.read::<i32>(t, op);
         let ops = Ops {
-            mul_mat: number(product),
+            mul_mat: number(self.products[0]),
             mul_mat_id: number(self.experts),
             no_data: [self.weight, self.reshaped, self.view, self.permuted, self.transposed].map(number),
         };
-        // SAFETY: the numbers are those of real nodes.
-        let name = |op: i32| text(unsafe { (self.symbols.ggml_op_name)(op) });
+        // SAFETY: the numbers are those of real nodes, so they are in the host's table.
+        let name = |op: i32| peek::name(unsafe { (self.symbols.ggml_op_name)(op) });
         for (number, wanted) in [(ops.mul_mat, "MUL_MAT"), (ops.mul_mat_id, "MUL_MAT_ID"), (ops.no_data[2], "VIEW")] {
             ensure(name(number) == wanted, || {
                 format!("operation {number} should be {wanted:?}, it is {:?}", name(number))
             })?;
         }
-        Ok((layout, ops))
+        Ok(ops)
     }
 
-    /// How many sources a tensor may have: as many places, from `src` on, as the host looks for nodes in when it makes a
-    /// graph. It gets there by a node that reads a tensor without an operation: no operation has as many sources.
-    ///
-    /// # Safety
-    /// As for [`Trial::layout`].
-    unsafe fn sources(&self, src: usize, behind: usize) -> Result<usize, String> {
+    /// How many sources a tensor may have (`GGML_MAX_SRC`). No operation has as many, so a node is written into one
+    /// place after the other, from offset `src` to at most `behind`. The host finds it as it makes a graph, as long as
+    /// the place is a source.
+    fn sources(&self, src: usize, behind: usize) -> Result<usize, String> {
         let symbols = self.symbols;
-        // SAFETY: documented uses of ggml's API; a place that is no source is looked at by nobody while a graph is made.
+        // The node goes into a tensor without an operation, which a second node reads. SAFETY: TRIAL; the place is
+        // inside the tensor. If it is no source, the host does not read it while it makes a graph.
         let is_visited = |place: usize| unsafe {
             let tensor = self.floats(8)?;
             let node = made("ggml_scale", (symbols.ggml_scale)(self.context, tensor, FACTOR))?;
@@ -282,23 +295,24 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// Where a tensor has its `extra`. Only the host's own buffer type for repacked weights tells, which puts one there as it gets
-/// a tensor; `None` where that type is not there, or repacks nothing on this machine.
+/// The offset of a tensor's `extra`. The host's buffer type for repacked weights shows it, which writes one into each
+/// tensor that it gets. `None` if there is no such type, or if it repacks nothing on this machine.
 ///
 /// # Safety
-/// `context` must be a live context of the host, `layout` its tensors', `repack` a buffer type of its or null.
+/// `context` must be a live context of the host, `layout` that of its tensors, and `repack` one of its buffer types or
+/// null.
 pub unsafe fn extra(
     symbols: &Symbols,
     layout: &TensorLayout,
     context: *mut c_void,
     repack: *mut RawBufferType,
 ) -> Option<usize> {
-    /// What hosts interleave: whole blocks, and a power of 2 of rows.
+    /// A shape that hosts repack: whole blocks, and a number of rows that is a power of 2.
     const NE: [i64; 2] = [256, 64];
     if repack.is_null() {
         return None;
     }
-    // SAFETY: documented uses of ggml's API on a live tensor of this context; the buffer is freed.
+    // SAFETY: the functions are called as ggml documents them, on a tensor of a live context; the buffer is freed.
     unsafe {
         let t = (symbols.ggml_new_tensor_4d)(context, WeightType::Q4_0 as i32, NE[0], NE[1], 1, 1);
         if t.is_null() {

@@ -12,7 +12,7 @@ use crate::cpu::memory::Region;
 use crate::diag::border::ffi_boundary;
 use crate::format::LANES;
 use crate::host::abi::USAGE_WEIGHTS;
-use crate::host::callbacks::{Callbacks, Side, range_of};
+use crate::host::callbacks::{Callbacks, FlavourBuffers, range_of};
 use crate::host::{Core, RawBuffer, RawBufferType, RawTensor, Tensor, budget};
 use crate::panel::weights::Shape;
 use crate::process::Once;
@@ -45,7 +45,7 @@ pub fn host() -> &'static IkHost {
 /// ik_llama.cpp, as the callbacks of our buffers see it.
 pub struct IkBuffers;
 
-impl Side for IkBuffers {
+impl FlavourBuffers for IkBuffers {
     fn core() -> &'static Core {
         host()
     }
@@ -147,7 +147,7 @@ pub fn is_probe(host: &'static IkHost, tensor: Tensor) -> bool {
 pub fn has_memory(host: &'static IkHost, w: Tensor, op: Tensor) -> bool {
     // SAFETY: `w` is a live tensor of the host.
     let bytes = unsafe { host.nbytes(w.address()) };
-    budget::accept(budget::Tensor { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
+    budget::accept(budget::Question { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::symbols::IkSymbols;
 use crate::diag::border::ffi_boundary;
 use crate::format::WeightType;
 use crate::host::abi::{TYPE_F32, TYPE_I32};
-use crate::host::discover::{ensure, made, text};
+use crate::host::discover::{ensure, made};
 use crate::host::layout::TensorLayout;
 use crate::host::objects::{MOST_MEMBERS, RawBufferType};
 use crate::host::peek;
@@ -105,7 +105,7 @@ pub unsafe fn ops(
         let threads = [3, 5].map(|threads| (symbols.ggml_graph_plan)(graph, threads).n_threads);
         ensure(threads == [3, 5], || format!("ggml_cplan.n_threads is {threads:?}"))?;
 
-        let op_name = |op: i32| text((common.ggml_op_name)(op));
+        let op_name = |op: i32| peek::name((common.ggml_op_name)(op));
         let ops = [(&fused, "FUSED_UP_GATE"), (&moe_fused, "MOE_FUSED_UP_GATE"), (&attention, "FLASH_ATTN_EXT")];
         for (node, name) in ops {
             let number = node.op();
@@ -114,7 +114,7 @@ pub unsafe fn ops(
         let unary = |f: unsafe extern "C-unwind" fn(*mut c_void, *mut RawTensor) -> *mut RawTensor| {
             Ok::<i32, String>(trial(f(context, x))?.param(0))
         };
-        ensure(text((symbols.ggml_unary_op_name)(SWIGLU_OAI)) == "SWIGLU_OAI", || "SWIGLU_OAI".into())?;
+        ensure(peek::name((symbols.ggml_unary_op_name)(SWIGLU_OAI)) == "SWIGLU_OAI", || "SWIGLU_OAI".into())?;
         Ok(IkOps {
             fused_up_gate: fused.op(),
             moe_fused_up_gate: moe_fused.op(),

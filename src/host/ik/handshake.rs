@@ -16,9 +16,10 @@ use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
 use crate::host::discover::in_context;
+use crate::host::foreign::caught;
 use crate::host::peek;
 use crate::host::symbols::host_symbols;
-use crate::host::{Flavour, RawBuffer, RawTensor, Tensor, caught};
+use crate::host::{Flavour, RawBuffer, RawTensor, Tensor};
 use crate::info;
 use crate::process::{Mutex, Once};
 

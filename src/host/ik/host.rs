@@ -10,8 +10,10 @@ use crate::cpu;
 use crate::diag::env::{Mode, env};
 use crate::diag::log;
 use crate::format::WeightType;
-use crate::host::discover::{Found, discover, unknown};
-use crate::host::{Core, Flavour, Symbols, caught, use_hbm};
+use crate::host::discover::{discover, unknown};
+use crate::host::foreign::caught;
+use crate::host::hbm::use_hbm;
+use crate::host::{Core, Flavour, Symbols};
 use crate::info;
 use crate::panel::decoded::DecodedType;
 use crate::process::Once;
@@ -109,7 +111,7 @@ impl IkHost {
         if let Some(reason) = cpu::refusal() {
             return Err(reason);
         }
-        let (Found { layout, ops, types }, (ik_ops, supports_buft)) =
+        let (core, (ik_ops, supports_buft)) =
             discover(&symbols, Flavour::Ik, |layout, context| {
                 let (buffer, missing) = (&layout.buffer, |what: &str| unknown(format!("{what} is missing")));
                 buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
@@ -121,7 +123,6 @@ impl IkHost {
         use_hbm(Flavour::Ik);
         let decoded = types::decoded(&symbols, &ik);
         let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols, &ik));
-        let core = Core { symbols, layout, ops, types };
         Ok(Self { core, ik, supports_buft, ik_ops, interleaved, decoded, cached })
     }
 

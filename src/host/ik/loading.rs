@@ -12,7 +12,7 @@ use super::companions;
 use super::host::IkHost;
 use crate::diag::env::{Mode, env};
 use crate::host::abi::USAGE_WEIGHTS;
-use crate::host::callbacks::{ALIGNMENT, Callbacks, Side, region};
+use crate::host::callbacks::{ALIGNMENT, Callbacks, FlavourBuffers, region};
 use crate::host::{Buffer, RawBuffer, RawBufferType, RawTensor, budget};
 use crate::info;
 

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use libc::c_int;
 
 use crate::host::Flavour;
-use crate::host::symbols::{find, scope, weak_table};
+use crate::host::symbols::{find, weak_table};
 use crate::process::Once;
 
 weak_table!(ggml_amx_openmp_symbols; "omp_in_parallel", "omp_get_num_threads",);
@@ -20,11 +20,8 @@ fn functions() -> Option<[OmpFn; 2]> {
     const NAMES: [&CStr; 2] = [c"omp_in_parallel", c"omp_get_num_threads"];
     *FUNCTIONS.get_or_init(|| {
         let [first, second] = [0, 1].map(|i| {
-            // Volatile, because the compiler must not assume that the address of a function is never null.
-            // SAFETY: the table has two words, which the linker fills.
-            let linked = unsafe { (&raw const ggml_amx_openmp_symbols).cast::<usize>().add(i).read_volatile() };
             // SAFETY: OpenMP's functions of these names have this type.
-            find(scope(Flavour::Ik), linked, NAMES[i])
+            find(Flavour::Ik.scope(), ggml_amx_openmp_symbols(i), NAMES[i])
                 .map(|address| unsafe { std::mem::transmute::<*const libc::c_void, OmpFn>(address) })
         });
         Some([first?, second?])

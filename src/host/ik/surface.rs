@@ -11,7 +11,7 @@ use crate::buffer::held;
 use crate::cpu::{self, cores, rendezvous::Rendezvous};
 use crate::diag::env::env;
 use crate::host::abi::GgmlComputeParams;
-use crate::host::{RawBufferType, RawTensor, Tensor};
+use crate::host::{RawBufferType, RawTensor, Tensor, operands};
 use crate::matmul::{Op, Settings, Thread};
 use crate::process::{RwLock, generation};
 
@@ -87,17 +87,7 @@ pub unsafe fn compute_forward(host: &'static IkHost, params: &GgmlComputeParams,
         return true;
     }
     let fail = |why: &str| -> ! { host.abort(&format!("{} {}: {why}", host.op_name(op.op()), op.name())) };
-    if params.nth < 1 || !(0..params.nth).contains(&params.ith) {
-        fail(&format!("thread {} of {}", params.ith, params.nth));
-    }
-    let (index, count) = (params.ith as usize, params.nth as usize);
-    let need = product.work_size(count).unwrap_or(usize::MAX);
-    if params.wdata.is_null() || params.wsize < need {
-        fail(&format!("the work buffer has {} bytes, {need} are needed for {count} threads", params.wsize));
-    }
-    if product.lacks_data() {
-        fail("a tensor has no data");
-    }
+    let (index, count) = operands::check_params(&product, params).unwrap_or_else(|why| fail(&why));
     let (rendezvous, crowded) = (rendezvous(params.threadpool as usize), count > cores::of(count));
     let barrier = || {
         if count > 1 {

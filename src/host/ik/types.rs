@@ -7,7 +7,7 @@ use super::symbols::IkSymbols;
 use crate::cpu::Avx512;
 use crate::debug;
 use crate::format::{Format, LANES, WeightType, interleaved};
-use crate::host::symbols::last_type;
+use crate::host::decoders::last_type;
 use crate::host::{Flavour, Symbols};
 use crate::panel::decoded::DecodedType;
 use crate::panel::pack::WeightRows;

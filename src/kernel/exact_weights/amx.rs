@@ -14,7 +14,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{Operands, Unpacked, avx512, kc_blocks, sums};
+use super::operands::{Operands, Unpacked, kc_blocks};
+use super::{avx512, sums};
 use crate::cpu::Amx;
 use crate::cpu::tile::{TILE_ROWS, TileUnit};
 use crate::format::{ACT_BLOCK, Format, LANES};
@@ -35,7 +36,7 @@ pub const SCRATCH_BYTES: usize = 2 * GROUPS_AT_ONCE * DOTS_BYTES + MR * TILE_NR 
 /// As for [`super::run`].
 pub unsafe fn run<F: Format>(proof: Amx, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
     let mut unit = TileUnit::enter(proof, F::GROUP);
-    // SAFETY: an AMX CPU has the vector features; the rest is the caller's promise.
+    // SAFETY: an AMX CPU has the vector features; the task is valid, and the scratch is large enough.
     unsafe { all_panels::<F>(&mut unit, operands, scratch) }
 }
 
@@ -58,7 +59,7 @@ unsafe fn all_panels<F: Format>(unit: &mut TileUnit, operands: &Operands<'_, Pac
             for row in task.rows.clone().step_by(MR) {
                 let rows = (task.rows.end - row).min(MR);
                 unit.set_rows(rows);
-                let mut tile = CTile {
+                let mut pass = KcPass {
                     upper: act.tile(row / TILE_ROWS),
                     lower: if rows > TILE_ROWS { Some(act.tile(row / TILE_ROWS + 1)) } else { None },
                     rows,
@@ -69,20 +70,20 @@ unsafe fn all_panels<F: Format>(unit: &mut TileUnit, operands: &Operands<'_, Pac
                 };
                 // SAFETY: the task has the rows and the panel; the tile unit is configured for them.
                 unsafe {
-                    tile.start_sums(task, row, pair);
-                    tile.multiply::<F>();
-                    sums::store(task, row, rows, pair, tile.sums);
+                    pass.start_sums(task, row, pair);
+                    pass.multiply::<F>();
+                    sums::store(task, row, rows, pair, pass.sums);
                 }
             }
         }
     }
 }
 
-/// Results of up to 32 rows and two panels, and their operands in one KC block.
+/// One C tile (up to 32 rows times two panels) and its operands in one KC block.
 ///
-/// It is *ready* if its pointers are valid and the tile unit is configured for `rows` rows and the group: what all its
-/// functions take for granted.
-struct CTile {
+/// It is *ready* if its pointers are valid and the tile unit is configured for `rows` rows and the group. All its
+/// functions need that.
+struct KcPass {
     /// Rows 0 to 15.
     upper: Tile,
     /// Rows 16 to 31, if there are so many.
@@ -95,18 +96,18 @@ struct CTile {
     sums: *mut f32,
 }
 
-impl CTile {
+impl KcPass {
     /// Adds the products of all groups of the KC block to the sums.
     ///
     /// # Safety
-    /// The C tile must be ready; AVX-512 must be there.
+    /// The pass must be ready; AVX-512 must be there.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn multiply<F: Format>(&mut self) {
         let groups = self.unpacked.groups;
         let rounds = groups / GROUPS_AT_ONCE;
         // The products of round i run while the dots of round i - 1 are scaled.
-        // SAFETY: the C tile is ready; groups stay below `groups`.
+        // SAFETY: the pass is ready; groups stay below `groups`.
         unsafe {
             for round in 0..=rounds {
                 let set = round % 2 * GROUPS_AT_ONCE;
@@ -129,7 +130,7 @@ impl CTile {
     /// Multiplies group `g` of the KC block; the dots go to slot `slot`.
     ///
     /// # Safety
-    /// As for [`CTile::multiply`]; the KC block must have the group.
+    /// As for [`KcPass::multiply`]; the KC block must have the group.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn dot<F: Format>(&self, g: usize, slot: usize) {
@@ -139,7 +140,7 @@ impl CTile {
         let (w0, w1) = (self.unpacked.quants(0, g), self.unpacked.quants(1, g));
         let out = self.dots.wrapping_add(slot * DOTS_BYTES);
         let upper = activations(&self.upper);
-        // SAFETY: the C tile is ready. Each asm block loads, multiplies and stores; it expects no tile state but the
+        // SAFETY: the pass is ready. Each asm block loads, multiplies and stores; it expects no tile state but the
         // configuration, and leaves none that is needed. Compilers never use tile registers.
         unsafe {
             match &self.lower {
@@ -185,7 +186,7 @@ impl CTile {
     /// Adds the dots of groups `g..g + R`, in slots `slot..slot + R`, to the sums.
     ///
     /// # Safety
-    /// As for [`CTile::multiply`]; the KC block must have the groups.
+    /// As for [`KcPass::multiply`]; the KC block must have the groups.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn scale<F: Format, const R: usize>(&mut self, g: usize, slot: usize) {
@@ -200,7 +201,7 @@ impl CTile {
             let Some(tile) = tile else { continue };
             for i in 0..tile.rows {
                 let row = base + i;
-                // SAFETY: the C tile is ready: `sums` and `dots` have 32 rows, the activations row i and the groups.
+                // SAFETY: the pass is ready: `sums` and `dots` have 32 rows, the activations row i and the groups.
                 unsafe {
                     let sums = self.sums.add(row * TILE_NR);
                     let mut acc = [_mm512_load_ps(sums), _mm512_load_ps(sums.add(LANES))];
@@ -227,10 +228,10 @@ impl CTile {
     /// Starts the sums at zero, or at what the KC blocks before left in the result.
     ///
     /// # Safety
-    /// As for [`CTile::multiply`]; the task must have the rows from `row` on and panel `panel`.
+    /// As for [`KcPass::multiply`]; the task must have the rows from `row` on and panel `panel`.
     #[target_feature(enable = "avx512f")]
     unsafe fn start_sums(&mut self, task: &Task, row: usize, panel: usize) {
-        // SAFETY: the C tile is ready, so `sums` has 32 rows of 32 floats; the task has the rows and the panel.
+        // SAFETY: the pass is ready, so `sums` has 32 rows of 32 floats; the task has the rows and the panel.
         unsafe {
             if self.first_group == 0 {
                 std::ptr::write_bytes(self.sums, 0, self.rows * TILE_NR);

@@ -29,7 +29,7 @@ use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::with_format;
 #[cfg(test)]
 pub(super) use operands::KC_UNPACKED;
-use operands::{Operands, Unpacked, kc_blocks};
+use operands::{Operands, Unpacked};
 
 /// Bytes of scratch that [`run`] needs for rows of `k` weights with groups of `group`, whatever the instruction set.
 pub const fn scratch_bytes(k: usize, group: usize) -> usize {
@@ -43,14 +43,14 @@ pub const fn scratch_bytes(k: usize, group: usize) -> usize {
 /// so few rows that [`dispatch::reads_in_place`]. The bits are the same.
 ///
 /// # Safety
-/// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable for
-/// [`scratch_bytes`], 64-byte aligned and nobody else's, and `isa` be usable here.
+/// The task must be valid, `act` have its rows, quantised with the group of the weights' type, `scratch` be writable
+/// for [`scratch_bytes`], 64-byte aligned and used by no other thread, and `isa` be usable here.
 pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
     debug_assert_eq!(task.k, act.k);
     if task.is_empty() {
         return;
     }
-    // SAFETY: the caller's promise is that of each kernel.
+    // SAFETY: the task is valid, and the scratch is large enough for any kernel.
     unsafe {
         match task.weights {
             WeightSource::Packed(ty, weights) => {
@@ -71,7 +71,7 @@ pub unsafe fn run(isa: Isa, task: &Task, act: &Activations, scratch: *mut u8) {
 /// As for [`run`].
 unsafe fn run_packed<F: Format>(isa: Isa, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
     debug_assert_eq!(operands.act.group, F::GROUP);
-    // SAFETY: the caller's promise is that of each kernel; the proofs stand for the instruction sets.
+    // SAFETY: the task is valid, and each proof stands for its instruction set.
     unsafe {
         match dispatch::exact_weights(isa, operands.task.rows.len()) {
             ExactKernel::Portable => portable::run::<F>(operands),

@@ -4,8 +4,8 @@ use crate::format::{ACT_BLOCK, LANES};
 use crate::kernel::{TILE_NR, Task};
 use crate::panel::activations::Activations;
 
-/// Channels that are unpacked at a time, so that two unpacked panels (32 bytes per channel, and scales) stay well inside
-/// a second-level cache of 2 MiB.
+/// Channels that are unpacked at a time, so that two unpacked panels (32 bytes per channel, and scales) stay well
+/// inside a second-level cache of 2 MiB.
 pub const KC_UNPACKED: usize = 16384;
 
 const _: () = assert!(KC_UNPACKED.is_multiple_of(256) && KC_UNPACKED.is_multiple_of(ACT_BLOCK));
@@ -21,8 +21,8 @@ pub struct Operands<'a, W> {
     pub weights: W,
 }
 
-/// Two panels' weights of one KC block, unpacked: per group the quants of both panels (16 * group bytes each); behind all
-/// groups their scales, then their minima.
+/// Two panels' weights of one KC block, unpacked: per group the quants of both panels (16 * group bytes each); behind
+/// all groups their scales, then their minima.
 #[derive(Clone, Copy)]
 pub struct Unpacked {
     /// First byte, 64-byte aligned.

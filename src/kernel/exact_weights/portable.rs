@@ -1,6 +1,6 @@
 //! Plain Rust: the definition that the vector kernels are held to. Each group of weights is unpacked once for all rows.
 
-use super::Operands;
+use super::operands::Operands;
 use crate::format::{ACT_BLOCK, Format, LANES};
 use crate::panel::weight_source::PackedPanels;
 

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use crate::format::LANES;
 use crate::kernel::{TILE_NR, Task};
 
-/// Reads the results of `rows` rows from `row` on, panels `panel` and `panel + 1`, into `sums`. Columns that do not exist
-/// read as 0.
+/// Reads the results of `rows` rows from `row` on, panels `panel` and `panel + 1`, into `sums`. Columns that do not
+/// exist read as 0.
 ///
 /// # Safety
 /// The task must be valid and have the rows and the first panel; `sums` be writable for the rows and 64-byte aligned;

@@ -11,8 +11,9 @@
 //!                     meanwhile: scale the C tile before and add it to its sums, or to the result
 //! ```
 //!
-//! The activations of a pass stay in the first-level cache while it walks the columns; weight tiles are loaded with a hint
-//! that keeps them out of it. The next row block's activations are prefetched, and nothing else: the cache is full.
+//! The activations of a pass stay in the first-level cache while it walks the columns; weight tiles are loaded with a
+//! hint that keeps them out of it. The next row block's activations are prefetched, and nothing else: the cache is
+//! full.
 
 use super::blocking::{Blocking, KcBlock, scratch_bytes};
 use super::microkernel::{CTile, Epilogue, KPass, PREFETCH_ACT, multiply, outlier_product};
@@ -28,6 +29,7 @@ use crate::with_format;
 
 /// Outlier sets whose weights are picked out while panels are made.
 const SETS_AT_ONCE: usize = 2;
+
 /// Computes `task`, which is not empty.
 ///
 /// # Safety
@@ -35,7 +37,7 @@ const SETS_AT_ONCE: usize = 2;
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn run(task: &TileTask<'_>, scratch: *mut u8) {
     let behind = scratch.wrapping_add(scratch_bytes(task.outlier_sets()));
-    // SAFETY: the caller's promise is that of each function; the scratch for making panels lies behind the other.
+    // SAFETY: the task is valid; behind `scratch_bytes` of the scratch lies what making panels takes.
     unsafe {
         match &task.task.weights {
             WeightSource::Packed(ty, panels) => {
@@ -58,7 +60,7 @@ pub unsafe fn run(task: &TileTask<'_>, scratch: *mut u8) {
 /// As for [`run`].
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn quantised<F: Format, S: PanelSource>(task: &TileTask<'_>, scratch: *mut u8, source: &S) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the task is valid, and `source` has its panels.
     unsafe {
         match task.precision {
             Precision::Int8 { .. } => {
@@ -162,7 +164,7 @@ unsafe fn make_panels<F: Format, const BF16: bool>(task: &TileTask<'_>, block: &
                 let scales = block.scales(pair * passes + pass).add(half * LANES);
                 let to = out.add(pass * task.precision.pass_steps() * STEP_BYTES);
                 let next = if pass + 1 < passes { (panel, channels.end) } else { (next_panel, from) };
-                let next = requant::group_at::<F>(next.0, next.1);
+                let next = requant::block_at::<F>(next.0, next.1);
                 requant::int8::<F>(panel, channels, to, scales, next, first);
             }
             if block.first {

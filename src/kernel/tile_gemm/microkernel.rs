@@ -282,9 +282,9 @@ unsafe fn store_dots<const TWO: bool>(to: *mut u8) {
 /// In place of an offset: keep the tiles of the step before.
 pub const SAME: u32 = u32::MAX;
 
-/// Adds products of BF16 tiles to a C tile in scratch, or starts it with them (`FRESH`). A step is two offsets in bytes:
-/// of 32 rows from `left`, and of 32 columns from `right`. There must be one at least; one of both may be [`SAME`], but
-/// not in the first step.
+/// Adds products of BF16 tiles to a C tile in scratch, or starts it with them (`FRESH`). A step is two offsets in
+/// bytes: of 32 rows from `left`, and of 32 columns from `right`. There must be one at least; one of both may be
+/// [`SAME`], but not in the first step.
 ///
 /// # Safety
 /// Every offset must be that of [`STEP_BYTES`] readable bytes, `sums` a C tile of contiguous rows, in a tile context.

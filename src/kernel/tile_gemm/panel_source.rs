@@ -47,8 +47,8 @@ impl PanelSource for InTensor {
     }
 }
 
-/// Rows in place, packed into [`PACK_BYTES`] of scratch: the KC block that was asked for last, and behind it one block of
-/// weights.
+/// Rows in place, packed into [`PACK_BYTES`] of scratch: the KC block that was asked for last, and behind it one block
+/// of weights.
 pub struct PackedInPlace {
     pub rows: WeightRows,
     pub scratch: *mut u8,

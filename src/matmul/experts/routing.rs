@@ -1,5 +1,5 @@
-//! Which rows of activations go to which expert: the tokens' choices, sorted by expert, in tables that
-//! one thread makes in the work buffer and all read.
+//! Which rows of activations go to which expert: the tokens' choices, sorted by expert, in tables that one thread makes in
+//! the work buffer and all read; and which parts of the work threads take.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use crate::kernel::TILE_NR;
 use crate::matmul::split;
 use crate::panel::precision::TILE_MR;
 
-/// An expert that was chosen at all.
+/// An expert that was chosen.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Expert {
@@ -20,11 +20,11 @@ pub struct Expert {
     pub first: u32,
     /// How many it has.
     pub rows: u32,
-    /// Its first block of tiles.
+    /// Its first row block of tiles.
     pub block: u32,
-    /// Its place among the experts with tiles.
+    /// Its index among the experts with tiles, each of which is an outlier set.
     pub outlier_set: u32,
-    /// Its place in the list of chosen experts.
+    /// Its index in the list of chosen experts.
     pub index: u32,
 }
 
@@ -39,14 +39,14 @@ pub struct RoutedRow {
 }
 
 impl RoutedRow {
-    /// Of a choice that is no expert.
+    /// For a choice of no expert.
     pub const NONE: Self = Self { expert: u32::MAX, row: 0 };
 }
 
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct RoutingLayout {
-    /// Experts there are.
+    /// All experts.
     experts: usize,
     /// Tokens x experts per token.
     choices: usize,
@@ -54,7 +54,7 @@ pub struct RoutingLayout {
     pub bytes: usize,
 }
 
-/// Offsets of the tables.
+/// Bytes in front of the tables.
 const HEADER: usize = 64;
 
 impl RoutingLayout {
@@ -95,7 +95,7 @@ impl RoutingLayout {
 /// Numbers in front of the tables.
 #[repr(C)]
 struct Header {
-    /// Experts that were chosen at all.
+    /// Experts that were chosen.
     active: usize,
     /// Rows of all of them.
     rows: usize,
@@ -219,12 +219,12 @@ impl Routing {
         self.header().rows
     }
 
-    /// Where the row of a choice is; `None` if it is no expert.
+    /// Where the row of a choice is; `None` if the choice is no expert's.
     ///
     /// # Safety
     /// The choice must exist.
     pub unsafe fn routed(&self, choice: usize) -> Option<RoutedRow> {
-        // SAFETY: promised by the caller.
+        // SAFETY: there is one for every choice.
         Some(unsafe { *self.routed_rows.add(choice) }).filter(|p| p.expert != u32::MAX)
     }
 

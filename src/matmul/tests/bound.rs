@@ -8,8 +8,8 @@ use super::experts::on_threads;
 use super::*;
 use crate::format::FieldKind;
 use crate::format::stand_in::all_types;
-use crate::kernel::tests::random_weights;
 use crate::testing::bound::{Matrix, OUTPUTS};
+use crate::testing::random::random_weights;
 
 /// Rows judged if the environment does not say how many.
 const ROWS: usize = 6000;

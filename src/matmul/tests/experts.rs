@@ -1,35 +1,6 @@
 //! MUL_MAT_ID: every row is the product with the expert its token chose.
 
 use super::*;
-use crate::dispatch::Demand;
-
-/// `threads` threads, each with its number, and a barrier for all.
-pub(super) fn on_threads(threads: usize, run: impl Fn(&Thread<'_>) + Sync) {
-    let barrier = Barrier::new(threads);
-    std::thread::scope(|scope| {
-        for index in 0..threads {
-            let (barrier, run) = (&barrier, &run);
-            scope.spawn(move || {
-                let wait = || {
-                    barrier.wait();
-                };
-                run(&Thread { index, count: threads, barrier: &wait });
-            });
-        }
-    });
-}
-
-pub(super) struct Shared<'a>(pub &'a ExpertMul, pub *mut u8);
-
-// SAFETY: threads of one operation share its pointers by design.
-unsafe impl Sync for Shared<'_> {}
-
-impl Shared<'_> {
-    pub fn run(&self, settings: Settings, thread: &Thread<'_>) {
-        // SAFETY: the buffers of the test have the sizes asked for.
-        unsafe { self.0.run(settings, thread, self.1) }
-    }
-}
 
 struct Case {
     k: usize,
@@ -67,23 +38,10 @@ impl Case {
         let ids: Vec<i32> =
             (0..stride * tokens).map(|i| (self.choose)(i, random.next() as usize) as i32 % experts as i32).collect();
         let mut out = vec![f32::NAN; n * used * tokens];
-        let op = ExpertMul {
-            gate: None,
-            weights: matrices,
-            input: Input {
-                data: x.as_ptr().cast(),
-                ne: [k, per_token, tokens, 1],
-                nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
-            },
-            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * stride], skip_others: false },
-            output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
-        };
-        op.check().unwrap();
+        let op = moe(matrices, (&x, per_token), (&ids, used, stride), &mut out);
         // SAFETY: the ids are there.
         assert!(unsafe { op.choices.find_bad(experts) }.is_none());
-        let mut work = vec![0u8; op.work_size(threads).unwrap()];
-        let shared = Shared(&op, work.as_mut_ptr());
-        on_threads(threads, |thread| shared.run(settings, thread));
+        run(Op::Experts(op), settings, threads);
 
         let mut exact = Vec::new();
         for token in 0..tokens {

@@ -1,9 +1,7 @@
-//! Weights in place give the bits of packed ones; a gate gives what its two products would; numbers that are no
-//! experts leave their results alone.
+//! Weights in place give the bits of packed ones; a gate gives what its two products would; a number
+//! of no expert leaves its results alone.
 
-use super::experts::{Shared as SharedExperts, on_threads};
 use super::*;
-use crate::dispatch::Demand;
 use crate::kernel::glu::{self, GluOp};
 
 /// The same weights, plain.
@@ -26,12 +24,7 @@ fn weights_in_place_give_the_bits_of_packed_ones() {
             let mut plain = vec![0; shape.plain_size()];
             // SAFETY: the buffer has the plain size.
             unsafe { shape.read(packed.as_ptr(), 0, &mut plain) };
-            let op = |weights| MatMul {
-                gate: None,
-                weights,
-                input: Input { data: x.as_ptr().cast(), ne: [k, m, 1, 1], nb: [4, 4 * k, 0, 0] },
-                output: Output { data: std::ptr::null_mut(), nb: [4 * n, 0, 0] },
-            };
+            let op = |weights| dense(weights, &x, m);
             let whole = op(Weights::whole(shape, packed.as_ptr(), [k, n, 1, 1]));
             let other = op(in_place(shape, &plain, [k, n, 1, 1]));
             assert!(same_bits(&compute(&whole, 2, n * m), &compute(&other, 2, n * m)), "{ty:?} {k} {n} {m}");
@@ -122,26 +115,11 @@ fn gated_experts_have_their_biases_and_skip_what_is_no_expert() {
             true => in_place(shape, bytes, [k, n, experts, 1]),
             false => Weights::whole(shape, packed.as_ptr(), [k, n, experts, 1]),
         };
-        let op = ExpertMul {
-            weights: whole(&up_packed, &up),
-            gate: Some(Gate {
-                weights: whole(&gate_packed, &gate),
-                op: GluOp::SwigluOai,
-                limit: 0.0,
-                biases: Biases { up: bias.as_ptr().cast(), gate: bias[n..].as_ptr().cast(), nb: [8 * n, 8 * n] },
-            }),
-            input: Input {
-                data: x.as_ptr().cast(),
-                ne: [k, per_token, tokens, 1],
-                nb: [4, 4 * k, 4 * k * per_token, 4 * k * per_token * tokens],
-            },
-            choices: Choices { data: ids.as_ptr().cast(), used, tokens, nb: [4, 4 * used], skip_others: true },
-            output: Output { data: out.as_mut_ptr().cast(), nb: [4 * n, 4 * n * used, 4 * n * used * tokens] },
-        };
-        op.check().unwrap();
-        let mut work = vec![0u8; op.work_size(3).unwrap()];
-        let shared = SharedExperts(&op, work.as_mut_ptr());
-        on_threads(3, |thread| shared.run(Settings { isa, demand: Demand::Auto }, thread));
+        let biases = Biases { up: bias.as_ptr().cast(), gate: bias[n..].as_ptr().cast(), nb: [8 * n, 8 * n] };
+        let gate = Gate { weights: whole(&gate_packed, &gate), op: GluOp::SwigluOai, limit: 0.0, biases };
+        let op = moe(whole(&up_packed, &up), (&x, per_token), (&ids, used, used), &mut out);
+        let op = ExpertMul { gate: Some(gate), choices: Choices { skip_others: true, ..op.choices }, ..op };
+        run(Op::Experts(op), Settings { isa, demand: Demand::Auto }, 3);
 
         let (mut rows, mut reference) = (Vec::new(), Vec::new());
         for (i, id) in ids.iter().enumerate() {

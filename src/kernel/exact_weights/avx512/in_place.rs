@@ -1,5 +1,5 @@
-//! Weights in place, up to 8 rows of activations. Rows of the host are packed into scratch that stays in the first-level
-//! cache, and multiplied from there:
+//! Weights in place, up to 8 rows of activations. Rows of the host are packed into scratch that stays in the
+//! first-level cache, and multiplied from there:
 //!
 //! ```text
 //! for every 16 rows of weights:
@@ -11,9 +11,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::Operands;
-use super::micro::{Direct, micro};
-use super::with_row_count;
+use super::super::operands::Operands;
+use super::micro::{Direct, micro, with_row_count};
 use crate::cpu::Avx512;
 use crate::format::{Format, LANES};
 use crate::panel::pack::WeightRows;

@@ -10,10 +10,30 @@
 
 use std::arch::x86_64::*;
 
-use super::super::Unpacked;
+use super::super::operands::Unpacked;
 use crate::format::{ACT_BLOCK, BlockScales, Format, LANES};
 use crate::panel::activations::Tile;
 use crate::panel::weight_source::PackedPanels;
+
+/// `$body` with the constant `$MR`, which is `$rows`: 1 to 8.
+macro_rules! with_row_count {
+    ($rows:expr, $MR:ident => $body:expr) => {
+        with_row_count!($rows, $MR => $body, 1 2 3 4 5 6 7, 8)
+    };
+    ($rows:expr, $MR:ident => $body:expr, $($count:literal)*, $most:literal) => {
+        match $rows {
+            $($count => {
+                const $MR: usize = $count;
+                $body
+            })*
+            _ => {
+                const $MR: usize = $most;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_row_count;
 
 /// One group of weights of 16 rows, unpacked.
 pub struct Group {
@@ -82,7 +102,7 @@ impl<F: Format, const NP: usize, const AHEAD: usize> GroupSource<F> for Direct<N
         if many_groups::<F>() {
             for p in 0..NP {
                 let block = self.block::<F>(p, block);
-                // SAFETY: the caller names a block that all panels have.
+                // SAFETY: all panels have the block.
                 unsafe { block_scales::<F>(block, &mut self.scales[p]) };
             }
         }
@@ -101,7 +121,7 @@ impl<F: Format, const NP: usize, const AHEAD: usize> GroupSource<F> for Direct<N
             let ahead = block.wrapping_add(g / groups * bytes + line * 64 + AHEAD);
             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
         }
-        // SAFETY: the caller names a group that the panel has; its block's scales were read on entering.
+        // SAFETY: the panel has the group; its block's scales were read on entering.
         unsafe {
             let (scale, min) = if many_groups::<F>() { self.scales[p].get::<F>(g) } else { F::scales_avx512(block, g) };
             let (quants, second) = F::first_quants_avx512(block, g);
@@ -121,7 +141,7 @@ impl<F: Format> GroupSource<F> for Unpacked {
     unsafe fn load(&self, p: usize, block: usize, g: usize) -> Group {
         let g = block * (F::BLOCK / F::GROUP) + g;
         let mut quants = [_mm512_setzero_si512(); 8];
-        // SAFETY: the caller names a group that the panel has.
+        // SAFETY: the panel has the group.
         unsafe {
             for (r, row) in quants[..F::GROUP / 4].iter_mut().enumerate() {
                 *row = _mm512_load_si512(self.quants(p, g).add(64 * r).cast());

@@ -1,15 +1,15 @@
-//! AVX-512 VNNI. Few rows ([`in_registers`]) read the packed panels directly: this is token generation, bound by memory
-//! bandwidth. More rows read panels that were unpacked into scratch once.
+//! AVX-512 VNNI. Few rows read the packed panels directly: this is token generation, bound by memory bandwidth. More
+//! rows read panels that were unpacked into scratch once.
 //!
 //! ```text
-//! few rows:   for every 4, 2 or 1 panels (so that their memory latencies overlap):
-//!                 for every 8 rows:
-//!                     result = micro-kernel over all of K
-//! many rows:  for every panel:
-//!                 for every KC block of 16,384 channels:
-//!                     unpack it into scratch
-//!                     for every 8 rows:
-//!                         result += micro-kernel over the KC block
+//! in registers:  for every 4, 2 or 1 panels (so that their memory latencies overlap):
+//!                    for every 8 rows:
+//!                        result = micro-kernel over all of K
+//! in scratch:    for every panel:
+//!                    for every KC block of 16,384 channels:
+//!                        unpack it into scratch
+//!                        for every 8 rows:
+//!                            result += micro-kernel over the KC block
 //! ```
 
 mod in_place;
@@ -17,55 +17,36 @@ mod micro;
 
 use std::arch::x86_64::*;
 
-use super::{Operands, Unpacked, kc_blocks};
+use super::operands::{Operands, Unpacked, kc_blocks};
 use crate::cpu::Avx512;
 use crate::format::{Format, LANES};
 use crate::panel::weight_source::PackedPanels;
 pub use in_place::{KC_IN_PLACE, run as run_in_place};
-use micro::{Direct, micro};
+use micro::{Direct, micro, with_row_count};
 
 /// Bytes ahead of the reads that packed weights are prefetched, per panel.
 const PREFETCH: usize = 2048;
 
-/// `$body` with the constant `$MR`, which is `$rows`: 1 to 8.
-macro_rules! with_row_count {
-    ($rows:expr, $MR:ident => $body:expr) => {
-        with_row_count!($rows, $MR => $body, 1 2 3 4 5 6 7, 8)
-    };
-    ($rows:expr, $MR:ident => $body:expr, $($count:literal)*, $most:literal) => {
-        match $rows {
-            $($count => {
-                const $MR: usize = $count;
-                $body
-            })*
-            _ => {
-                const $MR: usize = $most;
-                $body
-            }
-        }
-    };
-}
-use with_row_count;
-
-/// Few rows: the weights become integers in registers.
+/// For few rows: weights are unpacked in registers.
 ///
 /// # Safety
 /// As for [`super::run`].
 pub unsafe fn in_registers<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>) {
-    // SAFETY: the proof stands for the features; the rest is the caller's promise.
+    // SAFETY: the proof stands for the features; the task is valid.
     unsafe { few_rows::<F>(operands) }
 }
 
-/// Many rows: the weights become integers in scratch, once for all of them.
+/// For many rows: weights are unpacked into scratch, once for all rows.
 ///
 /// # Safety
 /// As for [`super::run`].
 pub unsafe fn in_scratch<F: Format>(_proof: Avx512, operands: &Operands<'_, PackedPanels>, scratch: *mut u8) {
-    // SAFETY: the proof stands for the features; the rest is the caller's promise.
+    // SAFETY: the proof stands for the features; the task is valid.
     unsafe { many_rows::<F>(operands, scratch) }
 }
 
-/// All panels, as many at once as leave registers for the sums of the rows. More than 8 rows read them again, from cache.
+/// All panels, as many at once as leave registers for the sums of the rows. More than 8 rows read them again, from
+/// cache.
 ///
 /// # Safety
 /// As for [`super::run`], on a CPU with AVX-512 VNNI.
@@ -186,8 +167,8 @@ unsafe fn add_unpacked<F: Format, const MR: usize>(
     }
 }
 
-/// Unpacks the KC block of a packed panel that begins with channel `start` as number `p` of `out`; quants are signed for
-/// tiles, unsigned for VNNI.
+/// Unpacks the KC block of a packed panel that begins with channel `start` as number `p` of `out`; quants are signed
+/// for tiles, unsigned for VNNI.
 ///
 /// # Safety
 /// `panel` must be a whole packed panel that has the KC block; `out` be writable for it; AVX-512 must be there.
