@@ -11,8 +11,8 @@ mod random;
 use super::*;
 use crate::format::FieldKind;
 use crate::format::stand_in::all_types;
-use crate::kernel::tests::random_weights;
 use crate::testing::bound::OUTPUTS;
+use crate::testing::random::random_weights;
 
 /// Uniform in 0..1.
 fn unit(random: &mut Random) -> f32 {
