@@ -30,11 +30,6 @@ macro_rules! wrapped {
         /// The host's functions that ours stand in front of.
         const NAMES: &[&str] = &[$($name),*];
 
-        /// Address of the host's function of this index, if the linker was told to wrap it; else 0.
-        fn linked(index: usize) -> usize {
-            ggml_amx_wrapped(index)
-        }
-
         /// Where the functions of hosts were found.
         static BEHIND: [Behind; NAMES.len()] = [const { Behind::new() }; NAMES.len()];
     };
@@ -61,7 +56,7 @@ macro_rules! real {
 
 /// Address of the served host's function of this index.
 fn served_address<const INDEX: usize>() -> usize {
-    BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), behind::SERVED, [0; 2]).address
+    BEHIND[INDEX].find(NAMES[INDEX], ggml_amx_wrapped(INDEX), behind::SERVED, [0; 2]).address
 }
 
 /// Declares `$wrap`, which stands in front of the host's function `$name`: served calls jump to `$then`, others to the
@@ -77,7 +72,7 @@ macro_rules! in_front_of {
         extern "C" fn $find(caller: usize, first: usize, second: usize) -> usize {
             const INDEX: usize = index_of($name);
             ffi_boundary!(concat!("the search for ", $name), or the process ends, {
-                let found = BEHIND[INDEX].find(NAMES[INDEX], linked(INDEX), caller, [first, second]);
+                let found = BEHIND[INDEX].find(NAMES[INDEX], ggml_amx_wrapped(INDEX), caller, [first, second]);
                 if found.is_served { $then as *const () as usize } else { found.address }
             })
         }

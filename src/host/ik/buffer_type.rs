@@ -102,7 +102,7 @@ pub unsafe fn mark_as_weights(buffer: *mut RawBuffer) {
 /// Decides how a tensor is stored that the host allocates in a buffer of ours.
 unsafe extern "C" fn init_tensor(_: *mut RawBuffer, tensor: *mut RawTensor) {
     ffi_boundary!("init_tensor", or the process ends, {
-        // SAFETY: the host passes a live tensor in a buffer of ours.
+        // SAFETY: LIVE TENSOR: the host passes one that lies in a buffer of ours.
         let (t, bytes) = unsafe { (host().live(tensor), host().nbytes(tensor)) };
         if t.view_src().is_some() {
             return;
@@ -133,19 +133,19 @@ pub fn packable(host: &'static IkHost, tensor: Tensor) -> Option<Shape> {
 
 /// Whether `tensor` lies in a buffer of ours, or would if it was allocated.
 pub fn is_ours(host: &'static IkHost, tensor: Tensor) -> bool {
-    // SAFETY: the buffer of a live tensor is alive.
+    // SAFETY: LIVE BUFFER: that of a live tensor.
     unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.buft() == buffer_type())
 }
 
 /// Whether a loader only asks about `tensor`: it has no data yet, and lies in a buffer of ours of no size.
 pub fn is_probe(host: &'static IkHost, tensor: Tensor) -> bool {
-    // SAFETY: the buffer of a live tensor is alive.
+    // SAFETY: LIVE BUFFER: that of a live tensor.
     is_ours(host, tensor) && unsafe { host.buffer(tensor.holder()) }.is_some_and(|b| b.size() == 0)
 }
 
 /// Whether there is memory for weights about which a loader asks with an operation.
 pub fn has_memory(host: &'static IkHost, w: Tensor, op: Tensor) -> bool {
-    // SAFETY: `w` is a live tensor of the host.
+    // SAFETY: LIVE TENSOR.
     let bytes = unsafe { host.nbytes(w.address()) };
     budget::accept(budget::Question { name: w.name(), ty: w.ty(), ne: w.ne() }, op.op(), bytes)
 }

@@ -31,7 +31,7 @@ pub unsafe fn graph_compute(graph: *mut c_void, plan: *const IkPlan, real: impl 
         let nodes = (host.ik.ggml_graph_nodes)(graph);
         if nodes.is_null() { &[] } else { std::slice::from_raw_parts(nodes, count) }
     };
-    // SAFETY: nodes of a graph are live tensors.
+    // SAFETY: LIVE TENSOR: nodes of a graph.
     let nodes = || nodes.iter().filter_map(|node| unsafe { host.tensor(*node) });
     packed::report();
     held::lock_as_the_host_does();

@@ -111,15 +111,14 @@ impl IkHost {
         if let Some(reason) = cpu::refusal() {
             return Err(reason);
         }
-        let (core, (ik_ops, supports_buft)) =
-            discover(&symbols, Flavour::Ik, |layout, context| {
-                let (buffer, missing) = (&layout.buffer, |what: &str| unknown(format!("{what} is missing")));
-                buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
-                buffer.get_name.ok_or_else(|| missing("the name of a buffer"))?;
-                // SAFETY: `context` is a live context of the host, and `layout` that of its tensors.
-                let ops = unsafe { discover::ops(&symbols, &ik, &layout.tensor, context)? };
-                Ok((ops, discover::supports_buft(&ik)?))
-            })?;
+        let (core, (ik_ops, supports_buft)) = discover(&symbols, Flavour::Ik, |layout, context| {
+            let (buffer, missing) = (&layout.buffer, |what: &str| unknown(format!("{what} is missing")));
+            buffer.usage.ok_or_else(|| missing("ggml_backend_buffer.usage"))?;
+            buffer.get_name.ok_or_else(|| missing("the name of a buffer"))?;
+            // SAFETY: `context` is a live context of the host, and `layout` that of its tensors.
+            let ops = unsafe { discover::ops(&symbols, &ik, &layout.tensor, context)? };
+            Ok((ops, discover::supports_buft(&ik)?))
+        })?;
         use_hbm(Flavour::Ik);
         let decoded = types::decoded(&symbols, &ik);
         let (interleaved, cached) = (types::interleaved(&decoded), types::cached(&symbols, &ik));

@@ -77,7 +77,7 @@ unsafe fn pack_mapped(
     address: *mut c_void,
     real: impl Fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32,
 ) -> bool {
-    // SAFETY: buffer and tensor are alive: they are arguments of the host's function.
+    // SAFETY: LIVE BUFFER and LIVE TENSOR: arguments of the host's function.
     let (b, t) = unsafe { (host.buffer(buffer), host.live(tensor)) };
     // SAFETY: the host's function without arguments.
     let of_cpu = |b: &Buffer| b.buft() == unsafe { (host.ik.ggml_backend_cpu_buffer_type)() };
@@ -128,7 +128,7 @@ unsafe fn pack_unmapped(
     alloc: impl Fn(*mut RawBuffer, *mut RawTensor, *mut c_void) -> i32,
     real: impl Fn() -> *mut RawBuffer,
 ) -> *mut RawBuffer {
-    // SAFETY: the tensors are alive.
+    // SAFETY: LIVE TENSOR: one of `tensors`.
     let tensor = |t: &*mut RawTensor| unsafe { host.live(*t) };
     let is_unallocated = |t: &*mut RawTensor| tensor(t).data().is_null() && tensor(t).view_src().is_none();
     let shape = |t: &*mut RawTensor| is_unallocated(t).then(|| packable(host, tensor(t))).flatten();

@@ -92,7 +92,7 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
         return Some(Weights { stored: Stored::Packed(shape), base: std::ptr::null(), offset: 0, ne, nb });
     }
     let root = w.root();
-    // SAFETY: the buffer of a live tensor is alive.
+    // SAFETY: LIVE BUFFER: that of a live tensor.
     let holder = unsafe { host.buffer(root.holder()) };
     let plain = root.op() == host.ops.no_data[0]
         && holder.is_some_and(|b| b.usage() == Some(USAGE_WEIGHTS))

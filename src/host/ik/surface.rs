@@ -26,7 +26,7 @@ pub fn buffer_type() -> Option<*mut RawBufferType> {
 /// `op` must be null or a live node.
 pub unsafe fn node(op: *const RawTensor) -> Option<(&'static IkHost, Tensor)> {
     let host = IkHost::get()?;
-    // SAFETY: null, or a live node.
+    // SAFETY: LIVE TENSOR: null, or a live node.
     Some((host, unsafe { host.tensor(op) }?))
 }
 
