@@ -1,12 +1,12 @@
-//! Generates the C header from `src/capi` and the table of weight types, and the table for C tests, into `OUT_DIR`, where a
-//! test compares them with those that are checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in files are written
-//! too. Then a C compiler, if there is one, compares the header's structs with those of the library.
+//! Generates the C header from `src/capi` and the table of weight types, and the table for C tests, into `OUT_DIR`,
+//! where a test compares them with those that are checked in. With `GGML_AMX_UPDATE_HEADER=1` the checked-in files are
+//! written too. Then a C compiler, if there is one, compares the header's structs with those of the library.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 #[path = "src/capi/args.rs"]
-#[allow(dead_code)] // only sizes and offsets are of interest
+#[allow(dead_code)] // only sizes and offsets matter here
 mod args;
 #[path = "src/format/table.rs"]
 #[allow(dead_code)] // not all columns are for C
@@ -14,7 +14,7 @@ mod table;
 
 use table::{FieldKind, ROWS, TypeRow};
 
-/// What a C compiler must be able to do before its judgement counts.
+/// A C compiler that cannot compile this is not asked about the header.
 const ANY_PROGRAM: &str = "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n_Static_assert(1, \"\");\n";
 
 fn main() {
@@ -128,7 +128,7 @@ fn version_macros() -> String {
         + line("", format!("\"{}\"", of(""))).trim_end()
 }
 
-/// The header's text. Rust's heading for what a caller must keep to has a name that C readers know.
+/// The header's text, with a heading that C readers know instead of Rust's `# Safety`.
 fn for_c_readers(bindings: &cbindgen::Bindings) -> String {
     let mut text = Vec::new();
     bindings.write(&mut text);

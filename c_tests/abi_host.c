@@ -1,4 +1,4 @@
-/* The layouts the library finds out, or relies on, asked of the compiler with the host's real headers; and formats.h against
+/* Compares the struct layouts that the library finds out or relies on with the host's real headers, and formats.h with
  * the host's own dequantisers. */
 #define _GNU_SOURCE
 #include "host.h"

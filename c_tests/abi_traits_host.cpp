@@ -47,7 +47,7 @@ template <typename Function> Function slot(void * object, int i) {
     return function;
 }
 
-// The addresses only have to arrive, nobody looks behind them.
+// These addresses are only handed through; nothing is read there.
 ggml_tensor * const OP = reinterpret_cast<ggml_tensor *>(0x1000);
 ggml_compute_params * const PARAMS = reinterpret_cast<ggml_compute_params *>(0x2000);
 ggml_backend_dev_t const DEVICE = reinterpret_cast<ggml_backend_dev_t>(0x3000);
@@ -91,7 +91,7 @@ struct node {
     }
 };
 
-// UBSan's vptr check wants RTTI, which a hand-made vtable does not have (nor need: nobody uses dynamic_cast).
+// UBSan's vptr check needs RTTI. A hand-made vtable has none, and needs none, because nothing uses dynamic_cast.
 __attribute__((no_sanitize("undefined"))) void given_our_buffer_type_then_its_context_is_a_callable_extra_buffer_type() {
     auto * type = static_cast<ggml::cpu::extra_buffer_type *>(host.amx->context);
     if (!CHECK(type != nullptr, "the buffer type has no context")) {

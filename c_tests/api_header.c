@@ -8,8 +8,8 @@
 #include <ggml-backend.h>
 #include <ggml.h>
 #endif
-#include "ggml-amx.h" /* first of all in orders 0 and 1, so nothing else can supply what it needs */
-#include "ggml-amx.h" /* twice does no harm */
+#include "ggml-amx.h" /* first in orders 0 and 1, so that no other header supplies what it needs */
+#include "ggml-amx.h" /* twice, which must do no harm */
 #if GGML_AMX_TEST_ORDER == 1
 #include <ggml.h>
 #include <ggml-backend.h>

@@ -11,7 +11,7 @@ static const double NMSE_LIMIT = 5e-4;
 
 static const char * const ISA_NAMES[] = {"auto", "portable", "avx512", "amx"};
 
-/* One weight matrix with its dequantised twin. */
+/* One weight matrix, quantised and dequantised. */
 struct weights {
     const struct format * f;
     int64_t k, n;
@@ -46,7 +46,7 @@ static struct guarded activations_new(int64_t k, int64_t m, size_t gap, struct r
     for (size_t i = 0; i < g.size / sizeof(float); i++) {
         ((float *) g.data)[i] = rng_normal(r);
     }
-    for (int64_t i = 0; i + 1 < m; i++) { /* between the rows: a reader that strays gets NaN */
+    for (int64_t i = 0; i + 1 < m; i++) { /* between the rows: who reads there gets NaN */
         memset(g.data + ((size_t) i * ((size_t) k + gap) + (size_t) k) * sizeof(float), 0xff, gap * sizeof(float));
     }
     guard_seal(g);
@@ -93,11 +93,11 @@ static double nmse(const struct weights * w, const float * x, size_t x_stride, c
     return error / fmax(size, ww * xx / (double) w->k);
 }
 
-/* From this many rows on AMX has a GEMM of its own, whose requantised weights give other bits. */
+/* From this many rows on the tile GEMM works, whose requantised weights give other bits. */
 enum { GEMM_ROWS = 5 };
 
-/* All instruction sets on one shape; the best one is held against double precision, the others against it: by
- * their bits, or where AMX computes differently against double precision too. */
+/* All instruction sets on one shape. The best one is compared with double precision. The others must have its bits;
+ * where AMX computes in another way, they are compared with double precision too. */
 static void check_shape(const struct weights * w, int64_t m, size_t gap, int32_t threads, struct rng * r) {
     struct guarded x = activations_new(w->k, m, gap, r);
     const int32_t best = ggml_amx_isa_available();
@@ -173,7 +173,7 @@ static void given_more_threads_than_rows_or_cores_then_the_result_is_right(void)
     }
 }
 
-/* The widest ffn_down of usual models: sums of 14336 products. */
+/* The widest ffn_down of an 8B model: sums of 14336 products. */
 static void given_long_rows_then_the_sums_stay_exact(void) {
     struct rng r = {20};
     for (int f = 0; f < N_FORMATS; f++) {
@@ -200,8 +200,8 @@ static void given_activations_of_zero_then_the_products_are_zero(void) {
     }
 }
 
-/* One token that went wrong must not spoil the others of its batch. Where rows share nothing but the weights, they
- * keep their bits; the GEMM for many rows looks at all of them to choose its precision, and keeps them close. */
+/* A token with NaN must not spoil the others of its batch. With few rows the others keep their bits. The tile GEMM
+ * looks at all rows to choose its precision, so there they only stay close. */
 static void check_bad_rows(const struct weights * w, int64_t m, int32_t isa, struct rng * r) {
     static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f, 1e-42f};
     const size_t row_bytes = (size_t) w->n * sizeof(float);

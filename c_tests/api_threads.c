@@ -1,5 +1,5 @@
 /* Threads of the stand-alone API: as many as can be started and the work is worth, and all of it again in a forked
- * child. Everything that could hang runs in a child with a time limit. No ggml in this process. */
+ * child. What could hang runs in a child with a time limit. No ggml in this process. */
 #define _GNU_SOURCE
 #include "ggml-amx.h"
 
@@ -134,8 +134,8 @@ static void given_threads_that_cannot_be_started_then_the_product_is_computed_by
 }
 
 #ifndef __SANITIZE_ADDRESS__ /* which needs all of the address space */
-/* The kernel's own refusal: address space for some stacks, and then for nothing more. Wherever it ends, nobody may need
- * memory that is not there. */
+/* The kernel refuses threads: there is address space for some stacks and then for nothing more. Wherever it ends,
+ * nothing may need memory that is not there. */
 struct limited {
     struct product * p;
     rlim_t bytes;
@@ -167,7 +167,7 @@ static void given_address_space_for_few_stacks_then_the_product_is_computed_by_f
 }
 #endif
 
-/* ---- threads that nobody needs */
+/* ---- threads that are not needed */
 
 static void given_a_small_product_then_no_threads_are_started_for_it(void) {
     struct product p = product_with_result(256, 64, 4);
@@ -218,7 +218,7 @@ static int pack_and_multiply(void * context) {
     if (memcmp(p->plain, p->back, p->plain_size) != 0) {
         return OTHER_BYTES;
     }
-    /* As a parent has them: a child does not get its parent's. A thread takes its name when it comes to run. */
+    /* As many as a parent has: a child does not inherit them. A thread gets its name when it first runs. */
     for (int tries = 0; packing_threads() != 3; tries++) {
         if (tries == 10000) {
             return NO_PACKING_THREADS;
@@ -249,7 +249,7 @@ static void given_a_fork_then_the_child_packs_and_multiplies_with_threads_of_its
 
 enum { REFUSED = 77 };
 
-/* In a PID namespace of its own, this is called by process 1; and by its child, which is process 1 too. */
+/* Called by process 1 of a PID namespace, and by its child, which is process 1 of another. */
 static int pack_as_process_1_and_so_does_a_child(void * context) {
     if (getpid() != 1) {
         return 1;

@@ -1,5 +1,5 @@
-// The judge of products: the bound that the library's header promises for every row of a result, and what it is
-// measured with: the product in double precision, and what 8 bits per 32 activations on exact weights would give.
+// The judge of products: every row of a result must keep the bound that the library's header promises. It compares with
+// the product in double precision, and with what 8 bits per 32 activations on exact weights would give.
 // src/testing/bound.rs is the same for Rust.
 #pragma once
 
@@ -15,16 +15,16 @@ namespace bound {
 
 using namespace common;
 
-// Results of a row that a mean of squares needs to say something. Rows of fewer columns are pooled over draws.
+// Results that a mean of squares needs to be reliable. Rows with fewer columns are pooled over draws.
 constexpr int64_t OUTPUTS = 256;
 
-// Largest NMSE of a row: twice that of 8 bits per 32 activations or a tenth of the weight type's own error, the latter at
-// most 3e-4; and never less than 1e-5.
+// Largest NMSE of a row: twice that of 8 bits per 32 activations or a tenth of the weight type's own error, the latter
+// at most 3e-4; and never less than 1e-5.
 inline double of_row(double own_error, double e8) {
     return std::max({2 * e8, std::min(own_error / 10, 3e-4), 1e-5});
 }
 
-// NMSE of normal weights in a type, as docs/numerics.md has it; 0 for types that models are trained in, and for floats.
+// NMSE of normal weights in a type, from docs/numerics.md; 0 for types that models are trained in, and for floats.
 inline double own_error(const std::string & type) {
     static const struct {
         const char * name;
@@ -44,7 +44,7 @@ inline double own_error(const std::string & type) {
     return 0;
 }
 
-// What the results of one row of activations add up to; more draws add to the same.
+// Sums over the results of one row of activations; further draws add to the same sums.
 struct row {
     int64_t outputs = 0;
     double size = 0, error = 0, error8 = 0;
@@ -101,8 +101,8 @@ inline bool check(const row & r, double own_error, const std::string & what) {
                  own_error); // NaN is not below it
 }
 
-// Results of a product row by row, `n` at a time. Long rows are judged each, short ones together: in `pool`, with other
-// draws, as soon as it has enough.
+// Judges the results of a product row by row; a row has `n` results. Long rows are judged one by one. Short ones go to
+// `pool`, which is judged when it has enough.
 inline void check_rows(const float * got, const std::vector<double> & exact, const std::vector<double> & eight, size_t n, double own_error, row & pool,
                        const std::string & what) {
     for (size_t begin = 0; begin < exact.size(); begin += n) {

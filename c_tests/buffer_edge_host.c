@@ -1,5 +1,5 @@
-/* What must fail must fail well: empty buffers, buffers nobody can allocate, writes out of bounds; and the one
- * tensor that is larger than 4 GiB (GGML_AMX_TEST_BIG=0 leaves it out). */
+/* What must fail with a clear message: empty buffers, buffers that cannot be allocated, writes out of bounds. And a
+ * tensor of more than 4 GiB (GGML_AMX_TEST_BIG=0 leaves it out). */
 #define _GNU_SOURCE
 #include "host.h"
 
@@ -123,7 +123,8 @@ static void given_a_range_beyond_the_tensor_then_ggml_aborts_with_a_message(void
     }
 }
 
-/* The same past ggml's own checks, straight into our callbacks: loud, and never a neighbour's bytes. */
+/* The same without ggml's own checks, directly at our callbacks: they must say so, and never change a neighbour's
+ * bytes. */
 static void given_a_range_beyond_the_tensor_past_the_checks_of_ggml_then_we_refuse_loudly(void) {
     for (int type = 0; type < N_PACKED_TYPES; type++) {
         for (int a = DIRECT_SET_BEYOND; a < N_ATTACKS; a++) {

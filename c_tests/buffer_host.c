@@ -277,7 +277,8 @@ static void given_tensors_of_mebibytes_then_any_piece_is_exact_from_one_thread_a
     struct ggml_context * context = host_context(N_PACKED_TYPES);
     struct shadow tensors[N_PACKED_TYPES];
     for (int t = 0; t < N_PACKED_TYPES; t++) {
-        const int64_t rows = 1002 * ggml_row_size(BOX_TYPES[t], 4096) > 2 << 20 ? 501 : 2004; /* small types need more */
+        /* Small types need more rows. */
+        const int64_t rows = 1002 * ggml_row_size(BOX_TYPES[t], 4096) > 2 << 20 ? 501 : 2004;
         tensors[t].tensor = ggml_new_tensor_3d(context, BOX_TYPES[t], 4096, rows, 2);
         tensors[t].size = ggml_nbytes(tensors[t].tensor);
         tensors[t].bytes = (uint8_t *) calloc(tensors[t].size, 1);

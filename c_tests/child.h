@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Longer than any child here takes, sanitizers and a busy machine included. */
+/* No child here takes longer, with sanitizers on a busy machine. */
 enum { CHILD_SECONDS = 60 };
 
 struct child {

@@ -28,14 +28,15 @@ HARNESS_UNUSED static bool host_cpu_has_avx512(void) {
     return host_cpu_has("avx512f") && host_cpu_has("avx512bw") && host_cpu_has("avx512vl") && host_cpu_has("avx512dq") && host_cpu_has("avx512_vnni");
 }
 
-/* The CPU has it and the kernel would give tile data to who asks (ARCH_GET_XCOMP_SUPP, bit 18; asks nothing itself). */
+/* The CPU has AMX, and the kernel would permit tile data (ARCH_GET_XCOMP_SUPP, bit 18). This does not ask for the
+ * permission. */
 HARNESS_UNUSED static bool host_has_amx(void) {
     uint64_t supported = 0;
     return host_cpu_has("amx_tile") && host_cpu_has("amx_int8") && host_cpu_has_avx512() && syscall(SYS_arch_prctl, 0x1021, &supported) == 0 &&
            (supported >> 18 & 1);
 }
 
-/* Without AMX the library is asked to serve with lesser kernels, so that everything but the tile unit is still tested. */
+/* Without AMX, asks the library to serve with its other kernels, so that all but the tile unit is still tested. */
 HARNESS_UNUSED static void host_settle_for_lesser_kernels(void) {
     if (!host_has_amx() && !getenv("GGML_AMX_ISA")) {
         const char * isa = host_cpu_has_avx512() ? "avx512" : "portable";

@@ -1,5 +1,5 @@
 /* The environment variables, each in a fresh process that loads the host: what they turn off, which kernels
- * they choose (with the same results), and what is said about values nobody knows. */
+ * they choose (with the same results), and what is said about unknown values. */
 #define _GNU_SOURCE
 #include "ggml-amx.h"
 
@@ -86,7 +86,7 @@ static int load_large(void) {
     return same ? HAS_BUFFER_TYPE : 1;
 }
 
-/* ---- a reader of the log that calls everybody back */
+/* ---- a reader of the log that calls this library and the host back */
 
 static int lines_of_ours, reading;
 
@@ -142,8 +142,8 @@ static void given_modes_that_pack_then_there_is_a_buffer_type(void) {
     }
 }
 
-/* The grid of results against the portable ones, in the order in which compute() writes them: the same bits, but for
- * AMX from 5 rows on, where a GEMM with requantised weights works. */
+/* Compares the grid of results, in the order in which compute() writes them, with that of the portable kernels. They
+ * have the same bits, but for AMX from 5 rows on, where the tile GEMM works. */
 static void check_grid(const char * isa, const float * got, const float * want) {
     static const int64_t ns[] = {1, 48, 100}, ms[] = {1, 2, 5, 16, 33, 64};
     for (int i = 0; i < N_HOST_FORMATS * 3 * 6; i++) {

@@ -23,7 +23,7 @@ struct reference {
     }
 };
 
-// A sum over many results hides a wrong one: no single error may be ten times the usual one.
+// A sum over many results hides a single wrong one, so no error may be ten times the usual one.
 inline void judge_each(const float * got, const reference & want, double own_error, const std::string & what) {
     bound::row all;
     double worst = 0;
@@ -35,14 +35,14 @@ inline void judge_each(const float * got, const reference & want, double own_err
             worst = error, at = i;
         }
     }
-    // Of few results the usual size, for theirs may be near 0 by chance.
+    // For few results the usual size counts, because theirs may be near 0 by chance.
     const double e8 = all.error8 / std::max(all.size, want.typical), allowed = 10 * std::sqrt(bound::of_row(own_error, e8));
     CHECK(worst <= allowed, "%s: result %zu is %g, exact %g: off by %.3g of the usual size, allowed %.3g", what.c_str(), at, double(got[at]), want.exact[at],
           worst, allowed);
 }
 
-// Computes both ops and judges ours, short rows in `pool`, for every thread count and once more: the bits must not depend
-// on either.
+// Computes both ops and judges ours, short rows in `pool`, for every thread count and once more: the bits must not
+// depend on either.
 inline double check_op(ggml_tensor * ours, ggml_tensor * plain, const reference & want, double own_error, bound::row & pool, const std::string & what) {
     tensors host_graph(1), our_graph(1);
     poison(plain);

@@ -1,6 +1,6 @@
-// Hosts whose C++ classes and compute parameters are others than those of any version: a virtual function more, in another
-// place, fields in another order. Each is served right, or declined with a line that names the thing; none crashes. The classes
-// are real ones, so that calls go by the compiler's own tables.
+// Hosts whose C++ classes and compute parameters differ from those of every version: one more virtual function, another
+// order of functions or fields. Each is served correctly, or declined with a line that names the difference; none
+// crashes. The classes are real ones, so that calls go through the compiler's own vtables.
 #define HOSTS 35 // hosts that this program can have
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -29,7 +29,7 @@ static bool fake_throws(int type);
 #include <typeinfo>
 #include <vector>
 
-// What each host is like, and the word that the line must have; none: it is served.
+// What each host is like, and the word that the line must have; no word: it is served.
 static const struct {
     const char * what, * named;
 } EXPECTED[HOSTS] = {
@@ -277,7 +277,7 @@ int ggml_backend_graph_compute(void * backend, void * graph) {
 #endif
 }
 
-// The last page of two cannot be used.
+// Two pages, of which the second cannot be accessed.
 HARNESS_UNUSED static char * fake_end_of_memory(void) {
     char * pages = static_cast<char *>(mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     mprotect(pages + 4096, 4096, PROT_NONE);
@@ -315,7 +315,7 @@ static int fake_compute(void * graph) {
         }
     }
 #if HOST == 22
-    // It ends at the end of memory, and does not know its graph.
+    // The parameters end where memory ends, and have no graph.
     fake_pool & pool = *reinterpret_cast<fake_pool *>(fake_end_of_memory() - 64);
 #else
     fake_pool pool = {};

@@ -2,7 +2,7 @@
 #define _GNU_SOURCE
 #include <unistd.h>
 
-/* Every context takes its time: so there is always a thread in the first call. */
+/* Making a context takes long, so there is always a thread in the first call. */
 static int slow;
 #define FAKE_BEFORE_INIT usleep(__atomic_load_n(&slow, __ATOMIC_RELAXED) ? 20000 : 0)
 #include "fake_ggml.h"
@@ -27,7 +27,7 @@ static int ask(void * unused) {
     return ggml_backend_amx_buffer_type() ? 0 : 1;
 }
 
-/* A thread begins the first call; `after` microseconds later this one forks. */
+/* Another thread begins the first call; `after` microseconds later this one forks. */
 static int fork_during_the_first_call(void * after) {
     pthread_t other;
     __atomic_store_n(&slow, 1, __ATOMIC_RELAXED);

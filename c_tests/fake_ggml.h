@@ -1,9 +1,9 @@
-/* A ggml that is none: just enough of llama.cpp's functions and structs for this library to find a host, prove its
- * layout and offer the buffer type. So programs can have hosts that are not to be had: of another version, built with
- * other options, with callbacks of their own. Include it once, in the program's only file; needs _GNU_SOURCE.
+/* A stand-in for ggml: just enough of its functions and structs for this library to find a host, prove its layout and
+ * offer the buffer type. With it a program can be a host that no package has: of another version, built with other
+ * options, with callbacks of its own. Include it once, in the program's only file; needs _GNU_SOURCE.
  *
- * The layout is that of ggml 0.25, unless the program defines other members. FAKE_TYPES is where the table of types ends, 43 in that version; the program ends,
- * as a debug build of ggml does, when it is asked for a type past the end. */
+ * * The layout is that of ggml 0.25, unless the program defines other members. FAKE_TYPES is the length of the table of
+ * types, 43 in that version. As in a debug build of ggml, the program ends when it is asked for a type past the end. */
 #ifndef GGML_AMX_TEST_FAKE_GGML_H
 #define GGML_AMX_TEST_FAKE_GGML_H
 
@@ -41,7 +41,7 @@ typedef struct ggml_backend_buffer_type * fake_buft;
 #ifndef FAKE_NAME
 #define FAKE_NAME 64
 #endif
-/* Members, in groups, so that a program can have them in another order, or others besides. */
+/* Members, in groups, so that a program can reorder them or add others. */
 #define FAKE_T_BUFFER fake_buffer buffer;
 #define FAKE_T_SHAPE \
     int64_t ne[4]; \
@@ -143,7 +143,7 @@ static const struct fake_type FAKE_TABLE[] = {
 
 static int fake_asked; /* how often a type was asked for */
 
-/* ggml's assertion; where it is compiled out, memory past the table is read. */
+/* ggml's assertion. Where it is compiled out, ggml reads memory past the table. */
 static const struct fake_type * fake_type(int number) {
     static const struct fake_type removed = {-1, "REMOVED", 0, 0};
     __atomic_fetch_add(&fake_asked, 1, __ATOMIC_RELAXED);
@@ -174,7 +174,7 @@ int64_t ggml_blck_size(int32_t number) {
     return fake_type(number)->block;
 }
 
-/* Decoders of the types in the table, never called: what tells how far it reaches. */
+/* Decoders of the types in the table. They are never called, but show how long the table is. */
 #define FAKE_DECODER(name) \
     void dequantize_row_##name(const void * from, float * to, int64_t n); \
     void dequantize_row_##name(const void * from, float * to, int64_t n) { \

@@ -1,6 +1,6 @@
-/* ik_llama.cpp's flash attention of a later version, which has one argument more at the end and could return something
- * else: a call that this library leaves to the host must arrive as it was made. The host's function has the name that
- * `ld --wrap` gives it; it is called by the name that callers get. */
+/* A later version of ik_llama.cpp's flash attention, with one more argument at the end and perhaps another return type.
+ * A call that this library leaves to the host must arrive as it was made. The host's function has the name that `ld
+ * --wrap` gives it; it is called by the name that callers get. */
 #include "harness.h"
 
 #define ARGUMENTS \
@@ -15,7 +15,7 @@ long __wrap_iqk_flash_attn_noalibi(ARGUMENTS);
 static int calls;
 static bool all_arrived;
 static float result[8];
-static char places[9]; /* addresses that are not like each other */
+static char places[9]; /* different addresses */
 
 long __real_iqk_flash_attn_noalibi(ARGUMENTS) {
     calls++;

@@ -1,10 +1,10 @@
-/* Hosts of versions that are not there yet: members of structs inserted, removed and swapped, tensors longer and shorter,
- * functions missing or with other habits. Each is served right, or left alone with a line that names the reason; none
- * ends the process. The program is built once for every HOST from 0 on. */
+/* Hosts of versions that do not exist yet: members of structs inserted, removed and swapped, tensors longer and
+ * shorter, functions missing or behaving differently. Each is served correctly, or left alone with a line that names
+ * the reason; none ends the process. The program is built once for every HOST from 0 on. */
 #define _GNU_SOURCE
 #define HOSTS 42 /* read by the program that builds this one */
 
-/* SERVED, or what the line has in it. */
+/* SERVED, or a part of the line that names the reason. */
 #define SERVED ""
 #if HOST == 0
 #define EXPECTED SERVED /* ggml 0.25 */
@@ -31,12 +31,12 @@
 #elif HOST == 6
 #define FAKE_NAME 128
 #define EXPECTED SERVED
-#elif HOST == 7 /* longer, by something that is no padding */
+#elif HOST == 7 /* longer, by a member that is not padding */
 #define FAKE_TENSOR_MEMBERS \
     int32_t type; \
     FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA FAKE_T_NAME int64_t tail[9];
 #define EXPECTED SERVED
-#elif HOST == 8 /* something that is no source behind the sources */
+#elif HOST == 8 /* a member behind the sources that is no source */
 #define FAKE_TENSOR_MEMBERS \
     int32_t type; \
     FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC int64_t no_source; \
@@ -76,12 +76,12 @@
     size_t size; \
     void * context, * binding;
 #define EXPECTED SERVED
-#elif HOST == 17 /* a function that calls another member than its name says, in another way */
+#elif HOST == 17 /* a function that calls another member than its name says, with other arguments */
 #define FAKE_TYPE_MEMBERS \
     FAKE_Y_NAME FAKE_Y_ALLOC FAKE_Y_ALLOC_N FAKE_Y_ALIGNMENT FAKE_Y_MAX_SIZE FAKE_Y_ALLOC_SIZE FAKE_Y_ALLOC_SIZE_N FAKE_Y_IS_HOST
 #define FAKE_ALLOC_BY_LIST
 #define EXPECTED "ggml_backend_buft_alloc_buffer calls member 2 with other arguments"
-#elif HOST == 18 /* one that needs a member that is not known */
+#elif HOST == 18 /* a function that needs an unknown member */
 #define FAKE_BUFFER_MEMBERS \
     FAKE_B_FREE FAKE_B_BASE FAKE_B_INIT FAKE_B_MEMSET FAKE_B_SET FAKE_B_GET FAKE_B_2D FAKE_B_COPY FAKE_B_CLEAR FAKE_B_RESET \
     void (*before_set)(fake_buffer);
@@ -96,7 +96,7 @@
 #elif HOST == 21
 #define FAKE_Q4_0_BYTES 20
 #define EXPECTED "q4_0"
-#elif HOST == 22 /* which of the two is meant cannot be found out */
+#elif HOST == 22 /* two candidates that cannot be told apart */
 #define FAKE_TENSOR_MEMBERS \
     int32_t type; \
     FAKE_T_BUFFER FAKE_T_SHAPE FAKE_T_OP FAKE_T_SRC FAKE_T_VIEW FAKE_T_DATA void * second_data; \
@@ -156,7 +156,7 @@
 #elif HOST == 31 /* views of views */
 #define FAKE_VIEWS_OF_VIEWS
 #define EXPECTED "a view of a view"
-#elif HOST == 32 /* functions that call members without a look whether they are there */
+#elif HOST == 32 /* functions that call members without checking for NULL */
 #define FAKE_CALLS_ALL
 #define EXPECTED SERVED
 #elif HOST == 33
@@ -178,7 +178,7 @@
 #define FAKE_CHECKS_BOUNDS
 #define EXPECTED SERVED
 #elif HOST == 39
-static volatile int fake_no_tensors = 1; /* the compiler shall not know */
+static volatile int fake_no_tensors = 1; /* volatile, so that the compiler cannot know */
 #define FAKE_WITHOUT_TENSORS(type) ((void) (type), fake_no_tensors)
 #define EXPECTED "ggml_new_tensor_4d gave NULL"
 #elif HOST == 40 /* an operation that ends the process when it has more sources than it needs */

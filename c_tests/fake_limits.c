@@ -1,4 +1,4 @@
-/* Limits of memory in processes of all kinds: with names that are no UTF-8, without a descriptor to read limits by, with record
+/* Limits of memory in unusual processes: names that are not UTF-8, no free descriptor to read the limits with, record
  * locks on files of their own. */
 #define _GNU_SOURCE
 #include "fake_ggml.h"
@@ -51,7 +51,7 @@ static void given_a_thread_with_any_name_then_limits_hold(void) {
     }
 }
 
-/* All that a process may have. */
+/* Asks when the process has taken all descriptors that it may have. */
 static int ask_without_a_descriptor(void * limited) {
     if (limited) {
         limit(RLIMIT_AS, (size_t) 600 << 20);
@@ -81,7 +81,7 @@ static int asks_for_the_lock(void * unused) {
     return fcntl(fd_of_lock, F_GETLK, &lock) != 0 ? 2 : lock.l_type != F_UNLCK;
 }
 
-/* Whether this process has its lock, as another one finds it. */
+/* Whether this process still has its lock, as seen by another one. */
 static bool is_locked(void) {
     struct child c = child_fork(asks_for_the_lock, NULL);
     CHECK(c.signal == 0 && c.code >= 0 && c.code < 2, "the lock cannot be asked for");
@@ -94,7 +94,7 @@ static bool is_locked(void) {
 static int ask_with_locks(void * file) {
     fd_of_lock = open((const char *) file, O_RDWR);
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (fd_of_lock < 0) { /* a program that runs is not written to */
+    if (fd_of_lock < 0) { /* a running program cannot be opened for writing */
         fd_of_lock = open((const char *) file, O_RDONLY);
         lock.l_type = F_RDLCK;
     }

@@ -1,6 +1,5 @@
-/* Readers of the log that call back into this library and into the host while they are told a line: none may find
- * itself in front of a lock or an initialiser that its own thread holds. Each in a process of its own, with a time
- * limit. */
+/* Log callbacks that call back into this library and into the host: none may wait for a lock or an initialiser that its
+ * own thread holds. Each runs in a process of its own, with a time limit. */
 #define _GNU_SOURCE
 #include "fake_ggml.h"
 
@@ -59,7 +58,7 @@ static void read_line(int32_t level, const char * text) {
     depth--;
 }
 
-/* ---- child programs: exit code 3 = no line came, 4 = another answer than the door's */
+/* ---- child programs: exit code 3 = no line came, 4 = not the buffer type that the C++ function returns */
 
 static int door(void) {
     fake_log_callback = read_line;

@@ -1,5 +1,5 @@
-/* Hosts whose table of types ends earlier: of a type past its end not even the name may be asked for. Older versions
- * read what lies behind the table, newer ones end the process where assertions are compiled in. */
+/* Hosts whose table of types is shorter: this library may ask nothing about a type past its end, not even its name.
+ * Older versions would read behind the table, newer ones end the process if assertions are compiled in. */
 #define _GNU_SOURCE
 #define FAKE_TYPES 31 /* the first types of 2024, BF16 last */
 #include "fake_ggml.h"

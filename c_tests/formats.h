@@ -1,7 +1,8 @@
-/* The packed weight types as a GGUF file stores them: own dequantisers, written down a second time on purpose
- * (ggml-common.h and ggml-quants.c are the source of the layouts), random blocks by the kinds of their fields (types.h,
- * which is made of the library's table), and the product in double precision. abi_host compares this file with the
- * host's own code, block sizes too. ik_llama.cpp's own types come last: no host of these tests has them. */
+/* The packed weight types as a GGUF file stores them: dequantisers, random blocks, and the product in double precision.
+ * The dequantisers are written a second time on purpose (the layouts come from ggml-common.h and ggml-quants.c). Random
+ * blocks follow the kinds of their fields (types.h, which is made from the library's table). abi_host compares this
+ * file with the host's own code, block sizes too. ik_llama.cpp's own types come last: no host of these tests has
+ * them. */
 #ifndef GGML_AMX_TEST_FORMATS_H
 #define GGML_AMX_TEST_FORMATS_H
 
@@ -330,7 +331,7 @@ HARNESS_UNUSED static size_t format_bytes(const struct format * f, int64_t k, in
     return (size_t) (k / f->block) * (size_t) f->block_bytes * (size_t) n;
 }
 
-/* Blocks of random bits with scales of a sane size: 2^-10 .. 2^-7, either sign (8-bit scales: like it, positive). */
+/* Blocks of random bits, with scales of 2^-10 to 2^-7 of either sign (8-bit scales: of such a size, positive). */
 HARNESS_UNUSED static void format_random(const struct format * f, struct rng * r, uint8_t * to, size_t blocks) {
     rng_bytes(r, to, blocks * (size_t) f->block_bytes);
     for (size_t i = 0; i < blocks; i++) {

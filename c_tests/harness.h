@@ -24,7 +24,7 @@
 static const char * harness_test = "setup"; /* the test that runs now */
 static long harness_checks, harness_failed, harness_failed_before, harness_skipped;
 
-/* More lines than this per test say nothing new. */
+/* Lines of failures that are printed per test. */
 enum { HARNESS_MAX_LINES = 12 };
 
 /* Counts one check; a failure prints where, what, and the message. Safe from several threads. */
@@ -70,7 +70,7 @@ HARNESS_UNUSED static void harness_run(const char * name, void (*test)(void)) {
     harness_failed_before = harness_failed;
     const long checks = harness_checks, skipped = harness_skipped;
     test();
-    /* A test that checks nothing and says nothing would be a silent skip. */
+    /* A test that checks nothing and names no reason would be a silent skip. */
     CHECK(harness_checks > checks || harness_skipped > skipped, "the test made no check");
 }
 #define RUN(test) harness_run(#test, test)

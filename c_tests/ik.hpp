@@ -37,7 +37,7 @@ using gallocr_ptr = std::unique_ptr<ggml_gallocr, deleter<ggml_gallocr, ggml_gal
 // Ours, as the host's registry has it.
 inline ggml_backend_buffer_type_t amx;
 
-// More threads than rows is on purpose: some get nothing to do.
+// More threads than rows, on purpose: some get nothing to do.
 inline const int THREADS[] = {1, 2, 3, 7};
 
 // One per thread count; not for several threads at once.
@@ -74,7 +74,7 @@ struct tensors {
     }
 };
 
-// Looks for it. Without it our functions are not in front of the host's, and the program fails here.
+// Looks for our buffer type. Without it our functions are not in front of the host's, and the program fails here.
 inline void open() {
     host_settle_for_lesser_kernels();
     const tensors first(1, 0); // the host fills its tables with the first context
@@ -102,7 +102,7 @@ inline void compute(ggml_backend_t on, ggml_cgraph * graph) {
     CHECK(status == GGML_STATUS_SUCCESS, "graph compute says %d", int(status));
 }
 
-// Every byte of dst 0xff: each float is a NaN until somebody writes it.
+// Sets every byte of dst to 0xff: each float is a NaN until it is written.
 inline void poison(ggml_tensor * dst) {
     memset(dst->data, 0xff, ggml_nbytes(dst));
 }
@@ -146,7 +146,8 @@ struct matrix {
         bytes.resize(ggml_row_size(type, k) * size_t(rows));
         ggml_quantize_chunk(type, original.data(), bytes.data(), 0, rows, k, nullptr);
         if (const ggml_to_float_t to_float = ggml_internal_get_type_traits(type).to_float) {
-            const int64_t step = together_in(type) > 1 ? together_in(type) : rows; // the host decodes interleaved rows together
+            // The host decodes interleaved rows together.
+            const int64_t step = together_in(type) > 1 ? together_in(type) : rows;
             for (int64_t row = 0; row < rows; row += step) {
                 to_float(bytes.data() + size_t(row) * ggml_row_size(type, k), floats.data() + row * k, k * step);
             }
@@ -172,8 +173,8 @@ inline std::vector<float> activations(int64_t k, int64_t rows, bool outliers, rn
     return x;
 }
 
-// Where weights live: mapped from a file as it were, packed by us, in our buffer but as they are (for their name),
-// and where only the host computes with them.
+// Where weights live: in the host's memory as from a mapped file, packed by us, plain in our buffer (because of their
+// name), or where only the host computes with them.
 enum class home { in_place, packed, stored, host };
 inline const home HOMES[] = {home::in_place, home::packed, home::stored, home::host};
 
@@ -186,7 +187,7 @@ inline const char * name_of(home h) {
     }
 }
 
-// Rows of activations from which on we multiply weights in place: where the host's own kernels are slower.
+// From this many rows of activations on we multiply weights in place: from there the host's own kernels are slower.
 inline int64_t least_rows(ggml_type type) {
     return type == GGML_TYPE_Q2_K ? 12 : 1;
 }
@@ -210,7 +211,7 @@ struct weight {
         }
         CHECK(ggml_nbytes(tensor) <= m.bytes.size(), "the matrix is too small");
         ggml_backend_tensor_set(tensor, m.bytes.data(), 0, ggml_nbytes(tensor));
-        // Read past the buffer's functions: only so can one see what is packed.
+        // Read directly, not through the buffer's functions: only this shows what is packed.
         const bool plain = memcmp(tensor->data, m.bytes.data(), ggml_nbytes(tensor)) == 0;
         CHECK(plain == (h != home::packed), "%s %s is %s", ggml_type_name(m.type), name_of(h), plain ? "plain" : "packed");
     }
@@ -222,7 +223,7 @@ struct weight {
 // What an op should give, and the size that results of such norms have: |w| |x| / sqrt(K).
 struct reference {
     std::vector<double> exact, size;
-    double independent = 1e9; // errors that are: few say little
+    double independent = 1e9; // number of independent errors
     double e8 = 0;            // NMSE that 8 bits per 32 activations give
 
     void add(double result, double its_size) {
@@ -281,16 +282,18 @@ struct products {
 // ggml's own limit for an operation (tests/test-backend-ops.cpp).
 constexpr double NMSE_LIMIT = 5e-4;
 
-// Errors that a mean of squares needs: the slack of six standard deviations is below 1.5 then. Fewer are pooled with those
-// of other products of the same kind.
+// Errors that a mean of squares needs, so that six standard deviations of it are a factor below 1.5. Fewer are pooled
+// with those of other products of the same kind.
 constexpr double ENOUGH = 288;
 
 struct pooled {
-    double error = 0, independent = 0, bound = 0; // of products one after the other, each weighed with its number of errors
+    // Sums over products, each weighted with its number of errors.
+    double error = 0, independent = 0, bound = 0;
 };
 
-// NMSE of what we computed at most the bound that the header promises; of what the host computed, at most the larger of
-// its own (times 1.1) and a tenth of what quantising the weights cost. No single error ten times the usual one (the host: twenty).
+// Our NMSE may be at most the bound that the header promises. The host's may be at most the larger of its own (times
+// 1.1) and a tenth of what quantising the weights cost. No single error may be ten times the usual one (twenty times
+// for the host).
 inline double judge(const std::vector<float> & got, const reference & want, bool is_ours, double host, double quantisation, const std::string & what) {
     const double ours = want.nmse(got), slack = want.slack();
     CHECK(!is_ours || want.e8 > 0, "%s: nobody said what 8 bits cost: the test is wrong", what.c_str());
@@ -325,13 +328,13 @@ inline double judge(const std::vector<float> & got, const reference & want, bool
     return ours;
 }
 
-// What the host's own kernels may be off by, for programs that do not run them for comparison.
+// The error that the host's own kernels may have, for programs that do not run them for comparison.
 inline double usual_error(bool is_ours) {
     return is_ours ? 1e-4 : 3e-3;
 }
 
-// The result of a graph that ends in `node`, by one thread and by another number of them each time; with `ours` both must
-// have the same bits. Other nodes may come before it.
+// The result of a graph that ends in `node`, by one thread and by another number of them each time; with `ours` both
+// must have the same bits. Other nodes may come before it.
 inline std::vector<float> result_of(ggml_context * context, ggml_tensor * node, bool ours, const std::string & what, const std::vector<ggml_tensor *> & before = {}) {
     std::vector<ggml_tensor *> nodes = before;
     nodes.push_back(node);

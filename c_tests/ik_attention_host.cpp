@@ -22,7 +22,7 @@ const char * name_of(sight s) {
     }
 }
 
-// What is added to the score of a key, the last token sees all of them.
+// What the mask adds to the score of a key. The last token sees all keys.
 float seen(sight s, int64_t token, int64_t key, int64_t tokens, int64_t keys) {
     const int64_t position = keys - tokens + token;
     switch (s) {
@@ -46,8 +46,8 @@ struct attention {
                     (long long) dv, (long long) kv_heads, (long long) heads, (long long) tokens, (long long) keys, name_of(mask),
                     softcap > 0 ? ", soft cap" : "", sinks ? ", sinks" : "");
     }
-    // The host's own kernels do the others: few queries per head of the cache, or fewer tiles of 32 than half the threads.
-    // Where results shall be exact, all are ours.
+    // The host's own kernels do the others: few queries per head of the cache, or fewer tiles of 32 than half the
+    // threads. Where results shall be exact, all are ours.
     bool is_ours() const {
         const char * precision = getenv("GGML_AMX_PRECISION");
         if (precision && strcmp(precision, "exact") == 0) {
@@ -161,7 +161,7 @@ void check(const attention & a, rng & r) {
 void given_heads_and_masks_of_all_kinds_when_computed_then_as_the_definition_says() {
     rng r = {41};
     if (!host_has_amx()) {
-        // Whose own kernels end the process for rows that see nothing.
+        // Its own kernels end the process for rows that see nothing.
         harness_skip("no AMX: flash attention is the host's");
         return;
     }
@@ -221,7 +221,7 @@ void given_a_token_when_computed_then_as_the_definition_says() {
     }
 }
 
-// Behind quantised weights: no better than they are.
+// Behind quantised weights: no more exact than they are.
 void given_quantised_weights_in_the_graph_when_computed_then_fine_enough() {
     rng r = {44};
     const known first(GGML_TYPE_Q4_0, 256, 48, 20, r);
@@ -240,7 +240,7 @@ void given_quantised_weights_in_the_graph_when_computed_then_fine_enough() {
     CHECK(!a.is_ours() || error >= 1e-9, "NMSE %.3g: as fine as without quantised weights", error);
 }
 
-// What a mask hides reaches nobody, whatever it is; a token that sees it is NaN.
+// What a mask hides must not reach a result, even if it is NaN. A token that sees a NaN has one.
 void given_nan_in_the_cache_when_computed_then_only_tokens_that_see_it_have_it() {
     rng r = {46};
     attention a;
@@ -251,7 +251,7 @@ void given_nan_in_the_cache_when_computed_then_only_tokens_that_see_it_have_it()
     a.tokens = a.keys = 40;
     const operands clean(a, r);
     std::vector<float> want;
-    for (int which : {0, 1, 2}) { // of nothing, keys, values
+    for (int which : {0, 1, 2}) { // NaN in nothing, in keys, in values
         const int64_t width = which == 1 ? a.dk : a.dv, bad = 20; // in the first 32 keys
         operands o = clean;
         if (which > 0) {
@@ -279,7 +279,8 @@ void given_nan_in_the_cache_when_computed_then_only_tokens_that_see_it_have_it()
     }
 }
 
-// In a process of its own: the last token has the same bits, however many are computed with it, on any number of threads.
+// In a process of its own: the last token has the same bits, however many are computed with it, on any number of
+// threads.
 int exact_mode() {
     open();
     harness_test = "exact mode";

@@ -96,7 +96,7 @@ struct inputs {
         ids = r.s.strided ? ggml_view_2d(c, ids0, r.s.used, r.s.tokens, ids0->nb[1], ids0->nb[0]) : ids0;
     }
     void fill(const routing & r, const products & p) const {
-        memset(x0->data, 0x7f, ggml_nbytes(x0)); // large numbers where nobody looks
+        memset(x0->data, 0x7f, ggml_nbytes(x0)); // large numbers where nothing should be read
         for (int32_t * at = static_cast<int32_t *>(ids0->data), * end = at + ggml_nelements(ids0); at < end; at++) {
             *at = 0;
         }
@@ -110,7 +110,7 @@ struct inputs {
     }
 };
 
-// Rows count on average, of the experts that may have some.
+// The average number of rows counts, over the experts that may have some.
 inline bool experts_are_ours(home h, const shape & s, int64_t experts, ggml_type type) {
     return is_ours(h, s.used * s.tokens / std::min(experts, s.used * s.tokens), type);
 }

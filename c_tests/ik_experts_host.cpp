@@ -5,7 +5,7 @@ namespace {
 
 using namespace ik;
 
-// The host's kernels for 32 rows and more want whole groups of 16 rows of weights.
+// From 32 rows of activations on, the host's kernels need whole groups of 16 rows of weights.
 std::vector<home> homes_of(int64_t n, ggml_type type) {
     if (together_in(type) > 1) {
         return {home::host, home::in_place};

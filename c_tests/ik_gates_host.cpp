@@ -1,5 +1,5 @@
-// ik_llama.cpp: FUSED_UP_GATE and MOE_FUSED_UP_GATE with weights in place and packed, against the host's own kernels and
-// double precision.
+// ik_llama.cpp: FUSED_UP_GATE and MOE_FUSED_UP_GATE with weights in place and packed, against the host's own kernels
+// and double precision.
 #include "ik_experts.hpp"
 
 namespace {
@@ -208,7 +208,7 @@ void given_experts_with_gates_when_fused_then_as_exact_as_the_rule_demands() {
     }
 }
 
-// Up and gate may live in different places: one by -ot, one not.
+// Up and gate may live in different buffers: one moved by -ot, one not.
 void given_up_and_gate_in_different_places_when_fused_then_right() {
     rng r = {14};
     const int64_t k = 256, n = 48;

@@ -1,11 +1,12 @@
-// ik_llama.cpp: graphs that use addresses and weights again, the host's allocator and scheduler, and several contexts at once.
+// ik_llama.cpp: graphs that use addresses and weights again, the host's allocator and scheduler, and several contexts
+// at once.
 #include "ik.hpp"
 
 #include <atomic>
 #include <thread>
 
 #ifdef __SANITIZE_ADDRESS__
-// The host's own: ggml_backend_sched_free forgets some of it.
+// A leak of the host's own, in ggml_backend_sched_free.
 extern "C" const char * __lsan_default_suppressions();
 extern "C" const char * __lsan_default_suppressions() {
     return "leak:ggml_backend_sched_new";
@@ -181,8 +182,8 @@ void given_several_contexts_when_they_compute_at_once_then_the_bits_of_a_single_
     }
 }
 
-// A model that is loaded and unloaded all the time beside others that compute: every context has packed weights of its own
-// in the same table.
+// A model is loaded and unloaded again and again while others compute. Every context has packed weights of its own in
+// the same table.
 void given_many_contexts_when_models_come_and_go_then_the_bits_of_a_single_one() {
     constexpr int CONTEXTS = 40;
     rng r = {34};
@@ -218,7 +219,7 @@ void given_many_contexts_when_models_come_and_go_then_the_bits_of_a_single_one()
     }
 }
 
-// Most of them take no part in our products.
+// Most of these threads take no part in our products.
 void given_many_more_threads_than_cores_when_a_graph_runs_then_the_bits_of_one() {
     rng r = {36};
     for (home h : {home::packed, home::in_place}) {
@@ -234,7 +235,7 @@ void given_many_more_threads_than_cores_when_a_graph_runs_then_the_bits_of_one()
                     const double d = double(got[j]) - double(want[j]);
                     error += d * d, size += double(want[j]) * double(want[j]);
                 }
-                // What the host computes may have other bits.
+                // Results of the host may have other bits.
                 CHECK(h == home::packed ? same_bits(got, want) : error <= 1e-4 * size, "%s, %lld rows, round %d", name_of(h), (long long) rows, round);
             }
         }

@@ -1,5 +1,5 @@
-// ik_llama.cpp: MUL_MAT with weights in place, packed, and stored plain in our buffer, against the host's own kernels and
-// double precision. Experts are in ik_experts_host.cpp, gates in ik_gates_host.cpp.
+// ik_llama.cpp: MUL_MAT with weights in place, packed, and stored plain in our buffer, against the host's own kernels
+// and double precision. Experts are in ik_experts_host.cpp, gates in ik_gates_host.cpp.
 #include "ik.hpp"
 
 namespace {
@@ -71,11 +71,11 @@ void given_any_type_and_shape_when_multiplied_then_as_exact_as_the_rule_demands(
     }
 }
 
-// What -rtr makes of weights is read as it lies, from one row on.
+// Interleaved rows (-rtr) are read in place, from one row of activations on.
 void given_rows_that_the_host_interleaved_when_multiplied_then_as_exact_as_the_rule_demands() {
     rng r = {4};
     if (!host_has_amx()) {
-        // Whose own kernels give NaN for IQ4_NL_R4, and end the process for 8 rows beyond a multiple of 16.
+        // The host's own kernels give NaN for IQ4_NL_R4, and end the process for 8 rows beyond a multiple of 16.
         harness_skip("no AMX: weights in place are the host's");
         return;
     }
@@ -94,7 +94,7 @@ void given_rows_that_the_host_interleaved_when_multiplied_then_as_exact_as_the_r
     }
 }
 
-// Types that are not packed may lie in our buffer too.
+// Types that are not packed may also lie in our buffer.
 void given_floats_under_the_name_of_a_packed_tensor_when_multiplied_then_right() {
     rng r = {2};
     for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}) {
@@ -116,7 +116,7 @@ void given_floats_under_the_name_of_a_packed_tensor_when_multiplied_then_right()
     }
 }
 
-// The host computes neighbours with the same activations together, without looking at them again.
+// The host computes neighbouring products of the same activations together, without asking again.
 void given_neighbours_with_the_same_activations_when_the_host_fuses_them_then_all_are_right() {
     rng r = {3};
     for (ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS}) {

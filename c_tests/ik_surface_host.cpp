@@ -1,5 +1,5 @@
-// ik_llama.cpp: our buffer type from all sides, what else may read packed weights, and GGML_AMX_MODE. Graphs one after the
-// other and at once are in ik_graph_host.cpp.
+// ik_llama.cpp: our buffer type from all sides, what else may read packed weights, and GGML_AMX_MODE. Graphs one after
+// the other and at once are in ik_graph_host.cpp.
 #include "ik.hpp"
 
 #include "child.h"
@@ -69,7 +69,7 @@ void given_any_tensor_when_parts_are_written_and_read_then_the_bytes_are_those()
                 const size_t offset = rng_below(&r, bytes), size = rng_below(&r, std::min<size_t>(bytes - offset, i % 3 ? 200 : bytes) + 1);
                 std::vector<uint8_t> part(size);
                 const ggml_backend_buffer_t buffer = s.t.buffer.get();
-                // No function of this version calls the member; then nobody can find out which one it is.
+                // No function of this version calls this member, so nobody can find out where it is.
                 if (i % 5 == 0 && size > 0 && buffer->iface.memset_tensor) {
                     buffer->iface.memset_tensor(buffer, at, uint8_t(i), offset, size);
                     std::fill(part.begin(), part.end(), uint8_t(i));
@@ -120,7 +120,7 @@ void given_buffers_freed_and_made_again_when_multiplied_then_right() {
     }
 }
 
-// The host's allocators put other tensors where some were before.
+// The host's allocators put tensors where others were before.
 void given_another_tensor_at_the_same_place_when_used_then_it_is_what_it_is() {
     rng r = {23};
     const known a(GGML_TYPE_Q4_0, 256, 48, 20, r), b(GGML_TYPE_Q6_K, 512, 32, 20, r);
@@ -146,7 +146,7 @@ void given_another_tensor_at_the_same_place_when_used_then_it_is_what_it_is() {
     }
 }
 
-// A struct that was copied, with its data elsewhere: the host does so as it prepares MLA.
+// A copied struct whose data is elsewhere: the host does this when it prepares MLA.
 void given_a_copied_struct_with_plain_data_when_multiplied_then_its_own_bytes_count() {
     rng r = {24};
     const known a(GGML_TYPE_Q4_0, 256, 48, 20, r), b(GGML_TYPE_Q4_0, 256, 48, 20, r);
@@ -234,7 +234,7 @@ void given_a_packed_tensor_when_something_else_reads_it_then_it_is_given_back_an
     }
 }
 
-// A packed tensor on the right of a product: no model does so, but a packed tensor is read all the same.
+// A packed tensor as src1 of a product. No model has that, but it must be read correctly.
 void given_a_packed_tensor_as_activations_when_multiplied_then_right() {
     rng r = {26};
     const known a(GGML_TYPE_Q8_0, 256, 16, 48, r), b(GGML_TYPE_Q8_0, 256, 48, 16, r);

@@ -8,7 +8,7 @@ namespace layout {
 
 using namespace parity;
 
-// A view of a tensor, made in this context; most cases leave one operand as it is.
+// Makes a view of a tensor in this context. Most cases leave one operand as it is.
 using viewer = std::function<ggml_tensor *(ggml_context *, ggml_tensor *)>;
 
 inline ggml_tensor * as_it_is(ggml_context *, ggml_tensor * t) { return t; }
@@ -63,7 +63,8 @@ public:
     ggml_tensor * ours() const { return ours_; }
     ggml_tensor * ours_weight() const { return weight_; }
     const ggml_tensor * src1() const { return x_; }
-    // Computes the host's side and the exact product, then ours with every thread count, and judges: short rows in `pool`.
+    // Computes the host's side and the exact product, then ours with every thread count, and judges: short rows in
+    // `pool`.
     void check(bound::row & pool, const std::string & what) {
         tensors host_graph(1), our_graph(1);
         exact();
@@ -146,8 +147,8 @@ private:
     double typical_ = 0;
 };
 
-// One case for every type, drawn until there are enough results to judge; sizes are given for a block of 32 and grow for
-// super-blocks.
+// One case for every type, drawn until there are enough results to judge; sizes are given for a block of 32 and grow
+// for super-blocks.
 inline void check_case(const layout_case & small, rng & r) {
     for (ggml_type type : TYPES) {
         layout_case c = small;
@@ -158,7 +159,7 @@ inline void check_case(const layout_case & small, rng & r) {
         do {
             instance i(c, type, r);
             const std::string what = text("%s %s, M = %lld", ggml_type_name(type), c.name, (long long) i.src1()->ne[1]);
-            // the device asks us only if it sees the buffer; a raw view has none
+            // The device asks us only if it sees the buffer. A raw view has none.
             const bool supported = c.how == views::raw || ggml_backend_dev_supports_op(host.cpu, i.ours());
             if (supported) {
                 i.check(pool, what);

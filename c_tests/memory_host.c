@@ -1,6 +1,6 @@
-/* Which weights are packed where memory is short: a loader's questions decide, before it allocates. What it asks twice counts
- * once, what it asks without allocating changes nothing, and what was accepted can be allocated. Packed memory is locked
- * where the host locks its own. */
+/* Which weights are packed where memory is short: this is decided when a loader asks, before it allocates. What is
+ * asked twice counts once, what is asked without allocating changes nothing, and what was accepted can be allocated.
+ * Packed memory is locked where the host locks its own. */
 #define _GNU_SOURCE
 #include "host.h"
 
@@ -60,7 +60,7 @@ static void given_enough_memory_then_all_weights_are_accepted(void) {
 
 #ifndef __SANITIZE_ADDRESS__ /* which needs all of the address space, and locks nothing */
 
-/* Bytes of addresses in use. */
+/* Bytes of address space in use. */
 static size_t mapped(void) {
     size_t pages = 0;
     FILE * file = fopen("/proc/self/statm", "r");
@@ -83,14 +83,14 @@ static int in_little_memory(void * unused) {
     struct ggml_context * accepted = host_context(N);
     const uint64_t first = pass(accepted, 0);
     CHECK(count(first) > N / 4 && count(first) < N * 3 / 4, "%d of %d were accepted", count(first), N);
-    for (int again = 0; again < 3; again++) { /* without allocating: looks only */
+    for (int again = 0; again < 3; again++) { /* asks without allocating */
         struct ggml_context * unused_too = host_context(N);
         CHECK(pass(unused_too, 0) == first, "other answers in pass %d", again);
         ggml_free(unused_too);
     }
     ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(accepted, host.amx);
     CHECK(buffer != NULL, "what was accepted cannot be allocated");
-    /* Another model finds what is left; packed weights stay ours. */
+    /* Another model gets what is left; weights that are packed stay packed. */
     struct ggml_context * more = host_context(N);
     CHECK(count(pass(more, 100)) < N / 4, "%d more were accepted", count(pass(more, 200)));
     struct ggml_context * ops = host_context(4);

@@ -24,8 +24,8 @@ using namespace common;
 
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool SANITIZED = true;
-// Sanitizers look at memory, and that is used by block size and group: one type of each kind. The plain programs
-// go over all.
+// Under sanitizers one type for each block size and group size is enough, because these decide how memory is used. The
+// plain programs take all types.
 inline const ggml_type TYPES[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS, GGML_TYPE_Q5_1,
     GGML_TYPE_NVFP4, GGML_TYPE_Q1_0, GGML_TYPE_IQ3_S, GGML_TYPE_IQ1_M,
@@ -45,7 +45,7 @@ inline const ggml_type SLOW[] = {
     GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,
 };
 
-// More threads than rows is on purpose: some get nothing to do.
+// More threads than rows, on purpose: some get nothing to do.
 inline const int THREADS[] = {1, 2, 3, 7};
 
 // Backends keep their threads; one per thread count.
@@ -78,7 +78,7 @@ inline ggml_cgraph * graph_of(ggml_context * context, ggml_tensor * op) {
     return graph;
 }
 
-// Every byte of dst 0xff: each float is a NaN until somebody writes it.
+// Sets every byte of dst to 0xff: each float is a NaN until it is written.
 inline void poison(ggml_tensor * dst) {
     std::fill_n(static_cast<uint8_t *>(dst->data), ggml_nbytes(dst), uint8_t(0xff));
 }
@@ -99,7 +99,7 @@ inline void fill_weights(std::vector<float> & weights, rng & r) {
     }
 }
 
-// Types with codebooks: their quantisers search, for 10 to 100 us per block, and some demand importances.
+// Types with codebooks. Their quantisers search, 10 to 100 us per block, and some need an importance matrix.
 inline bool is_slow(ggml_type type) {
     return std::find(std::begin(SLOW), std::end(SLOW), type) != std::end(SLOW);
 }
@@ -157,8 +157,9 @@ struct weights {
     double own_error() const { return bound::own_error(ggml_type_name(type)); }
 };
 
-// What the host's own kernels must keep, or the test is wrong: a multiple of ggml's own limit for a MUL_MAT
-// (tests/test-backend-ops.cpp), as super-blocks of 256 activations cost it with outliers, and slack for few results.
+// If the host's own kernels exceed this, the test is wrong. It is a multiple of ggml's own limit for a MUL_MAT
+// (tests/test-backend-ops.cpp), because outliers cost super-blocks of 256 activations as much, with slack for few
+// results.
 inline double limit_of_host(size_t results) {
     return 3 * 5e-4 * (1 + 6 * std::sqrt(2.0 / double(results)));
 }
@@ -175,8 +176,8 @@ inline double nmse(const float * got, const double * want, size_t n, double typi
     return error / std::max(size, typical);
 }
 
-// Opens the host for a parity program. Weights in ordinary buffers must be computed by the host itself: they
-// are what we are compared with.
+// Opens the host for a parity program. The host itself must compute weights in ordinary buffers: we are compared with
+// its results.
 inline void open() {
     setenv("GGML_AMX_MODE", "packed", 0);
     host_open_with_buffer_type();

@@ -6,7 +6,8 @@ namespace {
 
 using namespace parity;
 
-// Rows of activations, columns and channels. Long rows are for few of both: products in double precision take time.
+// Rows of activations (M), columns (N) and channels (K). Long rows come with few rows and columns, because products in
+// double precision take time.
 struct range {
     int64_t k;
     std::vector<int64_t> ms, ns;
@@ -53,7 +54,7 @@ struct worst {
     double ours = 0, e8 = 0;
 };
 
-// Some rows of the weights, `n` from `first` on, times the first m rows of activations; what rows of ours add up to.
+// The first m rows of activations times `n` rows of the weights, from `first` on; sums of our results by row.
 void check_draw(const grid & g, int64_t first, int64_t n, int64_t m, bool all_threads, std::vector<bound::row> & rows, const std::string & what) {
     tensors in_amx(1), t(4), graphs(1);
     ggml_tensor * w = ggml_new_tensor_2d(in_amx.get(), g.w.type, g.at.k, n);
@@ -85,7 +86,7 @@ void check_draw(const grid & g, int64_t first, int64_t n, int64_t m, bool all_th
 
 // Every number of rows for one number of columns: each row against the bound.
 void check_columns(const grid & g, int64_t n, bool outliers, worst & worst) {
-    // Of few columns many draws are needed.
+    // Few columns need many draws.
     const std::vector<int64_t> ms = n < 16 ? std::vector<int64_t>{1, 16, 33} : g.at.ms;
     for (int64_t m : ms) {
         const std::string what = text("%s%s K %lld N %lld M %lld", ggml_type_name(g.w.type), outliers ? " outliers" : "", (long long) g.at.k, (long long) n, (long long) m);
@@ -110,7 +111,8 @@ void check_grid(bool outliers) {
     for (ggml_type type : TYPES) {
         worst worst;
         for (const range & at : ranges_of(type, outliers)) {
-            rng r = {uint64_t(type) << 32 | uint64_t(at.k) << 1 | uint64_t(outliers)}; // no two shapes have the same numbers
+            // No two shapes have the same numbers.
+            rng r = {uint64_t(type) << 32 | uint64_t(at.k) << 1 | uint64_t(outliers)};
             const grid g(type, at, outliers, r);
             for (int64_t n : at.ns) {
                 if (!slow || n < 576 || at.k <= 256) {

@@ -1,5 +1,6 @@
-// MUL_MAT_ID on a grid of types, sizes, routings and thread counts: experts in our buffer against the bound that the header
-// promises for every row; the host's own result with experts in an ordinary buffer shows that the test is right. Layouts are in parity_id_layout_host.cpp.
+// MUL_MAT_ID on a grid of types, sizes, routings and thread counts: experts in our buffer against the bound that the
+// header promises for every row; the host's own result with experts in an ordinary buffer shows that the test is right.
+// Layouts are in parity_id_layout_host.cpp.
 #include "experts.hpp"
 
 namespace {
@@ -127,7 +128,7 @@ void check_full_grid(ggml_type type, bool outliers) {
         const rows from(type, k, outliers, r);
         for (int64_t experts : {1, 2, 8, 128, 257}) {
             for (int64_t n : {32, 33, 48, 768}) {
-                // the largest are seconds each: 512 tokens only with few rows, 768 rows only with few experts
+                // The largest take seconds each: 512 tokens only with few rows, 768 rows only with few experts.
                 if (n == 768 && (experts > 8 || k > 256 || slow())) {
                     continue;
                 }
@@ -170,7 +171,7 @@ void given_any_type_then_every_row_of_a_smaller_grid_keeps_its_bound() {
     }
 }
 
-// A model's matrices are wider than a panel and higher than what one thread takes at a time.
+// As in a model: more rows than a panel has, and more than one thread takes at a time.
 void given_matrices_of_a_usual_size_then_few_and_many_tokens_are_right() {
     rng r = {92};
     for (ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q5_K}) {

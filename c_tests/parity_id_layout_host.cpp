@@ -60,7 +60,7 @@ void check_draw(const id_case & small, ggml_type type, bool outliers, bound::row
     ggml_tensor * theirs = ggml_mul_mat_id(results.get(), known(c.weight_view(views.get(), plain)), b, i);
     results.allocate(host.plain);
     const std::string what = text("%s %s, %lld tokens%s", ggml_type_name(type), c.name, (long long) i->ne[1], outliers ? " with outliers" : "");
-    // the device asks us only if it sees the buffer; a raw view has none
+    // The device asks us only if it sees the buffer. A raw view has none.
     if (c.how == layout::views::raw || ggml_backend_dev_supports_op(host.cpu, ours)) {
         check_op(ours, theirs, follow_strides(theirs), w.own_error(), pool, what);
     } else {
@@ -68,7 +68,7 @@ void check_draw(const id_case & small, ggml_type type, bool outliers, bound::row
     }
 }
 
-// Drawn until there are enough results to judge.
+// Repeated with new numbers until there are enough results to judge.
 void check_type(const id_case & c, ggml_type type, bool outliers, rng & r) {
     bound::row pool;
     do {
@@ -148,7 +148,7 @@ void given_experts_that_repeat_or_get_nothing_then_every_slot_is_right() {
     }
 }
 
-// NaN in a weight nobody asked for must not reach a result; zeros in a token give zeros.
+// NaN in an expert that no token chose must not reach a result; a token of zeros gives zeros.
 void given_experts_nobody_chose_and_a_token_of_zeros_then_neither_disturbs_the_others() {
     rng r = {82};
     for (ggml_type type : TYPES) {

@@ -1,5 +1,5 @@
-// Products in difficult company: far more threads than cores, other threads that compute or load at the same time, threads older than the
-// AMX permission, foreign tile state, forked children, and threads with tiny signal stacks.
+// Products in difficult company: far more threads than cores, other threads that compute or load at the same time,
+// threads older than the AMX permission, foreign tile state, forked children, and threads with tiny signal stacks.
 #include "parity.hpp"
 
 #include "child.h"
@@ -11,7 +11,7 @@ namespace {
 
 using namespace parity;
 
-// One product with a packed weight; run() gives the same bits every time or something is wrong.
+// One product with a packed weight. run() must give the same bits every time.
 struct product {
     weights w;
     tensors packed{1}, ops{4}, graph_context{1};
@@ -78,7 +78,7 @@ void given_two_contexts_that_compute_at_once_while_a_third_thread_loads_then_nob
     }
 }
 
-// As in a container with a quota: threads wait for others that are not running.
+// As in a container with a quota: threads wait for others that do not run just now.
 void given_far_more_threads_than_cores_then_the_bits_of_one() {
     for (ggml_type type : {GGML_TYPE_Q4_0, GGML_TYPE_Q6_K}) {
         for (int64_t m : {1, 33}) {
@@ -216,7 +216,7 @@ int compute_in_child(void * context) {
     return same_bits(work->p->run_on(on.get()), *work->want) ? 0 : 3;
 }
 
-// Our own threads, too, are gone in a child: loading must not wait for them.
+// Our own threads are gone in a child too: loading must not wait for them.
 int load_and_compute_in_child(void * context) {
     const int code = compute_in_child(context);
     const fork_work * work = static_cast<const fork_work *>(context);

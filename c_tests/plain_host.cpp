@@ -9,7 +9,7 @@ using namespace parity;
 
 const ggml_type FLOATS[] = {GGML_TYPE_BF16, GGML_TYPE_F16};
 
-// From so many rows on (for experts: on average) we multiply.
+// From this many rows on (for experts: on average) we multiply.
 int64_t our_rows(ggml_type type) {
     return type == GGML_TYPE_F16 ? 32 : 16;
 }
@@ -106,7 +106,8 @@ void given_views_and_batches_then_the_result_is_the_hosts() {
         const auto views = {
             +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 128, 21, 3, t->nb[1], t->nb[2], 5 * t->nb[1]); },
             +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 64, 50, 3, t->nb[1], t->nb[2], 64 * t->nb[0]); },
-            +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 40, 50, 3, t->nb[1], t->nb[2], 0); }, // no multiple of 32
+            // Rows whose length is no multiple of 32.
+            +[](ggml_context * c, ggml_tensor * t) { return ggml_view_3d(c, t, 40, 50, 3, t->nb[1], t->nb[2], 0); },
             +[](ggml_context * c, ggml_tensor * t) { return ggml_view_2d(c, t, 128, 25, 2 * t->nb[1], t->nb[2]); },
         };
         int index = 0;

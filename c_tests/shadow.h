@@ -11,7 +11,7 @@ struct shadow {
     size_t size;
 };
 
-/* The packed types, then some that are stored as they are. */
+/* The packed types, then some that are stored plain. */
 static const enum ggml_type BOX_TYPES[] = {
     GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS,
     GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0,

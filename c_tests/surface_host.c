@@ -1,5 +1,5 @@
-/* The drop-in C functions of ggml-amx.h inside a host: they are the same library that the host's CPU backend
- * asks through C++, an op can be driven by hand with them, and misuse ends the process with a message. */
+/* The drop-in C functions of ggml-amx.h inside a host: they reach the same library that the host's CPU backend asks
+ * through C++, they can compute an op step by step, and misuse ends the process with a message. */
 #define _GNU_SOURCE
 #include "ggml-amx.h"
 
@@ -109,7 +109,8 @@ static void given_an_op_driven_by_hand_then_its_bits_are_those_of_the_graph(void
 
 enum misuse { WORK_BUFFER_TOO_SMALL, NO_WORK_BUFFER, THREAD_BEYOND_THE_COUNT, NO_DST, NO_SRC1, N_MISUSES };
 
-static const char * const MISUSES[] = {"work buffer", "work buffer", "thread", "data", "data"}; /* what the message names */
+/* What the message names. */
+static const char * const MISUSES[] = {"work buffer", "work buffer", "thread", "data", "data"};
 
 static int misuse_an_op(void * context) {
     const enum misuse which = *(const enum misuse *) context;
@@ -152,7 +153,7 @@ static int use_empty_weights(void * context) {
         struct ggml_tensor * w = ggml_new_tensor_2d(c, (enum ggml_type) FORMATS[f].type, 512, 0);
         struct ggml_tensor * y = ggml_mul_mat(c, w, ggml_new_tensor_2d(c, GGML_TYPE_F32, 512, 512));
         w->buffer = ggml_backend_buft_alloc_buffer(host.amx, 0);
-        ggml_backend_dev_supports_op(host.cpu, y); /* any answer will do */
+        ggml_backend_dev_supports_op(host.cpu, y); /* it only must not crash */
         ggml_backend_buffer_free(w->buffer);
         w->buffer = NULL;
         if (ggml_backend_buft_get_alloc_size(host.amx, w) != 0) {

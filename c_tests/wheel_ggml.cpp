@@ -1,10 +1,10 @@
-// An older ggml, built by others: the libraries of a Python package, in which there is no AMX code. What a program must do
-// there itself is to name our buffer type to the CPU backend.
+// An older ggml, prebuilt: the libraries of a Python package, without AMX code. The program itself must name our buffer
+// type to the CPU backend.
 #include "parity.hpp"
 
 #include <ggml-amx.h>
 
-// ggml-cpu.cpp; exported, in no header that is installed.
+// From ggml-cpu.cpp: exported, but in no installed header.
 std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_types();
 
 namespace {

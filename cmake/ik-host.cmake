@@ -3,9 +3,9 @@
 #
 # ik_llama.cpp has no place where a backend could hook in, so the linker hands over calls: with
 # -Wl,--wrap=NAME every call of NAME goes to __wrap_NAME of this library, which may call the host's
-# own function as __real_NAME. No file of the host is compiled in another way.
+# own function as __real_NAME. The host's files are compiled as always.
 
-# Stops unless the target is one whose calls can be taken.
+# Ends the configure unless calls of the target can be taken.
 function(ggml_amx_check_ik TARGET)
     get_target_property(type ${TARGET} TYPE)
     get_target_property(sources ${TARGET} SOURCES)
@@ -47,11 +47,11 @@ function(ggml_amx_check_ik TARGET)
     endif()
 endfunction()
 
-# Sets OUT to what turns link-time optimisation on for the target, in any configuration that can be
-# built, or to nothing. Of several options the compiler takes the last.
+# Sets OUT to the option that turns link-time optimisation on for the target, in any configuration that can be built, or
+# to nothing. Of several such options the compiler takes the last.
 function(ggml_amx_find_lto TARGET OUT)
     ggml_amx_configurations(configs)
-    # Of its own, of what it links with, and of single files of it.
+    # Options of the target, of the libraries that it links with, and of its single files.
     ggml_amx_used(${TARGET} COMPILE_OPTIONS options)
     get_target_property(sources ${TARGET} SOURCES)
     get_target_property(dir ${TARGET} SOURCE_DIR)
@@ -71,7 +71,7 @@ function(ggml_amx_find_lto TARGET OUT)
     set(found "${of_files}")
     foreach(config IN LISTS configs)
         string(TOUPPER "${config}" upper)
-        # Set for a configuration, on or off, it counts instead of the general one.
+        # If it is set for a configuration, on or off, the general property does not count.
         set(property INTERPROCEDURAL_OPTIMIZATION_${upper})
         get_property(is_set TARGET ${TARGET} PROPERTY ${property} SET)
         if(NOT is_set)
@@ -106,6 +106,7 @@ function(ggml_amx_wrap_ik TARGETS LIBRARY HEADER DEPENDS)
     ggml_amx_wrapped_names(names)
     list(TRANSFORM names PREPEND "__wrap_" OUTPUT_VARIABLE entries)
     ggml_amx_make_object("${LIBRARY}" "${HEADER}" "${DEPENDS}" "${entries}" object)
+    ggml_amx_install_license()
     list(TRANSFORM names PREPEND "LINKER:--wrap=" OUTPUT_VARIABLE wraps)
     list(TRANSFORM names PREPEND "LINKER:--undefined=" OUTPUT_VARIABLE needed)
     foreach(target IN LISTS TARGETS)
@@ -114,7 +115,8 @@ function(ggml_amx_wrap_ik TARGETS LIBRARY HEADER DEPENDS)
         target_link_options(${target} PUBLIC ${wraps})
         get_target_property(type ${target} TYPE)
         if(type STREQUAL "STATIC_LIBRARY")
-            # This library refers to the host's own functions weakly, which takes nothing out of an archive.
+            # This library refers to the host's own functions weakly, and weak references do not pull members out of an
+            # archive.
             target_link_options(${target} INTERFACE ${needed})
         endif()
     endforeach()

@@ -1,5 +1,5 @@
-// The functions of ik_llama.cpp whose calls are taken (ik-wrapped.txt), with the types that src/capi/ik.rs knows: compiled
-// against the host's headers when a build is configured. A call of another type would be read wrongly.
+// The functions of ik_llama.cpp whose calls are taken (ik-wrapped.txt), with the types that src/capi/ik.rs knows. This
+// is compiled against the host's headers when a build is configured: arguments of other types would be misread.
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -27,7 +27,7 @@ KNOWN(iqk_moe_fused_up_gate, bool(long, long, long, int, int, int, data, data, l
     int, int, float, int, int, long, long, int, int, long, long, int, int, long, long, int, int, long, int, int, int,  \
         int, int, int, int, int, int, int, data, data, data, data, data, float, float, float *, void *, barrier_t,     \
         void *, int, int, int
-// Since July 2026 with an indexer, for nodes that are left to the host.
+// Since July 2026 with an indexer; nodes with one are left to the host.
 KNOWN(iqk_flash_attn_noalibi, bool(FLASH_ATTN), bool(FLASH_ATTN, struct ggml_tensor *));
 
 KNOWN(ggml_graph_compute, enum ggml_status(struct ggml_cgraph *, struct ggml_cplan *));

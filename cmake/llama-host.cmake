@@ -26,7 +26,7 @@ option(GGML_AMX_REQUIRED "End the configure if the tree is one that ggml-amx can
 # The C++ name that ggml-cpu.cpp calls.
 set_property(GLOBAL PROPERTY ggml_amx_entry _Z28ggml_backend_amx_buffer_typev)
 
-# Leaves the tree as it is, and says why; ends the configure if that was asked for.
+# Leaves the tree as it is and says why; with GGML_AMX_REQUIRED ends the configure.
 function(ggml_amx_decline WHY)
     if(GGML_AMX_REQUIRED)
         message(FATAL_ERROR "ggml-amx: ${WHY}")
@@ -35,7 +35,7 @@ function(ggml_amx_decline WHY)
                     "-DGGML_AMX_REQUIRED=ON would end here")
 endfunction()
 
-# All targets built below the directory DIR: ggml may be any number of add_subdirectory() deep.
+# All targets that are built below the directory DIR. ggml may lie at any depth of add_subdirectory().
 function(ggml_amx_targets_below DIR OUT)
     get_property(targets DIRECTORY "${DIR}" PROPERTY BUILDSYSTEM_TARGETS)
     get_property(subdirs DIRECTORY "${DIR}" PROPERTY SUBDIRECTORIES)
@@ -46,7 +46,8 @@ function(ggml_amx_targets_below DIR OUT)
     set(${OUT} "${targets}" PARENT_SCOPE)
 endfunction()
 
-# The library to link (LIBRARY), which has the function ENTRY, its header (HEADER) and the targets that make it (DEPENDS).
+# Finds the library to link (LIBRARY), which must have the function ENTRY, its header (HEADER) and the targets that
+# build it (DEPENDS).
 function(ggml_amx_locate ENTRY LIBRARY HEADER DEPENDS)
     set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
     cmake_path(GET here PARENT_PATH repo)
@@ -74,7 +75,7 @@ function(ggml_amx_locate ENTRY LIBRARY HEADER DEPENDS)
         elseif(NOT library MATCHES "\\.(a|so[.0-9]*)$")
             message(FATAL_ERROR "ggml-amx: GGML_AMX_LIBRARY=${library} is neither a .a nor a .so")
         endif()
-        # Both kinds begin with their names.
+        # Both kinds have the names of their functions as plain text.
         file(STRINGS "${library}" found LIMIT_COUNT 1 REGEX "${ENTRY}")
         if(NOT found)
             message(FATAL_ERROR "ggml-amx: GGML_AMX_LIBRARY=${library} is no library of ggml-amx: it has no ${ENTRY}")
@@ -85,7 +86,7 @@ function(ggml_amx_locate ENTRY LIBRARY HEADER DEPENDS)
     set(${DEPENDS} "${depends}" PARENT_SCOPE)
 endfunction()
 
-# Sets OUT to what is not known of a ggml-cpu target, or to nothing.
+# Sets OUT to what is unknown about a ggml-cpu target, or to nothing.
 function(ggml_amx_unknown_in TARGET OUT)
     get_target_property(sources ${TARGET} SOURCES)
     get_target_property(dir ${TARGET} SOURCE_DIR)
@@ -105,7 +106,7 @@ function(ggml_amx_unknown_in TARGET OUT)
     endif()
     set(entry "${found}")
     cmake_path(ABSOLUTE_PATH entry BASE_DIRECTORY "${dir}")
-    # The others must not need what is taken out.
+    # The other sources must not need what is taken out.
     foreach(source IN LISTS sources)
         if(source MATCHES "(^|/)ggml-cpu/amx/[^/]*\\.(c|cc|cpp|cxx)$")
             set(${OUT} "target ${TARGET} has a source ${source}" PARENT_SCOPE)
@@ -195,7 +196,7 @@ ik_llama.cpp and ggml trees with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF")
         return()
     endif()
 
-    # All of them before the first is changed.
+    # Checks all of them before the first is changed.
     foreach(target IN LISTS cpu_targets)
         ggml_amx_unknown_in(${target} unknown)
         if(unknown)
@@ -208,6 +209,7 @@ ik_llama.cpp and ggml trees with GGML_CPU=ON and LLAMA_USE_SYSTEM_GGML=OFF")
     ggml_amx_locate(${entry} library header depends)
     if(library MATCHES "\\.a$")
         ggml_amx_make_object("${library}" "${header}" "${depends}" "${entry}" link)
+        ggml_amx_install_license()
     else()
         set(link ggml-amx-prebuilt)
         add_library(${link} SHARED IMPORTED GLOBAL)

@@ -1,5 +1,5 @@
-// What this library takes the place of in ggml-cpu, and the two C++ classes that it makes objects of by hand, with the types
-// that src/host/cxx.rs knows: compiled against the host's headers when a build is configured.
+// The function that this library replaces in ggml-cpu, and the two C++ classes of which it makes objects by hand, with
+// the types that src/host/cxx.rs knows. This is compiled against the host's headers when a build is configured.
 #include "amx-macros.h"
 
 #include "amx/amx.h"
@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <type_traits>
 
-// `noexcept` changes nothing for who calls.
+// `noexcept` changes nothing for the caller.
 #define KNOWN(name, what, ...)                                                                                         \
     static_assert(std::is_same<what, __VA_ARGS__>::value || std::is_same<what, __VA_ARGS__ noexcept>::value,           \
                   "unknown type of " name)
@@ -26,7 +26,7 @@ KNOWN("tensor_traits::work_size", decltype(&traits::work_size),
 KNOWN("tensor_traits::compute_forward", decltype(&traits::compute_forward),
       bool (traits::*)(struct ggml_compute_params *, struct ggml_tensor *));
 
-// There is nothing else that a subclass has to have. `last` comes behind all virtual functions of the host's class.
+// A subclass must define nothing else. `last` comes behind all virtual functions of the host's class.
 struct own_traits : traits {
     bool work_size(int, const struct ggml_tensor *, std::size_t &) noexcept override { return false; }
     bool compute_forward(struct ggml_compute_params *, struct ggml_tensor *) noexcept override { return false; }
@@ -42,7 +42,7 @@ static_assert(!std::is_abstract<own_extra>::value, "unknown type of extra_buffer
 static_assert(sizeof(own_traits) == sizeof(void *), "unknown type of tensor_traits: it has members");
 static_assert(sizeof(own_extra) == sizeof(void *), "unknown type of extra_buffer_type: it has members");
 
-// Where they are in the tables: constants, which signatures.cmake reads in the object file.
+// Their places in the vtables: constants, which signatures.cmake reads from the object file.
 template <class Class, class First, class Second> struct places {
     First first;
     Second second;

@@ -1,7 +1,7 @@
-# What llama-host.cmake, ik-host.cmake and preload.cmake have in common: the names this library
-# shows, and one object out of its archive.
+# Shared by llama-host.cmake, ik-host.cmake and preload.cmake: the names that this library shows, and one object made of
+# its archive.
 
-# Builds configure again when FILE has changed.
+# Has builds configure again when FILE has changed.
 function(ggml_amx_depend_on FILE)
     get_property(files DIRECTORY "${CMAKE_SOURCE_DIR}" PROPERTY CMAKE_CONFIGURE_DEPENDS)
     if(NOT FILE IN_LIST files)
@@ -42,13 +42,12 @@ function(ggml_amx_make_object LIBRARY HEADER DEPENDS ENTRIES OUT)
     ggml_amx_functions_of("${HEADER}" exports)
     list(APPEND exports ${ENTRIES})
     list(TRANSFORM exports PREPEND "--undefined=" OUTPUT_VARIABLE roots)
-    # Kept, though hidden: a linker merges the sections that hold it, which it must know by name.
+    # Kept, although it is hidden: the linker merges the sections that hold it and finds them by this name.
     list(APPEND exports DW.ref.rust_eh_personality)
     list(TRANSFORM exports PREPEND "--keep-global-symbol=" OUTPUT_VARIABLE keep)
 
-    # .llvmbc/.llvmcmd: bitcode that Rust's own libraries carry for LTO. Joined by the linker it is
-    # not valid any more, and binutils with an LLVM plug-in (ar, nm) abort on it.
-    # Debug info stays only where the host has its own.
+    # .llvmbc/.llvmcmd: bitcode for LTO from Rust's own libraries. Joined by the linker it is invalid, and binutils with
+    # an LLVM plug-in (ar, nm) abort on it. Debug info stays only where the host has its own.
     set(object "${CMAKE_BINARY_DIR}/ggml-amx.o")
     set(whole "${CMAKE_BINARY_DIR}/ggml-amx-whole.o")
     add_custom_command(
@@ -64,6 +63,22 @@ function(ggml_amx_make_object LIBRARY HEADER DEPENDS ENTRIES OUT)
     set(${OUT} "${object}" PARENT_SCOPE)
 endfunction()
 
+# The host's installation has this library in it, so it also has the licence: beside the modules where they were
+# installed, above them in a checkout.
+function(ggml_amx_install_license)
+    set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
+    set(license "${here}/LICENSE")
+    if(NOT EXISTS "${license}")
+        cmake_path(GET here PARENT_PATH repo)
+        set(license "${repo}/LICENSE")
+    endif()
+    set(share share)
+    if(CMAKE_INSTALL_DATADIR)
+        set(share "${CMAKE_INSTALL_DATADIR}")
+    endif()
+    install(FILES "${license}" DESTINATION "${share}/licenses/ggml-amx")
+endfunction()
+
 # Puts the object file into a library target of the host.
 function(ggml_amx_add_object TARGET OBJECT)
     set_source_files_properties("${OBJECT}" TARGET_DIRECTORY ${TARGET}
@@ -74,9 +89,9 @@ function(ggml_amx_add_object TARGET OBJECT)
     # the compiler adds it, or libgcc_eh for a fully static program. As flags, because the
     # host may have a target that is named "util".
     target_link_libraries(${TARGET} PRIVATE -ldl -lpthread -lm -lutil -lrt)
-    # A host may unload a plug-in. Threads of ours would wake up in unmapped code, and lists of the
-    # host would point to our objects: the code stays. That is an option of whatever can be unloaded:
-    # the target, or what a static library is linked into.
+    # A host may unload a plug-in. Our threads would then wake up in unmapped code, and the host's lists would point to
+    # unmapped objects, so the code stays mapped. This is a link option of what can be unloaded: the target, or what a
+    # static library is linked into.
     get_target_property(type ${TARGET} TYPE)
     if(type STREQUAL "STATIC_LIBRARY")
         set(of "$<TARGET_PROPERTY:TYPE>")

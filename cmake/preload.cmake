@@ -3,7 +3,7 @@
 
 # Adds the command that makes libggml_amx_preload.so out of the archive LIBRARY. It shows the
 # functions of ik_llama.cpp under their plain names, so that the loader prefers them, and the C API.
-# Undefined are only functions of libc, and weak ones: programs that are no hosts must start too.
+# Its only undefined names are functions of libc and weak ones, because programs that are no hosts must start too.
 function(ggml_amx_add_preload LIBRARY HEADER DEPENDS OUT)
     ggml_amx_wrapped_names(names)
     ggml_amx_functions_of("${HEADER}" functions)
@@ -19,8 +19,8 @@ function(ggml_amx_add_preload LIBRARY HEADER DEPENDS OUT)
     list(TRANSFORM names PREPEND "-Wl,--undefined=__wrap_" OUTPUT_VARIABLE roots)
     list(TRANSFORM functions PREPEND "-Wl,--undefined=")
     set(library "${CMAKE_CURRENT_BINARY_DIR}/libggml_amx_preload.so")
-    # No unwinder of its own (-static-libgcc): exceptions that pass are those of the process's. nodelete: hosts keep
-    # pointers to static objects. Debug info is that of libggml_amx.so.
+    # No unwinder of its own (-static-libgcc), because exceptions of the process pass through. nodelete: hosts keep
+    # pointers to static objects. Debug info is in libggml_amx.so.
     add_custom_command(
         OUTPUT "${library}"
         COMMAND "${CMAKE_C_COMPILER}" -shared -o "${library}"

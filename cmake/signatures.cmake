@@ -1,9 +1,9 @@
-# Compares a host's headers with what this library knows of them. A file of checks is compiled, not linked, as
-# the files of one of the host's targets are: with the same flags, definitions, options and folders, in every
+# Compares a host's headers with what this library knows about them. A file of checks is compiled, not linked, in the
+# same way as the files of one of the host's targets: with the same flags, definitions, options and folders, in every
 # configuration that can be built. When a header that it read changes, the next build configures again.
 
-# Sets OUT to a property of TARGET together with what it gets from the libraries that it links with. Imported targets
-# that only its own folder sees are not followed.
+# Sets OUT to a property of TARGET, together with what the libraries that it links with add to it. Imported targets that
+# only its own folder sees are not followed.
 function(ggml_amx_used TARGET PROPERTY OUT)
     get_property(values TARGET ${TARGET} PROPERTY ${PROPERTY})
     get_property(queue TARGET ${TARGET} PROPERTY LINK_LIBRARIES)
@@ -36,19 +36,21 @@ function(ggml_amx_configurations OUT)
     set(${OUT} "${configs}" PARENT_SCOPE)
 endfunction()
 
-# Sets OUT to what the target's variables and properties give the compiler of LANGUAGE as one string, in CONFIG.
+# Sets OUT to the flags that the target's variables and properties give the compiler of LANGUAGE in CONFIG, as one
+# string.
 function(ggml_amx_flags TARGET LANGUAGE CONFIG OUT)
     string(TOUPPER "${CONFIG}" upper)
     get_target_property(dir ${TARGET} SOURCE_DIR)
-    # The variables of its own folder, which may have changed them.
+    # The variables of the target's own folder, which may have changed them.
     get_directory_property(general DIRECTORY "${dir}" DEFINITION CMAKE_${LANGUAGE}_FLAGS)
     get_directory_property(special DIRECTORY "${dir}" DEFINITION CMAKE_${LANGUAGE}_FLAGS_${upper})
     get_property(own TARGET ${TARGET} PROPERTY COMPILE_FLAGS)
     set(${OUT} "${general} ${special} ${own}" PARENT_SCOPE)
 endfunction()
 
-# Writes FILE, which a trial project includes: the properties that TARGET's SOURCE is compiled with. OUT: what of it tells
-# types apart: instruction sets do not, and plug-ins for each CPU generation differ in nothing else.
+# Writes FILE, which a trial project includes: the properties that TARGET's SOURCE is compiled with. Sets OUT to the
+# part of them that can change types. Instruction sets cannot, and plug-ins for each CPU generation differ in nothing
+# else.
 function(ggml_amx_write_settings TARGET SOURCE FILE OUT)
     get_target_property(dir ${TARGET} SOURCE_DIR)
     set(text "set(CMAKE_CXX_SCAN_FOR_MODULES OFF)\n")
@@ -66,7 +68,7 @@ function(ggml_amx_write_settings TARGET SOURCE FILE OUT)
         set(types "${values}")
         if(property STREQUAL "COMPILE_OPTIONS")
             list(FILTER types EXCLUDE REGEX "^-m[a-z0-9.-]+$")
-            # Warnings are none of our business, only types are. -H tells the headers.
+            # Only types matter here, so warnings are off. -H lists the headers.
             list(APPEND values "SHELL:-w -Wno-error -g0 -O0 -fno-lto -H")
         elseif(property STREQUAL "COMPILE_DEFINITIONS")
             list(FILTER types EXCLUDE REGEX "^GGML_(SSE42|F16C|FMA|BMI2|AVX[A-Z0-9_]*|AMX_[A-Z0-9]+)$")
@@ -78,9 +80,9 @@ function(ggml_amx_write_settings TARGET SOURCE FILE OUT)
     set(${OUT} "${key}" PARENT_SCOPE)
 endfunction()
 
-# Sets OUT to what the file CHECKS of this folder says is not known in the headers of TARGET, or to nothing.
-# SOURCE is the file of the target that includes those headers, FOLDERS where they may be besides. If ALSO_SOURCE, it is
-# compiled too. ARCHIVE: where the objects are put.
+# Compiles the file CHECKS of this folder. Sets OUT to what it says is unknown in the headers of TARGET, or to nothing.
+# SOURCE is the file of the target that includes those headers; FOLDERS are further places where they may lie. With
+# ALSO_SOURCE it is compiled too. The objects go to ARCHIVE.
 function(ggml_amx_unknown_signatures TARGET CHECKS SOURCE FOLDERS ALSO_SOURCE ARCHIVE OUT)
     set(${OUT} "" PARENT_SCOPE)
     set(checks "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${CHECKS}")
@@ -148,7 +150,7 @@ function(ggml_amx_unknown_signatures TARGET CHECKS SOURCE FOLDERS ALSO_SOURCE AR
                     COPY_FILE "${ARCHIVE}" COPY_FILE_ERROR not_copied)
         set(compiled "${ggml_amx_compiled}")
         unset(ggml_amx_compiled CACHE)
-        # These two would be syntax in a list.
+        # These two characters would be syntax in a list.
         string(REGEX REPLACE "[][;]" " " log "${log}")
         ggml_amx_depend_on_headers("${log}")
         if(NOT compiled)
@@ -180,7 +182,7 @@ function(ggml_amx_depend_on_headers LOG)
     endforeach()
 endfunction()
 
-# What of the compiler's words tells the reason; its command lines do not.
+# The lines of the compiler's output that tell the reason; its command lines do not.
 function(ggml_amx_compiler_says LOG OUT)
     string(REGEX MATCHALL "[^\n\r]*: (fatal )?error: [^\n\r]*" errors "${LOG}")
     string(REGEX MATCHALL "unknown (type|order) of [^\"\n\r';]+" unknown "${errors}")
@@ -197,16 +199,16 @@ function(ggml_amx_compiler_says LOG OUT)
     set(${OUT} "${unknown}" PARENT_SCOPE)
 endfunction()
 
-# What only objects tell: where virtual functions are (llama-signatures.cpp), and, if IS_ENTRY, whether the host's source
-# calls what this library provides, and nothing else of what it takes the place of.
+# Checks what only object files tell: where virtual functions are (llama-signatures.cpp), and with IS_ENTRY whether the
+# host's source calls what this library provides, and nothing else of the code that it replaces.
 function(ggml_amx_look_into_objects ARCHIVE IS_ENTRY OUT)
     set(${OUT} "" PARENT_SCOPE)
     if(NOT IS_ENTRY)
         return()
     endif()
     file(READ "${ARCHIVE}" bytes HEX)
-    # "ggml-amx order:", then six pointers to member functions: 1 and the place in the table, no offset. Two destructors are in
-    # front, and the third is the one that comes behind all of the host's.
+    # "ggml-amx order:", then six pointers to member functions: each is 1 plus the place in the vtable, and an offset of
+    # 0. Two destructors come first, and the third function is the one behind all of the host's.
     string(FIND "${bytes}" "67676d6c2d616d78206f726465723a00" at)
     if(at EQUAL -1)
         set(${OUT} "the order of virtual functions was not found" PARENT_SCOPE)

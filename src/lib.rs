@@ -1,10 +1,10 @@
 //! `ggml-amx`: an AMX weight path for any ggml host.
 //!
 //! The crate replaces ggml's C++ AMX backend. It holds quantised weights in a packed form that the tile unit and
-//! AVX-512 VNNI read well, and computes `MUL_MAT` on them. Data flows straight down these floors, and imports point
+//! AVX-512 VNNI read well, and computes `MUL_MAT` on them. Data flows straight down these rooms, and imports point
 //! down only:
 //!
-//! | floor | what it does |
+//! | room | what it does |
 //! |---|---|
 //! | [`capi`] | the exported symbols; panics and NULLs stop here |
 //! | [`host`] | ggml's structs, found out at run time; what a host calls: buffer type, C++ objects, seam |
@@ -12,6 +12,7 @@
 //! | [`attention`] | FLASH_ATTN_EXT: softmax between two products on the tile unit |
 //! | [`matmul`] | what to run, in which blocks, on which thread |
 //! | [`kernel`] | the inner loops, per instruction set |
+//! | [`dispatch`] | every decision: who multiplies, by which kernel, in which precision |
 //! | [`panel`] | what the inner loops read: quantised activations, packed weight matrices |
 //! | [`format`] | the table of GGUF weight types, one file per type |
 //! | [`cpu`] | features, AMX permission, tile configuration, memory |

@@ -1,4 +1,4 @@
-//! The documents: links lead somewhere, and what a newcomer reads first stays short.
+//! The documents: links lead somewhere, sources that they name are there, and what a newcomer reads first stays short.
 
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,39 @@ fn every_relative_link_leads_to_a_file_and_a_heading_that_are_there() {
         }
     }
     assert!(links > 30, "{links} links");
+}
+
+/// Whether a path in backticks is one of this repository's sources, which begin with a folder of it or of `src/`.
+fn is_source(word: &str) -> bool {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let plain = word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-./".contains(c));
+    let first = word.split('/').next().unwrap_or_default();
+    plain && word.contains('/') && (root.join("src").join(first).is_dir() || FOLDERS.contains(&first))
+}
+
+/// Folders of the repository that documents name files of.
+const FOLDERS: [&str; 7] = ["src", "c_tests", "xtask", "cmake", "benches", "tests", "examples"];
+
+#[test]
+fn every_source_that_is_named_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = 0;
+    for document in documents().iter().filter(|path| !path.ends_with("CHANGELOG.md")) {
+        let text = std::fs::read_to_string(document).unwrap();
+        // Odd parts are code; what follows `::` is an item of the file.
+        for code in text.split('`').skip(1).step_by(2) {
+            let word = code.split("::").next().unwrap_or_default();
+            if !is_source(word) {
+                continue;
+            }
+            names += 1;
+            let ends = ["", ".rs", "/mod.rs"];
+            let places = ends.iter().flat_map(|end| [format!("{word}{end}"), format!("src/{word}{end}")]);
+            let is_there = places.map(|place| root.join(place)).any(|path| path.exists());
+            assert!(is_there, "{}: there is no `{word}` any more", document.display());
+        }
+    }
+    assert!(names > 30, "{names} names");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The checked-in C header, and the table of types for C tests, are those the sources generate.
+//! The checked-in C header and the table of types for C tests are those that the sources generate.
 
 #[test]
 fn the_checked_in_headers_are_the_generated_ones() {

@@ -1,7 +1,7 @@
-//! What threads share, in all orders that a processor may do it in (loom): the sources are taken as they are, with models
-//! of what they are made of.
+//! What threads share, in every order that a processor may do it in (loom). The sources are included as they are, with
+//! models of the atomics and locks that they use.
 
-// Not everything is used by a model.
+// The models do not use everything.
 #[allow(dead_code)]
 #[path = "../src/host/ik/address_map.rs"]
 mod address_map;
@@ -30,7 +30,7 @@ mod sync {
     }
 
     loom::lazy_static! {
-        /// Where all sleep, whatever word they sleep on.
+        /// All threads sleep here, whatever word they wait for.
         static ref BED: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
     }
 
@@ -38,7 +38,7 @@ mod sync {
         there()
     }
 
-    /// As the kernel does it: compares and sleeps in one step.
+    /// Compares and sleeps in one step, as the kernel does.
     pub fn sleep(word: &AtomicU32, value: u32) {
         let guard = BED.0.lock().unwrap();
         if word.load(Ordering::Relaxed) == value {
@@ -58,19 +58,19 @@ use loom::sync::Arc;
 use loom::thread;
 use rendezvous::{Rendezvous, Signal};
 
-/// All orders with up to so many switches away from a thread that could have gone on.
+/// The most switches away from a thread that could have gone on; loom tries all orders with up to this many.
 fn model(switches: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(switches);
     builder.check(run);
 }
 
-/// Some words, one for each thread: loom fails if one is read and written at the same time.
+/// One word for each thread. Loom fails if one is read and written at the same time.
 struct Words(Vec<UnsafeCell<usize>>);
 
-// SAFETY: loom watches them.
+// SAFETY: loom fails a test in which a word is read and written at the same time.
 unsafe impl Sync for Words {}
-// SAFETY: as above.
+// SAFETY: the same check of loom's.
 unsafe impl Send for Words {}
 
 impl Words {

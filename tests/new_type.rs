@@ -1,4 +1,4 @@
-//! A new weight type is two files of the product: its own, and its row in the table.
+//! Adding a weight type takes two files of the library: its own, and its row in the table.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

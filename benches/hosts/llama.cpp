@@ -1,4 +1,4 @@
-// llama.cpp: its C++ AMX backend, or for what that does not take, its other extra buffers and plain code.
+// llama.cpp: its C++ AMX backend. What that does not take, its other extra buffers or plain code multiply.
 // Every thread calls what the host's own threads call for a node of a graph.
 
 #include "host.h"

@@ -38,7 +38,7 @@ const Shape SHAPES[] = {
     { "matrix", 4096, 4096, 1, 1, 1 },
 };
 
-// Times of a product are taken at least this long, so that short ones have many.
+// A product is repeated for at least this long, so that short ones have many times.
 constexpr double LEAST_MS = 50;
 // Different rows of weights: some quantisers take half a microsecond per weight.
 constexpr int64_t DIFFERENT_ROWS = 32;
@@ -50,7 +50,8 @@ struct Options {
     std::vector<std::string> shapes = { "up", "down" };
     int                      threads = 1;
     int                      reps    = 7;
-    int                      memory  = 640;  // MiB of weights to pass before a tensor is used again: more than caches have
+    // MiB of weights that are read before a tensor is used again: more than caches hold.
+    int                      memory  = 640;
 };
 
 [[noreturn]] void fail(const std::string & why) {

@@ -7,7 +7,7 @@ use ggml_amx::format::{Dequantise, WeightType};
 
 static DECODERS: Mutex<Vec<(WeightType, Dequantise)>> = Mutex::new(Vec::new());
 
-/// Reads what codebooks are still missing off a host's decoders.
+/// Reads the codebooks that are still missing from a host's decoders.
 ///
 /// # Safety
 /// What `find` finds must be ggml's functions of these names.
@@ -15,7 +15,7 @@ pub unsafe fn read(find: impl Fn(&CStr) -> Option<*mut c_void>) {
     for ty in WeightType::ALL.iter().filter(|ty| !ty.is_readable()) {
         let codebook = ty.info().codebook.expect("a type that is not readable has one");
         let Some(address) = find(codebook.decoder) else { continue };
-        // SAFETY: promised by the caller.
+        // SAFETY: `find` finds ggml's functions of these names (this function's contract).
         unsafe {
             let decode = std::mem::transmute::<*mut c_void, Dequantise>(address);
             if (codebook.read)(decode) {

@@ -104,7 +104,8 @@ impl Matrix<'_> {
     /// # Safety
     /// Both must be as large as the header says and outlive the runs.
     pub unsafe fn prepare(&self, m: usize, x: *const f32, y: *mut f32) {
-        // SAFETY: as promised by the caller.
+        // SAFETY: activations and result are as large as benches/hosts/host.h says and outlive the runs (this
+        // function's contract).
         unsafe { (self.host.prepare)(self.handle, m as i64, x, y) };
     }
 
@@ -114,7 +115,7 @@ impl Matrix<'_> {
     /// All threads must call it alike, after [`Matrix::prepare`].
     pub unsafe fn run(&self, copy: usize, index: usize, count: usize, spin: &Spin) {
         let context = std::ptr::from_ref(spin).cast_mut().cast();
-        // SAFETY: as promised by the caller; the barrier casts the context back.
+        // SAFETY: all threads come here after `prepare` (this function's contract); the barrier casts the context back.
         unsafe { (self.host.run)(self.handle, copy as c_int, index as c_int, count as c_int, barrier, context) };
     }
 }

@@ -1,4 +1,4 @@
-//! One product by everybody in turns, in one process, on the same threads.
+//! One product by this library and each host in turns, in one process, on the same threads.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ struct Times {
     products: Vec<f64>,
 }
 
-/// What a thread brings home; only the first one looks at results.
+/// What a thread returns. Only the first one compares results.
 struct Seen {
     nmse: Vec<f64>,
     times: Vec<Times>,
@@ -102,7 +102,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Runs everybody once and compares the results; the errors are known to the first thread.
+    /// Runs each way once and compares the results; the first thread gets the errors.
     fn warm_up(&self, index: usize) -> Vec<f64> {
         let mut errors = Vec::new();
         for way in 0..=self.subject.matrices.len() {
@@ -156,7 +156,7 @@ impl Shared<'_> {
     }
 }
 
-/// Brings the threads' views together: a product ends when its last thread ends.
+/// Joins what the threads saw: a product ends when its last thread ends.
 fn summary(subject: &Subject<'_>, seen: &[Seen], tiles: bool, reps: usize) -> Measured {
     let threads = |rep: usize| seen.iter().map(move |s| &s.times[rep]);
     let slowest = |rep: usize, of: &dyn Fn(&Times) -> f64| threads(rep).map(of).fold(0.0, f64::max);

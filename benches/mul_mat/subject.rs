@@ -1,4 +1,4 @@
-//! One weight matrix in everybody's form, and the numbers it stands for.
+//! One weight matrix in the form of this library and of each host, and the numbers that it stands for.
 
 use ggml_amx::cpu::memory::Region;
 use ggml_amx::cpu::{self};
@@ -22,7 +22,7 @@ const ROWS: usize = 8;
 pub struct Subject<'h> {
     /// Type, N and K.
     pub shape: Shape,
-    /// How often everybody has them.
+    /// How many copies each way has.
     pub copies: usize,
     /// Whether ours stay as GGUF has them.
     pub in_place: bool,
@@ -123,7 +123,7 @@ impl Ours {
     pub unsafe fn run(&self, copy: usize, index: usize, count: usize, spin: &Spin) {
         let wait = || spin.wait();
         let thread = Thread { index, count, barrier: &wait };
-        // SAFETY: buffers have the sizes asked for; the rest is promised by the caller.
+        // SAFETY: buffers have the sizes that the operation asked for; all threads come here (`run`'s contract).
         unsafe { self.products[copy].run(self.settings, &thread, self.work.base().as_ptr()) };
     }
 }

@@ -3,9 +3,9 @@
 //   any_host products LIBRARY...   proof, buffer contract, products against double precision and the host's own
 //   any_host logits MODEL TEXT OUT LIBRARY...   one row of logits per token of a text, by libllama
 //
-// LIBRARY... are loaded in this order into the global scope; a directory: its backends are loaded by the host. If one of them
-// is this library, its buffer type is put into the host's list first. Prints a line per thing seen, "FAILED ..." on standard
-// error, and exits with 1 then.
+// LIBRARY... are loaded in this order into the global scope; a directory: its backends are loaded by the host. If one
+// of them is this library, its buffer type is put into the host's list first. Prints a line per thing seen, "FAILED
+// ..." on standard error, and exits with 1 then.
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/stat.h>
@@ -227,7 +227,7 @@ double nmse(const std::vector<float> & found, const std::vector<double> & exact)
     return all == 0 || !std::isfinite(error) ? INFINITY : error / all;
 }
 
-// Bytes come back as they were, in whatever pieces, and a packed tensor is not what was written.
+// Bytes come back as they were written, in any pieces, although a packed tensor lies in memory in another order.
 void contract(any amx) {
     for (const type & t : TYPES) {
         const int64_t k = 512, n = 80;
@@ -291,7 +291,8 @@ void products(any amx) {
 
 // ---- libllama
 
-// Parameters are structs by value whose size is that of the version: callers pass them in memory, so that a larger one will do.
+// Parameters are structs by value whose size is that of the version: callers pass them in memory, so that a larger one
+// will do.
 struct params {
     uint8_t bytes[1024];
 };
@@ -313,7 +314,7 @@ void logits(const char * model_file, const char * text_file, const char * out) {
     if (!model) {
         fail("the model was not loaded");
     }
-    // As it comes: contexts of 512 tokens and batches of as many are every version's default.
+    // Unchanged: in every version the default is contexts and batches of 512 tokens.
     const any ctx = host<any(any, params)>("llama_init_from_model")(model, host<params()>("llama_context_default_params")());
     if (!ctx) {
         fail("there is no context");

@@ -23,7 +23,7 @@ int main(int argc, char ** argv) {
             return 1;
         }
         run();
-        // Nothing may be read above its top: there is no memory.
+        // Above the top of this stack there is no memory, so nothing may be read there.
         const size_t size = 64 << 10;
         char * stack = static_cast<char *>(mmap(nullptr, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         mprotect(stack, size, PROT_READ | PROT_WRITE);

@@ -1,4 +1,4 @@
-// A library that has functions of the names that ik_llama.cpp's have, and nothing else in common with it.
+// A library with functions of the same names as ik_llama.cpp's, and nothing else in common with it.
 
 #include <cstdio>
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// Does an answer depend on who else asks? Greedy answers to the same prompts, each alone and then in as many slots as
-// a server has, whose prompts and tokens share batches. Prints how many are the same, token by token.
+// Does an answer depend on what else a server computes at the same time? Greedy answers to the same prompts, first each
+// alone, then in several slots whose prompts and tokens share batches. Prints how many are the same, token by token.
 //
 //   neighbours MODEL TEXT ANSWERS SLOTS THREADS plain|usual
 //
@@ -73,7 +73,8 @@ void add(llama_batch & batch, llama_token token, size_t place, int slot, bool wa
     batch.logits[i] = wanted;
 }
 
-// Answers in `slots` slots: whoever is done takes the next question, and its prompt goes with the others' tokens.
+// Answers in `slots` slots. A slot that is done takes the next question, whose prompt shares batches with the others'
+// tokens.
 std::vector<std::vector<llama_token>> answers(const Host & host, const std::vector<Question> & all, int slots) {
     std::vector<std::vector<llama_token>> made(all.size());
     std::vector<Slot> at_work(static_cast<size_t>(slots));

@@ -1,4 +1,4 @@
-// A later ik_llama.cpp's kernel, which has one more argument than is known, in the midst of the others.
+// A kernel of a later ik_llama.cpp, with one unknown argument between the known ones.
 
 #include <stdbool.h>
 
@@ -9,7 +9,7 @@
     int type_a, const void * a, long stride_a, int type_b, const void * b, long stride_b, float * c, long stride_c, int ith, \
         int nth
 
-// The kernel as it is known, and what calls that now.
+// The known kernel, and the function that its callers call now.
 bool known_kernel(BEFORE, BEHIND);
 __attribute__((visibility("hidden"))) bool calls_kernel(BEFORE, BEHIND);
 

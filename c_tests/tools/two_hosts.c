@@ -1,5 +1,5 @@
-/* Loads parts of a program that are each linked with a host of their own, in scopes of their own, and runs them:
- * two_hosts PART... prints what each of them says. */
+/* Loads parts of a program, each linked with a host of its own and in a scope of its own, and runs them. `two_hosts
+ * PART...` prints what each of them says. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* Part of a program with several hosts in one process (two_hosts.c): linked with one of them, ik_llama.cpp, and not with this
- * library, which is preloaded. */
+/* Part of a program with several hosts in one process (two_hosts.c): linked with one of them, ik_llama.cpp, and not
+ * with this library, which is preloaded. */
 #include <ggml-backend.h>
 #include <ggml.h>
 
@@ -10,7 +10,8 @@
 
 enum { K = 512, N = 96, M = 40 };
 
-/* A product as a program makes it: weights in the host's own buffer type, a graph, the CPU backend. 0 if it is right. */
+/* A product as a program makes it: weights in the host's own buffer type, a graph, the CPU backend. 0 if it is
+ * right. */
 int shim_run(void) {
     const struct ggml_init_params params = { 16 * ggml_tensor_overhead() + ggml_graph_overhead(), NULL, true };
     struct ggml_context * weights = ggml_init(params);

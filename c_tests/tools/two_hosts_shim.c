@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Has the host's own code write and read weights in a buffer of this library's; says what it saw. 0 if it serves, 1 if it
- * steps aside, 2 if something is wrong. */
+/* Has the host's own code write and read weights in a buffer of this library's; says what it saw. 0 if it serves, 1 if
+ * it steps aside, 2 if something is wrong. */
 int shim_run(void) {
     struct ggml_backend_buffer_type * amx = ggml_backend_amx_buffer_type();
     struct ggml_backend_buffer_type ** list = ggml_backend_amx_get_extra_bufts();

@@ -91,8 +91,8 @@ int main() {
         printf("ggml-amx steps aside (without AMX: %s); ggml multiplies\n", ggml_amx_isa_reason());
     }
 
-    // Random weights as ggml's quantiser writes them, and what they stand for. A program that loads a model has the bytes
-    // from its file.
+    // Random weights as ggml's quantiser writes them, and what they stand for. A program that loads a model has the
+    // bytes from its file.
     std::vector<float> floats(size_t(K * N));
     std::mt19937 random(0);
     std::normal_distribution<float> normal;

@@ -83,9 +83,9 @@ impl Facts {
         if self.m >= MIN_TILE_M_BF16 { Choice::Tiles(Precision::Bf16) } else { Choice::ExactWeights }
     }
 
-    /// The choice after [`Choice::Look`]: the coarsest int8 that few rows break their bound in, and whose mean error is at
-    /// most that of ggml's own kernels (8 bits per 32 activations), or a tenth of the weight type's own (at most 3e-4).
-    /// Where what is left after the outlier split is spiky, only the finest scales are allowed.
+    /// The choice after [`Choice::Look`]: the coarsest int8 that few rows break their bound in, and whose mean error is
+    /// at most that of ggml's own kernels (8 bits per 32 activations), or a tenth of the weight type's own (at most
+    /// 3e-4). Where what is left after the outlier split is spiky, only the finest scales are allowed.
     pub fn after_looking(&self, seen: &ErrorStats) -> Choice {
         // NaN must count as spiky here, and must not pass as int8 below: so these comparisons are not turned around.
         let is_calm = seen.mean(seen.crest) <= MAX_CREST;

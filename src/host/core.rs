@@ -9,6 +9,7 @@ use super::symbols::Symbols;
 use super::tensor::{RawTensor, Tensor};
 use crate::diag::log;
 use crate::format::WeightType;
+use crate::panel::plain::PlainType;
 
 /// A ggml whose layout was found out.
 pub struct Core {
@@ -57,6 +58,11 @@ impl Core {
     pub unsafe fn is_host(&self, buft: *mut RawBufferType) -> bool {
         // SAFETY: the buffer type is alive.
         unsafe { (self.symbols.ggml_backend_buft_is_host)(buft) }
+    }
+
+    /// The type with ggml's number `number` whose weights stay plain, if this host has it.
+    pub fn plain_type(&self, number: i32) -> Option<&'static PlainType> {
+        PlainType::from_ggml(number).filter(|ty| self.types.has_plain(ty))
     }
 
     /// The packed type with ggml's number `number`, if this host has it.

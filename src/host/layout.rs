@@ -2,6 +2,7 @@
 //! numbers, its weight types. Both flavours have the same description, and nothing else in `host/` knows an offset.
 
 use crate::format::WeightType;
+use crate::panel::plain::{self, PlainType};
 
 /// Operation numbers of a host, read off real graph nodes (they move between ggml versions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,22 +15,44 @@ pub struct Ops {
     pub no_data: [i32; 5],
 }
 
-/// Which of our weight types a host has: one bit for each of [`WeightType::ALL`].
+/// Which of our weight types a host has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostTypes(u64);
+pub struct HostTypes {
+    /// One bit for each of [`WeightType::ALL`].
+    packed: u64,
+    /// One bit for each of [`plain::TYPES`].
+    plain: u64,
+}
 
 impl HostTypes {
+    fn plain_bit(ty: &PlainType) -> u64 {
+        1 << plain::TYPES.iter().position(|t| t.number == ty.number).expect("one of all types")
+    }
+
+    /// Of these types those that stay plain.
+    pub(super) fn only_plain(self) -> Self {
+        Self { packed: 0, ..self }
+    }
+
+    pub(super) fn add_plain(&mut self, ty: &PlainType) {
+        self.plain |= Self::plain_bit(ty);
+    }
+
+    pub(super) fn has_plain(self, ty: &PlainType) -> bool {
+        self.plain & Self::plain_bit(ty) != 0
+    }
+
     fn bit(ty: WeightType) -> u64 {
         const { assert!(WeightType::ALL.len() <= 64) };
         1 << WeightType::ALL.iter().position(|t| *t == ty).expect("one of all types")
     }
 
     pub(super) fn add(&mut self, ty: WeightType) {
-        self.0 |= Self::bit(ty);
+        self.packed |= Self::bit(ty);
     }
 
     pub(super) fn has(self, ty: WeightType) -> bool {
-        self.0 & Self::bit(ty) != 0
+        self.packed & Self::bit(ty) != 0
     }
 }
 

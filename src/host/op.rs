@@ -64,7 +64,7 @@ fn is_probe(host: &'static Host, tensor: Tensor) -> bool {
 /// The type of `tensor` if it is stored plain in one of our buffers and the tile unit can multiply it.
 fn plain_type(host: &'static Host, tensor: Tensor) -> Option<&'static PlainType> {
     let ours = cpu::isa() == Isa::Amx && is_ours(host, tensor.holder()) && packed_shape(host, tensor).is_none();
-    let ty = PlainType::from_ggml(tensor.ty()).filter(|_| ours)?;
+    let ty = host.plain_type(tensor.ty()).filter(|_| ours)?;
     // Rows of whole k-steps.
     (usize::try_from(tensor.ne()[0]).is_ok_and(|k| k.is_multiple_of(ACT_BLOCK))).then_some(ty)
 }
@@ -198,20 +198,21 @@ fn has_memory(host: &'static Host, op: Tensor, w: Tensor) -> bool {
 ///   it keeps such tensors in its own buffers.
 /// - All other nodes: no. The host would read packed bytes as plain ones.
 pub fn supports(host: &'static Host, op: Tensor) -> bool {
+    let fits = || op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
     if host.ops.no_data.contains(&op.op()) || product(host, op).is_ok() {
-        return op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
+        return fits();
     }
     // Few rows on plain weights: the host's own code computes them. That holds too while a graph is only measured; then
     // the weights' buffer is empty, as it is for a loader that asks.
     if has_plain_weights(host, op) {
         let readable = [1, 2].into_iter().filter_map(|i| op.source(i)).all(|t| is_readable(host, t));
-        return readable && op.source(0).is_none_or(|w| !is_probe(host, w) || has_memory(host, op, w));
+        return readable && fits();
     }
     op.sources_from(0).all(|t| !is_ours(host, t.holder()) || is_readable(host, t) && !is_probe(host, t))
 }
 
 /// The packed tensor that the host's own code would read or write as plain bytes if it computed `op`: a source, or the
-/// node itself where it is a view.
+/// node itself if that is a view.
 pub fn misread(host: &'static Host, op: Tensor) -> Option<Tensor> {
     if host.ops.no_data.contains(&op.op()) {
         return None;

@@ -68,8 +68,8 @@ pub fn get() -> *mut RawBufferType {
     BUFFER_TYPE.get().and_then(Option::as_ref).map_or(std::ptr::null_mut(), |buft| buft.0)
 }
 
-/// The buffer type, which the first call makes. Null if `make` gives an error, whose text goes into the log, and for
-/// whoever asks while `make` waits for him.
+/// The buffer type, which the first call makes. Null if `make` gives an error, whose text goes into the log, and for a
+/// thread that `make` waits for.
 pub fn get_or_make(make: impl FnOnce() -> Result<*mut RawBufferType, String>) -> *mut RawBufferType {
     if BUFFER_TYPE.get().is_none()
         && let _until_it_is_there = log::hold()

@@ -232,7 +232,8 @@ impl MatMul {
     }
 
     /// Makes activation tiles together with the other threads, and flags the rows that break their bound. All threads
-    /// get the same answer: [`Operand::Blocks`] if the activations turn out to be too bad for tiles; then none were made.
+    /// get the same answer: [`Operand::Blocks`] if the activations turn out to be too bad for tiles; then none were
+    /// made.
     ///
     /// # Safety
     /// The operation must be valid ([`MatMul::run`]).

@@ -1,9 +1,9 @@
-//! What requantising costs, per matrix ([`WeightError`]): measured once, by all threads of the first product that needs it,
-//! and remembered.
+//! What requantising costs, per matrix ([`WeightError`]): measured once, by all threads of the first product that needs
+//! it, and remembered.
 //!
-//! A tensor is known by its address, its shape and a sample of its bytes, because memory is used again for other weights,
-//! and nobody tells when weights lie in the host's memory. What is written or freed in buffers of this library is forgotten
-//! at once.
+//! A tensor is known by its address, its shape and a sample of its bytes, because memory is used again for other
+//! weights, and nobody tells when weights lie in the host's memory. What is written or freed in buffers of this library
+//! is forgotten at once.
 
 use crate::process::{Once, RwLock};
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ use crate::panel::precision::Precision;
 use crate::panel::weight_error::WeightError;
 use crate::panel::weight_sums::{MEASURED_COLS, UNIT_COLS, WeightSums};
 
-/// Most channels that are remembered, of all matrices of all tensors, at about 6 bytes each. Beyond that, the tensor that
-/// was used longest ago is forgotten.
+/// Most channels that are remembered, of all matrices of all tensors, at about 6 bytes each. Beyond that, the tensor
+/// that was used longest ago is forgotten.
 const MAX_CHANNELS: usize = 1 << 29;
 /// Most sums that are kept at a time while matrices are measured.
 const MAX_SUMS: usize = 1 << 19;

@@ -1,5 +1,5 @@
-//! From activations to tiles, for MUL_MAT and MUL_MAT_ID alike: a look at some rows, to choose the precision; then every
-//! row becomes a row of tiles, and is flagged if tiles would break its bound.
+//! From activations to tiles, for MUL_MAT and MUL_MAT_ID alike: a look at some rows, to choose the precision; then
+//! every row becomes a row of tiles, and is flagged if tiles would break its bound.
 //!
 //! ```text
 //! find_maxima     all threads: the largest magnitude of every channel, per outlier set

@@ -1,5 +1,5 @@
-//! Cuts a product into pieces for threads: along columns (rows of the weight matrix) where there are enough of them, so that
-//! every weight is read by one thread only; where columns are few, along rows of activations too.
+//! Cuts a product into pieces for threads: along columns (rows of the weight matrix) where there are enough of them, so
+//! that every weight is read by one thread only; where columns are few, along rows of activations too.
 
 use std::ops::Range;
 

@@ -92,11 +92,12 @@ impl Weights {
     }
 
     /// Calls `run(weights, which)` for columns `cols` of batch (i2, i3), in as few runs as the view allows: one, or two
-    /// panels at a time if they must be gathered first. Weights in place are packed so only if `panels` are needed of them.
+    /// panels at a time if they must be gathered first. Weights in place are packed so only if `panels` are needed of
+    /// them.
     ///
     /// # Safety
-    /// The view must be inside its tensor and readable; `cols` exist and start at a multiple of 32; `gathered` be writable
-    /// for [`Weights::gather_bytes`].
+    /// The view must be inside its tensor and readable; `cols` exist and start at a multiple of 32; `gathered` be
+    /// writable for [`Weights::gather_bytes`].
     pub unsafe fn each_run(
         &self,
         (i2, i3): (usize, usize),

@@ -49,8 +49,8 @@ pub struct ScratchLayout {
 }
 
 impl ScratchLayout {
-    /// For rows of `k` weights; a piece has up to `m` rows of activations, in `outlier_sets` outlier sets. `None` if that
-    /// does not fit.
+    /// For rows of `k` weights; a piece has up to `m` rows of activations, in `outlier_sets` outlier sets. `None` if
+    /// that does not fit.
     pub fn new(weights: &Weights, gate: Option<&Gate>, m: usize, outlier_sets: usize) -> Option<Self> {
         let (k, group) = (weights.ne[0], weights.stored.info().group);
         let of_gate = |of: fn(&Weights) -> usize| gate.map_or(0, |gate| of(&gate.weights));

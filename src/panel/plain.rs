@@ -5,7 +5,6 @@
 //! bits, and the other 3, which the smaller exponents of BF16 leave room for.
 
 use std::arch::x86_64::*;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bf16::widened;
 use super::precision::{Precision, STEP_BF16, STEP_BYTES};
@@ -23,8 +22,6 @@ pub struct PlainType {
     pub bytes: usize,
     /// What its products are made of.
     pub precision: Precision,
-    /// Whether the host of this process has it.
-    enabled: AtomicBool,
 }
 
 /// BF16: the upper half of a float.
@@ -38,17 +35,12 @@ pub static TYPES: [&PlainType; 2] = [&F16, &BF16];
 impl PlainType {
     /// A type of 16 bits.
     const fn new(number: i32, name: &'static str, precision: Precision) -> Self {
-        Self { number, name, bytes: 2, precision, enabled: AtomicBool::new(false) }
+        Self { number, name, bytes: 2, precision }
     }
 
-    /// The type with ggml's number `number`, if the host of this process has it.
+    /// The type with ggml's number `number`.
     pub fn from_ggml(number: i32) -> Option<&'static Self> {
-        TYPES.into_iter().find(|t| t.number == number && t.enabled.load(Ordering::Relaxed))
-    }
-
-    /// Switches the type on.
-    pub fn enable(&self) {
-        self.enabled.store(true, Ordering::Relaxed);
+        TYPES.into_iter().find(|t| t.number == number)
     }
 }
 

@@ -27,12 +27,12 @@ pub fn root() -> Result<PathBuf> {
     if root.is_absolute() { Ok(root) } else { Err(format!("the cache path must be absolute: {}", root.display())) }
 }
 
-/// Log file of one step (its directory is made on the way).
+/// The log file of one step. Creates its directory.
 pub fn log(name: &str) -> Result<PathBuf> {
     Ok(logs()?.join(format!("{name}.log")))
 }
 
-/// Where log files lie (made on the way).
+/// The directory of log files. Creates it.
 pub fn logs() -> Result<PathBuf> {
     let dir = root()?.join("logs");
     io("create", &dir, fs::create_dir_all(&dir))?;
@@ -71,7 +71,7 @@ impl Cache {
     }
 }
 
-/// Locks a file until what is returned is dropped, waiting for another run that holds it.
+/// Locks a file until the returned handle is dropped. Waits for another run that holds the lock.
 pub fn lock(path: &Path) -> Result<File> {
     let lock = io("create", path, File::create(path))?;
     match lock.try_lock() {

@@ -15,17 +15,17 @@ use crate::{
 pub const QUESTION: &str = "What is the capital of France? Answer in one sentence.";
 const EXPECTED: &str = "Paris";
 
-/// What came back.
+/// What the program answered.
 pub struct Answer {
     /// The generated text.
     pub text: String,
     /// Everything the host and this library logged.
     pub log: String,
-    /// The command, for a human to repeat.
+    /// The command with its environment, to be repeated in a shell.
     pub command: String,
 }
 
-/// The question among the words that the model's template puts around it.
+/// The question inside the model's chat template.
 pub fn templated() -> String {
     format!("<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n")
 }
@@ -38,19 +38,19 @@ pub fn ask(host: &Host, model: &Path, way: Way<'_>) -> Result<Answer> {
     command.arg("-m").arg(model).args(["--temp", "0", "--seed", "1", "-n", "96", "-c", "2048", "-t", &threads]);
     command.arg("--no-display-prompt");
     if host.kind.is_ik() {
-        // It has no conversation of one turn.
+        // Its program has no mode for a conversation of one turn.
         command.args(["-p", &templated()]);
     } else {
-        // -fit off: else the library's own line falls into a trial load whose log is muted.
+        // -fit off: without it this library's first line comes in a trial load, whose log is muted.
         command.args(["-p", QUESTION, "-fit", "off", "-cnv", "-st", "--jinja", "-lv", "4"]);
     }
-    let shown = util::shown(&command);
+    let shown = util::shown_with_environment(&command);
     let output = program::run_proved(host, command, way, &cache::log("chat")?)?;
     let text = output.stdout.trim().trim_end_matches("[end of text]").trim().to_string();
     Ok(Answer { text, log: output.stderr, command: shown })
 }
 
-/// Why this text is not an answer, if it is not.
+/// Why this text is no answer; None if it is one.
 pub fn garbage(text: &str) -> Option<String> {
     let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
     let often = words.iter().map(|w| words.iter().filter(|v| *v == w).count()).max().unwrap_or(0);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::util::{self, Result};
 
-/// Why there may be no baseline.
+/// Said when no compiler here can build the baseline.
 pub const NO_BASELINE: &str = "the host's own C++ AMX backend needs clang 14 or newer, or gcc 13 or newer \
     (gcc 12 miscompiles it: SIGSEGV in the first prompt)";
 

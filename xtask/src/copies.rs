@@ -1,4 +1,4 @@
-//! Copies of the pinned ik_llama.cpp tree in which a few places are others: forks, and versions that no package has.
+//! Copies of the pinned ik_llama.cpp tree with a few edits: forks, and versions that no package has.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     util::{self, Result, io},
 };
 
-/// Text that is put into a file of the tree, behind (or, if it says so, in the place of) a piece that is there once.
+/// An edit of one file: a text is inserted behind a piece that occurs once, or replaces it.
 pub struct Edit {
     file: &'static str,
     at: &'static str,
@@ -21,18 +21,18 @@ pub struct Edit {
     text: &'static str,
 }
 
-/// Text behind a piece.
+/// Inserts a text behind a piece.
 pub const fn behind(file: &'static str, at: &'static str, text: &'static str) -> Edit {
     Edit { file, at, replace: false, text }
 }
 
-/// Text in the place of a piece.
+/// Replaces a piece.
 pub const fn instead(file: &'static str, at: &'static str, text: &'static str) -> Edit {
     Edit { file, at, replace: true, text }
 }
 
-/// Takes the object file of a source that is as in the pinned tree from that tree's build, unless it mentions something that
-/// is another here: `sh LAUNCHER pinned-tree copy pinned-build pattern compiler ...`.
+/// A compiler launcher. It takes the object file of an unedited source from the pinned tree's build, unless the source
+/// mentions `pattern`: `sh LAUNCHER pinned-tree copy pinned-build pattern compiler ...`.
 const LAUNCHER: &str = r#"pinned=$1 copy=$2 build=$3 pattern=$4
 shift 4
 for last; do
@@ -49,7 +49,7 @@ fi
 exec "$@"
 "#;
 
-/// Links of the pinned tree, with files of its own where something was put in.
+/// Links to the pinned tree, with files of its own where something was edited.
 fn tree(pinned: &Path, to: &Path, edits: &[Edit]) -> Result<()> {
     let mut links = Command::new("cp");
     links.arg("-as").arg(pinned).arg(to);
@@ -68,7 +68,7 @@ fn tree(pinned: &Path, to: &Path, edits: &[Edit]) -> Result<()> {
     Ok(())
 }
 
-/// A copy, and the place where it is built.
+/// An edited copy, and its build directory.
 pub struct Copy {
     /// Root of the tree.
     pub source: PathBuf,
@@ -78,8 +78,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// Makes the tree. Object files are taken from the pinned tree's build, except of sources that were edited or mention
-    /// `pattern`: what an edited header is about.
+    /// Makes the tree. Object files come from the pinned tree's build, except those of sources that were edited or that
+    /// mention `pattern`, which stands for what an edited header declares.
     pub fn new(cache: &Cache, name: &str, pinned: &Host, edits: &[Edit], pattern: Option<&str>) -> Result<Self> {
         let text: Vec<&str> = edits.iter().flat_map(|edit| [edit.file, edit.at, edit.text]).collect();
         let of = [&util::repo(), &pinned.source, &pinned.build].map(|path| path.display().to_string());

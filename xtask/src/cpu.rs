@@ -1,4 +1,4 @@
-//! What this machine is, as far as reports and choices need it.
+//! What reports and choices need to know about this machine.
 
 use std::{collections::HashSet, fs, num::NonZero, thread};
 
@@ -6,7 +6,7 @@ use std::{collections::HashSet, fs, num::NonZero, thread};
 pub struct Cpu {
     /// Model name as the kernel prints it.
     pub model: String,
-    /// What it can do, and what of that a virtual machine shows.
+    /// The `flags` line: features that the kernel (or a hypervisor) advertises.
     pub flags: String,
     /// AMX-TILE and AMX-INT8 are advertised.
     pub amx: bool,

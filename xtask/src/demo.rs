@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: from nothing to a chat answer and a speed table, with our library inside llama.cpp.
+//! `cargo xtask demo`: from a fresh checkout to a chat answer and a table of speeds, with this library in llama.cpp.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::{
     host::{self, Host, Kind},
     products::Floor,
     program::{self, Settings, Way},
-    speed, symbols, table,
+    speed, stats, symbols, table,
     util::Result,
 };
 
-/// What this machine allows.
+/// What this machine can show.
 pub struct Plan {
     /// The machine.
     pub cpu: Cpu,
@@ -34,7 +34,7 @@ impl Plan {
         Self { cpu, amx, isa }
     }
 
-    /// Without AMX and a ceiling to use instead, the library itself says why it steps aside.
+    /// Without AMX and without a ceiling for the instruction set, the library steps aside and says why.
     pub fn settings(&self) -> Settings<'_> {
         Settings { isa: self.isa.as_deref(), ..Settings::default() }
     }
@@ -43,13 +43,13 @@ impl Plan {
         Way::Ours(self.settings())
     }
 
-    /// Nothing here that this library would use.
+    /// Whether this library will step aside: no AMX, and no ceiling was asked for.
     pub fn steps_aside(&self) -> bool {
         !self.amx && self.isa.is_none()
     }
 
-    /// Whether this library computed what there was to compute for an answer: a token or more for a word, the first of them by
-    /// the prompt, which is too short for tiles in every precision.
+    /// Checks that this library computed the answer: at least one token for each word. The prompt is too short to need
+    /// tiles in every precision, so no batch of it is counted.
     pub fn check(&self, host: &Host, model: &Path, settings: &Settings<'_>, answer: &chat::Answer) -> Result<()> {
         if self.steps_aside() {
             return Ok(());
@@ -66,7 +66,13 @@ impl Plan {
         }
     }
 
-    /// Says what the machine is, and what that means.
+    /// What a table of speeds was measured with.
+    pub fn print_origin(&self, samples: &speed::Samples) {
+        println!("  SmolLM2-135M-Instruct Q4_1, llama-bench, {}", stats::legend(samples.prompt.len()));
+        println!("  {}, {} threads, {}", self.cpu.model, self.cpu.threads, cpu::today());
+    }
+
+    /// Prints what the machine is, and what follows from that.
     pub fn print(&self) {
         let name = if self.cpu.model.is_empty() { "unknown" } else { &self.cpu.model };
         println!("CPU: {name}, {} threads, AMX-INT8 {}", self.cpu.threads, if self.cpu.amx { "yes" } else { "NO" });
@@ -82,7 +88,7 @@ impl Plan {
     }
 }
 
-/// Everything; the benchmark is left out when `quick`.
+/// The whole demo; `quick` leaves out the table of speeds.
 pub fn run(quick: bool) -> Result<()> {
     let plan = Plan::new();
     println!("ggml-amx in the place of llama.cpp's C++ AMX backend ({})", fetch::HOST.requirement);
@@ -162,21 +168,20 @@ fn speed(plan: &Plan, host: &Host, baseline: Option<&Host>, model: &Path) -> Res
 
     let ours_label = plan.ours_label();
     let header = if alone { vec!["tokens/s", &ours_label] } else { vec!["tokens/s", &theirs.1, &ours_label, "ratio"] };
-    let rows: Vec<Vec<String>> = ["prompt (pp512)", "generation (tg64)"]
+    let rows: Vec<Vec<String>> = speed::TESTS
         .into_iter()
-        .enumerate()
-        .map(|(test, name)| {
-            let medians: Vec<f64> =
-                samples.iter().map(|s| speed::median(if test == 0 { &s.prompt } else { &s.generation })).collect();
+        .map(|(name, of)| {
+            let values: Vec<&[f64]> = samples.iter().map(of).collect();
             let mut row = vec![name.to_string()];
-            row.extend(medians.iter().map(|m| format!("{m:.1}")));
-            row.extend((!alone).then(|| format!("{:.2}x", medians[1] / medians[0])));
+            row.extend(values.iter().map(|v| stats::spread(v, |v| format!("{v:.1}"))));
+            if let [theirs, ours] = values[..] {
+                row.push(stats::spread(&stats::ratios(ours, theirs), |v| format!("{v:.2}")));
+            }
             row
         })
         .collect();
     println!("\n{}", table::render(&header, &rows));
-    println!("  SmolLM2-135M-Instruct Q4_1, llama-bench, medians of {} interleaved runs each", samples[0].prompt.len());
-    println!("  {}, {threads} threads, {}", plan.cpu.model, cpu::today());
+    plan.print_origin(&samples[0]);
     for note in notes {
         println!("  {note}");
     }

@@ -1,7 +1,7 @@
 //! `cargo xtask examples`: installs this library, and builds and runs `examples/` against it as a user would.
 //!
-//! Every example compares its own results and ends with 0 only if they are right. It runs with each instruction set that
-//! this machine has, and as its user would start it: without AMX the library steps aside then.
+//! Every example compares its own results and ends with 0 only if they are right. It runs with each instruction set
+//! that this machine has, and as its user would start it: without AMX the library steps aside then.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,10 +17,10 @@ use crate::{
     util::{self, Result},
 };
 
-/// One folder of `examples/`, and what it is run beside.
+/// One folder of `examples/`.
 struct Example {
     name: &'static str,
-    /// Whether it is a program on ggml: then the library has a buffer type, or steps aside.
+    /// Whether it is a program on ggml. There the library offers a buffer type, or steps aside.
     is_on_ggml: bool,
 }
 
@@ -59,7 +59,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 impl Bench {
-    /// The prefix with this library in it, as docs/building.md installs it, from the libraries that cargo has built.
+    /// Installs this library as docs/building.md does, from the libraries that cargo has built; returns the prefix.
     fn install(&self) -> Result<PathBuf> {
         let (build, prefix) = (self.dir.join("package"), self.dir.join("prefix"));
         let archive = host::our_libraries()?.join("libggml_amx.a");
@@ -111,14 +111,15 @@ impl Bench {
     }
 }
 
-/// Without a ceiling, and below each one that this machine reaches.
+/// No ceiling, then each ceiling that this machine reaches.
 fn isas(has_amx: bool, has_avx512: bool) -> Vec<Option<&'static str>> {
     let ceilings = [("avx512", has_amx || has_avx512), ("portable", true)];
     let reached = ceilings.into_iter().filter(|(_, reached)| *reached).map(|(isa, _)| Some(isa));
     std::iter::once(None).chain(reached).collect()
 }
 
-/// Whether an example said that its results are right, who computed them, and, where there was no AMX, that there was none.
+/// Checks that an example said that its results are right and that there was no AMX, if so; and that the products were
+/// this library's.
 fn judge(output: &str, log: &str, steps_aside: bool, on_amx: bool) -> Result<()> {
     if output.lines().next_back() != Some("right") {
         return Err(format!("the last line is not `right`:\n{output}"));

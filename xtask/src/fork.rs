@@ -1,6 +1,6 @@
-//! A fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor, and asks this library by function who
-//! computes a node: the pinned tree, with a few lines of ours put in. It links the installed package, with and without the
-//! module that takes calls of kernels besides.
+//! A fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor, and asks this library by
+//! function who computes a node. It is the pinned tree with a few lines of ours. It links the installed package, once
+//! alone and once together with the module that takes calls of kernels.
 
 use std::path::{Path, PathBuf};
 
@@ -65,8 +65,8 @@ target_include_directories(ggml PUBLIC $<BUILD_INTERFACE:$<TARGET_PROPERTY:ggml-
 
     if (work_size > 0) {",
     ),
-    // No product is computed together with the one before it, if its weights do not lie in host memory. FORK_UNGUARDED: a
-    // fork that forgot this.
+    // A product is not computed together with the one before it if its weights do not lie in host memory.
+    // FORK_UNGUARDED: a fork that forgot this.
     behind(
         GGML,
         "cgraph->nodes[node_n+1]->src[1] == src1 &&",
@@ -91,8 +91,8 @@ target_include_directories(ggml PUBLIC $<BUILD_INTERFACE:$<TARGET_PROPERTY:ggml-
 #include \"../ggml/src/ggml-backend-impl.h\"
 ",
     ),
-    // Which buffer type a tensor gets: that of AMX if it computes what the graph does with it, the CPU's for vectors, else
-    // it stays in the mapped file. FORK_PLAIN names some that are not asked for.
+    // Which buffer type a tensor gets: that of AMX if it computes what the graph does with it, the CPU's for vectors,
+    // else it stays in the mapped file. FORK_PLAIN names some that are not asked for.
     behind(
         LOADER,
         "    bool has_buft_overrides = false;
@@ -174,13 +174,13 @@ pub fn package(cache: &Cache, tools: &Path, compiler: &Compiler) -> Result<PathB
     let log = cache::log("fork-package")?;
     util::capture(&mut configure, &log)?;
     util::capture(&mut make, &log)?;
-    // What was installed once and is no more must not be found. Files keep their times: nothing is built again for that.
+    // Files of an earlier installation must not be found. Files keep their times, so nothing is built again.
     cache::remove(&prefix)?;
     util::capture(&mut install, &log)?;
     Ok(prefix)
 }
 
-/// Builds the fork; `with_module`: with the module that takes calls of kernels besides.
+/// Builds the fork; `with_module`: also with the module that takes calls of kernels.
 pub fn ensure(with_module: bool) -> Result<Host> {
     let pinned = host::ensure(Kind::Ik)?;
     let cache = Cache::open()?;
@@ -208,7 +208,7 @@ struct Case<'a> {
     /// A pattern of names that the fork leaves in the file.
     plain: Option<&'static str>,
     extra: &'static [&'static str],
-    /// Whether the fork computes products together with the one before without asking: then nothing may be packed.
+    /// Whether the fork computes products together with the one before without asking. Then nothing may be packed.
     unguarded: bool,
 }
 
@@ -221,9 +221,9 @@ const fn case<'a>(
     Case { model, threads, plain, extra, unguarded: false }
 }
 
-/// The fork without and with the module: a dense model and a mixture of experts, on several threads, mapped and not, with
-/// matrices of a layer packed, plain and in F32 beside each other, must answer, compute with packed weights, and hold the
-/// file's bytes once.
+/// The fork without and with the module: a dense model and a mixture of experts, on several threads, mapped and not,
+/// with matrices of a layer packed, plain and in F32 beside each other, must answer, compute with packed weights, and
+/// hold the file's bytes once.
 pub fn run() -> Result<()> {
     let isa = isa();
     let pinned = host::ensure(Kind::Ik)?;

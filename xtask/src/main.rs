@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo|test|verify|fork|memory|neighbours|bench|hosts|c-tests|cmake-tests|examples|mutants|race|header`.
+//! Developer commands: `cargo xtask COMMAND`. `cargo xtask --help` lists them.
 
 mod bench;
 mod c_tests;
@@ -29,6 +29,8 @@ mod score;
 mod skips;
 mod slice;
 mod speed;
+mod stats;
+mod style;
 mod symbols;
 mod table;
 mod test;
@@ -43,20 +45,24 @@ use util::Result;
 
 const HELP: &str = "Developer commands of ggml-amx
 
-  cargo xtask demo     llama.cpp with its AMX code replaced by this library: chat, speed table
-  cargo xtask test     every check; what CI runs
-  cargo xtask verify   quality of generated text against the host's plain path
-  cargo xtask bench    products beside other hosts' and the machine's limits; whole models
-  cargo xtask hosts    fetch and build the real hosts
-  cargo xtask c-tests  only the C and C++ tests
-  cargo xtask examples only examples/, built and run
-  cargo xtask fork     a fork of ik_llama.cpp that asks this library by function
-  cargo xtask memory   hosts where memory is short
-  cargo xtask neighbours  whether answers depend on who else asks
-  cargo xtask mutants  planted defects, each of which a test must find
-  cargo xtask cmake-tests  only the CMake modules, on small trees
-  cargo xtask race     what threads share, under ThreadSanitizer
-  cargo xtask header   write include/ggml-amx.h anew
+  cargo xtask demo         llama.cpp with its AMX code replaced by this library: a chat, a table of speeds
+  cargo xtask test         every check; what CI runs
+  cargo xtask verify       quality of generated text against the host's plain path
+  cargo xtask bench        products beside those of other hosts and the machine's limits; whole models
+  cargo xtask hosts        downloads and builds the real hosts
+
+Parts of `test`, and checks that are run by hand:
+
+  cargo xtask style        columns of comments and prose, sizes, SAFETY comments, circles of files
+  cargo xtask c-tests      the C and C++ tests
+  cargo xtask cmake-tests  the CMake modules, on small trees
+  cargo xtask examples     examples/, built and run
+  cargo xtask fork         a fork of ik_llama.cpp that asks this library by function
+  cargo xtask memory       hosts where memory is short
+  cargo xtask race         what threads share, under ThreadSanitizer
+  cargo xtask neighbours   whether answers depend on what a server computes at the same time
+  cargo xtask mutants      planted defects, each of which a test must find
+  cargo xtask header       writes include/ggml-amx.h and c_tests/types.h
 
 `cargo xtask COMMAND --help` says more. Downloads, builds and logs go to $GGML_AMX_CACHE,
 else $XDG_CACHE_HOME/ggml-amx, else ~/.cache/ggml-amx.";
@@ -75,29 +81,32 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   ik       ik_llama.cpp as it is, to compare with
   ik-amx   the same with this library linked in
 
---check looks at every host that is served: are its structs found, do bytes come back from buffers, are products right, and a
-real model's logits; and writes the table into docs/hosts.md. NAME: only these rows of it. --quick: those that CI has time
-for. --newest: besides, newer versions that the packages' indexes have. Some are built first, some downloaded: Debian's
-unstable distribution in the version of today, into a folder of its own.
+--check checks every host that is served: are its structs found, do bytes come back from buffers, are products and a real
+model's logits right. It writes the table of docs/hosts.md. Some hosts are built first, some downloaded: Debian's unstable
+distribution in its version of today, into a folder of its own.
+
+  NAME      only these rows of the table
+  --quick   only those that CI has time for
+  --newest  also newer versions that the packages' indexes have
 
 Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, or gcc 13 or newer.";
 
 const DEMO_HELP: &str = "cargo xtask demo [--quick] [--host ik]
 
-Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model
-a question, and measures both. Without AMX it says so and uses what the CPU has.
+Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model a question, and measures
+both. Commands are printed with their environment, to be copied into a shell. Without AMX it says so and uses what the CPU
+has.
 
-  --quick    no speed table; in ik_llama.cpp one of a single turn
+  --quick    no table of speeds; in ik_llama.cpp one of a single turn
   --host ik  in ik_llama.cpp: this library in place and packed beside ik_llama.cpp without it";
 
 const VERIFY_HELP: &str = "cargo xtask verify [--host ik] [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
 
-Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32:
-this library and the host's plain path, side by side. Fails when this library is worse, or does
-not hold the weights.
+Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32: this library and the host's
+plain path, side by side. Fails when this library is worse, or has not packed the weights.
 
-  --host ik     in ik_llama.cpp, in place (also with -rtr) and packed, against it without this library; and 2,000 tokens
-                are generated while every result is searched for NaN
+  --host ik     in ik_llama.cpp: in place (also with -rtr) and packed, beside ik_llama.cpp without this library; also
+                generates 2,000 tokens while every result is searched for NaN
   --upcycled    a mixture of 8 experts that equals the dense model, against the dense weights in F32;
                 takes 5 GB of disk for a while
   --exact       with GGML_AMX_PRECISION=exact, whose KL divergence may be a tenth of the host's
@@ -106,23 +115,12 @@ not hold the weights.
   --tokens N    length of the text, at least 4096; default 8192
   --json        the last line printed is a JSON array";
 
-const TEST_HELP: &str = "cargo xtask test [--quick] [--full]
-
-Format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under ThreadSanitizer;
-without AMX also with tiles in software),
-C tests, examples, real hosts, demo, verify, ik_llama.cpp. Stops at the first failure. The last line counts tests.
-A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
-
-  --quick   no real hosts
-  --full    also what takes too long for CI: a million rows against the promised bound, and planted
-            defects, each of which a test must find";
-
 const FORK_HELP: &str = "cargo xtask fork [--verify]
 
-Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor and asks this library by function
-who computes a node; builds it with the installed package, and with the module besides; lets a dense model and a mixture of
-experts answer in it. Before that: several hosts in one process, hosts that were changed, and processes that are none, with the
-preloaded library.
+Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor, and asks this library by
+function who computes a node. Builds it with the installed package, once alone and once with the module; lets a dense model
+and a mixture of experts answer in it. Before that: several hosts in one process, and the preloaded library in hosts that
+were linked in other ways and in programs that are no hosts.
 
   --verify  also mean KL divergence and perplexity, against ik_llama.cpp as it is";
 
@@ -144,11 +142,12 @@ fn main() -> ExitCode {
         "hosts" => HOSTS_HELP,
         "demo" => DEMO_HELP,
         "verify" => VERIFY_HELP,
-        "test" => TEST_HELP,
+        "test" => test::HELP,
         "c-tests" => C_TESTS_HELP,
         "examples" => EXAMPLES_HELP,
         "bench" => bench::HELP,
         "race" => race::HELP,
+        "style" => style::HELP,
         "header" => "cargo xtask header",
         "cmake-tests" => "cargo xtask cmake-tests",
         "fork" => FORK_HELP,
@@ -164,7 +163,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match command {
-        "test" => match test_options(rest) {
+        "test" => match test::Options::parse(rest) {
             Ok(options) => return test::run(&options),
             Err(e) => return usage(&e, help),
         },
@@ -177,6 +176,7 @@ fn main() -> ExitCode {
         "examples" => quick(rest).map(|quick| examples::run(&test::Options::new(quick, false))),
         "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
         "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
+        "style" => quick(rest).map(|_| style::run()),
         "fork" => only(rest, "--verify").map(by_function),
         "memory" => quick(rest).map(|_| memory::run(|what, why| println!("  SKIPPED {what}: {why}"))),
         "mutants" => Ok(mutants::run(rest)),
@@ -198,21 +198,9 @@ fn usage(what: &str, help: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn test_options(args: &[String]) -> Result<test::Options> {
-    match args.iter().find(|a| !["--quick", "--full"].contains(&a.as_str())) {
-        Some(other) => Err(format!("unknown argument `{other}`")),
-        None => Ok(test::Options::new(args.iter().any(|a| a == "--quick"), args.iter().any(|a| a == "--full"))),
-    }
-}
-
-/// The functions of the drop-in surface in ik_llama.cpp.
+/// `cargo xtask fork`: this library in processes of ik_llama.cpp, and in a fork that calls its functions.
 fn by_function(verify: bool) -> Result<()> {
-    if !ik::two_hosts()? {
-        println!("  SKIPPED two hosts in one process: the package index does not serve ggml 0.20");
-    }
-    ik::out_of_reach()?;
-    ik::other_arguments()?;
-    ik::harmless()?;
+    ik::processes(|what, why| println!("  SKIPPED {what}: {why}"))?;
     fork::run()?;
     if verify { fork::judge() } else { Ok(()) }
 }
@@ -221,7 +209,7 @@ fn quick(args: &[String]) -> Result<bool> {
     only(args, "--quick")
 }
 
-/// Whether the one argument that there may be is there.
+/// Whether the only argument that is allowed was given.
 fn only(args: &[String], known: &str) -> Result<bool> {
     match args.iter().find(|a| *a != known) {
         Some(other) => Err(format!("unknown argument `{other}`")),
@@ -255,7 +243,7 @@ fn check_hosts(args: &[String]) -> Result<()> {
 
 fn hosts(kinds: &[Kind]) -> Result<()> {
     for kind in kinds {
-        // Asked for by name it must work; among all it may be out of reach of this machine.
+        // A host that was asked for by name must build. Without names, this machine may lack its compiler.
         if *kind == Kind::CppAmx && kinds.len() > 1 {
             if host::baseline()?.is_none() {
                 println!("  SKIPPED host cpp-amx: {}", compiler::NO_BASELINE);

@@ -1,5 +1,5 @@
-//! Whole programs where memory is short: what loads without this library must load with it, answer, and have packed what
-//! fits. And packed memory is locked with the host's.
+//! Whole programs where memory is short: what loads without this library must load with it, answer, and have packed
+//! what fits. Where the host locks its memory, packed memory is locked too.
 
 use std::{fs, path::Path, process::Command};
 
@@ -13,15 +13,15 @@ use crate::{
     util::{self, Result},
 };
 
-/// Limits of addresses to try, in MiB: from less than the host alone needs to more than packed weights do. The model
-/// has 92 MiB.
+/// Limits of the address space to try, in MiB: from less than the host alone needs to more than packed weights need.
+/// The model has 92 MiB.
 const ADDRESSES: [u64; 8] = [180, 220, 250, 285, 320, 400, 500, 800];
-/// The same of memory of its own.
+/// Limits of private memory (`ulimit -d`) to try, in MiB.
 const DATA: [u64; 6] = [60, 90, 150, 220, 300, 500];
 /// The limit of a control group: the host alone drops pages of the file as it needs others.
 const GROUP: u64 = 150 << 20;
 
-/// Each host's limits, the lock, and a control group where one can be made.
+/// Tries each host with limits, with locked memory, and in a control group where one can be made.
 pub fn run(skip: impl Fn(&str, &str)) -> Result<()> {
     let plan = Plan::new();
     let model = fetch::model(&Cache::open()?)?;
@@ -38,7 +38,7 @@ pub fn run(skip: impl Fn(&str, &str)) -> Result<()> {
     locked(&plan, &host::ensure(Kind::Llama)?, &model)
 }
 
-/// A few words by the host alone, or by this library; the command is wrapped in a shell that limits something first.
+/// Lets the host answer in a few words, alone or with this library, in a shell that sets a limit first.
 fn answer(plan: &Plan, host: &Host, model: &Path, ours: bool, limit: &str, extra: &[&str]) -> Result<util::Output> {
     let is_ik = host.kind.is_ik();
     let way = if ours { Way::Ours(Settings { packed: is_ik, ..plan.settings() }) } else { Way::HostBest };
@@ -67,8 +67,8 @@ fn said<'a>(output: &'a util::Output, part: &str) -> Option<&'a str> {
     program::our_lines(&output.stderr).into_iter().find(|line| line.contains(part))
 }
 
-/// Limits of one kind, by an option of the shell's `ulimit`, with one and with two threads: what loads without us more often
-/// than not (threads of the host may find no room) must load with us.
+/// Limits of one kind, by an option of the shell's `ulimit`, with one and with two threads. What mostly loads without
+/// this library must load with it. (Even alone, the host may find no room for its threads now and then.)
 fn limited(plan: &Plan, host: &Host, model: &Path, (what, option, limits): (&str, &str, &[u64])) -> Result<()> {
     let (mut alone, mut partly) = (0, 0);
     for (limit, threads) in limits.iter().flat_map(|limit| [(limit, "1"), (limit, "2")]) {
@@ -100,7 +100,7 @@ fn limited(plan: &Plan, host: &Host, model: &Path, (what, option, limits): (&str
     Ok(())
 }
 
-/// A new control group with little memory: the file that processes are written to, or why there is none.
+/// A new control group with little memory: the file that takes process ids, or why there is none.
 fn group() -> std::result::Result<String, String> {
     for (root, limit) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
         let group = Path::new(root).join(format!("ggml-amx-{}", std::process::id()));

@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: defects planted in the library on purpose, as `cfg(mutant = "...")`. Each must turn the test red
-//! that is named here; a test that stays green does not test.
+//! `cargo xtask mutants`: defects planted in the library on purpose, as `cfg(mutant = "...")`. Each must turn the test
+//! red that is named here; a test that stays green does not test.
 
 use std::{path::PathBuf, process::Command};
 
@@ -161,7 +161,7 @@ pub fn step(options: &Options) -> Result<()> {
 }
 
 fn hunt(options: &Options, wanted: impl Fn(&Mutant) -> bool) -> Result<()> {
-    // Without a defect all these tests must pass, or they find nothing.
+    // Without a defect all these tests must pass; otherwise their failures would prove nothing.
     let sound = build(None)?;
     let mut survivors = Vec::new();
     for mutant in MUTANTS.iter().filter(|m| wanted(m)) {
@@ -210,7 +210,7 @@ enum Verdict {
 
 /// Runs one test.
 fn verdict(program: &PathBuf, mutant: &Mutant) -> Result<Verdict> {
-    // A defect may also have threads wait for ever.
+    // A defect may make threads wait for ever.
     let mut command = Command::new("timeout");
     command.arg(TIME_LIMIT).arg(program);
     command.args([mutant.test, "--exact", "--show-output"]).env_remove("GGML_AMX_ISA").envs(mutant.env.iter().copied());
@@ -219,7 +219,7 @@ fn verdict(program: &PathBuf, mutant: &Mutant) -> Result<Verdict> {
     if !text.contains("running 1 test") {
         return Err(format!("there is no test {}", mutant.test));
     }
-    // A defect may end the process too.
+    // A defect may also end the process.
     Ok(match (output.status.success(), text.contains("SKIPPED")) {
         (false, _) => Verdict::Failed,
         (true, true) => Verdict::Skipped,

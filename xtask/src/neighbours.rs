@@ -1,6 +1,6 @@
-//! `cargo xtask neighbours`: does an answer depend on who else asks? The same questions one after the other and in eight
-//! slots, in llama.cpp: the host's plain path with F32 weights (the ceiling: its attention depends on the batch too), with
-//! quantised weights, and this library.
+//! `cargo xtask neighbours`: does an answer depend on who else asks? The same questions one after the other and in
+//! eight slots, in llama.cpp: the host's plain path with F32 weights (the ceiling: its attention depends on the batch
+//! too), with quantised weights, and this library.
 
 use std::{path::Path, process::Command, time::Duration};
 

@@ -1,5 +1,5 @@
-//! How many products of a host's program were this library's, by its own count, and how many must be: a library that says
-//! it is there may still leave every product to the host.
+//! How many products this library computed in a host's program, by its own count, and how many it must have. A library
+//! that says that it is there may still leave every product to the host.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::{
     util::Result,
 };
 
-/// Asks a program for the count, at its end.
+/// The setting that has the count printed when a program ends.
 pub const REPORT: (&str, &str) = ("GGML_AMX_REPORT", "products");
 /// Matrices of a layer that are multiplied with activations: q, k, v, o, gate, up, down.
 const MATRICES: u64 = 7;
@@ -33,7 +33,8 @@ impl Products {
         line.split(", ").map(item).collect::<Option<Vec<_>>>().map(Self)
     }
 
-    /// Matrices that were multiplied by one of these kernels (all, if none are named); an operation with a gate has two.
+    /// Matrices that were multiplied by one of these kernels (all, if none are named); an operation with a gate has
+    /// two.
     pub fn matrices(&self, kernels: &[&str]) -> u64 {
         let of = |(op, kernel, count): &(String, String, u64)| match op.as_str() {
             _ if !kernels.is_empty() && !kernels.contains(&kernel.as_str()) => 0,
@@ -45,7 +46,7 @@ impl Products {
     }
 }
 
-/// The least that must have been ours.
+/// The least that this library must have computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Floor {
     /// Matrices, by whatever kernel.
@@ -85,12 +86,12 @@ impl Floor {
     }
 }
 
-/// Whether nothing was ours, reported or not.
+/// Whether this library computed nothing, whether it reported that or not.
 pub fn none(log: &str) -> bool {
     Products::of(log).is_none_or(|products| products.matrices(&[]) == 0)
 }
 
-/// What is ours of a model.
+/// What this library must compute of a model.
 #[derive(Debug, PartialEq)]
 struct Share {
     /// Batches of a prompt.

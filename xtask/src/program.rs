@@ -1,5 +1,5 @@
-//! Running the host's programs, on our AMX path, on the host's plain path, or on its C++ AMX backend. Of
-//! ik_llama.cpp the plain path is also what it does best, unless it is asked to repack.
+//! Running the host's programs: with this library, on the host's plain path, or on its C++ AMX backend. In ik_llama.cpp
+//! the plain path is also its fastest, unless it is asked to repack.
 
 use std::{
     fs,
@@ -157,7 +157,7 @@ fn beside_the_other_library(host: &Host, other: &Host, name: &str) -> Result<Pat
 /// Runs it, and proves by the loader's own record that the right library of the CPU backend was mapped.
 pub fn run_proved(host: &Host, mut command: Command, way: Way<'_>, log: &Path) -> Result<Output> {
     let record = log.with_extension("libs");
-    // What an interrupted run left.
+    // Removes what an interrupted run left.
     let mark = host.cpu_library_mark();
     loaded(&record, mark);
     command.env("LD_DEBUG", "libs").env("LD_DEBUG_OUTPUT", &record);

@@ -1,5 +1,5 @@
-//! `cargo xtask race`: what threads share in ik_llama.cpp, under ThreadSanitizer. The standard library that comes with the
-//! toolchain is compiled without it; so the build takes the C library's locks (`--cfg race`), which ThreadSanitizer knows.
+//! `cargo xtask race`: what threads share in ik_llama.cpp, under ThreadSanitizer. The toolchain's standard library is
+//! not instrumented, so the build uses the C library's locks (`--cfg race`), which ThreadSanitizer knows.
 
 use std::process::Command;
 
@@ -32,11 +32,11 @@ pub fn run(options: &Options) -> Result<()> {
     let mut cargo = Command::new("rustup");
     cargo.current_dir(&repo).args(["run", "nightly", "cargo", "test", "--lib", "--target", TARGET, "--target-dir"]);
     cargo.arg(repo.join("target/race")).arg("--").args(TESTS).args(["--test-threads", "1"]);
-    // Those of the cargo that runs this command.
+    // These variables are those of the cargo that runs this command.
     ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "CARGO_ENCODED_RUSTFLAGS"].iter().for_each(|name| {
         cargo.env_remove(name);
     });
-    // What tile instructions read and write is not seen.
+    // ThreadSanitizer does not see what tile instructions read and write.
     cargo.env("GGML_AMX_ISA", "avx512");
     cargo.env("RUSTFLAGS", "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg race");
     cargo.env("TSAN_OPTIONS", format!("suppressions={} exitcode=66", repo.join("xtask/race.txt").display()));

@@ -13,9 +13,9 @@ const MAX_TOP_LOSS: f64 = 0.5;
 /// that of the F32 reference, so what lies between the two is no deviation.
 /// On 4,096 tokens the error of the difference alone is 0.24 %, see [`ERRORS`].
 const MAX_PPL_CHANGE: f64 = 0.003;
-/// A short text does not show so little. What lies within this many standard errors of the difference is no finding
-/// either. A run makes a dozen comparisons, of which two errors would call every twentieth one that is sound (seen:
-/// ik_llama.cpp's own kernels with and without -rtr, 2.4 in perplexity and 1.2 in first tokens).
+/// A short text cannot show so small a difference: what lies within this many standard errors is no finding. A run
+/// makes a dozen comparisons; with a limit of two errors every twentieth sound one would fail. (Seen between
+/// ik_llama.cpp's own kernels with and without -rtr: 2.4 errors in perplexity, 1.2 in first tokens.)
 const ERRORS: f64 = 3.0;
 /// So many percent of the matrices must lie in the AMX buffer.
 const MIN_HELD: f64 = 99.0;
@@ -121,7 +121,7 @@ pub fn judge(row: &Row) -> Vec<String> {
     failures
 }
 
-/// Says when two models are no twins.
+/// Sentences about what tells two models apart that should equal each other.
 pub fn judge_twins(twins: &Twins) -> Option<String> {
     let Score { same_top, kld, .. } = twins.score;
     let same = same_top >= MIN_TWIN_TOP && kld <= MAX_TWIN_KLD;

@@ -1,5 +1,5 @@
-//! What may be left out of a test run on a machine with AMX. Anything else that is skipped there fails the run: a check
-//! that nobody ran is no check. On machines without AMX more is skipped, and the last lines say so.
+//! Which checks a test run may skip on a machine with AMX. Any other skip fails the run there. On machines without AMX
+//! more is skipped, and the last lines say so.
 
 /// Part of a skip's name or reason, and why it is no defect.
 const ALLOWED: [(&str, &str); 12] = [

@@ -42,6 +42,12 @@ pub struct Samples {
     pub generation: Vec<f64>,
 }
 
+/// The samples of one test.
+pub type Of = fn(&Samples) -> &[f64];
+
+/// The two tests of a default plan, by name.
+pub const TESTS: [(&str, Of); 2] = [("prompt (pp512)", |s| &s.prompt), ("generation (tg64)", |s| &s.generation)];
+
 impl Samples {
     /// The last ones, `prompt/generation`.
     fn last(&self) -> String {
@@ -78,7 +84,7 @@ pub fn interleaved(host: &Host, model: &Path, ways: &[Way<'_>], threads: usize, 
             samples.prompt.extend(one.prompt);
             samples.generation.extend(one.generation);
         }
-        // Seen even if the run does not come to its end.
+        // Printed at once: a run that fails later has still shown these.
         println!(
             "    round {round} of {}: {}",
             plan.rounds,
@@ -98,17 +104,6 @@ pub fn short_log(host: &Host, model: &Path, way: Way<'_>, threads: usize) -> Res
     let mut command = program::command(host, "llama-bench", way)?;
     command.arg("-m").arg(model).args(["-v", "-p", "64", "-n", "2", "-r", "1", "-t", &threads.to_string()]);
     Ok(program::run_proved(host, command, way, &cache::log("bench-check")?)?.stderr)
-}
-
-/// Middle value; the mean of the two middle ones for an even count.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-    }
 }
 
 /// llama-bench's JSON: one object per test, `n_prompt` before `samples_ts`, one field per line.
@@ -140,11 +135,5 @@ mod tests {
         assert_eq!(samples.generation, [97.5656, 95.2818]);
         assert_eq!(samples.last(), "197.7/95.3");
         assert_eq!(Samples { generation: Vec::new(), ..samples }.last(), "197.7");
-    }
-
-    #[test]
-    fn median_of_odd_and_even_counts() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
     }
 }

@@ -1,6 +1,7 @@
 //! Running other programs: every command has a log file, a time limit, and an error that names both.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
@@ -41,17 +42,34 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// The command as one would type it (environment left out).
+/// The command as one would type it, without its environment.
 pub fn shown(command: &Command) -> String {
-    let quoted = |w: &std::ffi::OsStr| {
-        let w = w.to_string_lossy();
-        if w.contains(|c: char| c.is_whitespace() || "'\"$&|;<>*?()".contains(c)) || w.is_empty() {
-            format!("'{}'", w.replace('\'', "'\\''"))
-        } else {
-            w.into_owned()
-        }
-    };
     std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// The command with the variables that it sets and those that it takes away, to be copied into a shell.
+pub fn shown_with_environment(command: &Command) -> String {
+    let (mut set, mut taken) = (String::new(), String::new());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => set += &format!("{}={} ", name.to_string_lossy(), quoted(value)),
+            None => taken += &format!("-u {} ", name.to_string_lossy()),
+        }
+    }
+    let env = if taken.is_empty() { "" } else { "env " };
+    format!("{env}{taken}{set}{}", shown(command))
+}
+
+/// A word for a shell. Line breaks are written as bash and zsh write them, so that it stays one line.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    if word.contains('\n') {
+        format!("$'{}'", word.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n"))
+    } else if word.contains(|c: char| c.is_whitespace() || "'\"$&|;<>*?()#~`\\".contains(c)) || word.is_empty() {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    } else {
+        word.into_owned()
+    }
 }
 
 /// `1m05s`, `12.3s`.
@@ -92,6 +110,17 @@ pub fn run_logged(command: &mut Command, label: &str, log: &Path) -> Result<()> 
     let status = wait(child, &name, TIME_LIMIT)?;
     let _ = copier.join();
     if status.success() { Ok(()) } else { Err(failed(&name, status, log)) }
+}
+
+/// Runs with both outputs in a log file; how it ended, or why it did not within its time.
+pub fn run_into(command: &mut Command, log: &Path, limit: Duration) -> Result<ExitStatus> {
+    let name = shown(command);
+    let mut file = io("write", log, File::create(log))?;
+    io("write", log, writeln!(file, "$ {name}"))?;
+    let errors = io("write", log, file.try_clone())?;
+    command.stdin(Stdio::null()).stdout(file).stderr(errors);
+    let child = command.spawn().map_err(|e| not_started(&name, &e))?;
+    wait(child, &name, limit)
 }
 
 /// Runs to the end, keeping both outputs and a copy of them in a log file; a failure is an error.
@@ -171,7 +200,8 @@ fn not_started(name: &str, e: &std::io::Error) -> String {
     format!("`{name}` could not be started: {e}")
 }
 
-fn how_it_ended(status: ExitStatus) -> String {
+/// `exit code 1`, or the signal.
+pub fn how_it_ended(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
         Some(4) => "killed by SIGILL: an instruction this CPU or its permissions do not have".into(),
@@ -201,6 +231,17 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_runs_into_a_log_says_how_it_ended() {
+        let log = std::env::temp_dir().join(format!("xtask-into-{}.log", std::process::id()));
+        let run =
+            |script: &str| run_into(Command::new("sh").args(["-c", script]), &log, Duration::from_secs(60)).unwrap();
+        assert_eq!(run("echo out; echo err >&2; exit 77").code(), Some(77));
+        assert_eq!(fs::read_to_string(&log).unwrap(), "$ sh -c 'echo out; echo err >&2; exit 77'\nout\nerr\n");
+        assert_eq!(how_it_ended(run("kill -11 $$")), "killed by SIGSEGV");
+        fs::remove_file(&log).unwrap();
+    }
+
+    #[test]
     fn a_hanging_command_is_stopped() {
         let log = std::env::temp_dir().join(format!("xtask-hang-{}.log", std::process::id()));
         let error = capture_within(Command::new("sleep").arg("60"), &log, Duration::from_millis(50)).err().unwrap();
@@ -211,6 +252,12 @@ mod tests {
     #[test]
     fn a_shown_command_can_be_pasted() {
         assert_eq!(shown(Command::new("sh").args(["-c", "echo it's"])), r"sh -c 'echo it'\''s'");
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf '%s' \"$A $B\"\n"]).env("A", "1 2").env_remove("B");
+        let line = shown_with_environment(&command);
+        assert_eq!(line, r#"env -u B A='1 2' sh -c $'printf \'%s\' "$A $B"\n'"#);
+        let output = Command::new("bash").args(["-c", &line]).env("B", "3").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "1 2 ");
     }
 
     #[test]

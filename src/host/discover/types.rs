@@ -49,15 +49,15 @@ pub fn types(symbols: &Symbols, flavour: Flavour) -> Result<HostTypes, String> {
     }
     for ty in plain::TYPES {
         if host_type(ty.number) == (ty.name.to_string(), 1, ty.bytes) {
-            ty.enable();
+            known.add_plain(ty);
         }
     }
     Ok(known)
 }
 
-/// Those of these types that can be computed: they have no codebook, or the host's decoder gives it.
+/// Those of these types that can be computed: they stay plain, they have no codebook, or the host's decoder gives it.
 pub fn readable(types: HostTypes) -> HostTypes {
-    let mut readable = HostTypes::default();
+    let mut readable = types.only_plain();
     for ty in WeightType::ALL.iter().filter(|ty| types.has(**ty)) {
         if decoders::make_readable(*ty) {
             readable.add(*ty);

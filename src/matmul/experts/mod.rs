@@ -123,15 +123,16 @@ impl ExpertMul {
     /// Computes this thread's part. All threads of the operation must call it with equal settings.
     ///
     /// # Safety
-    /// **The operation is valid**: shapes have passed [`ExpertMul::check`], the choices [`Choices::find_bad`]; all pointers
-    /// are valid for them; `work` is writable for [`ExpertMul::work_size`] of the thread count and shared by these threads
-    /// alone; the instruction set is usable on all of them.
+    /// **The operation is valid**: shapes have passed [`ExpertMul::check`], the choices [`Choices::find_bad`]; all
+    /// pointers are valid for them; `work` is writable for [`ExpertMul::work_size`] of the thread count and shared by
+    /// these threads alone; the instruction set is usable on all of them.
     pub unsafe fn run(&self, settings: Settings, thread: &Thread<'_>, work: *mut u8) {
         let Some(layout) = WorkLayout::new(self) else { return };
         if self.is_empty() {
             return;
         }
-        // SAFETY: the operation is valid. Between barriers every row and every piece of the result belongs to one thread.
+        // SAFETY: the operation is valid. Between barriers every row and every piece of the result belongs to one
+        // thread.
         unsafe {
             if self.weights.ne[0] == 0 {
                 return self.empty_sums(thread);

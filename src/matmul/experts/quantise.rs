@@ -19,8 +19,8 @@ impl ExpertMul {
     /// Quantises this thread's share of the rows.
     ///
     /// # Safety
-    /// The operation must be valid ([`ExpertMul::run`]), the choices sorted; the outlier channels' maxima found, if tiles
-    /// are int8.
+    /// The operation must be valid ([`ExpertMul::run`]), the choices sorted; the outlier channels' maxima found, if
+    /// tiles are int8.
     pub(super) unsafe fn quantise(
         &self,
         facts: &Facts,

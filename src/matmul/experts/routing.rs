@@ -1,5 +1,5 @@
-//! Which rows of activations go to which expert: the tokens' choices, sorted by expert, in tables that one thread makes in
-//! the work buffer and all read; and which parts of the work threads take.
+//! Which rows of activations go to which expert: the tokens' choices, sorted by expert, in tables that one thread makes
+//! in the work buffer and all read; and which parts of the work threads take.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,7 @@
 //! Whole operations, judged element by element.
 //!
-//! `shapes`: batches, broadcast, strides, views and thread counts. `tile_gemm`: what tiles may lose. `bound`: the promise
-//! of the header. `experts`: MUL_MAT_ID. `fused`: weights in place, and gates.
+//! `shapes`: batches, broadcast, strides, views and thread counts. `tile_gemm`: what tiles may lose. `bound`: the
+//! promise of the header. `experts`: MUL_MAT_ID. `fused`: weights in place, and gates.
 
 mod bound;
 mod experts;
@@ -102,8 +102,8 @@ fn dense(weights: Weights, x: &[f32], m: usize) -> MatMul {
     }
 }
 
-/// `per_token` rows of `x` per token times the matrices of the experts that tokens chose: `used` of them each, in rows of
-/// `stride` numbers.
+/// `per_token` rows of `x` per token times the matrices of the experts that tokens chose: `used` of them each, in rows
+/// of `stride` numbers.
 fn moe(
     weights: Weights,
     (x, per_token): (&[f32], usize),

@@ -1,6 +1,7 @@
 //! The chart of README.md: how much faster are a prompt and generation, per weight type in wide use, in which host.
 //!
-//! Two panels of bars. A bar is a ratio of speeds; the line at 1 is the host's own fastest code.
+//! Two panels of bars. A bar is the median of the turns' ratios of speeds, with a line from the lowest to the highest;
+//! the line at 1 is the host's own fastest code.
 
 use plotters::{
     prelude::*,
@@ -8,7 +9,7 @@ use plotters::{
 };
 
 use super::record::{Model, Record};
-use crate::{speed::median, util::Result};
+use crate::{stats::median, util::Result};
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 640;
@@ -29,7 +30,7 @@ const BARS: [(&str, &str, &str, RGBColor); 3] = [
     ("ik_llama.cpp", "packed", "ik_llama.cpp, weights packed", RGBColor(70, 150, 90)),
 ];
 
-/// An SVG. Its words need no font here: whoever shows it has one.
+/// Draws an SVG. Text stays text, so no font is needed here.
 pub fn draw(record: &Record) -> Result<String> {
     let mut svg = String::new();
     {
@@ -78,12 +79,16 @@ fn draw_panel(area: &Area<'_>, record: &Record, test: &str, title: &str) -> Resu
         text(area, ty, (middle as i32, bottom + 14), 14, HPos::Center)?;
         text(area, shown, (middle as i32, bottom + 31), 12, HPos::Center)?;
         for (b, (host, way, _, colour)) in BARS.into_iter().enumerate() {
-            let Some(ratio) = ratio(record, host, way, [slice, ty, test]) else { continue };
+            let Some([least, ratio, most]) = ratios(record, host, way, [slice, ty, test]) else { continue };
             let from = middle + bar * (b as f64 - 1.5);
             let corners = [((from + 1.0) as i32, y(ratio)), ((from + bar - 1.0) as i32, bottom)];
             area.draw(&Rectangle::new(corners, colour.filled())).map_err(failed)?;
-            // On a plate, for a line may be behind it.
-            let at = ((from + bar / 2.0) as i32, y(ratio) - 8);
+            let centre = (from + bar / 2.0) as i32;
+            let turns =
+                PathElement::new(vec![(centre, y(least)), (centre, y(most))], ShapeStyle::from(INK).stroke_width(1));
+            area.draw(&turns).map_err(failed)?;
+            // On a white plate, because a grid line may be behind it.
+            let at = (centre, y(most) - 8);
             let plate = [(at.0 - 11, at.1 - 6), (at.0 + 11, at.1 + 6)];
             area.draw(&Rectangle::new(plate, WHITE.filled())).map_err(failed)?;
             text(area, &format!("{ratio:.1}"), at, 12, HPos::Center)?;
@@ -97,11 +102,12 @@ fn text(area: &Area<'_>, words: &str, at: (i32, i32), size: i32, side: HPos) -> 
     area.draw(&Text::new(words.to_string(), at, style)).map_err(|e| format!("the chart cannot be drawn: {e}"))
 }
 
-/// The median of the turns; none if this was not measured.
-pub fn ratio(record: &Record, host: &str, way: &str, [slice, ty, test]: [&str; 3]) -> Option<f64> {
+/// The lowest, the median and the highest of the turns; none if this was not measured.
+fn ratios(record: &Record, host: &str, way: &str, [slice, ty, test]: [&str; 3]) -> Option<[f64; 3]> {
     let is_it = |m: &&Model| m.host == host && m.slice == slice && m.ty == ty && m.test == test;
     let way = record.models.iter().find(is_it)?.ours.iter().find(|w| w.way == way)?;
-    (!way.ratio.is_empty()).then(|| median(&way.ratio))
+    let ends = [way.ratio.iter().copied().reduce(f64::min)?, way.ratio.iter().copied().reduce(f64::max)?];
+    Some([ends[0], median(&way.ratio), ends[1]])
 }
 
 /// A whole number above every bar of a panel and its figure.
@@ -110,7 +116,7 @@ fn highest(record: &Record, test: &str) -> f64 {
     for (host, way, _, _) in BARS {
         for (slice, _) in SLICES {
             for ty in TYPES {
-                most = most.max(ratio(record, host, way, [slice, ty, test]).unwrap_or(0.0));
+                most = most.max(ratios(record, host, way, [slice, ty, test]).map_or(0.0, |ratios| ratios[2]));
             }
         }
     }
@@ -132,9 +138,9 @@ mod tests {
             assert!(svg.contains(name), "{name}");
             for (slice, _) in SLICES {
                 for (ty, (test, _)) in TYPES.into_iter().zip(TESTS) {
-                    if let Some(ratio) = ratio(&record(), host, way, [slice, ty, test]) {
+                    if let Some([least, ratio, most]) = ratios(&record(), host, way, [slice, ty, test]) {
                         assert!(svg.contains(&format!("\n{ratio:.1}\n")), "{host} {way} {slice} {ty} {test}");
-                        assert!(ratio < highest(&record(), test));
+                        assert!(least <= ratio && ratio <= most && most < highest(&record(), test));
                     }
                 }
             }

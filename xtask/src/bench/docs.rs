@@ -1,13 +1,16 @@
-//! What the documents have of the records in `benchmarks/`: tables between markers, and the chart.
+//! What the documents show of the records in `benchmarks/`: tables between markers, and the chart.
 
 use std::{fs, path::PathBuf};
 
 use super::{
     chart,
     record::{Model, Product, Products, Record, TypeRow, TypeTable},
-    report::{between_markers, grid},
+    report::{between_markers, broken, grid},
 };
-use crate::util::{self, Result, io};
+use crate::{
+    stats,
+    util::{self, Result, io},
+};
 
 /// A file of the repository and its new text.
 pub type Document = (&'static str, String);
@@ -74,8 +77,16 @@ fn cell(value: Option<&Option<f64>>, show: impl Fn(f64) -> String) -> String {
     value.copied().flatten().map_or(String::new(), show)
 }
 
-fn list(values: &[f64]) -> String {
-    values.iter().map(|v| if *v < 100.0 { rounded(*v) } else { format!("{v:.0}") }).collect::<Vec<_>>().join(", ")
+/// A median, with the lowest and the highest value if they are known.
+fn with_range(value: Option<&Option<f64>>, range: Option<&Option<[f64; 2]>>) -> String {
+    let range = range.copied().flatten();
+    let ends = range.map_or(String::new(), |[least, most]| format!(" ({least:.2} to {most:.2})"));
+    cell(value, |v| format!("{v:.2}{ends}"))
+}
+
+/// The turns of a model.
+fn turns(values: &[f64]) -> String {
+    stats::spread(values, |v| if v < 100.0 { rounded(v) } else { format!("{v:.0}") })
 }
 
 /// At most two digits behind the point.
@@ -107,11 +118,11 @@ fn models_of(record: &Record, host: &str) -> String {
         .map(|model| {
             let speed = |name: &String| {
                 let way = model.ours.iter().chain(&model.theirs).find(|w| w.way == *name);
-                way.map_or(String::new(), |w| list(&w.speed))
+                way.map_or(String::new(), |w| turns(&w.speed))
             };
             let times = |name: &String| {
                 let way = model.ours.iter().find(|w| w.way == *name);
-                way.map_or(String::new(), |w| list(&w.ratio))
+                way.map_or(String::new(), |w| turns(&w.ratio))
             };
             let cells = ours.iter().chain(&theirs).map(speed).chain(ours.iter().map(times)).collect();
             (format!("{} {} {}", model.slice, model.ty, model.test), cells)
@@ -119,7 +130,7 @@ fn models_of(record: &Record, host: &str) -> String {
         .collect();
     let mut commands: Vec<&str> = models.iter().map(|m| m.command.as_str()).collect();
     commands.dedup();
-    format!("{}\n\n{}", origin(record, &commands.join("`, `")), grid(&header, &lines))
+    format!("{}\n\n{}", broken(&origin(record, &commands.join("`, `"))), grid(&header, &lines))
 }
 
 /// Generation and prompts: M of 1 and 512.
@@ -135,19 +146,22 @@ fn summary(record: &Record, products: &Products) -> String {
         .chain([format!("M = {few_m}: % of read bandwidth"), format!("M = {many_m}: % of tile peak")])
         .collect();
     let line = |p: &Product| {
-        let ratio = |values: &[Option<f64>], i: usize| cell(values.get(i), |v| format!("{v:.2}"));
         let percent = |values: &[Option<f64>], i: usize| cell(values.get(i), |v| format!("{v:.0}"));
         let cells = vec![
-            ratio(&p.llama, few),
-            ratio(&p.ik, few),
-            ratio(&p.llama, many),
-            ratio(&p.ik, many),
+            with_range(p.llama.get(few), p.llama_range.get(few)),
+            with_range(p.ik.get(few), p.ik_range.get(few)),
+            with_range(p.llama.get(many), p.llama_range.get(many)),
+            with_range(p.ik.get(many), p.ik_range.get(many)),
             percent(&p.read, few),
             percent(&p.peak, many),
         ];
         (p.ty.clone(), cells)
     };
-    format!("{}\n\n{}", of_run(record, products), grid(&header, &products.types.iter().map(line).collect::<Vec<_>>()))
+    format!(
+        "{}\n\n{}",
+        broken(&of_run(record, products)),
+        grid(&header, &products.types.iter().map(line).collect::<Vec<_>>())
+    )
 }
 
 fn of_run(record: &Record, products: &Products) -> String {
@@ -175,7 +189,7 @@ const FIGURES: [Figure; 5] = [
 
 /// Tables of type by M.
 fn every_m(record: &Record, products: &Products) -> String {
-    let mut out = format!("{}\n", of_run(record, products));
+    let mut out = format!("{}\n", broken(&of_run(record, products)));
     let header: Vec<String> = products.rows.iter().map(|m| format!("M = {m}")).collect();
     for (title, of, show) in FIGURES {
         let line = |p: &Product| (p.ty.clone(), of(p).iter().map(|v| cell(Some(v), show)).collect::<Vec<_>>());
@@ -193,11 +207,12 @@ pub fn type_table(record: &Record, types: &TypeTable) -> String {
     let header: Vec<String> = fixed.into_iter().chain(types.rows.iter().map(|m| format!("M = {m}"))).collect();
     let line = |row: &TypeRow| {
         let mut cells = row.facts().to_vec();
-        cells.extend(row.ratio.iter().map(|v| cell(Some(v), |v| format!("{v:.2}"))));
+        cells.extend(row.ratio.iter().enumerate().map(|(m, v)| with_range(Some(v), row.range.get(m))));
         (row.ty.clone(), cells)
     };
     let lines: Vec<(String, Vec<String>)> = types.types.iter().map(line).collect();
-    format!("{} Host: {}.\n\n{}", origin(record, &types.command), types.host, grid(&header, &lines))
+    let origin = broken(&format!("{} Host: {}.", origin(record, &types.command), types.host));
+    format!("{origin}\n\n{}", grid(&header, &lines))
 }
 
 impl TypeRow {
@@ -233,7 +248,10 @@ mod tests {
         let text = every_m(&record, &products);
         assert!(text.contains("| | M = 1 | M = 512 |\n|---|---|---|\n| q4_0 | 4.00 | 4.00 |\n"), "{text}");
         assert!(text.contains("| q4_1 | 3.00 | 3.00 |"));
-        assert!(summary(&record, &products).contains("| q4_0 | 4.00 | 1.50 | 4.00 | 1.50 | 90 | 40 |"));
+        let text = summary(&record, &products);
+        let wanted =
+            "| q4_0 | 4.00 (4.00 to 4.00) | 1.50 (1.50 to 1.50) | 4.00 (4.00 to 4.00) | 1.50 (1.50 to 1.50) | 90 |";
+        assert!(text.contains(wanted), "{text}");
     }
 
     #[test]

@@ -7,8 +7,7 @@ use crate::{
     compiler, cpu,
     host::{self, Kind},
     json::{Json, Look, object},
-    speed::median,
-    symbols, table,
+    stats, symbols, table,
     util::Result,
 };
 
@@ -47,7 +46,7 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
     header.extend(against.iter().map(String::as_str));
     let rows: Vec<Vec<String>> = items.iter().map(row).collect();
     println!("\n{}", table::render(&header, &rows));
-    println!("  medians of {} turns; {}, {} threads", options.rounds, cpu::detect().model, options.threads);
+    println!("  {}; {}, {} threads", stats::legend(options.rounds), cpu::detect().model, options.threads);
     for side in &sides {
         println!("  {}: {}, {}", side.name, side.buffer, side.program.what);
     }
@@ -55,8 +54,8 @@ pub fn run(options: &Options, out: &Path) -> Result<()> {
     save(&out.join("experts.json"), &format!("[\n{}\n]\n", lines.join(",\n")))
 }
 
-/// Ours; the C++ build, whose AMX backend takes no experts, with the buffer its loader chooses instead; and its
-/// plain weights, which is all the types have that nobody repacks.
+/// This library; the C++ build with the buffer that its loader chooses (its AMX backend takes no experts); and the same
+/// build with plain weights, for types that it does not repack.
 fn sides(out: &Path) -> Result<Vec<Side>> {
     let ours = Program::build(&host::ensure(Kind::Llama)?, out)?;
     let mut all = vec![Side { name: "ours", buffer: "AMX", program: ours }];
@@ -88,11 +87,10 @@ fn title(product: &Json) -> String {
 }
 
 fn row(item: &Item) -> Vec<String> {
-    let medians: Vec<f64> = item.ms.iter().map(|v| median(v)).collect();
-    let cell = |v: f64, unit: &str| if v.is_nan() { "-".to_string() } else { format!("{v:.2}{unit}") };
+    let cell = |values: &[f64]| stats::spread(values, |v| format!("{v:.2}"));
     let mut cells = vec![title(&item.product)];
-    cells.extend(medians.iter().map(|m| cell(*m, "")));
-    cells.extend(medians.iter().skip(1).map(|m| cell(m / medians[0], "x")));
+    cells.extend(item.ms.iter().map(|ms| cell(ms)));
+    cells.extend(item.ms.iter().skip(1).map(|ms| cell(&stats::ratios(ms, &item.ms[0]))));
     cells
 }
 
@@ -130,7 +128,7 @@ mod tests {
             add(&mut items, line(tokens, ms), side, 2);
         }
         assert_eq!(items.len(), 2);
-        assert_eq!(row(&items[0]), ["q4_0 up 1", "1.50", "3.00", "2.00x"]);
+        assert_eq!(row(&items[0]), ["q4_0 up 1", "1.50 (1.00 to 2.00)", "3.00 (3.00 to 3.00)", "2.25 (1.50 to 3.00)"]);
         assert_eq!(row(&items[1]), ["q4_0 up 32", "5.00", "-", "-"]);
     }
 }

@@ -8,6 +8,7 @@ mod options;
 mod products;
 mod record;
 pub mod report;
+mod results;
 mod run;
 mod slices;
 mod types;
@@ -27,6 +28,9 @@ use record::Record;
 
 /// Everything the options ask for.
 pub fn run(options: &Options) -> Result<()> {
+    if options.thresholds {
+        return thresholds();
+    }
     if let Some(file) = &options.report {
         keep(file)?;
     }
@@ -53,6 +57,17 @@ pub fn run(options: &Options) -> Result<()> {
     let json = out.join("mul-mat.json");
     save(&json, &run.write())?;
     println!("  to put it into the documents: cargo xtask bench --report {}", json.display());
+    Ok(())
+}
+
+/// Has the test that compares docs/dispatch.md with the library write its tables, and prints them.
+fn thresholds() -> Result<()> {
+    let mut cargo = util::cargo();
+    cargo.args(["test", "--package", "ggml-amx", "--test", "dispatch"]).env("GGML_AMX_UPDATE_DOCS", "1");
+    util::capture(&mut cargo, &cache::log("thresholds")?)?;
+    let file = util::repo().join("docs/dispatch.md");
+    let text = io("read", &file, fs::read_to_string(&file))?;
+    println!("{}", report::within_markers(&text, "thresholds")?);
     Ok(())
 }
 

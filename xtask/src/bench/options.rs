@@ -27,6 +27,8 @@ writes mul-mat.json.
 
   --report FILE  only keep a mul-mat.json, types.json, slices.json or slices-ik.json in benchmarks/, and
                  write the documents that are made of what lies there
+  --thresholds   only print from how many rows of activations on which kernel multiplies, by weight type,
+                 and write the same into docs/dispatch.md
   --docs         only write these documents: docs/speed.svg, and tables between markers in
                  docs/performance.md, docs/types.md and docs/lab/products.md
 
@@ -65,6 +67,8 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Only write documents.
     pub docs: bool,
+    /// Only write and print the tables of thresholds.
+    pub thresholds: bool,
     /// Whole models.
     pub slices: bool,
     /// Of ik_llama.cpp.
@@ -83,7 +87,7 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// What most models come in; more with `--types`.
+/// The types that most models come in; `--types` names others.
 const USUAL_TYPES: &str = "q4_0,q4_1,q5_0,q5_1,q8_0,q2_K,q3_K,q4_K,q5_K,q6_K,iq4_nl,iq4_xs,mxfp4";
 const FULL: [&str; 3] =
     [USUAL_TYPES, "1,2,4,8,16,32,64,128,512,2048", "4096x4096,14336x4096,4096x14336,1024x4096,151936x2048"];
@@ -120,6 +124,7 @@ impl Options {
                 "--slices" => o.slices = true,
                 "--host" => o.is_ik = host::is_ik(value()?)?,
                 "--experts" => o.is_experts = true,
+                "--thresholds" => o.thresholds = true,
                 "--type-table" => is_type_table = true,
                 other => return Err(format!("unknown argument `{other}`")),
             }

@@ -1,7 +1,7 @@
 //! A run as text for the terminal, and the Markdown that documents are made of.
 
-use super::run::{Item, Run};
-use crate::{table, util::Result};
+use super::run::{Item, Run, Way};
+use crate::{stats, table, util::Result};
 
 /// Hosts, as the bench program names them. Of ik_llama.cpp the faster of its two forms counts.
 pub const LLAMA: &[&str] = &["llama"];
@@ -12,7 +12,7 @@ pub const IK: &[&str] = &["ik", "ik-rtr"];
 pub fn table(run: &Run) -> String {
     let hosts: Vec<&str> =
         ["llama", "ik", "ik-rtr"].into_iter().filter(|h| run.items.iter().any(|i| i.way(h).is_some())).collect();
-    let mut header = vec!["type NxK", "M", "ms", "best", "% peak", "% reads", "NMSE"];
+    let mut header = vec!["type NxK", "M", "ms", "% peak", "% reads", "NMSE"];
     for host in &hosts {
         header.extend([*host, "NMSE", "ratio"]);
     }
@@ -24,14 +24,13 @@ pub fn table(run: &Run) -> String {
 fn row(item: &Item, hosts: &[&str]) -> Vec<String> {
     let mut cells = vec![format!("{} {}", item.ty(), item.shape()), item.m().to_string()];
     if let Some(way) = item.way("ours") {
-        cells.extend([time(way.ms), time(way.best_ms)]);
-        cells.extend([percent(way.of_peak), percent(way.of_read), format!("{:.0e}", way.nmse)]);
+        cells.extend([times(&way), percent(way.of_peak), percent(way.of_read), format!("{:.0e}", way.nmse)]);
     }
     for host in hosts {
         match item.way(host) {
             Some(way) => {
                 let ratio = item.ratio(&[host]).map_or("-".into(), |r| format!("{r:.2}x"));
-                cells.extend([time(way.ms), format!("{:.0e}", way.nmse), ratio]);
+                cells.extend([times(&way), format!("{:.0e}", way.nmse), ratio]);
             }
             None => cells.extend(["-"; 3].map(String::from)),
         }
@@ -51,7 +50,12 @@ fn legend(run: &Run, hosts: &[&str]) -> String {
         let what = run.hosts.iter().find(|(k, _)| k == name).map_or("", |(_, v)| v);
         out.push_str(&format!("  {host}: {what}; weights as {}\n", forms.join(", ")));
     }
-    out + "  medians of ms; ratio: their time by ours; % of the tile peak and of plain reads in the same repetitions\n"
+    out + "  ms: medians (lowest to highest); ratio: their median by ours; % of the tile peak and of plain reads in the same repetitions\n"
+}
+
+/// The median, and all repetitions from the shortest to the longest, if they are known.
+fn times(way: &Way) -> String {
+    if way.all_ms.is_empty() { time(way.ms) } else { stats::spread(&way.all_ms, time) }
 }
 
 fn time(ms: f64) -> String {
@@ -71,12 +75,42 @@ pub fn grid(header: &[String], lines: &[(String, Vec<String>)]) -> String {
     out
 }
 
+/// A paragraph in lines of at most 120 columns, if its words allow.
+pub fn broken(paragraph: &str) -> String {
+    let mut out = String::new();
+    let mut columns = 0;
+    for word in paragraph.split_whitespace() {
+        let length = word.chars().count();
+        if columns > 0 && columns + 1 + length > 120 {
+            out.push('\n');
+            columns = 0;
+        } else if columns > 0 {
+            out.push(' ');
+            columns += 1;
+        }
+        out.push_str(word);
+        columns += length;
+    }
+    out
+}
+
 /// The document with everything between the comments `NAME:begin` and `NAME:end` replaced.
 pub fn between_markers(document: &str, name: &str, text: &str) -> Result<String> {
+    let (before, _, behind) = at_markers(document, name)?;
+    Ok(format!("{before}\n{}\n{behind}", text.trim_end()))
+}
+
+/// What stands between these comments.
+pub fn within_markers<'a>(document: &'a str, name: &str) -> Result<&'a str> {
+    at_markers(document, name).map(|(_, within, _)| within.trim())
+}
+
+/// A document up to the first comment, between both, and from the last one on.
+fn at_markers<'a>(document: &'a str, name: &str) -> Result<(&'a str, &'a str, &'a str)> {
     let [first, last] = ["begin", "end"].map(|which| format!("<!-- {name}:{which} -->"));
     let begin = document.find(&first).ok_or(format!("there is no `{first}`"))? + first.len();
     let end = document[begin..].find(&last).ok_or(format!("there is no `{last}` behind `{first}`"))? + begin;
-    Ok(format!("{}\n{}\n{}", &document[..begin], text.trim_end(), &document[end..]))
+    Ok((&document[..begin], &document[begin..end], &document[end..]))
 }
 
 #[cfg(test)]
@@ -88,8 +122,15 @@ mod tests {
     fn the_table_has_a_line_per_product_and_names_the_forms() {
         let text = table(&example());
         assert_eq!(text.lines().filter(|l| l.contains("x4096")).count(), 8);
-        assert!(text.contains("q4_0 1024x4096  512  1.000  1.000    40.0     90.0  1e-5  8.000"), "{text}");
+        assert!(text.contains("q4_0 1024x4096  512  1.000 (0.500 to 2.000)    40.0     90.0  1e-5   8.000"), "{text}");
         assert!(text.contains("  llama: llama.cpp; weights as f\n"));
+    }
+
+    #[test]
+    fn paragraphs_are_broken_between_words() {
+        let text = broken(&"word ".repeat(50));
+        assert!(text.lines().all(|line| line.len() <= 120 && !line.ends_with(' ')), "{text}");
+        assert_eq!((text.lines().count(), text.split_whitespace().count()), (3, 50));
     }
 
     #[test]
@@ -98,6 +139,7 @@ mod tests {
         let new = between_markers(old, "t", "new\n").unwrap();
         assert_eq!(new, old.replace("old", "new"));
         assert_eq!(between_markers(&new, "t", "new").unwrap(), new);
+        assert_eq!(within_markers(&new, "t"), Ok("new"));
         assert!(between_markers("nothing", "t", "x").is_err());
     }
 }

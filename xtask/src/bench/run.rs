@@ -1,7 +1,9 @@
-//! What one run of the bench program brought, as it lies in a JSON file.
+//! The results of one run of the bench program, as they lie in a JSON file.
 
+use super::record;
 use crate::{
     json::{self, Json, Look, object},
+    stats,
     util::Result,
 };
 
@@ -30,8 +32,8 @@ pub struct Way {
     pub form: String,
     /// Median time.
     pub ms: f64,
-    /// Shortest time.
-    pub best_ms: f64,
+    /// Time of every repetition; empty in files of earlier versions.
+    pub all_ms: Vec<f64>,
     /// Percent of the tile unit's peak, NaN without AMX.
     pub of_peak: f64,
     /// Percent of the bandwidth of plain reads.
@@ -68,18 +70,26 @@ impl Item {
         Some(Way {
             form: way.text("form").into(),
             ms: number("ms"),
-            best_ms: number("best_ms"),
+            all_ms: way.list("all_ms").iter().filter_map(Json::as_f64).collect(),
             of_peak: number("of_peak"),
             of_read: number("of_read"),
             nmse: number("nmse"),
         })
     }
 
+    /// The fastest of these, by medians.
+    fn fastest(&self, names: &[&str]) -> Option<Way> {
+        names.iter().filter_map(|n| self.way(n)).min_by(|a, b| a.ms.total_cmp(&b.ms))
+    }
+
     /// How many times longer than ours the fastest of these takes, by medians.
     pub fn ratio(&self, names: &[&str]) -> Option<f64> {
-        let ours = self.way("ours")?.ms;
-        let theirs = names.iter().filter_map(|n| self.way(n)).map(|w| w.ms).reduce(f64::min)?;
-        Some(theirs / ours)
+        Some(self.fastest(names)?.ms / self.way("ours")?.ms)
+    }
+
+    /// The same of every repetition: the lowest and the highest.
+    pub fn range(&self, names: &[&str]) -> Option<[f64; 2]> {
+        record::range(&stats::ratios(&self.fastest(names)?.all_ms, &self.way("ours")?.all_ms))
     }
 }
 
@@ -160,7 +170,10 @@ pub mod tests {
                 for m in [1, 512] {
                     let way = |ms: f64| {
                         format!(
-                            "{{\"form\":\"f\",\"ms\":{ms},\"best_ms\":{ms},\"of_peak\":40,\"of_read\":90,\"nmse\":1e-5}}"
+                            "{{\"form\":\"f\",\"ms\":{ms},\"of_peak\":40,\"of_read\":90,\"nmse\":1e-5,\
+                             \"all_ms\":[{},{ms},{}]}}",
+                            ms / 2.0,
+                            ms * 2.0
                         )
                     };
                     let rtr = if ty == "q4_0" { format!(",\"ik-rtr\":{}", way(1.5)) } else { String::new() };

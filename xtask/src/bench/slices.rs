@@ -10,14 +10,14 @@ use crate::{
     products,
     program::{self, Settings, Way},
     slice::Slice,
-    speed::{self, Plan, Samples, median},
-    symbols, table,
+    speed::{self, Of, Plan},
+    stats, symbols, table,
     util::Result,
 };
 
 use super::{options::Options, save};
 
-/// One of those that have their turns.
+/// One way to run a model.
 struct Side<'a> {
     name: &'static str,
     way: Way<'a>,
@@ -90,13 +90,11 @@ fn measure(host: &Host, sides: &[Side<'_>], options: &Options, file: &Path) -> R
     }
     let header = header(sides);
     println!("\n{}", table::render(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows));
-    println!("  medians of {} turns; {}, {} threads", options.rounds, cpu::detect().model, options.threads);
+    println!("  {}; {}, {} threads", stats::legend(options.rounds), cpu::detect().model, options.threads);
     println!("  {}, {}", host.requirement(), host.built_by());
     let lines: Vec<String> = items.iter().map(Json::to_string).collect();
     save(&file.to_path_buf(), &format!("[\n{}\n]\n", lines.join(",\n")))
 }
-
-type Of = fn(&Samples) -> &[f64];
 
 fn tests(plan: &Plan) -> Vec<(String, Of)> {
     let mut all: Vec<(String, Of)> = vec![(format!("pp{}", plan.prompt), |s| &s.prompt)];
@@ -106,7 +104,8 @@ fn tests(plan: &Plan) -> Vec<(String, Of)> {
     all
 }
 
-/// Every way must keep its weights where it says, and only ours may be at work; how much, is looked at in every turn. Types with something in front of their rows stay as they are.
+/// Checks each way in a short run: its weights must be packed or not as it says, and only in our ways may this library
+/// compute. (Each turn checks how much it computed.) Types with row headers stay plain in ik_llama.cpp.
 fn check(host: &Host, model: &Path, ty: &str, sides: &[Side<'_>], threads: usize) -> Result<()> {
     for side in sides {
         let log = speed::short_log(host, model, side.way, threads)?;
@@ -136,13 +135,16 @@ fn header(sides: &[Side<'_>]) -> Vec<String> {
     header
 }
 
+/// Speeds of all ways, and the ratios of ours, turn by turn.
 fn row(name: &str, sides: &[Side<'_>], values: &[&[f64]]) -> Vec<String> {
-    let medians: Vec<f64> = values.iter().map(|v| median(v)).collect();
-    let of = |is_ours| sides.iter().zip(&medians).filter(move |(s, _)| s.is_ours == is_ours).map(|(_, m)| *m);
     let mut cells = vec![name.to_string()];
-    cells.extend(medians.iter().map(|m| format!("{m:.1}")));
-    if let Some(best) = of(false).reduce(f64::max) {
-        cells.extend(of(true).map(|m| format!("{:.2}x", m / best)));
+    cells.extend(values.iter().map(|v| stats::spread(v, |v| format!("{v:.1}"))));
+    let of = |is_ours| sides.iter().zip(values).filter(move |(s, _)| s.is_ours == is_ours).map(|(_, v)| *v);
+    let faster = |a: Vec<f64>, b: &[f64]| a.iter().zip(b).map(|(a, b)| a.max(*b)).collect();
+    let mut others = of(false);
+    if let Some(first) = others.next() {
+        let best = others.fold(first.to_vec(), faster);
+        cells.extend(of(true).map(|ours| stats::spread(&stats::ratios(ours, &best), |v| format!("{v:.2}"))));
     }
     cells
 }
@@ -175,10 +177,13 @@ mod tests {
         let (fast, slow, middle) = ([4.0, 2.0, 3.0], [1.0, 2.0, 1.5], [2.0, 2.0, 2.0]);
         let sides = [side("a", true), side("b", false), side("c", false)];
         assert_eq!(header(&sides), ["tokens/s", "a", "b", "c", "a / best"]);
-        assert_eq!(row("x", &sides, &[&fast, &slow, &middle]), ["x", "3.0", "1.5", "2.0", "1.50x"]);
+        assert_eq!(
+            row("x", &sides, &[&fast, &slow, &middle]),
+            ["x", "3.0 (2.0 to 4.0)", "1.5 (1.0 to 2.0)", "2.0 (2.0 to 2.0)", "1.50 (1.00 to 2.00)"]
+        );
         let sides = [side("a", true), side("b", true), side("c", false)];
         assert_eq!(header(&sides), ["tokens/s", "a", "b", "c", "a / c", "b / c"]);
-        assert_eq!(row("x", &sides[..2], &[&fast, &slow]), ["x", "3.0", "1.5"]);
+        assert_eq!(row("x", &sides[..2], &[&fast, &slow]), ["x", "3.0 (2.0 to 4.0)", "1.5 (1.0 to 2.0)"]);
         assert_eq!(header(&sides[..2]), ["tokens/s", "a", "b"]);
     }
 

@@ -1,4 +1,5 @@
-//! The weight types of ggml: number, name, and the blocks rows are made of. Those that the library packs are in its table.
+//! The weight types of ggml: number, name, and the blocks rows are made of. Those that the library packs are in its
+//! table.
 
 #[path = "../../../src/format/table.rs"]
 #[allow(dead_code)] // not all columns matter here
@@ -20,7 +21,7 @@ pub struct Type {
     pub bytes: u64,
     /// Bytes of a row in front of its blocks.
     pub head: u64,
-    /// Who has it.
+    /// Which hosts have it.
     pub origin: Origin,
     /// Whether quantisers refuse to make it without an importance matrix.
     pub by_importance: bool,

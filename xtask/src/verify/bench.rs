@@ -84,8 +84,8 @@ impl<'a> Bench<'a> {
         Ok(report)
     }
 
-    /// This library, and how much of the model's matrices it held, in percent; None where it holds none, for it
-    /// takes the products of ik_llama.cpp with the weights where they are.
+    /// This library's report, and how much of the model's matrices it had packed, in percent; None in ik_llama.cpp with
+    /// weights in place, where it packs nothing.
     pub fn ours(&self, model: &Model, base: &Path, settings: Settings<'_>) -> Result<(Score, Option<f64>)> {
         println!("    this library{}", settings.place().replace('-', ", "));
         let label = format!("{}.ours{}", model.label, settings.place());

@@ -3,8 +3,7 @@
 //! For every weight type: quantise SmolLM2, turn the quantised weights back into F32, and record the F32
 //! model's logits over English text. That is the truth both ways are measured against, so the type's own
 //! quantisation error is in neither number: what is left is the arithmetic.
-//!
-//! `--upcycled`: the truth stays that of the dense model; a mixture of experts that equals it is measured.
+//! `--upcycled`: the same truth, that of the dense model; what is measured is a mixture of experts that equals it.
 //!
 //! `--host ik`: the same in ik_llama.cpp, with weights where they are and with packed ones; then a long text is
 //! generated while this library searches every result for NaN.
@@ -41,7 +40,7 @@ pub struct Options {
     pub types: Vec<String>,
     /// A mixture of experts in the place of the dense model.
     pub upcycled: bool,
-    /// Everything in BF16 on the tile unit, which must come ten times nearer.
+    /// Everything in BF16 on the tile unit; its KL divergence may be a tenth of the host's.
     pub exact: bool,
     /// In ik_llama.cpp.
     pub is_ik: bool,
@@ -80,7 +79,7 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// One way to have this library work.
+/// One mode of this library.
 struct Mode<'a> {
     /// Follows the type's name in the table.
     name: &'static str,
@@ -147,7 +146,7 @@ fn show(options: &Options, isa: Option<&str>, chunks: usize, rows: &[Row], twins
     }
 }
 
-/// Does something with the dense model made a mixture of experts that says the same, in one weight type.
+/// Calls `work` with a mixture of experts that equals the dense model, in one weight type.
 pub fn with_experts<T>(host: &Host, name: &str, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let cache = Cache::open()?;
     let models = Models { cache: &cache, host };

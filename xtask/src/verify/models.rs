@@ -16,7 +16,7 @@ const NAME: &str = "SmolLM2-135M-Instruct";
 
 /// One model file.
 pub struct Model {
-    /// Tells its results from those of others.
+    /// Tells its results apart from those of other models.
     pub label: String,
     /// Where it lies.
     pub file: PathBuf,
@@ -58,7 +58,7 @@ impl Models<'_> {
         let file = if name == "Q4_1" {
             q4_1
         } else {
-            // Two quantisers do not write the same bytes.
+            // The quantisers of two hosts write different bytes.
             let by = if self.host.kind.is_ik() { "-ik" } else { "" };
             let file = format!("models/{NAME}{}{by}.{name}.gguf", if wide { "-wide" } else { "" });
             self.cache.once(&file, |to| {
@@ -89,8 +89,8 @@ impl Models<'_> {
         self.quantise(from, to, &["--allow-requantize"], "F32")
     }
 
-    /// Types that are mixed within each layer: keys and gates in F32, outputs of attention in Q6_0, the others in Q4_1. By
-    /// the quantiser of ik_llama.cpp.
+    /// Types that are mixed within each layer: keys and gates in F32, outputs of attention in Q6_0, the others in Q4_1.
+    /// By the quantiser of ik_llama.cpp.
     pub fn mixed(&self) -> Result<PathBuf> {
         let q4_1 = fetch::model(self.cache)?;
         self.cache.once(&format!("models/{NAME}-mixed-ik.gguf"), |to| {

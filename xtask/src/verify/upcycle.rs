@@ -16,7 +16,8 @@ use crate::{
 pub const EXPERTS: u64 = 8;
 /// Experts that see a token.
 const USED: u32 = 2;
-/// Of the router's weights. Its inputs are normalised: which experts it takes hangs on their direction.
+/// Standard deviation of the router's weights. Its inputs are normalised, so their direction decides which experts are
+/// chosen.
 const SIGMA: f64 = 0.05;
 
 /// Where the data of a tensor comes from.

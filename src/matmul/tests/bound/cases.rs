@@ -34,8 +34,8 @@ fn judged(ty: WeightType, weights: &[f32], k: usize, x: &[f32], what: &str) -> f
     matrix.measure(x, &out).iter().map(|row| row.nmse()).fold(0.0, f64::max)
 }
 
-/// Few quants are all rounded to the same side, and their errors go with those of the activations: channels of a column that
-/// is much larger than the others must not lend that to a row that does not see it.
+/// Few quants are all rounded to the same side, and their errors go with those of the activations: channels of a column
+/// that is much larger than the others must not lend that to a row that does not see it.
 #[test]
 fn single_channels_beside_one_large_column_keep_their_bound() {
     if !has_amx() {
@@ -127,8 +127,8 @@ fn errors_of_single_channels_are_not_averaged_away() {
     Matrix::packed(&shape, &packed).judge(WeightType::Q4_0.info().quant_nmse, &x, &out).unwrap();
 }
 
-/// Given weights that are much alike in every block, by a minimum of its own, and rows in which that cancels, then every row
-/// keeps its bound: what is left of the result is small.
+/// Given weights that are much alike in every block, by a minimum of its own, and rows in which that cancels, then
+/// every row keeps its bound: what is left of the result is small.
 #[test]
 fn what_neighbouring_channels_have_in_common_may_cancel() {
     if !has_amx() {

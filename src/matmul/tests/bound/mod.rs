@@ -1,9 +1,9 @@
 //! The promise of the header: every row of a product keeps its bound, whatever weights, activations and neighbours are.
-//! `random` draws adversarial weights and rows; `cases` has those that have broken a bound before. Each row of each result
-//! is judged.
+//! `random` draws adversarial weights and rows; `cases` has those that have broken a bound before. Each row of each
+//! result is judged.
 //!
-//! `GGML_AMX_TEST_ROWS` rows are judged at random, by default as many as take some seconds. `GGML_AMX_TEST_SEED`, a number,
-//! draws others.
+//! `GGML_AMX_TEST_ROWS` rows are judged at random, by default as many as take some seconds. `GGML_AMX_TEST_SEED`, a
+//! number, draws others.
 
 mod cases;
 mod random;

@@ -1,4 +1,5 @@
-// Registers the AMX buffer type if the compiler was given AMX flags, as ggml does. OTHER_...: versions that are not known.
+// Registers the AMX buffer type if the compiler was given AMX flags, as ggml does. OTHER_...: versions that are not
+// known.
 #include "amx/amx.h"
 #include "traits.h"
 

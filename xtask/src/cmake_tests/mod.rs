@@ -1,5 +1,8 @@
 //! `cargo xtask cmake-tests`: the CMake modules on the small trees of `cmake/tests`, which look like hosts to them.
 
+mod lto;
+mod trees;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -41,53 +44,8 @@ pub fn run() -> Result<()> {
     bench.link_time_optimisation_is_found()
 }
 
-/// Options of a configure run, and whether they turn link-time optimisation on for code that calls are taken from.
-type LtoCase = (&'static [&'static str], bool);
-
 const RELEASE: &str = "-DCMAKE_BUILD_TYPE=Release";
 const MULTI: &str = "-GNinja Multi-Config";
-const LTO_CASES: [LtoCase; 16] = [
-    (&[RELEASE], false),
-    (&[RELEASE, "-DCMAKE_CXX_FLAGS=-flto"], true),
-    (&[RELEASE, "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -flto=auto"], true),
-    (&[RELEASE, "-DCMAKE_C_FLAGS_RELEASE=-O2 -flto"], true),
-    (&["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -flto"], false),
-    (&[RELEASE, "-DCMAKE_CXX_FLAGS=-flto", "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -fno-lto"], false),
-    (&[RELEASE, "-DFLAGS_OF_FOLDER=-flto"], true),
-    (&[RELEASE, "-DOPTION_OF_TARGET=-flto"], true),
-    (&[RELEASE, "-DOPTION_OF_LINKED=-flto"], true),
-    (&[RELEASE, "-DOPTION_OF_FILE=-flto"], true),
-    (&[RELEASE, "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"], true),
-    (&["-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON"], true),
-    (&[MULTI], false),
-    (&[MULTI, "-DCMAKE_CXX_FLAGS_RELEASE=-O2 -flto"], true),
-    (&[MULTI, "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION_RELEASE=ON"], true),
-    (&[RELEASE, "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=ON", "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION_RELEASE=OFF"], false),
-];
-
-/// Versions of llama.cpp that are not known: an option of the small tree, and what is said of it. What is defined for it comes
-/// in every way in which the types of a target can be changed.
-const UNKNOWN: [(&str, &str); 16] = [
-    ("-DWITHOUT=ggml-cpu/amx/mmq.cpp", "has no source ggml-cpu/amx/mmq.cpp"),
-    ("-DMORE=ggml-cpu/amx/tile.cpp", "has a source ggml-cpu/amx/tile.cpp"),
-    ("-DMORE=ggml-cpu/other.cpp", "ggml-cpu/other.cpp of target ggml-cpu uses its AMX code too"),
-    ("-DNAME=ggml_cpu", "found none (target ggml_cpu is one with its sources"),
-    ("-DCMAKE_SYSTEM_PROCESSOR=aarch64;-DCMAKE_SYSTEM_NAME=Linux", "this build is for Linux aarch64"),
-    ("-DCMAKE_CXX_FLAGS=-DOTHER_ORDER", "unknown type of extra_buffer_type"),
-    ("-DCMAKE_CXX_FLAGS_RELEASE=-O2 -DOTHER_ORDER", "unknown type of extra_buffer_type"),
-    ("-DDEFINED_FOR_FOLDER=OTHER_ORDER", "unknown type of extra_buffer_type"),
-    ("-DDEFINED_FOR_TARGET=OTHER_ORDER", "unknown type of extra_buffer_type"),
-    ("-DDEFINED_FOR_LINKED=OTHER_ORDER", "unknown type of extra_buffer_type"),
-    ("-DDEFINED_FOR_TARGET=OTHER_SWAPPED", "unknown order of the virtual functions of tensor_traits"),
-    ("-DDEFINED_FOR_TARGET=OTHER_FRONT", "unknown order of the virtual functions of tensor_traits"),
-    ("-DDEFINED_FOR_TARGET=OTHER_BEHIND", "unknown order of the virtual functions of extra_buffer_type"),
-    ("-DDEFINED_FOR_TARGET=OTHER_FIELD", "unknown type of ggml_compute_params: ith"),
-    ("-DDEFINED_FOR_TARGET=OTHER_GUARD", "ggml-cpu.cpp does not call ggml_backend_amx_buffer_type()"),
-    ("-DDEFINED_FOR_TARGET=OTHER_CALL", "ggml-cpu.cpp calls _Z24ggml_backend_amx_preparev"),
-];
-/// Those that end the configure too, if that is asked for: of each kind one.
-const REQUIRED: [usize; 4] = [0, 3, 4, 9];
-
 impl Bench {
     /// This project in small: the modules as they are, the crate and its header as in `cmake/tests/crate`.
     fn small_repo(&self, name: &str) -> Result<PathBuf> {
@@ -96,12 +54,14 @@ impl Bench {
         copy_files(&from.join("tests/crate"), &repo)?;
         copy_files(&from.join("tests/crate/src"), &repo.join("src"))?;
         copy_files(&from.join("tests/crate"), &repo.join("include"))?;
+        let license = repo.join("LICENSE");
+        io("copy", &license, fs::copy(util::repo().join("LICENSE"), &license))?;
         Ok(repo)
     }
 
     fn configure(&self, tree: &str, build: &Path, module: &Path, options: &[&str]) -> Command {
         let mut configure = host::cmake(&self.tools);
-        // The absolute path of a tree elsewhere stays as it is.
+        // `join` leaves the absolute path of another tree as it is.
         configure.arg("-S").arg(util::repo().join("cmake/tests").join(tree)).arg("-B").arg(build);
         if !options.contains(&MULTI) {
             configure.arg("-GNinja");
@@ -142,7 +102,7 @@ impl Bench {
         self.what_is_to_be_installed_is_found_too(&repo)
     }
 
-    /// The project that installs.
+    /// The project that installs the library, its header, its modules and the licence.
     fn what_is_to_be_installed_is_found_too(&self, repo: &Path) -> Result<()> {
         // A comma in the path must not end a linker's argument.
         let (build, prefix) = (self.dir.join("install,build"), self.dir.join("prefix"));
@@ -155,14 +115,23 @@ impl Bench {
         let mut install = host::cmake(&self.tools);
         install.arg("--install").arg(&build).arg("--prefix").arg(&prefix);
         util::capture(&mut install, &cache::log("cmake-tests-install")?)?;
-        for file in ["libggml_amx.a", "libggml_amx.so", "libggml_amx_preload.so"] {
-            if !prefix.join("lib64").join(file).is_file() {
+        let files = [
+            "lib64/libggml_amx.a",
+            "lib64/libggml_amx.so",
+            "lib64/libggml_amx_preload.so",
+            "lib64/cmake/ggml-amx/LICENSE",
+            "share/licenses/ggml-amx/LICENSE",
+        ];
+        for file in files {
+            if !prefix.join(file).is_file() {
                 return Err(format!("{file} was not installed below {}", prefix.display()));
             }
         }
         let description = prefix.join("lib64/pkgconfig/ggml-amx.pc");
         let text = io("read", &description, fs::read_to_string(&description))?;
-        if !text.starts_with("prefix=${pcfiledir}/../..\nlibdir=${prefix}/lib64\nincludedir=${prefix}/include\n") {
+        let folders = "prefix=${pcfiledir}/../..\nlibdir=${prefix}/lib64\nincludedir=${prefix}/include\n\
+            licensedir=${prefix}/share/licenses/ggml-amx\n";
+        if !text.starts_with(folders) {
             return Err(format!("{} has other folders:\n{text}", description.display()));
         }
         println!("  installed with a build.target of another machine, into lib64");
@@ -197,118 +166,7 @@ impl Bench {
         Ok(format!("-DGGML_AMX_LIBRARY={}", library.display()))
     }
 
-    /// A llama.cpp that is not known: a warning that says why, and the build goes on; an error for those who ask for one.
-    fn trees_that_cannot_be_served_are_left_as_they_are(&self) -> Result<()> {
-        let module = util::repo().join("cmake/llama-host.cmake");
-        for (number, (option, why)) in UNKNOWN.into_iter().enumerate() {
-            let build = self.dir.join(format!("llama-unknown-{number}"));
-            let options: Vec<&str> = [RELEASE].into_iter().chain(option.split(';')).collect();
-            let mut configure = self.configure("llama", &build, &module, &options);
-            let said = util::capture(&mut configure, &cache::log("cmake-tests-unknown")?)?.stderr;
-            let said = unwrapped(&said);
-            for part in [why, "left as it is", "GGML_AMX_REQUIRED"] {
-                if !said.contains(part) {
-                    return Err(format!("{option}: no `{part}` in {said}"));
-                }
-            }
-            let mut rules = self.build(&build);
-            rules.args(["--", "-t", "commands"]);
-            let rules = util::capture(&mut rules, &cache::log("cmake-tests-unknown")?)?.stdout;
-            if !rules.contains("ggml-cpu/amx/amx.cpp") || rules.contains("ggml-amx.o") || rules.contains("amx-macros") {
-                return Err(format!("{option}: an unknown tree was changed"));
-            }
-            if !REQUIRED.contains(&number) {
-                continue;
-            }
-            let options: Vec<&str> = options.into_iter().chain(["-DGGML_AMX_REQUIRED=ON"]).collect();
-            let mut required = self.configure("llama", &build, &module, &options);
-            match util::capture(&mut required, &cache::log("cmake-tests-required")?) {
-                Err(said) if unwrapped(&said).contains(why) => {}
-                Err(said) => return Err(format!("GGML_AMX_REQUIRED: {said}")),
-                Ok(_) => return Err(format!("GGML_AMX_REQUIRED: {option} was no error")),
-            }
-        }
-        println!(
-            "  trees that are not known are left as they are, {} kinds, or end the configure if asked to",
-            UNKNOWN.len()
-        );
-        Ok(())
-    }
-
-    /// Nothing but types counts; and both options of CMake bring the module in.
-    fn trees_that_can_be_served_are(&self) -> Result<()> {
-        let (library, module) = (self.stand_in()?, util::repo().join("cmake/llama-host.cmake"));
-        let top_level = format!("-DCMAKE_PROJECT_TOP_LEVEL_INCLUDES={}", module.display());
-        let cases = [
-            ["-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror", RELEASE],
-            ["-DDEFINED_FOR_TARGET=KNOWN_NOEXCEPT", RELEASE],
-            ["-DCMAKE_PROJECT_INCLUDE=", &top_level],
-        ];
-        for (number, [first, second]) in cases.into_iter().enumerate() {
-            let options = [first, second, library.as_str()];
-            let build = self.dir.join(format!("llama-known-{number}"));
-            let mut configure = self.configure("llama", &build, &module, &options);
-            let said = util::capture(&mut configure, &cache::log("cmake-tests-known")?)?;
-            if !said.stdout.contains("replaces the AMX code of ggml-cpu") {
-                return Err(format!("{first}: was not served: {}", said.stderr));
-            }
-        }
-        println!("  warnings that are errors, noexcept, and CMAKE_PROJECT_TOP_LEVEL_INCLUDES change nothing");
-        Ok(())
-    }
-
-    /// An ik_llama.cpp whose kernels take something else.
-    fn kernels_of_another_type_end_the_configure(&self) -> Result<()> {
-        let (library, module) = (self.stand_in()?, util::repo().join("cmake/llama-host.cmake"));
-        let ways =
-            ["CMAKE_CXX_FLAGS", "CMAKE_CXX_FLAGS_RELEASE", "FLAGS_OF_FOLDER", "OPTION_OF_TARGET", "OPTION_OF_LINKED"];
-        for way in ways {
-            let other = format!("-D{way}=-DOTHER_KERNEL");
-            let options = [RELEASE, &other, &library];
-            let mut configure = self.configure("ik", &self.dir.join(format!("ik-{way}")), &module, &options);
-            match util::capture(&mut configure, &cache::log("cmake-tests-ik")?) {
-                Err(why) if unwrapped(&why).contains("unknown type of iqk_mul_mat_4d") => {}
-                Err(why) => return Err(format!("a kernel of another type, {way}: {why}")),
-                Ok(_) => return Err(format!("a kernel of another type was taken, {way}")),
-            }
-        }
-        println!("  kernels of another type end the configure, {} ways", ways.len());
-        Ok(())
-    }
-
-    /// A tree that is updated after it was configured.
-    fn headers_that_change_are_looked_at_again(&self) -> Result<()> {
-        let (library, module) = (self.stand_in()?, util::repo().join("cmake/llama-host.cmake"));
-        let cases = [
-            ("llama", "src/ggml-cpu/traits.h", "OTHER_ORDER", "unknown type of extra_buffer_type"),
-            ("ik", "src/iqk/iqk_mul_mat.h", "OTHER_KERNEL", "unknown type of iqk_mul_mat_4d"),
-        ];
-        for (tree, header, other, why) in cases {
-            let (copy, build) = (self.dir.join(format!("tree-{tree}")), self.dir.join(format!("changed-{tree}")));
-            let mut copies = Command::new("cp");
-            copies.arg("-r").arg(util::repo().join("cmake/tests").join(tree)).arg(&copy);
-            util::capture(&mut copies, &cache::log("cmake-tests-changed")?)?;
-            let mut configure = self.configure(&copy.to_string_lossy(), &build, &module, &[RELEASE, &library]);
-            util::capture(&mut configure, &cache::log("cmake-tests-changed")?)?;
-            let header = copy.join(header);
-            let text = io("read", &header, fs::read_to_string(&header))?;
-            write(&header, &text.replace(&format!("#ifdef {other}"), "#if 1"))?;
-            let mut again = self.build(&build);
-            again.args(["--target", "build.ninja"]);
-            let said = match util::capture(&mut again, &cache::log("cmake-tests-changed")?) {
-                Ok(_) if tree == "ik" => return Err("a kernel whose type has changed was taken".into()),
-                Ok(said) => said.stderr + &said.stdout,
-                Err(why) => why,
-            };
-            if !unwrapped(&said).contains(why) {
-                return Err(format!("{} has changed, and nothing said `{why}`: {said}", header.display()));
-            }
-        }
-        println!("  headers that change are looked at again");
-        Ok(())
-    }
-
-    /// Not at the end of a long build.
+    /// A wrong library is found at once, not at the end of a long build.
     fn a_wrong_library_ends_the_configure(&self) -> Result<()> {
         let library = self.dir.join("libother.a");
         write(&library, "!<arch>\n")?;
@@ -355,7 +213,7 @@ impl Bench {
         Ok(())
     }
 
-    /// They do not know CMAKE_PROJECT_TOP_LEVEL_INCLUDES.
+    /// Older versions do not know CMAKE_PROJECT_TOP_LEVEL_INCLUDES.
     fn older_versions_of_cmake_have_a_way_in(&self) -> Result<()> {
         let cmake = fetch::older_cmake(&self.tools, &self.dir)?;
         let (build, module) = (self.dir.join("llama-older"), util::repo().join("cmake/llama-host.cmake"));
@@ -376,26 +234,6 @@ impl Bench {
             "  {}: by CMAKE_PROJECT_INCLUDE",
             util::first_line(Command::new(cmake.join("cmake")).arg("--version")).unwrap_or_default()
         );
-        Ok(())
-    }
-
-    /// Calls inside one link-time unit never reach the linker's `--wrap`.
-    fn link_time_optimisation_is_found(&self) -> Result<()> {
-        let library = self.stand_in()?;
-        for (number, (options, is_on)) in LTO_CASES.into_iter().enumerate() {
-            let build = self.dir.join(format!("ik-{number}"));
-            let options: Vec<&str> = options.iter().copied().chain([library.as_str()]).collect();
-            let mut configure = self.configure("ik", &build, &util::repo().join("cmake/llama-host.cmake"), &options);
-            let outcome = util::capture(&mut configure, &cache::log("cmake-tests-ik")?);
-            match outcome {
-                Ok(_) if is_on => return Err(format!("link-time optimisation was not found: {options:?}")),
-                Err(why) if !is_on || !why.contains("link-time optimisation") => {
-                    return Err(format!("{options:?}: {why}"));
-                }
-                _ => {}
-            }
-        }
-        println!("  link-time optimisation is found, {} ways", LTO_CASES.len());
         Ok(())
     }
 }

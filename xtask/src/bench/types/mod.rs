@@ -1,17 +1,19 @@
 //! Every weight type: how this library stores and multiplies it, and its speed beside the plain path of the same
 //! host: the same weights in a buffer of type `CPU`.
 
+mod plan;
+
 use std::path::Path;
 
 use crate::{
     cache, cpu,
     host::{self, Kind},
     json::{self, Json, Look, object},
-    speed::median,
+    stats::{self, median},
     table, util,
     util::Result,
-    verify,
 };
+pub use plan::Plan;
 
 use super::{
     products::Program,
@@ -19,44 +21,8 @@ use super::{
     save,
 };
 
-/// What a file of such results says it is.
+/// The `kind` member of a file of such results.
 pub const KIND: &str = "types";
-/// Rows of activations: a prompt, a short one or several users, generation.
-const ROWS: &str = "512,32,1";
-
-/// What to measure.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// ggml's names.
-    types: Vec<String>,
-    /// Arguments of the program.
-    args: Vec<String>,
-    rounds: usize,
-    threads: usize,
-    /// How to repeat it.
-    command: String,
-}
-
-impl Plan {
-    /// From the values of `--types`, `--m` and `--reps`, if they were given.
-    pub fn new([types, rows, reps]: [Option<&str>; 3], rounds: usize, threads: usize) -> Self {
-        let mut command = format!("cargo xtask bench --type-table --rounds {rounds} --threads {threads}");
-        for (name, value) in [("--types", types), ("--m", rows), ("--reps", reps)] {
-            command.extend(value.map(|v| format!(" {name} {v}")));
-        }
-        let names: Vec<&str> =
-            types.map_or(verify::quantisable(false).collect(), |list| list.split(',').map(str::trim).collect());
-        let mut args = ["--shapes", "matrix", "--tokens", rows.unwrap_or(ROWS)].map(String::from).to_vec();
-        args.extend(reps.iter().flat_map(|n| ["--reps".to_string(), (*n).to_string()]));
-        Self { types: names.into_iter().map(ggml_name).collect(), args, rounds, threads, command }
-    }
-}
-
-/// The only capital letter of ggml's names is a K behind a low line.
-fn ggml_name(name: &str) -> String {
-    name.to_lowercase().replace("_k", "_K")
-}
-
 /// One run: where, when, with what, and all types.
 #[derive(Debug, Default, PartialEq)]
 pub struct Types {
@@ -178,27 +144,29 @@ impl Item {
 
     /// What is kept of it.
     fn row(&self, rows: &[usize]) -> TypeRow {
+        let ratios: Vec<Option<Vec<f64>>> = rows.iter().map(|m| self.ratios(*m)).collect();
+        let of_ratios = |ratios: &Option<Vec<f64>>| ratios.as_ref().map(|all| record::significant(median(all)));
         TypeRow {
             ty: self.name.clone(),
             stored: self.stored.clone(),
             int8_rows: self.int8_rows,
             bf16_rows: self.bf16_rows,
-            ratio: rows.iter().map(|m| self.ratio(*m).map(record::significant)).collect(),
+            ratio: ratios.iter().map(of_ratios).collect(),
+            range: ratios.iter().map(|ratios| record::range(ratios.as_ref()?)).collect(),
         }
     }
 
     /// Type, form, tiles, few rows; then one ratio for every M.
     fn cells(&self, rows: &[usize]) -> Vec<String> {
-        let row = self.row(rows);
-        let ratios = row.ratio.iter().map(|r| r.map_or(String::new(), |r| format!("{r:.2}")));
-        std::iter::once(self.name.clone()).chain(row.facts()).chain(ratios).collect()
+        let ratio = |m: &usize| self.ratios(*m).map_or(String::new(), |all| stats::spread(&all, |v| format!("{v:.2}")));
+        let name = std::iter::once(self.name.clone());
+        name.chain(self.row(rows).facts()).chain(rows.iter().map(ratio)).collect()
     }
 
     /// The plain path's time by ours: the turns of both follow each other, so every pair has its own ratio.
-    fn ratio(&self, m: usize) -> Option<f64> {
+    fn ratios(&self, m: usize) -> Option<Vec<f64>> {
         let product = self.products.iter().find(|p| p.m == m)?;
-        let ratios: Vec<f64> = product.plain.iter().zip(&product.ours).map(|(plain, ours)| plain / ours).collect();
-        Some(median(&ratios))
+        Some(stats::ratios(&product.plain, &product.ours))
     }
 
     fn json(&self) -> Json {
@@ -349,31 +317,19 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_has_all_types_by_the_names_of_ggml() {
-        let plan = Plan::new([None; 3], 5, 2);
-        assert!(["q4_0", "q4_K", "iq2_xxs", "bf16", "mxfp4"].iter().all(|t| plan.types.iter().any(|p| p == t)));
-        assert_eq!(plan.types.len(), verify::quantisable(false).count());
-        assert_eq!(plan.args, ["--shapes", "matrix", "--tokens", "512,32,1"]);
-        assert_eq!(plan.command, "cargo xtask bench --type-table --rounds 5 --threads 2");
-    }
-
-    #[test]
-    fn a_plan_takes_what_was_asked_for() {
-        let plan = Plan::new([Some("Q6_K,f16"), Some("8"), Some("3")], 1, 2);
-        assert_eq!(plan.types, ["q6_K", "f16"]);
-        assert_eq!(plan.args, ["--shapes", "matrix", "--tokens", "8", "--reps", "3"]);
-        assert!(plan.command.ends_with("--threads 2 --types Q6_K,f16 --m 8 --reps 3"));
-    }
-
-    #[test]
     fn types_that_nobody_takes_stay_with_the_host() {
         let text = docs::type_table(&Record::default(), &example().table());
         assert!(text.contains("| | stored | tile unit from rows | fewer rows | M = 512 | M = 1 |\n"), "{text}");
         assert!(
-            text.contains("| q4_0 | packed | 11, in BF16 33 | AVX-512, packed weights | 4.00 | 4.00 |\n"),
+            text.contains("| q4_0 | packed | 11, in BF16 33 | AVX-512, packed weights | 4.00 (4.00 to 4.00) | 4.00 (4.00 to 4.00) |\n"),
             "{text}"
         );
-        assert!(text.contains("| f16 | plain | in BF16 16 | the host's kernels | 2.00 | 2.00 |\n"), "{text}");
+        assert!(
+            text.contains(
+                "| f16 | plain | in BF16 16 | the host's kernels | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) |\n"
+            ),
+            "{text}"
+        );
         assert!(text.contains("| iq1_s | by the host | never | the host's kernels |  |  |\n"), "{text}");
         assert_eq!(example().terminal().lines().count(), 5);
     }

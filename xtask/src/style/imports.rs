@@ -1,0 +1,258 @@
+//! Which files of the library a file uses: its `use` lines, and paths in its code that begin with `crate::` or
+//! `super::`. A simple reader that trusts rustfmt's lines and indentation. Code that only tests compile does not count.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::files::{Source, without_strings};
+
+/// A path of names, from the root of the crate.
+type Path = Vec<String>;
+
+/// For each file the files that it uses, with the first line that does.
+pub type Uses<'a> = BTreeMap<&'a str, BTreeMap<&'a str, usize>>;
+
+/// What one file says.
+struct Module<'a> {
+    file: &'a str,
+    /// Paths that are used anywhere, with their lines.
+    used: Vec<(Path, usize)>,
+    /// Names that `use` brings into this module, and what they stand for.
+    names: HashMap<String, Path>,
+}
+
+/// All uses between the files of the library.
+pub fn read(sources: &[Source]) -> Uses<'_> {
+    let library: Vec<&Source> = sources.iter().filter(|source| source.is_library()).collect();
+    let tests: HashSet<Path> = library.iter().flat_map(|source| test_modules(source)).collect();
+    let is_test = |path: &Path| (1..=path.len()).any(|n| tests.contains(&path[..n]));
+    let of_product = library.into_iter().map(|source| (module_path(&source.path), source));
+    let of_product: Vec<_> = of_product.filter(|(path, _)| !is_test(path)).collect();
+    let known: HashSet<Path> = of_product.iter().map(|(path, _)| path.clone()).collect();
+    let modules: HashMap<Path, Module<'_>> =
+        of_product.into_iter().map(|(path, source)| (path.clone(), module(path, source, &known))).collect();
+    let mut uses = Uses::new();
+    for module in modules.values() {
+        let used = uses.entry(module.file).or_default();
+        for (path, line) in &module.used {
+            let Some(file) = defining_file(path, &modules, 8).filter(|file| *file != module.file) else { continue };
+            used.entry(file).and_modify(|first: &mut usize| *first = (*first).min(*line)).or_insert(*line);
+        }
+    }
+    uses
+}
+
+/// `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`; `src/lib.rs` is the root.
+fn module_path(file: &str) -> Path {
+    let path = file.trim_start_matches("src/").trim_end_matches(".rs");
+    let mut path: Path = path.split('/').map(str::to_string).collect();
+    if path.last().is_some_and(|last| last == "mod" || path == ["lib"]) {
+        path.pop();
+    }
+    path
+}
+
+/// Modules that this file declares for tests only.
+fn test_modules(source: &Source) -> Vec<Path> {
+    let own = module_path(&source.path);
+    let lines: Vec<&str> = source.text.lines().collect();
+    let declared = lines.iter().enumerate().filter(|(_, line)| is_for_tests(line));
+    let names = declared.filter_map(|(n, _)| {
+        let item = lines[n + 1..].iter().find(|line| !line.trim_start().starts_with("#["))?;
+        item.trim().strip_suffix(';')?.rsplit_once("mod ").map(|(_, name)| name.to_string())
+    });
+    names.map(|name| [own.clone(), vec![name]].concat()).collect()
+}
+
+fn is_for_tests(line: &str) -> bool {
+    let line = line.trim_start();
+    line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test")
+}
+
+fn module<'a>(own: Path, source: &'a Source, known: &HashSet<Path>) -> Module<'a> {
+    let mut module = Module { file: &source.path, used: Vec::new(), names: HashMap::new() };
+    let lines = code(&source.text);
+    // Names of inline modules around the line, each with its indentation.
+    let mut inline: Vec<(usize, String)> = Vec::new();
+    let mut n = 0;
+    while n < lines.len() {
+        let line = lines[n].trim();
+        let indentation = lines[n].len() - lines[n].trim_start().len();
+        if is_for_tests(line) {
+            n = end_of_item(&lines, n);
+            continue;
+        }
+        if line == "}" {
+            inline.retain(|(outer, _)| *outer < indentation);
+        }
+        if let Some(name) = line
+            .strip_suffix(" {")
+            .and_then(|head| head.split("mod ").nth(1))
+            .filter(|_| line.starts_with("mod ") || line.starts_with("pub"))
+        {
+            inline.push((indentation, name.to_string()));
+        }
+        let here: Path = own.iter().cloned().chain(inline.iter().map(|(_, name)| name.clone())).collect();
+        let absolute = |path: Path| absolute(path, &here, known);
+        if let Some(first) = after_use(line) {
+            let begin = n;
+            let mut tree = first.to_string();
+            while !lines[n].contains(';') && n + 1 < lines.len() {
+                n += 1;
+                tree.push_str(lines[n].trim());
+            }
+            for (name, path) in leaves(tree.trim_end_matches(';')) {
+                let Some(path) = absolute(path) else { continue };
+                module.used.push((path.clone(), begin + 1));
+                if inline.is_empty() {
+                    module.names.insert(name, path);
+                }
+            }
+        } else {
+            module.used.extend(paths(line).into_iter().filter_map(&absolute).map(|path| (path, n + 1)));
+        }
+        n += 1;
+    }
+    module
+}
+
+/// The line behind an item that begins with the attribute in line `n`.
+fn end_of_item(lines: &[String], n: usize) -> usize {
+    let indentation = |line: &str| line.len() - line.trim_start().len();
+    let own = indentation(&lines[n]);
+    let mut open = false;
+    for (at, line) in lines.iter().enumerate().skip(n) {
+        let line_ends = !open && (line.ends_with(';') || line.ends_with('}') || line.ends_with(','));
+        if line_ends || open && indentation(line) <= own && line.trim_start().starts_with('}') {
+            return at + 1;
+        }
+        open |= line.ends_with('{');
+    }
+    lines.len()
+}
+
+/// Lines without comments and strings.
+fn code(text: &str) -> Vec<String> {
+    let mut quoted = false;
+    let line = |line: &str| {
+        let code = without_strings(line, &mut quoted);
+        code.split("//").next().unwrap_or_default().trim_end().to_string()
+    };
+    text.lines().map(line).collect()
+}
+
+/// What follows `use`, `pub use` or `pub(crate) use`.
+fn after_use(line: &str) -> Option<&str> {
+    let (before, after) = line.split_once("use ")?;
+    (before.is_empty() || before.starts_with("pub") && before.ends_with(' ') && !before.contains('=')).then_some(after)
+}
+
+/// The names that a tree of `use` brings in, and their paths as written.
+fn leaves(tree: &str) -> Vec<(String, Path)> {
+    if let Some((prefix, group)) = tree.split_once('{') {
+        let prefix: Path = prefix.split("::").map(str::trim).filter(|s| !s.is_empty()).map(str::to_string).collect();
+        let group = group.rsplit_once('}').map_or(group, |(group, _)| group);
+        let inner = split_group(group).into_iter().flat_map(leaves);
+        return inner
+            .map(|(name, path)| {
+                let own = path == ["self"];
+                let name = if own && name == "self" { prefix.last().cloned().unwrap_or_default() } else { name };
+                (name, if own { prefix.clone() } else { [prefix.clone(), path].concat() })
+            })
+            .collect();
+    }
+    let (path, alias) = tree.split_once(" as ").map_or((tree, None), |(path, alias)| (path, Some(alias.trim())));
+    let path: Path = path.split("::").map(|s| s.trim().to_string()).filter(|s| !s.is_empty()).collect();
+    let Some(last) = path.last() else { return Vec::new() };
+    vec![(alias.unwrap_or(last).to_string(), path)]
+}
+
+/// Parts between the commas that are not inside braces.
+fn split_group(group: &str) -> Vec<&str> {
+    let (mut depth, mut begin, mut parts) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&group[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&group[begin..]);
+    parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+/// Paths in a line of code that begin with `crate::` or `super::`.
+fn paths(line: &str) -> Vec<Path> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let words = line.split(|c: char| !is_name(c)).filter(|w| w.starts_with("crate::") || w.starts_with("super::"));
+    words.map(|w| w.split("::").map(str::to_string).filter(|s| !s.is_empty()).collect()).collect()
+}
+
+/// From the root of the crate; None for a path of another crate.
+fn absolute(path: Path, here: &Path, known: &HashSet<Path>) -> Option<Path> {
+    let mut from = here.clone();
+    let mut names = path.into_iter().peekable();
+    match names.peek()?.as_str() {
+        "crate" => from.clear(),
+        "self" | "super" => {}
+        first => {
+            let child: Path = here.iter().cloned().chain([first.to_string()]).collect();
+            return known.contains(&child).then(|| here.iter().cloned().chain(names).collect());
+        }
+    }
+    for name in names {
+        match name.as_str() {
+            "crate" | "self" => {}
+            "super" => drop(from.pop()),
+            _ => from.push(name),
+        }
+    }
+    Some(from)
+}
+
+/// The file that defines what a path names, through names that other files hand on.
+fn defining_file<'a>(path: &Path, modules: &HashMap<Path, Module<'a>>, most: usize) -> Option<&'a str> {
+    let depth = (0..=path.len()).rev().find(|n| modules.contains_key(&path[..*n]))?;
+    let module = &modules[&path[..depth]];
+    let handed_on = path.get(depth).and_then(|name| module.names.get(name)).filter(|_| most > 0);
+    let whole = handed_on.map(|other| [other.clone(), path[depth + 1..].to_vec()].concat());
+    whole.and_then(|other| defining_file(&other, modules, most - 1)).or(Some(module.file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::style::files::tests::sources;
+
+    #[test]
+    fn trees_of_use_are_taken_apart() {
+        let of = |tree| {
+            leaves(tree).into_iter().map(|(name, path)| format!("{name}={}", path.join("::"))).collect::<Vec<_>>()
+        };
+        assert_eq!(of("a::b"), ["b=a::b"]);
+        assert_eq!(of("a::{self, b::{c, d as e}, f}"), ["a=a", "c=a::b::c", "e=a::b::d", "f=a::f"]);
+    }
+
+    #[test]
+    fn uses_are_found_in_every_form_and_with_their_line() {
+        let all = sources(&[
+            ("src/lib.rs", "mod a;\nmod b;\n#[cfg(test)]\nmod testing;\n"),
+            ("src/a/mod.rs", "mod x;\nmod y;\npub use x::Thing;\n"),
+            ("src/a/x.rs", "use std::fs;\nuse super::{\n    y::Y,\n};\n// use crate::b;\nlet s = \"crate::b\";\n"),
+            ("src/a/y.rs", "fn f() {\n    crate::b::f();\n}\n"),
+            ("src/b.rs", "use crate::a::Thing;\n#[cfg(test)]\nmod tests {\n    use crate::a::y;\n}\n"),
+            ("src/testing/mod.rs", "use crate::b;\n"),
+        ]);
+        let uses = read(&all);
+        let of = |file: &str| uses[file].iter().map(|(to, line)| format!("{to}:{line}")).collect::<Vec<_>>();
+        assert_eq!(of("src/a/mod.rs"), ["src/a/x.rs:3"]);
+        assert_eq!(of("src/a/x.rs"), ["src/a/y.rs:2"]);
+        assert_eq!(of("src/a/y.rs"), ["src/b.rs:2"]);
+        // Thing is defined in x.rs, whatever file hands it on.
+        assert_eq!(of("src/b.rs"), ["src/a/x.rs:1"]);
+        assert!(!uses.contains_key("src/testing/mod.rs"));
+    }
+}
