@@ -3,11 +3,11 @@
 
 // A model does not use everything.
 #[allow(dead_code)]
+#[path = "../src/host/ik/address_map.rs"]
+mod address_map;
+#[allow(dead_code)]
 #[path = "../src/cpu/rendezvous.rs"]
 mod rendezvous;
-#[allow(dead_code)]
-#[path = "../src/host/ik/table.rs"]
-mod table;
 
 mod sync {
     pub use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -52,11 +52,11 @@ mod sync {
     }
 }
 
+use address_map::AddressMap;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use rendezvous::{Rendezvous, Signal};
-use table::Table;
 
 /// Runs `run` in all orders with up to `switches` switches away from a thread that could have gone on.
 fn model(switches: usize, run: impl Fn() + Sync + Send + 'static) {
@@ -145,10 +145,10 @@ fn a_signal_wakes_everybody_that_waits_for_its_value_or_a_smaller_one() {
 
 /// One thread looks up a tensor that is always there, while another one loads and unloads a model.
 fn loading<const REGIONS: usize>() {
-    let table = Arc::new(Table::<u32, REGIONS>::new());
-    table.add_region(100..200);
-    table.add(120, 10, 1);
-    let other = table.clone();
+    let map = Arc::new(AddressMap::<u32, REGIONS>::new());
+    map.add_region(100..200);
+    map.add(120, 10, 1);
+    let other = map.clone();
     let loader = thread::spawn(move || {
         other.add_region(300..400);
         other.add(310, 10, 2);
@@ -156,10 +156,10 @@ fn loading<const REGIONS: usize>() {
         other.remove_region(300..400);
         assert_eq!(other.around(319), None);
     });
-    assert_eq!(table.around(129), Some((120, 1)));
-    assert_eq!(table.around(130), None);
+    assert_eq!(map.around(129), Some((120, 1)));
+    assert_eq!(map.around(130), None);
     loader.join().unwrap();
-    assert_eq!(table.totals(), (1, 10));
+    assert_eq!(map.totals(), (1, 10));
 }
 
 #[test]

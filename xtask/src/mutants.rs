@@ -66,12 +66,12 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "whole-matrix",
         "every thread unpacks the whole matrix for the host",
-        "host::ik::seam::tests::threads_unpack_the_rows_they_need_and_no_others",
+        "host::ik::tests::unpack::threads_unpack_the_rows_they_need_and_no_others",
     ),
     mutant(
         "not-alone",
         "a packed tensor is given back while another context computes with it",
-        "host::ik::tests::contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_back",
+        "host::ik::tests::runs::contexts_compute_while_models_are_loaded_and_unloaded_and_a_tensor_is_given_back",
     ),
     mutant(
         "weights-unseen",
@@ -132,7 +132,7 @@ const MUTANTS: &[Mutant] = &[
     mutant(
         "chunks",
         "no more threads are expected at a product with experts than it has shares",
-        "host::ik::tests::given_shares_that_are_handed_out_then_all_of_them_are_computed_once",
+        "host::ik::tests::runs::given_shares_that_are_handed_out_then_all_of_them_are_computed_once",
     ),
     mutant(
         "stack-word",

@@ -1,8 +1,11 @@
-//! What happens in the function that stands in front of the host's flash attention.
+//! What is called in front of the host's flash attention. Where it is ours, all threads of the run compute it together
+//! in the run's work buffer; else the host does, and nothing was written.
 
 use libc::{c_int, c_long, c_void};
 
-use super::{IkHost, graph, seam};
+use super::calls;
+use super::host::IkHost;
+use super::kernels::compute_part;
 use crate::attention::{Attention, Element, Heads, Mask};
 use crate::cpu::{self, Amx, Isa};
 use crate::debug;
@@ -10,39 +13,39 @@ use crate::diag::env::env;
 use crate::dispatch;
 use crate::matmul::{Output, Thread};
 
-/// ggml's numbers of types.
+/// ggml's numbers of types (`enum ggml_type`).
 const F32: c_int = 0;
 const F16: c_int = 1;
 const BF16: c_int = 30;
 
 /// Q, K or V as the host describes them.
 #[derive(Clone, Copy)]
-pub struct Rows {
+pub struct RawHeads {
     /// The first row.
     pub data: *const c_void,
-    /// Channels, rows, heads, sequences.
+    /// Channels per row, rows per head, heads, sequences.
     pub ne: [c_int; 4],
-    /// Bytes per row, head and sequence.
+    /// Bytes from one row, head and sequence to the next.
     pub nb: [c_long; 3],
 }
 
 /// The arguments of `iqk_flash_attn_noalibi` that matter here.
 #[allow(missing_docs)] // the host's names
 pub struct FlashAttn {
-    /// Of Q, mask, K and V.
+    /// ggml's types of Q, mask, K and V.
     pub types: [c_int; 4],
     pub max_bias: f32,
     pub scale: f32,
     pub softcap: f32,
-    pub q: Rows,
-    pub k: Rows,
-    pub v: Rows,
+    pub q: RawHeads,
+    pub k: RawHeads,
+    pub v: RawHeads,
     pub mask: *const c_void,
     pub stride_m: c_int,
     pub sinks: *const c_void,
     pub result: *mut f32,
     pub nb1: c_long,
-    /// The result's dimensions 1 and 2.
+    /// Dimensions 1 and 2 of the result.
     pub heads: c_int,
     pub tokens: c_int,
     pub ith: c_int,
@@ -53,7 +56,7 @@ pub struct FlashAttn {
 /// answer.
 ///
 /// # Safety
-/// As for the host's function; all its threads must come.
+/// As for the host's function; all its threads must call.
 pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
     if cpu::isa() < Isa::Amx {
         return false;
@@ -69,14 +72,15 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             return false;
         }
     };
-    // Without a run there is nowhere to meet.
-    let Some(graph) = graph::attention(args.result as usize, (args.ith, args.nth)) else { return false };
-    let member = graph.team.all(index, count);
+    // Without a run, the threads have no team.
+    let Some(run) = calls::look_up_attention(args.result as usize, (args.ith, args.nth)) else { return false };
+    let member = run.team.all(index, count);
     if !op.work_size(count).is_some_and(|bytes| member.reserve(bytes)) {
         return false;
     }
-    // What quantised weights leave is coarser than what BF16 leaves; where there are none, nothing shall be lost.
-    let exact = env().exact || graph.is_fine();
+    // Rounding to BF16 costs less than quantised weights have cost already; where weights are finer, it would cost
+    // more.
+    let exact = env().exact || run.has_fine_weights();
     if index == 0 {
         let ([channels, tokens, heads, _], keys) = (op.q.ne, op.k.ne[1]);
         debug!(
@@ -84,15 +88,15 @@ pub unsafe fn flash_attn(args: &FlashAttn) -> bool {
             if exact { ", exact" } else { "" }
         );
     }
-    // SAFETY: shapes were checked; the work buffer is as large as asked for.
-    let run = |thread: &Thread<'_>, work| unsafe { op.run(proof, exact, thread, work) };
-    // SAFETY: the results are there.
+    // SAFETY: `attention` has checked the shapes, and the work buffer is as large as `work_size` says.
+    let compute = |thread: &Thread<'_>, work| unsafe { op.run(proof, exact, thread, work) };
+    // SAFETY: it is called when all results are written.
     let has_nan = || unsafe { op.has_nan() };
-    seam::together(host, member, || "flash attention".to_string(), run, has_nan);
+    compute_part(host, member, || "flash attention".to_string(), compute, has_nan);
     true
 }
 
-/// The operation, or why it is not one of ours.
+/// The operation that a call describes, or why it is not one of ours.
 fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
     let [type_q, type_mask, type_k, type_v] = args.types;
     if type_q != F32 || type_mask != F16 {
@@ -102,7 +106,7 @@ fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
         return Err("ALiBi".to_string());
     }
     let size = |number: i64| usize::try_from(number).map_err(|_| format!("a size of {number}"));
-    let heads = |rows: &Rows, ty: c_int| {
+    let heads = |rows: &RawHeads, ty: c_int| {
         let (mut ne, mut nb) = ([0; 4], [0; 3]);
         for (to, from) in ne.iter_mut().zip(rows.ne) {
             *to = size(from.into())?;
@@ -128,8 +132,8 @@ fn attention(host: &IkHost, args: &FlashAttn) -> Result<Attention, String> {
     Ok(op)
 }
 
-/// The operation, if it is faster on the tile unit, or why it is not. Where results shall be exact nobody asks: the bits of
-/// a row must not depend on how many tokens and threads there are.
+/// The operation, if it is faster on the tile unit, or why it is not. Not asked where results shall be exact: there the
+/// bits of a row must not depend on how many tokens and threads there are.
 fn if_faster(op: Attention, threads: usize) -> Result<Attention, String> {
     let ([_, tokens, ..], queries, tiles) = (op.q.ne, op.queries(), op.query_blocks());
     if !dispatch::attention_is_ours(tokens, queries, tiles, threads) {
@@ -138,7 +142,7 @@ fn if_faster(op: Attention, threads: usize) -> Result<Attention, String> {
     Ok(op)
 }
 
-/// How numbers of ggml's type `ty` are read.
+/// How elements of ggml's type `ty` are read.
 fn element(host: &IkHost, ty: c_int) -> Result<Element, String> {
     match ty {
         F32 => Ok(Element::F32),

@@ -1,8 +1,9 @@
-//! The proof that this host multiplies through us: before anything is packed it computes a small graph. Either every
-//! function that must be in front of the host's has to be called; or the host has to ask for every product who computes it
-//! ([`surface`](super::surface)). A host whose calls go past us (linked with `-Bsymbolic-functions`, say), or that computes
-//! a product together with the one before it without asking, would read packed bytes as plain ones; weights in place
-//! do it no harm. One whose kernels have other arguments would be misunderstood: it is left alone.
+//! The proof that this host multiplies through us: before anything is packed, it computes a small graph. Either all our
+//! functions in front of the host's must be called; or the host must ask about every product who computes it
+//! ([`surface`](super::surface)). Otherwise it would read packed bytes as plain ones, and nothing is packed: its calls
+//! go past us (if it is linked with `-Bsymbolic-functions`, say), or it computes products together with the one before
+//! without asking. Weights in place do such a host no harm. A host whose kernels have other arguments is left alone
+//! altogether.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libc::{c_int, c_long, c_void};
 
 use super::abi::RawBackend;
-use super::{Flavour, IkHost, Tensor, place};
+use super::host::IkHost;
 use crate::diag::log;
 use crate::format::WeightType;
 use crate::host::abi::{GgmlComputeParams, TYPE_F32, TYPE_I32};
@@ -18,12 +19,12 @@ use crate::host::discover::in_context;
 use crate::host::foreign::caught;
 use crate::host::peek;
 use crate::host::symbols::host_symbols;
-use crate::host::tensor::RawTensor;
+use crate::host::{Flavour, RawBuffer, RawTensor, Tensor};
 use crate::info;
 use crate::process::{Mutex, Once};
 
 host_symbols! {
-    /// What it takes to have the host compute a graph as it does for a model.
+    /// What makes the host compute a graph as it does for a model.
     ComputeSymbols in ggml_amx_ik_computing_symbols;
     ggml_backend_cpu_init: unsafe extern "C-unwind" fn() -> *mut RawBackend;
     ggml_backend_cpu_set_n_threads: unsafe extern "C-unwind" fn(*mut RawBackend, i32);
@@ -31,11 +32,11 @@ host_symbols! {
     ggml_backend_free: unsafe extern "C-unwind" fn(*mut RawBackend);
 }
 
-/// A function of ours that the host's code has to call.
+/// A function of the host's that one of ours stands in front of; its value is a bit of [`Seen::called`].
 #[derive(Clone, Copy)]
-pub enum Step {
+pub enum WrappedFn {
     /// `ggml_graph_compute`.
-    Graph = 1,
+    GraphCompute = 1,
     /// `iqk_mul_mat_4d`.
     MulMat = 2,
     /// `iqk_mul_mat_moe`.
@@ -44,14 +45,14 @@ pub enum Step {
     Gated = 8,
 }
 
-const STEPS: [(Step, &str); 4] = [
-    (Step::Graph, "ggml_graph_compute"),
-    (Step::MulMat, "iqk_mul_mat_4d"),
-    (Step::Experts, "iqk_mul_mat_moe"),
-    (Step::Gated, "iqk_moe_fused_up_gate"),
+const WRAPPED: [(WrappedFn, &str); 4] = [
+    (WrappedFn::GraphCompute, "ggml_graph_compute"),
+    (WrappedFn::MulMat, "iqk_mul_mat_4d"),
+    (WrappedFn::Experts, "iqk_mul_mat_moe"),
+    (WrappedFn::Gated, "iqk_moe_fused_up_gate"),
 ];
 
-/// What the nodes of the graph are, in their order: what a host that asks by function has to ask about.
+/// The nodes of the graph in their order: what a host that asks by function must ask about.
 const NODES: [&str; 5] = [
     "MUL_MAT",
     "MUL_MAT that follows another one of the same activations (its weights lie in a buffer of the type AMX)",
@@ -60,24 +61,25 @@ const NODES: [&str; 5] = [
     "MOE_FUSED_UP_GATE",
 ];
 
-/// What is seen of a graph.
+/// What is seen while the host computes the graph.
 #[derive(Clone, Copy)]
 pub struct Seen {
-    /// Bits of [`Step`].
-    steps: u32,
-    /// Those of them whose arguments were not as they are known.
-    other: u32,
-    /// Its nodes.
+    /// Bits of [`WrappedFn`]: which were called.
+    called: u32,
+    /// Those of them that were called with other arguments than are known.
+    misunderstood: u32,
+    /// Addresses of the graph's nodes.
     nodes: [usize; NODES.len()],
-    /// Where their one or two matrices of weights lie, and their results.
-    places: [[usize; 3]; NODES.len()],
-    /// Bits of those that the host asked about.
+    /// For each node, the addresses of its two matrices of weights (twice the same if it has one) and of its result.
+    addresses: [[usize; 3]; NODES.len()],
+    /// Which nodes the host asked about: bit `i` for node `i`.
     asked: u32,
-    /// Whether it did so with parameters as they are known.
+    /// Whether it asked with parameters as they are known.
     params_known: bool,
 }
 
 impl Default for Seen {
+    /// Nothing: also what a forked child gets if another thread was changing it during the fork.
     fn default() -> Self {
         Self::NONE
     }
@@ -85,16 +87,16 @@ impl Default for Seen {
 
 impl Seen {
     const NONE: Self = Self {
-        steps: 0,
-        other: 0,
+        called: 0,
+        misunderstood: 0,
         nodes: [0; NODES.len()],
-        places: [[0; 3]; NODES.len()],
+        addresses: [[0; 3]; NODES.len()],
         asked: 0,
         params_known: true,
     };
 
-    /// Whether a kernel's arguments fit a node: where weights (twice the same, if it has one matrix) and results lie, what the
-    /// weights are, and a share of the rows.
+    /// Whether a kernel's arguments are those of a node: the addresses of weights (twice the same if it has one matrix)
+    /// and result, the shape and type of the weights, and a share of the rows.
     pub fn fits(
         &self,
         weights: [*const c_void; 2],
@@ -102,8 +104,7 @@ impl Seen {
         (nx, ne00, stride, ty): (c_long, c_long, c_long, c_int),
         (ith, nth): (c_int, c_int),
     ) -> bool {
-        let place = [weights[0] as usize, weights[1] as usize, result as usize];
-        self.places.contains(&place)
+        self.addresses.contains(&[weights[0] as usize, weights[1] as usize, result as usize])
             && [nx, ne00, stride] == [SIDE as c_long, SIDE as c_long, (SIDE / 32 * 18) as c_long]
             && ty == WeightType::Q4_0 as c_int
             && (0..nth).contains(&ith)
@@ -111,26 +112,26 @@ impl Seen {
     }
 }
 
-/// What is seen of the handshake's graph, by whichever threads of the host compute it.
+/// What is seen of the handshake's graph, whichever threads of the host compute it.
 static SEEN: Mutex<Seen> = Mutex::new(Seen::NONE);
-/// The graph while there is a handshake; 0: there is none.
+/// Address of the handshake's graph; 0 while there is no handshake.
 static GRAPH: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Whether this thread computes that graph.
+    /// Whether this thread computes the handshake's graph.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The computation of a graph by this thread, until it is dropped.
+/// This thread computes a graph, until this is dropped.
 pub struct Computing {
     was_inside: bool,
 }
 
-/// This thread computes a graph, in so many threads.
+/// Notes that this thread computes a graph, with `threads` threads.
 pub fn computes(graph: *const c_void, threads: c_int) -> Computing {
     let is_it = GRAPH.load(Ordering::Acquire) == graph as usize && !graph.is_null();
     let computing = Computing { was_inside: INSIDE.replace(is_it) };
-    note(Step::Graph, |_| threads == 1);
+    note(WrappedFn::GraphCompute, |_| threads == 1);
     computing
 }
 
@@ -140,15 +141,15 @@ impl Drop for Computing {
     }
 }
 
-/// Notes that one of our functions was called, if this thread computes the handshake's graph; `is_known` is asked about its
-/// arguments.
+/// Notes that a function was called, if this thread computes the handshake's graph. `is_known` says whether its
+/// arguments are as they are known.
 #[inline]
-pub fn note(step: Step, is_known: impl FnOnce(&Seen) -> bool) {
+pub fn note(function: WrappedFn, is_known: impl FnOnce(&Seen) -> bool) {
     if is_running() {
         let mut seen = SEEN.lock();
-        let other = if is_known(&seen) { 0 } else { step as u32 };
-        seen.steps |= step as u32;
-        seen.other |= other;
+        let misunderstood = if is_known(&seen) { 0 } else { function as u32 };
+        seen.called |= function as u32;
+        seen.misunderstood |= misunderstood;
     }
 }
 
@@ -157,7 +158,7 @@ pub fn is_running() -> bool {
     INSIDE.get()
 }
 
-/// Notes that the host asked about a node.
+/// Notes that the host asked about a node, if that is one of the handshake's graph.
 pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
     let graph = GRAPH.load(Ordering::Acquire);
     if graph == 0 {
@@ -165,9 +166,9 @@ pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
     }
     let mut seen = SEEN.lock();
     if let Some(number) = seen.nodes.iter().position(|at| *at == node.address() as usize) {
-        // What the threads share knows the graph; a work buffer does not.
+        // The state that the threads share has a pointer to the graph; the work buffer has none.
         let knows_graph = |at: *mut c_void| (0..8).any(|i| peek::word(at as usize + 8 * i) == Some(graph));
-        // The graph has one thread, and needs a work buffer.
+        // The graph is computed by one thread, and needs a work buffer.
         let known = (params.ith, params.nth) == (0, 1)
             && (1..1 << 30).contains(&params.wsize)
             && peek::word(params.wdata as usize).is_some()
@@ -178,9 +179,14 @@ pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
     }
 }
 
-/// Whether weights may be packed. Found out once, by the first who asks; not while the host is looked for.
-pub fn is_done(host: &'static IkHost) -> bool {
-    let outcome = outcome(host);
+/// Makes a buffer of the type AMX; null if there is no memory for it. Passed in, for buffers of that type ask
+/// [`is_done`].
+type NewBuffer = fn(usize) -> *mut RawBuffer;
+
+/// Whether weights may be packed. The first call does the handshake, so it must not be made while the host is looked
+/// for.
+pub fn is_done(host: &'static IkHost, new_buffer: NewBuffer) -> bool {
+    let outcome = outcome(host, new_buffer);
     if let Err(why) = outcome {
         static SAID: Once<()> = Once::new();
         SAID.get_or_init(|| info!("nothing is packed: {}", why.text));
@@ -188,10 +194,10 @@ pub fn is_done(host: &'static IkHost) -> bool {
     outcome.is_ok()
 }
 
-/// Whether what the host calls may be computed here. Weights in place do no harm to a host whose calls go past this library, or
-/// that cannot be tried; but one that calls with other arguments than are known would be misunderstood.
-pub fn is_understood(host: &'static IkHost) -> bool {
-    match outcome(host) {
+/// Whether calls of the host may be computed here: false only if it was seen to call with other arguments than are
+/// known. The first call does the handshake.
+pub fn is_understood(host: &'static IkHost, new_buffer: NewBuffer) -> bool {
+    match outcome(host, new_buffer) {
         Err(why) if why.is_misunderstood => {
             static SAID: Once<()> = Once::new();
             SAID.get_or_init(|| info!("not used: {}", why.text));
@@ -201,11 +207,11 @@ pub fn is_understood(host: &'static IkHost) -> bool {
     }
 }
 
-/// Why there is no handshake.
+/// Why the handshake failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Refusal {
     text: String,
-    /// Whether arguments were not as they are known.
+    /// Whether arguments were other than those that are known.
     is_misunderstood: bool,
 }
 
@@ -215,19 +221,20 @@ impl From<String> for Refusal {
     }
 }
 
-fn outcome(host: &'static IkHost) -> &'static Result<(), Refusal> {
+/// The outcome of the handshake, which is done once.
+fn outcome(host: &'static IkHost, new_buffer: NewBuffer) -> &'static Result<(), Refusal> {
     static DONE: Once<Result<(), Refusal>> = Once::new();
     let _until_it_is_there = log::hold();
-    DONE.get_or_init(|| caught(|| shake(host))?)
+    DONE.get_or_init(|| {
+        caught(|| {
+            let computing = ComputeSymbols::find(Flavour::Ik)?;
+            // SAFETY: the functions are the host's, and the context is alive while the graph is computed.
+            unsafe { in_context(&host.symbols, |context| compute(host, &computing, context, new_buffer)) }
+        })?
+    })
 }
 
-fn shake(host: &'static IkHost) -> Result<Result<(), Refusal>, String> {
-    let computing = ComputeSymbols::find(Flavour::Ik)?;
-    // SAFETY: the host's functions; the context is alive while the graph is computed.
-    unsafe { in_context(&host.symbols, |context| compute(host, &computing, context)) }
-}
-
-/// There is a handshake, until it is dropped: an exception of the host's may pass.
+/// The handshake is under way until this is dropped. A guard, because the host may throw an exception.
 struct Handshake;
 
 impl Handshake {
@@ -243,44 +250,49 @@ impl Drop for Handshake {
     }
 }
 
-/// Rows and weights per row of all matrices: what every kernel of the host takes.
+/// Rows of all matrices, and weights per row: a size that every kernel of the host takes.
 const SIDE: usize = 64;
-/// Rows of activations of the plain product. Many, for some hosts ask for too small a work buffer for those with gates.
+/// Rows of activations of the plain products. Many, because some hosts reserve too small a work buffer for those with
+/// gates.
 pub const ROWS: usize = 80;
-/// Bytes of the data of any of the tensors.
-const ROOM: usize = SIDE * ROWS * 4;
+/// Most bytes of data that a tensor of the graph has.
+const TENSOR_BYTES: usize = SIDE * ROWS * 4;
 
+/// Has the host compute the graph. The outer error means that there was nothing to see.
+///
 /// # Safety
 /// `context` must be a live context of the host.
 unsafe fn compute(
     host: &'static IkHost,
     computing: &ComputeSymbols,
     context: *mut c_void,
+    new_buffer: NewBuffer,
 ) -> Result<Result<(), Refusal>, String> {
     let (symbols, side) = (&host.symbols, SIDE as i64);
     let mut memory: Vec<Vec<u64>> = Vec::new();
-    // Zeros are weights, floats and numbers of experts.
+    // Zeros are good weights, activations and choices of experts.
     let mut with_data = |tensor: *mut RawTensor| {
-        memory.push(vec![0; ROOM / 8 + 8]);
+        memory.push(vec![0; TENSOR_BYTES / 8 + 8]);
         let data = memory.last_mut().expect("just made").as_mut_ptr().cast::<u8>();
-        // SAFETY: a live tensor of this context, of at most `ROOM` bytes.
-        if let Some(tensor) = unsafe { host.tensor(tensor) } {
-            // SAFETY: as above.
-            unsafe { tensor.set_data(data.wrapping_add(data.align_offset(64)).cast()) };
+        // SAFETY: a live tensor of this context, or null; it has at most `TENSOR_BYTES` bytes.
+        unsafe {
+            if let Some(tensor) = host.tensor(tensor) {
+                tensor.set_data(data.wrapping_add(data.align_offset(64)).cast());
+            }
         }
         tensor
     };
-    // SAFETY: documented uses of ggml's API on live tensors of this context, whose data outlives the computation.
+    // SAFETY: documented uses of ggml's API, on live tensors of this context, whose data outlives the computation.
     unsafe {
         let mut new =
             |ty, ne: [i64; 4]| with_data((symbols.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]));
         let q4_0 = WeightType::Q4_0 as i32;
         let (up, gate) = (new(q4_0, [side, side, 1, 1]), new(q4_0, [side, side, 1, 1]));
-        // A host may tell by the buffer whose products it must ask about.
+        // A host may tell by the buffer type about which products it must ask.
         let ours = new(q4_0, [side, side, 1, 1]);
-        let lies_in = place::buffer_of(ROOM);
+        let buffer = new_buffer(TENSOR_BYTES);
         if let Some(ours) = host.tensor(ours) {
-            ours.set_buffer(lies_in);
+            ours.set_buffer(buffer);
         }
         let (x, token) = (new(TYPE_F32, [side, ROWS as i64, 1, 1]), new(TYPE_F32, [side, 1, 1, 1]));
         let choices = new(TYPE_I32, [1, 1, 1, 1]);
@@ -304,17 +316,17 @@ unsafe fn compute(
             return Err("the host gave no CPU backend".to_string());
         }
         (computing.ggml_backend_cpu_set_n_threads)(backend, 1);
-        let at = |tensor| host.tensor(tensor).map_or(0, |tensor| tensor.data() as usize);
+        let address = |tensor: *mut RawTensor| host.tensor(tensor).map_or(0, |tensor| tensor.data() as usize);
         let weights = [[up; 2], [ours; 2], [up; 2], [up, gate], [up, gate]];
-        let places = std::array::from_fn(|i| [at(weights[i][0]), at(weights[i][1]), at(nodes[i])]);
-        *SEEN.lock() = Seen { nodes: nodes.map(|node| node as usize), places, ..Seen::NONE };
+        let addresses = std::array::from_fn(|i| [weights[i][0], weights[i][1], nodes[i]].map(address));
+        *SEEN.lock() = Seen { nodes: nodes.map(|node| node as usize), addresses, ..Seen::NONE };
         let handshake = Handshake::begin(graph);
         let status = (computing.ggml_backend_graph_compute)(backend, graph);
         drop(handshake);
         let seen = *SEEN.lock();
         (computing.ggml_backend_free)(backend);
-        if !lies_in.is_null() {
-            (symbols.ggml_backend_buffer_free)(lies_in);
+        if !buffer.is_null() {
+            (symbols.ggml_backend_buffer_free)(buffer);
         }
         if status != 0 {
             return Err(format!("the host computed a small graph with status {status}"));
@@ -324,13 +336,13 @@ unsafe fn compute(
 }
 
 impl Seen {
-    /// Whether one of both ways is whole, and all that was seen is known.
+    /// Refuses unless all functions were called or all nodes asked about, with arguments that are known.
     fn verdict(&self) -> Result<(), Refusal> {
-        if let Some((_, name)) = STEPS.iter().find(|(step, _)| self.other & *step as u32 != 0) {
+        if let Some((_, name)) = WRAPPED.iter().find(|(function, _)| self.misunderstood & *function as u32 != 0) {
             let text = format!("this host calls {name} with other arguments than are known");
             return Err(Refusal { text, is_misunderstood: true });
         }
-        let past = STEPS.iter().filter(|(step, _)| self.steps & *step as u32 == 0).map(|(_, name)| *name);
+        let past = WRAPPED.iter().filter(|(function, _)| self.called & *function as u32 == 0).map(|(_, name)| *name);
         let past: Vec<&str> = past.collect();
         let unasked = NODES.iter().enumerate().filter(|(i, _)| self.asked & 1 << i == 0).map(|(_, name)| *name);
         let unasked: Vec<&str> = unasked.collect();
@@ -355,8 +367,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_whole_way_is_enough_and_what_is_missing_is_named() {
-        let seen = |steps, asked| Seen { steps, asked, ..Seen::NONE };
+    fn all_calls_or_all_questions_are_enough_and_what_is_missing_is_named() {
+        let seen = |called, asked| Seen { called, asked, ..Seen::NONE };
         assert_eq!(seen(15, 0).verdict(), Ok(()));
         assert_eq!(seen(0, 31).verdict(), Ok(()));
         assert_eq!(seen(15, 3).verdict(), Ok(()));
@@ -364,7 +376,7 @@ mod tests {
         assert!(seen(1, 29).verdict().unwrap_err().text.contains("computes MUL_MAT that follows another"));
         let other = Seen { params_known: false, ..seen(0, 31) }.verdict().unwrap_err();
         assert!(other.text.contains("parameters") && other.is_misunderstood);
-        let other = Seen { other: 4, ..seen(15, 0) }.verdict().unwrap_err();
+        let other = Seen { misunderstood: 4, ..seen(15, 0) }.verdict().unwrap_err();
         assert!(other.text.contains("iqk_mul_mat_moe with other arguments") && other.is_misunderstood);
     }
 }

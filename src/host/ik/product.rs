@@ -1,45 +1,47 @@
-//! From nodes of the graph to products. A product whose weights are packed is always ours; one whose weights lie where
-//! the host put them is, if there are enough rows of activations to be worth it.
+//! From nodes of a graph to products. A product of packed weights is always ours. One whose weights lie where the host
+//! put them is ours if it has so many rows of activations that it is faster here.
 
-use super::{IkHost, Tensor, place};
+use super::buffer_type;
+use super::host::IkHost;
+use super::packed::{self, PackedView};
 use crate::cpu;
-use crate::dispatch;
-use crate::dispatch::Demand;
+use crate::dispatch::{self, Demand};
 use crate::format::{ACT_BLOCK, interleaved};
+use crate::host::Tensor;
 use crate::host::abi::USAGE_WEIGHTS;
 use crate::host::operands::{self, usizes};
 use crate::matmul::{Biases, ExpertMul, Gate, MatMul, Op, Stored, Weights, demand_of_user};
 use crate::panel::weights::Shape;
 
-/// Whether `node` is one of the operations that read weights through the seam.
+/// Whether `node` is a product: one of the operations for which the host calls the kernels that ours stand in front of.
 pub fn is_product(host: &'static IkHost, node: Tensor) -> bool {
     let (ops, ik) = (&host.ops, &host.ik_ops);
     [ops.mul_mat, ops.mul_mat_id, ik.fused_up_gate, ik.moe_fused_up_gate].contains(&node.op())
 }
 
-/// Whether it is one of those with a gate.
+/// Whether `node` is a product with a gate.
 pub fn is_fused(host: &'static IkHost, node: Tensor) -> bool {
     node.op() == host.ik_ops.fused_up_gate || node.op() == host.ik_ops.moe_fused_up_gate
 }
 
-/// Whether it is one whose experts are chosen.
+/// Whether `node` is a product whose experts are chosen.
 pub fn has_ids(host: &'static IkHost, node: Tensor) -> bool {
     node.op() == host.ops.mul_mat_id || node.op() == host.ik_ops.moe_fused_up_gate
 }
 
-/// `node` as a product that is computed here; `None` if it is left to the host, which can read its weights.
-/// `Err` if nobody could compute it.
+/// `node`, a product, as it is computed here; `None` if it is left to the host, which can read its weights. `Err` says
+/// why neither can compute it: some of its weights are packed.
 pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String> {
     let fused = is_fused(host, node);
     let with_ids = has_ids(host, node);
     let w = node.source(0).ok_or("a product without weights")?;
     let Some(first) = weights(host, w) else {
-        let gate = node.source(1).filter(|w| fused && place::packed(*w).is_some());
+        let gate = node.source(1).filter(|w| fused && packed::is_packed(*w));
         return gate.map_or(Ok(None), |gate| Err(format!("{} is packed, {} cannot be read", gate.name(), w.name())));
     };
     let at = if fused { 2 } else { 1 };
     let x = node.source(at).ok_or("a product without activations")?;
-    let gate_is_packed = fused && node.source(1).is_some_and(|w| place::packed(w).is_some());
+    let gate_is_packed = fused && node.source(1).is_some_and(packed::is_packed);
     let packed = first.stored.is_packed() || gate_is_packed;
     let refuse = |why: String| if packed { Err(why) } else { Ok(None) };
     let named = |why: String| format!("{}: {why}", node.name());
@@ -57,7 +59,8 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
     };
     let (op, rows) = if with_ids {
         let ids = node.source(at + 1).ok_or("a product of experts without ids")?;
-        // The host computes fewer experts for some tokens, and has cleared their results.
+        // For some tokens the host computes fewer experts: numbers that name no expert are skipped. It has cleared
+        // their results.
         let choices = match operands::choices(ids, true) {
             Ok(choices) => choices,
             Err(why) => return refuse(named(why)),
@@ -76,24 +79,25 @@ pub fn product(host: &'static IkHost, node: Tensor) -> Result<Option<Op>, String
     }
 }
 
-/// The weights of a product: packed ones, or those that lie in a buffer for weights, of a packed type, in whole rows.
+/// The weights of a product, if they can be read here: packed; or in a buffer for weights, of a type that is packed,
+/// interleaved or decoded, in whole rows.
 fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
     let ne = usizes(w.ne())?;
     let nb = [w.nb()[1], w.nb()[2], w.nb()[3]];
-    if let Some((shape, base, offset)) = place::packed(w) {
+    if let Some(PackedView { shape, base, offset }) = packed::view(w) {
         return Some(Weights { stored: Stored::Packed(shape), base, offset, ne, nb });
     }
-    if place::is_probe(host, w) {
-        let shape = place::packable(host, w)?;
+    if buffer_type::is_probe(host, w) {
+        let shape = buffer_type::packable(host, w)?;
         return Some(Weights { stored: Stored::Packed(shape), base: std::ptr::null(), offset: 0, ne, nb });
     }
     let root = w.root();
-    // SAFETY: a non-null buffer of a live tensor is alive.
+    // SAFETY: LIVE BUFFER: that of a live tensor.
     let holder = unsafe { host.buffer(root.holder()) };
     let plain = root.op() == host.ops.no_data[0]
         && holder.is_some_and(|b| b.usage() == Some(USAGE_WEIGHTS))
         && w.ty() == root.ty()
-        // SAFETY: the host has a type of this number: it is a tensor's.
+        // SAFETY: the number is a tensor's, so the host has such a type.
         && w.nb()[0] == unsafe { (host.symbols.ggml_type_size)(w.ty()) };
     let in_place = |ty, interleave| {
         let shape = Shape::new(ty, w.ne()[0], w.ne()[1], w.ne()[2].checked_mul(w.ne()[3])?).ok()?;
@@ -112,14 +116,14 @@ fn weights(host: &'static IkHost, w: Tensor) -> Option<Weights> {
     (plain && whole).then_some(Weights { stored, base: w.data().cast(), offset: 0, ne, nb })
 }
 
-/// What the user or the graph wants a product for: MUL_MAT says in its parameters if sums shall be made in f32
-/// (`ggml_mul_mat_set_prec`; 0 is the default, and there is one other number).
+/// The precision that the user or the graph demands. MUL_MAT has a parameter for it (`ggml_mul_mat_set_prec`): 0 is the
+/// default, the only other value asks for sums in f32.
 pub fn demand(host: &'static IkHost, node: Tensor) -> Demand {
     let of_graph = if node.op() == host.ops.mul_mat && node.param(0) != 0 { Demand::Bf16 } else { Demand::Auto };
     demand_of_user().max(of_graph)
 }
 
-/// Both matrices of a fused product: two tensors, or the halves of one (gate first).
+/// Both matrices of a product with a gate: two tensors, or the halves of one (the gate's first).
 fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(Weights, Gate), String> {
     let name = || node.name();
     let number = node.param(0);

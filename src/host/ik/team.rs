@@ -1,8 +1,8 @@
-//! The threads of a graph's run, for the operations that are computed here: where they meet, and their work buffer. The
-//! host's kernels are called with a thread's number and the count, nothing else.
+//! The team of a run: the threads of the host that compute a graph, where they meet, and their work buffer. All that a
+//! kernel of the host is told is a thread's number and how many threads there are.
 //!
-//! More threads than can run at once would only wait for each other: the last ones sleep until the others have done the
-//! operation, or go on at once to the host's barrier, where that lets them sleep.
+//! More threads than can run at once would only wait for each other. So the last ones take no part in an operation.
+//! They sleep until it is done; or they go on to the host's barrier at once, if that lets them sleep.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -12,91 +12,95 @@ use crate::cpu::memory::Region;
 use crate::cpu::rendezvous::{Rendezvous, Signal};
 use crate::warn;
 
-/// Bytes of a work buffer that stay in memory between runs. What is above is given to the kernel, which takes it when
-/// somebody needs it.
-const KEPT: usize = 32 << 20;
-/// Runs one after the other that need less than a quarter of the work buffer, until it is made smaller.
+/// Bytes of a work buffer that stay in memory between runs. Linux may take the rest when somebody needs it.
+const KEPT_BYTES: usize = 32 << 20;
+/// After so many runs in a row that need less than a quarter of the work buffer, it is made smaller.
 const SMALL_RUNS: u32 = 16;
 
-/// The threads of one run after the other.
+/// The threads of one run after another.
+///
+/// IDLE TEAM, which some functions demand: there is no run, and no other thread calls one of these functions. Whoever
+/// begins or ends a run sees to that.
 pub struct Team {
-    /// Where those meet that take part in an operation.
-    inside: Rendezvous,
-    /// The last operation of which the host did not say which threads come, its number above how many have come.
-    come: AtomicU64,
-    /// Those that are done with an operation.
+    /// Where the threads of an operation meet.
+    members: Rendezvous,
+    /// Where the host does not say which threads come to an operation: the number of the last such operation in the
+    /// upper 32 bits, how many threads have come to it in the lower.
+    arrived: AtomicU64,
+    /// How many members are done with the current operation.
     finished: AtomicUsize,
-    /// Number of the operation that is done: what the other threads wait for.
+    /// Number of the last operation that is done: what the threads wait for that take no part.
     done: Signal,
-    /// Threads of the host that there shall be.
+    /// How many threads the host has planned for this run.
     planned: AtomicUsize,
-    /// How many can run at once.
+    /// Most threads that take part in an operation: as many as can run at once.
     most: AtomicUsize,
-    /// Whether the others may go on to the host's barrier.
+    /// Whether threads that take no part may go on to the host's barrier.
     may_go_on: AtomicBool,
-    /// Start of the work buffer.
+    /// First byte of the work buffer; null if there is none.
     work: AtomicPtr<u8>,
-    /// What one thread says to the others of an operation, between two meetings.
-    said: AtomicBool,
-    memory: UnsafeCell<Memory>,
+    /// Whether the last [`Member::reserve`] was successful.
+    reserved: AtomicBool,
+    buffer: UnsafeCell<WorkBuffer>,
 }
 
-/// The work buffer. Changed by who begins or ends a run, and during one by a thread that all others wait for.
-struct Memory {
+/// The memory of a team. Only changed while the team is idle, or by a member that all others wait for.
+struct WorkBuffer {
     region: Option<Region>,
     /// Most bytes that were needed since the last run began.
     needed: usize,
+    /// How many runs in a row have needed less than a quarter of it.
     small_runs: u32,
 }
 
-// SAFETY: everything else is atomic, and who changes the memory is said at `Memory`.
+// SAFETY: everything is atomic but the work buffer, which one thread at a time changes while no other reads it.
 unsafe impl Sync for Team {}
-// SAFETY: the memory belongs to no thread.
+// SAFETY: nothing in it belongs to a thread.
 unsafe impl Send for Team {}
 
 impl Team {
     /// Without a work buffer.
     pub fn new() -> Self {
         Self {
-            inside: Rendezvous::new(),
-            come: AtomicU64::new(0),
+            members: Rendezvous::new(),
+            arrived: AtomicU64::new(0),
             finished: AtomicUsize::new(0),
             done: Signal::new(),
             planned: AtomicUsize::new(1),
             most: AtomicUsize::new(1),
             may_go_on: AtomicBool::new(false),
             work: AtomicPtr::new(std::ptr::null_mut()),
-            said: AtomicBool::new(false),
-            memory: UnsafeCell::new(Memory { region: None, needed: 0, small_runs: 0 }),
+            reserved: AtomicBool::new(false),
+            buffer: UnsafeCell::new(WorkBuffer { region: None, needed: 0, small_runs: 0 }),
         }
     }
 
-    /// Before a run of `threads` threads, of which up to `most` will take part in an operation; `may_go_on` says that the others need not
-    /// wait for them if the host's barrier is OpenMP's.
+    /// Begins a run of `threads` threads, of which up to `most` take part in an operation. `may_go_on`: the others need
+    /// not wait for them if the host's barrier is OpenMP's.
     ///
     /// # Safety
-    /// There must be no run, and nobody else that prepares one.
+    /// IDLE TEAM.
     pub unsafe fn prepare(&self, threads: usize, most: usize, may_go_on: bool) {
         self.planned.store(threads, Ordering::Relaxed);
         self.most.store(most, Ordering::Relaxed);
         self.may_go_on.store(may_go_on, Ordering::Relaxed);
         self.done.set(0);
-        self.come.store(0, Ordering::Relaxed);
+        self.arrived.store(0, Ordering::Relaxed);
     }
 
-    /// Makes sure that there is a work buffer of `bytes`; false if there is no memory for it.
+    /// Makes sure that the work buffer has `bytes`; false if there is no memory for that.
     ///
     /// # Safety
-    /// As for [`Team::prepare`], or all threads of the run must be waiting for this one.
+    /// IDLE TEAM, or all other members must be waiting for this thread.
     unsafe fn reserve(&self, bytes: usize) -> bool {
-        // SAFETY: promised by the caller.
-        let memory = unsafe { &mut *self.memory.get() };
-        memory.needed = memory.needed.max(bytes);
-        if memory.region.as_ref().is_some_and(|region| region.len() >= bytes) {
+        // SAFETY: IDLE TEAM, or the other members wait: nobody else looks at the buffer.
+        let buffer = unsafe { &mut *self.buffer.get() };
+        buffer.needed = buffer.needed.max(bytes);
+        if buffer.region.as_ref().is_some_and(|region| region.len() >= bytes) {
             return true;
         }
-        // The old one first: both may not fit.
-        memory.region = None;
+        // Free the old one first: there may be no memory for both.
+        buffer.region = None;
         self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
         let made = match Region::new(bytes.saturating_add(bytes / 4)).or_else(|_| Region::new(bytes)) {
             Ok(made) => made,
@@ -109,91 +113,84 @@ impl Team {
             }
         };
         self.work.store(made.base().as_ptr(), Ordering::Relaxed);
-        memory.region = Some(made);
+        buffer.region = Some(made);
         true
     }
 
-    /// Makes sure that there is a work buffer for all of `wants`, pairs of bytes and a number: or, if there is no memory for
-    /// it, for all but some, whose numbers `leave_out` is called with.
+    /// Makes sure that the work buffer is large enough for all of `wants`: pairs of bytes and an operation's number.
+    /// Operations for which there is no memory are left out: `leave_out` is called with their numbers.
     ///
     /// # Safety
-    /// As for [`Team::prepare`].
+    /// IDLE TEAM.
     pub unsafe fn reserve_for(&self, mut wants: Vec<(usize, usize)>, mut leave_out: impl FnMut(usize)) {
-        // SAFETY: promised by the caller.
+        // SAFETY: IDLE TEAM.
         unsafe { self.shrink() };
         wants.sort_unstable();
         while let Some((bytes, _)) = wants.last().copied() {
-            // SAFETY: promised by the caller.
+            // SAFETY: IDLE TEAM.
             if unsafe { self.reserve(bytes) } {
                 return;
             }
-            // Memory for nearly as much will not be there either.
+            // There will be no memory for nearly as much either.
             while let Some((_, index)) = wants.pop_if(|(wanted, _)| *wanted > bytes / 2) {
                 leave_out(index);
             }
         }
     }
 
-    /// Lets go of a work buffer that has been too large for a while.
+    /// Frees a work buffer that has been too large for [`SMALL_RUNS`] runs.
     ///
     /// # Safety
-    /// As for [`Team::prepare`].
+    /// IDLE TEAM.
     unsafe fn shrink(&self) {
-        // SAFETY: promised by the caller.
-        let memory = unsafe { &mut *self.memory.get() };
-        let have = memory.region.as_ref().map_or(0, Region::len);
-        memory.small_runs = if memory.needed < have / 4 { memory.small_runs + 1 } else { 0 };
-        memory.needed = 0;
-        if memory.small_runs >= SMALL_RUNS && have > KEPT {
-            // SAFETY: promised by the caller.
+        // SAFETY: IDLE TEAM.
+        let buffer = unsafe { &mut *self.buffer.get() };
+        let have = buffer.region.as_ref().map_or(0, Region::len);
+        buffer.small_runs = if buffer.needed < have / 4 { buffer.small_runs + 1 } else { 0 };
+        buffer.needed = 0;
+        if buffer.small_runs >= SMALL_RUNS && have > KEPT_BYTES {
+            // SAFETY: IDLE TEAM.
             unsafe { self.release() };
         }
     }
 
-    /// After a run: lets go of memory that may not be needed soon.
+    /// After a run: lets Linux take memory that may not be needed soon.
     ///
     /// # Safety
-    /// As for [`Team::prepare`].
+    /// IDLE TEAM.
     pub unsafe fn rest(&self) {
-        // SAFETY: promised by the caller.
-        if let Some(region) = unsafe { &mut (*self.memory.get()).region } {
-            region.let_go_from(KEPT);
+        // SAFETY: IDLE TEAM.
+        if let Some(region) = unsafe { &mut (*self.buffer.get()).region } {
+            region.let_go_from(KEPT_BYTES);
         }
     }
 
-    /// Lets go of all memory.
+    /// Frees the work buffer.
     ///
     /// # Safety
-    /// As for [`Team::prepare`].
+    /// IDLE TEAM.
     pub unsafe fn release(&self) {
         self.work.store(std::ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: promised by the caller.
-        unsafe { (*self.memory.get()).region = None };
+        // SAFETY: IDLE TEAM.
+        unsafe { (*self.buffer.get()).region = None };
     }
 
-    /// How many threads of the host there are: OpenMP may give it fewer than it planned.
+    /// How many threads the host has for this run: OpenMP may give it fewer than it planned.
     pub fn threads(&self) -> usize {
         openmp::threads().unwrap_or_else(|| self.planned.load(Ordering::Relaxed))
     }
 
-    /// How many of the `count` threads of the host take part in an operation.
+    /// How many of the host's `count` threads take part in an operation.
     fn size(&self, count: usize) -> usize {
         count.min(self.most.load(Ordering::Relaxed))
     }
 
-    /// A thread of the host comes to an operation: runs `part` if it takes part in it, with its place in the team; else waits
-    /// until the others are done.
-    pub fn operation(&self, place: Place, part: impl FnOnce(Member<'_>)) {
-        let Place { index, count, number, follows } = place;
+    /// A thread of the host comes to an operation. It runs `part` if it takes part, else waits until the others are
+    /// done.
+    pub fn operation(&self, arrival: Arrival, part: impl FnOnce(Member<'_>)) {
+        let Arrival { index, count, number, follows } = arrival;
         let size = self.size(count);
-        let index = index.unwrap_or_else(|| {
-            let of_this = u64::from(number) << 32;
-            // Nobody comes to an operation before the host is done with the one before.
-            let have = |come: u64| if come >> 32 == u64::from(number) { come & 0xffff_ffff } else { 0 };
-            let next = |come: u64| Some(of_this + have(come) + 1);
-            let (Ok(before) | Err(before)) = self.come.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-            have(before) as usize
-        });
+        let index = index.unwrap_or_else(|| self.next_index(number));
         if index >= size {
             if self.may_go_on.load(Ordering::Relaxed) && openmp::is_inside() {
                 return;
@@ -212,59 +209,70 @@ impl Team {
         }
     }
 
-    /// The same with all threads, for an operation whose work buffer is not known before it is called for.
+    /// How many threads have come to operation `number` before this one.
+    fn next_index(&self, number: u32) -> usize {
+        let of_this = u64::from(number) << 32;
+        // Nobody comes to an operation before the host is done with the one before, so an older number counts as 0.
+        let have = |arrived: u64| if arrived >> 32 == u64::from(number) { arrived & 0xffff_ffff } else { 0 };
+        let next = |arrived: u64| Some(of_this + have(arrived) + 1);
+        let (Ok(before) | Err(before)) = self.arrived.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        have(before) as usize
+    }
+
+    /// Thread `index` of `count` as a member, for an operation in which all of the host's threads take part.
     pub fn all(&self, index: usize, count: usize) -> Member<'_> {
         Member { team: self, index, count, crowded: count > self.size(count) }
     }
 }
 
-/// A thread of the host at an operation.
+/// How a thread of the host comes to an operation.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub struct Arrival {
     /// Number of the thread, if the host says so.
     pub index: Option<usize>,
-    /// How many come.
+    /// How many threads come.
     pub count: usize,
-    /// Number of the operation, above that of those before, from 1 on.
+    /// Number of the operation in its run: from 1 on, and higher than those before it.
     pub number: u32,
     /// Whether the host may not have waited for all threads since the operation before.
     pub follows: bool,
 }
 
-/// A thread's place in a team, for one operation.
+/// A thread that takes part in an operation.
 #[derive(Clone, Copy)]
 pub struct Member<'a> {
     team: &'a Team,
-    /// Its number.
+    /// Its number, below `count`.
     pub index: usize,
-    /// How many there are.
+    /// How many take part.
     pub count: usize,
+    /// Whether they are more than can run at once.
     crowded: bool,
 }
 
 impl Member<'_> {
-    /// Waits for all of them.
+    /// Waits for all members.
     pub fn wait(&self) {
         if self.count > 1 {
-            self.team.inside.wait(self.count, self.crowded);
+            self.team.members.wait(self.count, self.crowded);
         }
     }
 
-    /// The work buffer, shared by all.
+    /// The work buffer, shared by all members.
     pub fn work(&self) -> *mut u8 {
         self.team.work.load(Ordering::Relaxed)
     }
 
-    /// Makes sure that there is a work buffer of `bytes`, when all have come; all get the same answer.
+    /// Makes sure that the work buffer has `bytes`. All members must call this, and get the same answer.
     pub fn reserve(&self, bytes: usize) -> bool {
         self.wait();
         if self.index == 0 {
-            // SAFETY: the others wait below.
+            // SAFETY: the other members wait below.
             let done = unsafe { self.team.reserve(bytes) };
-            self.team.said.store(done, Ordering::Relaxed);
+            self.team.reserved.store(done, Ordering::Relaxed);
         }
         self.wait();
-        self.team.said.load(Ordering::Relaxed)
+        self.team.reserved.load(Ordering::Relaxed)
     }
 }
 
@@ -273,11 +281,12 @@ mod tests {
     use super::super::tests::join;
     use super::*;
 
-    /// Given a team of a host's threads, when they run many operations one after the other, without a barrier of the host
-    /// in between, then every thread that takes part sees what the others wrote, and the others come after them.
+    /// Given a team of a host's threads, when they run many operations one after another without a barrier of the host
+    /// in between, then every member sees what the other members wrote, and threads that take no part return after
+    /// them.
     fn operations(threads: usize, most: usize, count: usize) {
         let team = Team::new();
-        // SAFETY: nothing runs.
+        // SAFETY: IDLE TEAM.
         unsafe {
             team.prepare(threads, most, true);
             team.reserve_for(vec![(threads * 128, 0)], |_| panic!("there is memory"));
@@ -289,13 +298,14 @@ mod tests {
                 scope.spawn(move || {
                     for number in 1..=count {
                         let mut took_part = false;
-                        let place = Place { index: Some(index), count: threads, number: number as u32, follows: true };
-                        team.operation(place, |member| {
+                        let arrival =
+                            Arrival { index: Some(index), count: threads, number: number as u32, follows: true };
+                        team.operation(arrival, |member| {
                             let word = |of: usize| member.work().wrapping_add(of * 128).cast::<usize>();
-                            // SAFETY: every thread writes its own word.
+                            // SAFETY: every thread writes a word of its own.
                             unsafe { *word(index) = number };
                             member.wait();
-                            // SAFETY: all have written, nobody writes before the next meeting.
+                            // SAFETY: all have written, and nobody writes again before the next meeting.
                             (0..member.count).for_each(|of| assert_eq!(unsafe { *word(of) }, number));
                             done.fetch_add(1, Ordering::Relaxed);
                             took_part = true;
@@ -328,7 +338,7 @@ mod tests {
     #[test]
     fn what_there_is_no_memory_for_is_left_out() {
         let (team, mut left_out) = (Team::new(), Vec::new());
-        // SAFETY: nothing runs.
+        // SAFETY: IDLE TEAM.
         unsafe { team.reserve_for(vec![(1 << 59, 0), (4096, 1), (usize::MAX, 2), (8192, 3)], |i| left_out.push(i)) };
         left_out.sort_unstable();
         assert_eq!(left_out, [0, 2]);
@@ -350,10 +360,10 @@ mod tests {
     fn a_work_buffer_that_is_too_large_for_long_is_let_go() {
         let team = Team::new();
         let len = || {
-            // SAFETY: nothing runs.
-            unsafe { (*team.memory.get()).region.as_ref().map_or(0, Region::len) }
+            // SAFETY: IDLE TEAM.
+            unsafe { (*team.buffer.get()).region.as_ref().map_or(0, Region::len) }
         };
-        // SAFETY: nothing runs.
+        // SAFETY: IDLE TEAM.
         let run = |bytes| unsafe {
             team.reserve_for(vec![(bytes, 0)], |_| panic!("there is memory"));
             team.rest();

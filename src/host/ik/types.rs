@@ -1,39 +1,20 @@
-//! Types that only ik_llama.cpp has, and that are not packed here: interleaved forms of those that are, and others, for
-//! which the host's own decoder is called on the way.
+//! Types that only ik_llama.cpp has and that are not packed here. Some are interleaved forms of types that are packed:
+//! those are read as they are. For the others the host's own decoder is called, whenever their weights are multiplied.
 
 use std::ffi::CStr;
 
-use libc::c_char;
-
-use super::{Flavour, IkSymbols, Symbols};
+use super::symbols::IkSymbols;
 use crate::cpu::Avx512;
 use crate::debug;
 use crate::format::{Format, LANES, WeightType, interleaved};
 use crate::host::decoders::last_type;
-use crate::panel::decoded::{DecodedType, ToFloat};
+use crate::host::{Flavour, Symbols};
+use crate::panel::decoded::DecodedType;
 use crate::panel::pack::WeightRows;
 use crate::with_format;
 
-/// `ggml_type_traits_t` (ggml.h), which the host gives by value: with room behind it for more members.
-#[repr(C)]
-pub struct TypeTraits {
-    name: *const c_char,
-    block: i64,
-    interleaved: i64,
-    bytes: usize,
-    is_quantized: bool,
-    to_float: Option<ToFloat>,
-    from_float: [*const libc::c_void; 3],
-    vec_dot: *const libc::c_void,
-    vec_dot_type: i32,
-    rows_and_columns: [i64; 2],
-    gemv_and_gemm: [*const libc::c_void; 2],
-    row_meta_size: i64,
-    more: [usize; 16],
-}
-
-/// The types' numbers and names, and how many rows lie interleaved. Others have no decoder, or one that leaves out what
-/// stands in front of a row.
+/// ggml's number and name of each type that weights may have, and how many rows it interleaves. Types that are not
+/// listed have no decoder, or one that does not read what stands in front of a row.
 const KNOWN: [(i32, &CStr, usize); 36] = [
     (144, c"iq4_ks", 1),
     (145, c"iq2_ks", 1),
@@ -73,7 +54,7 @@ const KNOWN: [(i32, &CStr, usize); 36] = [
     (399, c"q8_k_r8", 8),
 ];
 
-/// The interleaved forms that are read here.
+/// ggml's numbers of the interleaved types that are read here, and the types that they are made of.
 const INTERLEAVED: [(i32, WeightType); 8] = [
     (202, WeightType::Q4_0),
     (208, WeightType::Q8_0),
@@ -85,7 +66,7 @@ const INTERLEAVED: [(i32, WeightType); 8] = [
     (339, WeightType::IQ4_K),
 ];
 
-/// Those of [`INTERLEAVED`] that the host has, and reads as this library does.
+/// Those of [`INTERLEAVED`] that the host has and decodes as this library does.
 pub fn interleaved(decoded: &[&DecodedType]) -> Vec<(i32, WeightType)> {
     let same = |(number, ty): &(i32, WeightType)| {
         decoded.iter().any(|host| host.number == *number && with_format!(*ty, F => reads_the_same::<F>(host)))
@@ -95,7 +76,7 @@ pub fn interleaved(decoded: &[&DecodedType]) -> Vec<(i32, WeightType)> {
     types
 }
 
-/// Whether the host decodes interleaved rows to what they are packed to here: one block of some bytes.
+/// Whether the host decodes an interleaved block to the same weights as this library, on one block of made-up bytes.
 fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
     let (interleave, info) = (interleaved::interleave(F::TYPE), F::TYPE.info());
     if Avx512::new().is_none()
@@ -104,14 +85,15 @@ fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
         return false;
     }
     let mut block: Vec<u8> = (0..interleave * F::BYTES).map(|i| (i * 89 + i / 13 * 31) as u8).collect();
-    // Scales and minima of all rows stand first, at most 16 bytes: about 1.
-    for (i, number) in block[..16.min(2 * interleave * if F::HAS_MIN { 2 } else { 1 })].chunks_exact_mut(2).enumerate()
-    {
+    // Scales and minima of all rows stand first, in at most 16 bytes. They get numbers about 1, so that results are
+    // finite.
+    let scales = 16.min(2 * interleave * if F::HAS_MIN { 2 } else { 1 });
+    for (i, number) in block[..scales].chunks_exact_mut(2).enumerate() {
         number.copy_from_slice(&half::f16::from_f32(0.5 + i as f32 / 8.0).to_le_bytes());
     }
     let (mut theirs, mut packed) = (vec![0f32; interleave * F::BLOCK], vec![0; LANES * F::BYTES]);
     let rows = WeightRows { data: block.as_ptr(), stride: F::BYTES, rows: interleave, interleave };
-    // SAFETY: one block of each of the rows; the host's decoder writes as many weights as it is told; AVX-512 is there.
+    // SAFETY: `block` has one block of each row, `theirs` and `packed` have room for its weights, and AVX-512 is there.
     unsafe {
         (host.to_float)(block.as_ptr().cast(), theirs.as_mut_ptr(), theirs.len() as i64);
         rows.pack::<F>(0, 0, 1, packed.as_mut_ptr());
@@ -128,48 +110,51 @@ fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
             }
         }
     }
-    // The host may round on the way.
+    // The host's decoder may round differently.
     let same = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0));
     if !same {
-        debug!("{} is not the interleaved {} that is known here", host.name, info.name);
+        debug!("{} is not the interleaved {} that this library knows", host.name, info.name);
     }
     same
 }
 
-/// Types of a KV cache that are read through the host's decoder.
+/// ggml's numbers and names of the types of a KV cache that the host decodes; none interleaves rows.
 const CACHE: [(i32, &CStr, usize); 5] =
     [(2, c"q4_0", 1), (3, c"q4_1", 1), (8, c"q8_0", 1), (20, c"iq4_nl", 1), (133, c"q6_0", 1)];
 
-/// Those that weights may have and the host decodes.
+/// Types that weights may have and that this host decodes.
 pub fn decoded(symbols: &Symbols, ik: &IkSymbols) -> Vec<&'static DecodedType> {
     let types = found(symbols, ik, &KNOWN);
     debug!("decoded by the host: {}", types.iter().map(|t| t.name).collect::<Vec<_>>().join(" "));
     types
 }
 
-/// Those that a KV cache may have and the host decodes.
+/// Types that a KV cache may have and that this host decodes.
 pub fn cached(symbols: &Symbols, ik: &IkSymbols) -> Vec<&'static DecodedType> {
     found(symbols, ik, &CACHE)
 }
 
-/// The types that the host has under these numbers and names. Made once, never freed.
+/// Those of `types` (ggml's number, name, interleaved rows) that the host has under these numbers and names. Never
+/// freed.
 fn found(symbols: &Symbols, ik: &IkSymbols, types: &[(i32, &'static CStr, usize)]) -> Vec<&'static DecodedType> {
     let last = last_type(Flavour::Ik);
     let type_of = |&(number, name, interleave): &(i32, &'static CStr, usize)| {
         if number > last {
             return None;
         }
-        // SAFETY: the number is in the host's table; traits are asked for only where it has a type of this name.
+        // SAFETY: the number is below the end of the host's table, and its traits are asked for only if it has this
+        // name.
         let traits = unsafe {
             let found = (symbols.ggml_type_name)(number);
             let same = !found.is_null() && CStr::from_ptr(found) == name;
             same.then(|| (ik.ggml_internal_get_type_traits)(number))?
         };
         let (block, meta) = (usize::try_from(traits.block).ok()?, usize::try_from(traits.row_meta_size).ok()?);
-        // SAFETY: the layout is proved by what was found: the name is where it should be, and the sizes are sensible.
+        // The struct has the members that are known if the name is where it should be and the sizes are sensible.
+        // SAFETY: the host has a type of this number.
         let proved = traits.name == unsafe { (symbols.ggml_type_name)(number) }
             && [32, 256].contains(&block)
-            // SAFETY: as above.
+            // SAFETY: as for the name.
             && traits.bytes == unsafe { (symbols.ggml_type_size)(number) }
             && meta <= 16;
         let ty = DecodedType {

@@ -1,28 +1,31 @@
-//! Ranges of memory by address: tensors that are packed, and the buffers that they lie in. Kernels ask it for any
-//! address, from any number of threads, while models are loaded and unloaded; for memory of others they need no lock.
+//! Ranges of memory, looked up by address: packed tensors, and the buffers that they lie in. Any thread may look up any
+//! address at any time, while other threads load and unload models. An address outside of all buffers is told without a
+//! lock.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::sync::{AtomicUsize, Ordering, RwLock};
 
-/// What is known of some ranges. So many buffers are told from other memory without a lock.
-pub struct Table<T, const REGIONS: usize = 64> {
-    /// First and last byte of buffers; a last byte of 0: none.
+/// Ranges of memory, with a `T` for each. Up to `REGIONS` buffers are told from other memory without a lock.
+pub struct AddressMap<T, const REGIONS: usize = 64> {
+    /// Addresses of the first and the last byte of each buffer; a last byte of 0 means that the entry is free.
     regions: [[AtomicUsize; 2]; REGIONS],
-    /// Buffers that found no place there.
+    /// How many buffers found no free entry there: while there are any, every look-up takes the lock.
     left_out: AtomicUsize,
-    /// How many ranges there are, and their bytes.
+    /// How many ranges there are.
     count: AtomicUsize,
+    /// Bytes of all ranges together.
     bytes: AtomicUsize,
     ranges: RwLock<Ranges<T>>,
 }
 
-/// Ranges by their first byte.
+/// Ranges by the address of their first byte. They do not overlap.
 struct Ranges<T>(BTreeMap<usize, Entry<T>>);
 
 impl<T> Default for Ranges<T> {
-    /// In a process that was forked while another thread wrote them: it would take packed weights for plain ones.
+    /// What a forked child gets if another thread was writing the ranges during the fork. Without them packed weights
+    /// would be taken for plain ones, so the process ends.
     fn default() -> Self {
         eprintln!(
             "ggml-amx: this process was forked while another thread loaded or freed packed weights: they cannot be used"
@@ -33,11 +36,11 @@ impl<T> Default for Ranges<T> {
 
 struct Entry<T> {
     bytes: usize,
-    what: T,
+    value: T,
 }
 
-impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
-    /// Nothing is known.
+impl<T: Copy, const REGIONS: usize> AddressMap<T, REGIONS> {
+    /// Without buffers and ranges.
     pub fn new() -> Self {
         Self {
             regions: std::array::from_fn(|_| [AtomicUsize::new(0), AtomicUsize::new(0)]),
@@ -48,7 +51,7 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         }
     }
 
-    /// Notes the memory of a new buffer.
+    /// Adds the memory of a new buffer, in which ranges will lie.
     pub fn add_region(&self, range: Range<usize>) {
         let _ranges = self.ranges.write();
         match self.regions.iter().find(|r| r[1].load(Ordering::Relaxed) == 0) {
@@ -60,19 +63,19 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         }
     }
 
-    /// Forgets a buffer and all ranges in it.
+    /// Removes a buffer and all ranges in it.
     pub fn remove_region(&self, range: Range<usize>) {
         self.remove(range.clone());
         let _ranges = self.ranges.write();
-        let mut noted = self.regions.iter().filter(|r| r[1].load(Ordering::Relaxed) != 0);
-        match noted.find(|r| r[0].load(Ordering::Relaxed) == range.start) {
+        let mut used = self.regions.iter().filter(|r| r[1].load(Ordering::Relaxed) != 0);
+        match used.find(|r| r[0].load(Ordering::Relaxed) == range.start) {
             Some([_, last]) => last.store(0, Ordering::Release),
             None => _ = self.left_out.fetch_sub(1, Ordering::AcqRel),
         }
     }
 
-    /// Whether `address` may lie in one of the buffers. Of a buffer that is there all the while, the answer is right
-    /// whatever happens to others.
+    /// Whether `address` may lie in one of the buffers. For addresses in a buffer that stays, this is true whatever
+    /// happens to other buffers at the same time.
     fn may_be_inside(&self, address: usize) -> bool {
         let inside = |[first, last]: &[AtomicUsize; 2]| {
             let last = last.load(Ordering::Acquire);
@@ -81,26 +84,27 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         self.regions.iter().any(inside) || self.left_out.load(Ordering::Acquire) > 0
     }
 
-    /// Notes `bytes` bytes from `base` on, in place of all ranges that overlap them.
-    pub fn add(&self, base: usize, bytes: usize, what: T) {
+    /// Adds the range of `bytes` bytes from `base` on, in place of all ranges that overlap it.
+    pub fn add(&self, base: usize, bytes: usize, value: T) {
         let mut ranges = self.ranges.write();
-        self.take_out(&mut ranges, base..base + bytes);
-        ranges.0.insert(base, Entry { bytes, what });
+        self.remove_from(&mut ranges, base..base + bytes);
+        ranges.0.insert(base, Entry { bytes, value });
         self.count.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Forgets the ranges that have bytes in this one.
+    /// Removes all ranges that overlap this one.
     pub fn remove(&self, range: Range<usize>) {
         let mut ranges = self.ranges.write();
-        self.take_out(&mut ranges, range);
+        self.remove_from(&mut ranges, range);
     }
 
-    fn take_out(&self, Ranges(ranges): &mut Ranges<T>, range: Range<usize>) {
+    fn remove_from(&self, Ranges(ranges): &mut Ranges<T>, range: Range<usize>) {
         if range.is_empty() {
             return;
         }
-        // Ranges do not overlap each other: only the last one that begins before the end may be too long.
+        // Ranges do not overlap each other: if the last one that begins before the end does not reach in here, none
+        // does.
         while let Some((&base, entry)) = ranges.range(..range.end).next_back() {
             let bytes = entry.bytes;
             if base + bytes <= range.start {
@@ -112,19 +116,19 @@ impl<T: Copy, const REGIONS: usize> Table<T, REGIONS> {
         }
     }
 
-    /// What is known of the range that begins at `base`.
+    /// The value of the range that begins at `base`, if there is one.
     pub fn at(&self, base: usize) -> Option<T> {
-        self.around(base).filter(|(begin, _)| *begin == base).map(|(_, what)| what)
+        self.around(base).filter(|(begin, _)| *begin == base).map(|(_, value)| value)
     }
 
-    /// The range that `address` lies in: where it begins, and what is known of it.
+    /// The address and the value of the range that `address` lies in.
     pub fn around(&self, address: usize) -> Option<(usize, T)> {
         if !self.any() || !self.may_be_inside(address) {
             return None;
         }
         let ranges = self.ranges.read();
         let (base, entry) = ranges.0.range(..=address).next_back()?;
-        (address - base < entry.bytes).then_some((*base, entry.what))
+        (address - base < entry.bytes).then_some((*base, entry.value))
     }
 
     /// Whether there is any range.

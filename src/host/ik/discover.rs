@@ -1,11 +1,12 @@
-//! What only ik_llama.cpp has, found out by the means of [`crate::host::discover`].
+//! Finds out what only ik_llama.cpp has, on trial tensors and objects, as [`crate::host::discover`] does for both
+//! flavours.
 
 use std::cell::Cell;
 
 use libc::c_void;
 
 use super::abi::RawBackend;
-use super::{IkOps, IkSymbols};
+use super::symbols::IkSymbols;
 use crate::diag::border::ffi_boundary;
 use crate::format::WeightType;
 use crate::host::abi::{TYPE_F32, TYPE_I32};
@@ -22,10 +23,23 @@ const TYPE_F16: i32 = 1;
 /// `GGML_UNARY_OP_SWIGLU_OAI`, which no function of the host makes a unary node of.
 const SWIGLU_OAI: i32 = 14;
 
-/// A trial tensor, read by the layout that was found.
-struct Trial<'a>(*mut RawTensor, &'a TensorLayout);
+/// Numbers of the operations that llama.cpp does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IkOps {
+    /// `GGML_OP_FUSED_UP_GATE`.
+    pub fused_up_gate: i32,
+    /// `GGML_OP_MOE_FUSED_UP_GATE`.
+    pub moe_fused_up_gate: i32,
+    /// `GGML_OP_FLASH_ATTN_EXT`.
+    pub flash_attn_ext: i32,
+    /// Numbers of the unary operations that may be fused into a product (`enum ggml_unary_op`).
+    pub(super) glu_ops: [(i32, GluOp); 4],
+}
 
-impl Trial<'_> {
+/// A tensor made for trial, with the layout that the host's tensors were found to have.
+struct TrialTensor<'a>(*mut RawTensor, &'a TensorLayout);
+
+impl TrialTensor<'_> {
     fn read<T: Copy>(&self, offset: usize) -> T {
         // SAFETY: a live tensor of this layout.
         unsafe { self.0.byte_add(offset).cast::<T>().read_unaligned() }
@@ -44,23 +58,23 @@ impl Trial<'_> {
     }
 }
 
-/// Operation numbers, and how nodes of the operations look.
+/// The numbers of the operations, once their nodes, a graph and its plan were seen to look as they are known.
 ///
 /// # Safety
-/// `context` must be a live context of the host, `layout` its tensors'.
+/// `context` must be a live context of the host, `layout` the layout of its tensors.
 pub unsafe fn ops(
     common: &Symbols,
     symbols: &IkSymbols,
     layout: &TensorLayout,
     context: *mut c_void,
 ) -> Result<IkOps, String> {
-    // SAFETY: documented uses of ggml's API on live tensors of this context.
+    // SAFETY: documented uses of ggml's API, on live tensors of this context.
     unsafe {
         let new = |ty, ne: [i64; 4]| {
             let tensor = (common.ggml_new_tensor_4d)(context, ty, ne[0], ne[1], ne[2], ne[3]);
             made("ggml_new_tensor_4d", tensor)
         };
-        let trial = |tensor| made("a function that makes a node", tensor).map(|tensor| Trial(tensor, layout));
+        let trial = |tensor| made("a function that makes a node", tensor).map(|tensor| TrialTensor(tensor, layout));
         let none = std::ptr::null_mut();
         let weight = new(WeightType::Q4_0 as i32, [64, 37, 3, 1])?;
         let (up, gate) = (new(WeightType::Q4_0 as i32, [64, 37, 1, 1])?, new(WeightType::Q4_0 as i32, [64, 37, 1, 1])?);
@@ -116,7 +130,7 @@ pub unsafe fn ops(
 }
 
 thread_local! {
-    /// The member that was called, and with what.
+    /// Which member of the trial backend the host called last, and its two arguments.
     static CALLED: Cell<Option<(usize, [usize; 2])>> = const { Cell::new(None) };
 }
 
@@ -127,18 +141,18 @@ extern "C" fn stub<const MEMBER: usize>(a: usize, b: usize) -> bool {
     })
 }
 
-/// Word of `struct ggml_backend` that has its `supports_buft`.
+/// Index of the pointer-sized member of `struct ggml_backend` that has its `supports_buft`.
 pub fn supports_buft(symbols: &IkSymbols) -> Result<usize, String> {
     macro_rules! stubs {
         ($($member:literal)*) => { [$(stub::<$member> as *const c_void),*] };
     }
-    // A backend whose every word is a stub.
+    // Every member of this backend is a stub that knows its index.
     let mut words: [_; MOST_MEMBERS] =
         stubs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
     let backend = words.as_mut_ptr().cast::<RawBackend>();
     let mut buft = [0usize; MOST_MEMBERS];
     let buft = buft.as_mut_ptr().cast::<RawBufferType>();
-    // SAFETY: the host looks at the backend's members only, and calls stubs.
+    // SAFETY: the host reads members of the backend, all of which are there, and the functions that it calls are stubs.
     unsafe { (symbols.ggml_backend_supports_buft)(backend, buft) };
     match CALLED.take() {
         Some((member, args)) if args == [backend as usize, buft as usize] => Ok(member),
