@@ -2,8 +2,8 @@
 
 use ggml_amx::dispatch;
 
-/// One JSON object per type: how it is stored, and rows of activations from which on the tile unit multiplies it, where int8
-/// is good enough for it (`null`: never) and where it takes BF16.
+/// One JSON object per type: how it is stored, and rows of activations from which on the tile unit multiplies it, where
+/// int8 is good enough for it (`null`: never) and where it takes BF16.
 pub fn lines() -> Vec<String> {
     let line = |line: dispatch::Line| {
         let stored = if line.is_packed { "packed" } else { "plain" };

@@ -4,8 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::scratch::LINE;
-use super::{F32_LANES, SIDE};
+use super::{F32_LANES, LINE, SIDE};
 use crate::panel::bf16::{rounded, split, widened};
 use crate::panel::precision::STEP_BYTES;
 use crate::panel::transpose::transpose;

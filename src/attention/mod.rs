@@ -43,7 +43,7 @@ use crate::cpu::tile::TileUnit;
 use crate::diag::counters;
 use crate::matmul::{Output, Thread};
 use crate::panel::decoded::ToFloat;
-use scratch::{Blocking, Cutter, LINE, QueryBlock, Scratch};
+use scratch::{Blocking, Cutter, QueryBlock, Scratch};
 use softmax::ScoreSteps;
 
 /// Queries of a query block, keys of a sub-block, channels of a k-step: rows and columns of one result of the
@@ -57,6 +57,8 @@ const SUB_BLOCKS: usize = KEY_BLOCK / SIDE;
 const MAX_WIDTH: usize = 1024;
 /// Lanes of a vector of floats: half a query block.
 const F32_LANES: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// How the numbers of a row are stored.
 #[derive(Clone, Copy, Debug)]

@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::cache_rows::*;
-use super::scratch::{Blocking, LINE, Scratch};
-use super::{Attention, Element, F32_LANES, Heads, QueryGroup, SIDE, SUB_BLOCKS, SubBlock};
+use super::scratch::{Blocking, Scratch};
+use super::{Attention, Element, F32_LANES, Heads, LINE, QueryGroup, SIDE, SUB_BLOCKS, SubBlock};
 use crate::panel::bf16::split;
 use crate::panel::precision::STEP_BYTES;
 use crate::panel::transpose::transpose;

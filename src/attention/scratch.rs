@@ -3,11 +3,9 @@
 use std::arch::x86_64::__m512i;
 
 use super::mask::Visible;
-use super::{Attention, F32_LANES, SIDE, SUB_BLOCKS};
+use super::{Attention, F32_LANES, LINE, SIDE, SUB_BLOCKS};
 use crate::panel::precision::STEP_BYTES;
 
-/// Bytes of a cache line.
-pub const LINE: usize = 64;
 /// Bytes of queries and results of a query group: half a second-level cache.
 const GROUP_BYTES: usize = 1 << 20;
 /// Query groups per thread, so that all threads are done at about the same time.

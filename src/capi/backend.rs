@@ -108,7 +108,7 @@ struct Array([*mut GgmlBackendBufferType; 2]);
 
 // SAFETY: immutable pointers to objects that are never freed.
 unsafe impl Send for Array {}
-// SAFETY: as above.
+// SAFETY: nobody writes these pointers or what they point to.
 unsafe impl Sync for Array {}
 
 /// The extra buffer types of this library.

@@ -11,7 +11,7 @@ struct AmxBufferType(*mut RawBufferType);
 
 // SAFETY: the object is never changed after it was made, and never freed.
 unsafe impl Send for AmxBufferType {}
-// SAFETY: as above.
+// SAFETY: nobody writes the object any more.
 unsafe impl Sync for AmxBufferType {}
 
 /// `None` inside: the library stepped aside.

@@ -47,7 +47,7 @@ macro_rules! host_symbols {
                 Ok(Self {
                     // SAFETY: ggml's function of this name has this type in every version.
                     $($name: unsafe { std::mem::transmute::<*const libc::c_void, $ty>(next()?) },)*
-                    // SAFETY: as above.
+                    // SAFETY: where ggml has a function of this name, it has this type.
                     $($maybe: next().ok().map(|f| unsafe { std::mem::transmute::<*const libc::c_void, $maybe_ty>(f) }),)*
                 })
             }
