@@ -1,5 +1,7 @@
 //! Exact weights or tiles, and tiles of which precision.
 
+use std::fmt;
+
 use super::Storage;
 use super::thresholds::{APART, MARGIN, MARGIN_SPIKY, MAX_CREST, MIN_TILE_M_BF16, min_tile_m};
 use crate::cpu::Isa;
@@ -44,8 +46,19 @@ pub enum Choice {
     Look,
 }
 
+/// The name in log lines, which people and scripts know: they call exact weights by what multiplies them.
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::ExactWeights => f.write_str("Vectors"),
+            Choice::Tiles(_) | Choice::Look => write!(f, "{self:?}"),
+        }
+    }
+}
+
 impl Facts {
-    /// Rows from which on a matrix is multiplied by the tile GEMM, whatever the activations are like.
+    /// Rows from which on the tile GEMM may multiply a matrix. Fewer are multiplied with exact weights, whatever the
+    /// activations are like.
     pub fn min_tile_m(&self) -> usize {
         match self.storage.weight_type() {
             Some(ty) if self.demand == Demand::Auto => min_tile_m(ty),
@@ -162,6 +175,12 @@ mod tests {
         assert_eq!(Q4_0.after_looking(&ErrorStats { broken_bf16: 3, ..bf16 }), Choice::ExactWeights);
         assert_eq!(Q4_0.experts_after_looking(&bf16), Some((33, Precision::Bf16)));
         assert_eq!(Q4_0.experts_after_looking(&good), Some((11, Precision::Int8 { pass: 1024 })));
+    }
+
+    #[test]
+    fn given_a_choice_then_log_lines_have_its_old_name() {
+        let names = [Choice::ExactWeights, int8(1024), Choice::Tiles(Precision::Bf16)].map(|choice| choice.to_string());
+        assert_eq!(names, ["Vectors", "Tiles(Int8 { pass: 1024 })", "Tiles(Bf16)"]);
     }
 
     #[test]

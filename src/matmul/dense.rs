@@ -266,7 +266,7 @@ impl MatMul {
                 choice = facts.after_looking(&seen);
                 if thread.index == 0 && log::enabled(log::Level::Debug) {
                     let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.info().name);
-                    debug!("{name} K {k} N {n} M {}: {choice:?}; {seen}", facts.m);
+                    debug!("{name} K {k} N {n} M {}: {choice}; {seen}", facts.m);
                 }
             }
             let Choice::Tiles(precision) = choice else {

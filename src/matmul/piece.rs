@@ -51,11 +51,11 @@ impl Operand {
 
 /// Some rows of activations, to be multiplied with columns of one matrix.
 pub(super) struct PieceTask {
-    /// What they were made into,
+    /// What they were made into.
     pub operand: Operand,
-    /// and where they are, in blocks
+    /// The rows in blocks, if they were made into those.
     pub act: Activations,
-    /// or in tiles.
+    /// The rows in tiles, if they were made into those.
     pub tiles: ActivationTiles,
     /// As in [`TileTask`].
     pub row_block: usize,
@@ -71,11 +71,12 @@ pub(super) struct PieceTask {
     pub flagged: FloatRows,
 }
 
-/// Where results go: what rows count from, in the first column, and the rows.
+/// Where results go: the address that offsets of rows count from, in the first column; and those offsets.
 type Results = (*mut f32, RowOffsets);
 
 impl PieceTask {
-    /// Computes columns `cols` of the result, whose rows count from column 0 at `dst`; with a gate by way of scratch.
+    /// Computes columns `cols` of the result, whose column 0 is at `dst`. With a gate, the results of `up` wait in
+    /// scratch.
     ///
     /// # Safety
     /// **The piece is valid**: the operation is ([`super::MatMul::run`]), rows and columns are some of its own, nobody

@@ -64,8 +64,9 @@ impl WeightSource {
         }
     }
 
-    /// Adds panel `panel`, of which `lanes` rows exist, to sums over rows: what they measure, what size they have, or
-    /// both. Rows in place must have been packed first.
+    /// Adds panel `panel`, of which `lanes` rows exist, to sums over rows. Of packed panels: what requantising costs
+    /// (`is_measured`), the sizes of the rows (`is_sized`), or both; of other forms always both. Rows in place must
+    /// have been packed first.
     ///
     /// # Safety
     /// The panel must exist and be readable; `scratch` be writable for [`SCRATCH_BYTES`], and behind them for what

@@ -113,7 +113,7 @@ fn reads_the_same<F: Format>(host: &DecodedType) -> bool {
     // The host's decoder may round differently.
     let same = ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0));
     if !same {
-        debug!("{} is not the interleaved {} that this library knows", host.name, info.name);
+        debug!("{} is not the interleaved {} that is known here", host.name, info.name);
     }
     same
 }

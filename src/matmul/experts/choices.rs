@@ -64,7 +64,7 @@ impl Choices {
     /// # Safety
     /// Its memory must be readable.
     unsafe fn at(&self, token: usize, slot: usize) -> i32 {
-        // SAFETY: promised by this function's own contract.
+        // SAFETY: the memory of this choice is readable.
         unsafe { self.data.add(token * self.nb[1] + slot * self.nb[0]).cast::<i32>().read_unaligned() }
     }
 

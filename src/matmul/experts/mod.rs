@@ -32,9 +32,9 @@ pub use choices::Choices;
 use routing::{Expert, ExpertPiece, Routing};
 use work::{WorkBuffer, WorkLayout};
 
-/// Experts whose rows are looked at to choose the precision,
+/// The most experts whose rows are looked at to choose the precision, about evenly spaced among those with tiles.
 const SAMPLED_EXPERTS: usize = 16;
-/// and how many rows of each, per 256.
+/// Rows of each of these experts that are looked at, per 256.
 const SAMPLED_ROWS: usize = 2;
 
 /// One operation: `dst[n, slot, token] = sum_k w[k, n, ids[slot, token]] * src1[k, slot % ne11, token]`, ggml's
@@ -200,7 +200,7 @@ impl ExpertMul {
     unsafe fn sort(&self, facts: &Facts, routing: &Routing) {
         let input = |token, slot| self.input_offset(token, slot);
         let result = |token, slot| self.result_offset(token, slot);
-        // SAFETY: this function's contract is that of `sort`.
+        // SAFETY: as promised for `sort`: all choices are experts, and the tables are this thread's.
         unsafe { routing.sort(&self.choices, facts.min_tile_m(), input, result) };
     }
 
@@ -267,7 +267,7 @@ impl ExpertMul {
             let ([_, n, all, _], name) = (self.weights.ne, self.weights.stored.info().name);
             let (chosen, on_tiles) = (buffer.routing.experts().len(), buffer.routing.outlier_sets());
             let choice = facts.after_looking(&seen);
-            debug!("{name} K {k} N {n}, {chosen} of {all} experts, {on_tiles} on tiles: {choice:?}; {seen}");
+            debug!("{name} K {k} N {n}, {chosen} of {all} experts, {on_tiles} on tiles: {choice}; {seen}");
         }
         tiles
     }

@@ -28,7 +28,7 @@ impl ExpertMul {
         buffer: &WorkBuffer<'_>,
         thread: &Thread<'_>,
     ) {
-        // SAFETY: this function's contract.
+        // SAFETY: the operation is valid and its choices are sorted; for tiles, errors are known and maxima found.
         unsafe {
             let writer = choice.tiles.map(|(_, precision)| {
                 let known = buffer.known.get();

@@ -1,10 +1,12 @@
 //! Whole operations, judged element by element.
 //!
 //! `shapes`: batches, broadcast, strides, views and thread counts. `tile_gemm`: what tiles may lose. `bound`: the
-//! promise of the header. `experts`: MUL_MAT_ID. `fused`: weights in place, and gates.
+//! promise of the header. `experts`: MUL_MAT_ID. `fused`: weights in place, and gates. `forms`: weights that the host
+//! decodes, and f32 rows.
 
 mod bound;
 mod experts;
+mod forms;
 mod fused;
 mod shapes;
 mod tile_gemm;

@@ -41,7 +41,7 @@ fn single_channels_beside_one_large_column_keep_their_bound() {
     if !has_amx() {
         return;
     }
-    let mut random = Random(0x0c);
+    let mut random = source(0x0c);
     for ty in [WeightType::TQ1_0, WeightType::TQ2_0, WeightType::Q2_0] {
         let (k, n, at) = (512, OUTPUTS, scale_at(ty).unwrap());
         let shape = Shape::new(ty, k as i64, n as i64, 1).unwrap();

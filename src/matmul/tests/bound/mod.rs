@@ -14,6 +14,16 @@ use crate::format::stand_in::all_types;
 use crate::testing::bound::OUTPUTS;
 use crate::testing::random::random_weights;
 
+/// A number that the environment may set.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
+}
+
+/// What is drawn: the same in every run that does not ask for something else.
+fn source(own: u64) -> Random {
+    Random(own ^ number("GGML_AMX_TEST_SEED").unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
 /// Uniform in 0..1.
 fn unit(random: &mut Random) -> f32 {
     (random.next() % (1 << 24)) as f32 / (1 << 24) as f32

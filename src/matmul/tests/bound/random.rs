@@ -5,18 +5,8 @@ use super::*;
 /// Rows judged if the environment does not say how many.
 const ROWS: usize = 6000;
 
-/// A number that the environment may set.
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
-}
-
 fn wanted() -> usize {
     number("GGML_AMX_TEST_ROWS").map_or(ROWS, |rows| rows as usize)
-}
-
-/// What is drawn: the same in every run that does not ask for something else.
-fn source(own: u64) -> Random {
-    Random(own ^ number("GGML_AMX_TEST_SEED").unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// Channels of rows, a multiple of the block: mostly few, for there are to be many rows.
