@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::files::{Source, without_strings};
+use super::files::{Source, code};
 
 /// A path of names, from the root of the crate.
 type Path = Vec<String>;
@@ -128,16 +128,6 @@ fn end_of_item(lines: &[String], n: usize) -> usize {
         open |= line.ends_with('{');
     }
     lines.len()
-}
-
-/// Lines without comments and strings.
-fn code(text: &str) -> Vec<String> {
-    let mut quoted = false;
-    let line = |line: &str| {
-        let code = without_strings(line, &mut quoted);
-        code.split("//").next().unwrap_or_default().trim_end().to_string()
-    };
-    text.lines().map(line).collect()
 }
 
 /// What follows `use`, `pub use` or `pub(crate) use`.
