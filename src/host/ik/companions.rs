@@ -52,7 +52,7 @@ unsafe extern "C" fn free_both(buffer: *mut RawBuffer) {
 /// # Safety
 /// `of_host` must be a live buffer without a companion. `ours` must be a live buffer that nobody else frees, or null.
 pub unsafe fn tie(of_host: *mut RawBuffer, ours: *mut RawBuffer, used: usize) {
-    // SAFETY: as this function's caller promises.
+    // SAFETY: both buffers are alive, and nobody else frees `ours` (`# Safety`).
     unsafe { tie_in(&mut COMPANIONS.lock(), of_host, ours, used) };
 }
 

@@ -28,7 +28,7 @@ impl ExpertMul {
         buffer: &WorkBuffer<'_>,
         thread: &Thread<'_>,
     ) {
-        // SAFETY: this function's contract.
+        // SAFETY: the operation is valid, and what quantising reads of the work buffer was filled before (`# Safety`).
         unsafe {
             let writer = choice.tiles.map(|(_, precision)| {
                 let known = buffer.known.get();

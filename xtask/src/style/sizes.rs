@@ -1,6 +1,9 @@
 //! Files and functions of the library and of xtask stay short enough to be read in one go.
 
-use super::{Offence, files::Source};
+use super::{
+    Offence,
+    files::{self, Source},
+};
 
 const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 80;
@@ -23,9 +26,10 @@ pub fn check(source: &Source) -> Vec<Offence> {
         );
         all.push(Offence::new(&source.path, 1, what));
     }
-    for (number, line) in lines.iter().enumerate() {
+    let code = files::code(&source.text);
+    for (number, line) in code.iter().enumerate() {
         let Some(name) = function(line) else { continue };
-        let length = length(&lines[number..]);
+        let length = length(&code[number..]);
         if length > FUNCTION_LINES {
             let what = format!("`{name}` has {length} lines; split it, {FUNCTION_LINES} are the most");
             all.push(Offence::new(&source.path, number + 1, what));
@@ -37,22 +41,26 @@ pub fn check(source: &Source) -> Vec<Offence> {
 /// The name of the function that begins in this line.
 fn function(line: &str) -> Option<&str> {
     let (_, after) = line.trim_start().split_once("fn ").filter(|(before, _)| is_qualifiers(before))?;
-    let end = after.find(|c: char| !c.is_alphanumeric() && c != '_')?;
+    // A macro may give the name.
+    let end = after.find(|c: char| !c.is_alphanumeric() && c != '_' && c != '$')?;
     Some(&after[..end]).filter(|name| !name.is_empty())
 }
 
-/// What may stand before `fn`: `pub(super) const unsafe extern "C" `.
+/// What may stand before `fn`: `#[inline] pub(super) const unsafe extern "C" `, or a variable of a macro.
 fn is_qualifiers(text: &str) -> bool {
+    let text = text.rsplit(']').next().unwrap_or_default().replace("pub(in ", "pub(");
     let is_qualifier = |word: &str| {
-        word.starts_with("pub") || word.starts_with('"') || ["const", "async", "unsafe", "extern"].contains(&word)
+        word.starts_with("pub")
+            || word.starts_with('$')
+            || ["const", "async", "unsafe", "extern", "safe"].contains(&word)
     };
-    (text.is_empty() || text.ends_with(' ')) && text.replace("pub(in ", "pub(").split_whitespace().all(is_qualifier)
+    (text.is_empty() || text.ends_with(' ')) && text.split_whitespace().all(is_qualifier)
 }
 
 /// Lines up to the closing brace, which rustfmt puts below the beginning of the function. A declaration has no body.
-fn length(lines: &[&str]) -> usize {
+fn length(lines: &[String]) -> usize {
     let indentation = |line: &str| line.len() - line.trim_start().len();
-    let own = indentation(lines[0]);
+    let own = indentation(&lines[0]);
     let mut has_body = false;
     for (n, line) in lines.iter().enumerate() {
         if !has_body && (line.ends_with(';') || line.ends_with('}')) {
@@ -95,6 +103,8 @@ mod tests {
             "pub(in crate::a) const unsafe fn long()",
             "unsafe extern \"C\" fn long(\n    a: u8,\n) -> u8",
             "fn long<T>()\nwhere\n    T: Copy,\n",
+            "fn long(\n    // One; or none.\n    a: [u8; 4], // {}\n)",
+            "#[inline] $vis extern \"C\" fn long()",
         ];
         for head in heads {
             let extra = head.matches('\n').count();
@@ -109,6 +119,9 @@ mod tests {
         let text =
             format!("trait A {{\n    fn a(&self);\n    fn b() -> u8 {{ 1 }}\n}}\n{}", "let b = 1;\n".repeat(100));
         assert_eq!(offences(text), []);
+        // No brace in a string ends a function; a macro may give its name.
+        let text = format!("fn $a() {{\n    let s = \"\n}}\n\"; // }}\n{}}}\n", "    a();\n".repeat(77));
+        assert_eq!(offences(text).len(), 1);
         let inner = format!("fn outer() {{\n    fn inner() {{\n    }}\n{}}}\n", "    a();\n".repeat(77));
         assert_eq!(offences(inner), [(1, "`outer` has 81 lines; split it, 80 are the most".into())]);
     }
