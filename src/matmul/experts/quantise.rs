@@ -7,7 +7,7 @@ use crate::cpu::Isa;
 use crate::dispatch::Facts;
 use crate::format::ACT_BLOCK;
 use crate::matmul::piece::Operand;
-use crate::matmul::precision::TileWriter;
+use crate::matmul::to_tiles::TileWriter;
 use crate::matmul::{Thread, split};
 use crate::panel::precision::{Precision, TILE_MR};
 use crate::panel::rows::InputRow;
