@@ -1,4 +1,5 @@
-//! The documents: links lead somewhere, sources that they name are there, and what a newcomer reads first stays short.
+//! The documents: links lead somewhere, sources and items that they name are there, and what a newcomer reads first
+//! stays short.
 
 use std::path::{Path, PathBuf};
 
