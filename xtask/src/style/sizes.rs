@@ -9,6 +9,8 @@ const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 80;
 /// What a longer file says in its first lines, with the reason behind it.
 const REASON: &str = "Longer than 400 lines because ";
+/// Words of a reason in the same line.
+const LEAST_WORDS: usize = 3;
 /// Lines in which [`REASON`] may stand.
 const FIRST_LINES: usize = 15;
 
@@ -18,7 +20,11 @@ pub fn check(source: &Source) -> Vec<Offence> {
     }
     let lines: Vec<&str> = source.text.lines().collect();
     let mut all = Vec::new();
-    let has_reason = lines.iter().take(FIRST_LINES).any(|line| line.starts_with("//! ") && line.contains(REASON));
+    let is_reason = |line: &&str| {
+        let reason = line.strip_prefix("//! ").and_then(|line| line.split_once(REASON));
+        reason.is_some_and(|(_, reason)| reason.split_whitespace().count() >= LEAST_WORDS)
+    };
+    let has_reason = lines.iter().take(FIRST_LINES).any(is_reason);
     if lines.len() > FILE_LINES && !has_reason {
         let what = format!(
             "{} lines; split the file by meaning, or say `//! {REASON}...` in its first {FIRST_LINES} lines",
@@ -91,8 +97,11 @@ mod tests {
     fn a_long_file_must_say_why() {
         assert_eq!(offences("a\n".repeat(400)), []);
         assert!(matches!(&offences("a\n".repeat(401))[..], [(1, what)] if what.starts_with("401 lines; split")));
-        assert_eq!(offences(format!("//! A.\n//! {REASON}x.\n{}", "a\n".repeat(500))), []);
-        assert_eq!(offences(format!("{}//! {REASON}x.\n{}", "a\n".repeat(15), "a\n".repeat(500))).len(), 1);
+        let text = |head: &str| format!("{head}\n{}", "a\n".repeat(500));
+        let reason = format!("//! {REASON}it is a table.");
+        assert_eq!(offences(text(&format!("//! A.\n{reason}"))), []);
+        assert_eq!(offences(text(&format!("{}{reason}", "a\n".repeat(15)))).len(), 1);
+        assert_eq!(offences(text(&format!("//! {REASON}yes."))).len(), 1);
     }
 
     #[test]
