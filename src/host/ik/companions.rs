@@ -5,9 +5,9 @@ use libc::c_void;
 
 use super::buffer_type::{host, lazy_buffer, mark_as_weights};
 use crate::cpu::limits;
+use crate::cpu::sync::Mutex;
 use crate::diag::border::ffi_boundary;
 use crate::host::{RawBuffer, budget};
-use crate::process::Mutex;
 
 /// What frees a buffer.
 type FreeBuffer = unsafe extern "C" fn(*mut RawBuffer);
