@@ -8,9 +8,9 @@
 //! |---|---|
 //! | [`capi`] | the exported symbols; panics and NULLs stop here |
 //! | [`host`] | ggml's structs, found out at run time; what a host calls: buffer type, C++ objects, seam |
-//! | [`buffer`] | packing and unpacking of any byte range; the memory that holds weights |
 //! | [`attention`] | FLASH_ATTN_EXT: softmax between two products on the tile unit |
-//! | [`matmul`] | what to run, in which blocks, on which thread |
+//! | [`buffer`] | packing and unpacking of any byte range; the memory that holds weights |
+//! | [`matmul`] | the course of one product, split over threads |
 //! | [`kernel`] | the inner loops, per instruction set |
 //! | [`dispatch`] | every decision: who multiplies, by which kernel, in which precision |
 //! | [`panel`] | what the inner loops read: quantised activations, packed weight matrices |

@@ -1,4 +1,5 @@
-//! The documents: links lead somewhere, sources that they name are there, and what a newcomer reads first stays short.
+//! The documents: links lead somewhere, sources and items that they name are there, and what a newcomer reads first
+//! stays short.
 
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,33 @@ fn every_source_that_is_named_is_there() {
             let places = ends.iter().flat_map(|end| [format!("{word}{end}"), format!("src/{word}{end}")]);
             let is_there = places.map(|place| root.join(place)).any(|path| path.exists());
             assert!(is_there, "{}: there is no `{word}` any more", document.display());
+        }
+    }
+    assert!(names > 30, "{names} names");
+}
+
+/// What is missing of an item like `room::file::tests::name_...`: the file of its module must contain its other names.
+fn missing(item: &str) -> Option<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let names: Vec<&str> = item.split("::").filter(|name| !name.is_empty()).collect();
+    let file = |n: usize| {
+        let module = src.join(names[..n].join("/"));
+        [module.with_extension("rs"), module.join("mod.rs")].into_iter().find(|path| path.is_file())
+    };
+    let (n, file) = (1..=names.len()).rev().find_map(|n| Some((n, file(n)?)))?;
+    let text = std::fs::read_to_string(file).unwrap();
+    names[n..].iter().map(|name| name.trim_end_matches("...")).find(|name| !text.contains(name)).map(str::to_string)
+}
+
+#[test]
+fn every_item_that_is_named_is_there() {
+    let mut names = 0;
+    for document in documents().iter().filter(|path| !path.ends_with("CHANGELOG.md")) {
+        let text = std::fs::read_to_string(document).unwrap();
+        for code in text.split('`').skip(1).step_by(2).filter(|code| code.contains("::") && !code.contains('/')) {
+            let item = code.split(|c: char| !(c.is_alphanumeric() || "_:.".contains(c))).next().unwrap_or_default();
+            names += 1;
+            assert_eq!(missing(item), None, "{}: `{item}`", document.display());
         }
     }
     assert!(names > 30, "{names} names");

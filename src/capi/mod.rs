@@ -1,5 +1,5 @@
-//! The exported symbols, and nothing else: pointers are checked and turned into what the floors below understand, and
-//! panics end here. `include/ggml-amx.h` is generated from this module.
+//! The exported symbols, and nothing else: pointers are checked and turned into what the rooms below understand, and
+//! panics end here ([`crate::diag::border`]). `include/ggml-amx.h` is generated from this module.
 //!
 //! - [`standalone`], [`threads`], [`args`], [`types`]: the API that needs no ggml
 //! - [`backend`]: the drop-in surface for hosts

@@ -95,7 +95,7 @@ pub enum ExactKernel {
     Registers,
     /// AVX-512 VNNI; weights become integers in scratch, once for all rows.
     Scratch,
-    /// TDPBUSD, one group of channels at a time; weights become integers in scratch, once for all rows.
+    /// TDPBSSD, one group of channels at a time; weights become integers in scratch, once for all rows.
     Amx,
 }
 

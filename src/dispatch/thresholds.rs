@@ -50,7 +50,7 @@ pub const MIN_TOKENS_ATTENTION: usize = 2;
 /// 4,096 keys, 8 to 64 queries).
 pub const MIN_QUERIES_ATTENTION: usize = 16;
 
-/// Rows from which on TDPBUSD beats VPDPBUSD on exact weights.
+/// Rows from which on TDPBSSD beats VPDPBUSD on exact weights.
 pub const MIN_M_EXACT_AMX: usize = 9;
 
 /// Rows up to which making integers of weights in registers beats making them in scratch.

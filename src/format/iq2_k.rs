@@ -5,9 +5,9 @@
 use std::arch::x86_64::*;
 
 use super::lanes::*;
+use super::lookup::{sixteen, unsigned};
 use super::quants::{Pairs, put};
 use super::scales::{GroupScales, ScaleReader, times};
-use super::tables::{sixteen, unsigned};
 use super::two_tables::{has_second, second_avx512};
 use super::{Format, LANES};
 

@@ -5,9 +5,9 @@
 use std::arch::x86_64::*;
 
 use super::lanes::*;
+use super::lookup::{sixteen, unsigned};
 use super::quants::{Bits, Pairs, put};
 use super::scales::{GroupScales, ScaleReader, odd_scale, odd_scale_avx512};
-use super::tables::{sixteen, unsigned};
 use super::two_tables::{bit_of, bits_avx512, has_second, second_avx512};
 use super::{Format, LANES};
 

@@ -4,9 +4,9 @@
 
 use std::arch::x86_64::*;
 
+use super::lookup::{IQ4, sixteen, unsigned};
 use super::quants::{Nibbles, put};
 use super::six_bit_scales::{self, SixBitScales};
-use super::tables::{IQ4, sixteen, unsigned};
 use super::two_tables::{second_avx512, step};
 use super::{Format, LANES};
 

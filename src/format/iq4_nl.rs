@@ -3,9 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::lookup::{IQ4, look_up, unsigned};
 use super::quants::{both_nibbles, both_nibbles_avx512};
 use super::scales::OneScale;
-use super::tables::{IQ4, look_up, unsigned};
 use super::{Format, LANES};
 
 /// The type; see the module.

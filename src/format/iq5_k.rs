@@ -7,9 +7,9 @@
 
 use std::arch::x86_64::*;
 
+use super::lookup::{sixteen, unsigned};
 use super::quants::{Bits, Nibbles, put};
 use super::six_bit_scales::{self, SixBitScales};
-use super::tables::{sixteen, unsigned};
 use super::two_tables::{second_avx512, step};
 use super::{Format, LANES};
 

@@ -10,9 +10,9 @@
 use std::arch::x86_64::*;
 
 use super::lanes::*;
+use super::lookup::{sixteen, unsigned};
 use super::quants::{Nibbles, Pairs, put};
 use super::scales::{GroupScales, ScaleReader, times};
-use super::tables::{sixteen, unsigned};
 use super::two_tables::{second_avx512, step};
 use super::{Format, LANES};
 

@@ -13,7 +13,7 @@
 //! ([`Codebook`]). Without it, blocks of such a type can be packed and unpacked, but not multiplied.
 //!
 //! A new type is one new file here and one row in `table.rs` (docs/adding-a-weight-type.md). What types share is in
-//! `lanes.rs` (one number of each row), `quants.rs`, `scales.rs`, `tables.rs`, and for groups of types in
+//! `lanes.rs` (one number of each row), `quants.rs`, `scales.rs`, `lookup.rs`, and for groups of types in
 //! `k_scales.rs`, `two_tables.rs`, `six_bit_scales.rs` and `signs.rs`.
 
 mod block_fields;
@@ -28,7 +28,7 @@ mod signs;
 mod six_bit_scales;
 #[macro_use]
 mod table;
-mod tables;
+mod lookup;
 mod two_tables;
 
 use std::arch::x86_64::*;

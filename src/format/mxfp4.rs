@@ -4,9 +4,9 @@
 use std::arch::x86_64::*;
 
 use super::lanes::byte_lanes;
+use super::lookup::{FP4, FP4_ZERO_POINT, look_up, unsigned};
 use super::quants::{both_nibbles, both_nibbles_avx512};
 use super::scales::{GroupScales, ScaleReader};
-use super::tables::{FP4, FP4_ZERO_POINT, look_up, unsigned};
 use super::{Format, LANES};
 
 /// The type; see the module.

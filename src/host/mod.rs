@@ -1,5 +1,5 @@
 //! The host: a ggml in the same process. The layouts of its structs are found out, its functions are called, and it
-//! calls ours. Nothing above this floor follows a pointer of the host's before [`Host::get`] (or that of [`ik`]) has
+//! calls ours. Nothing above this room follows a pointer of the host's before [`Host::get`] (or that of [`ik`]) has
 //! succeeded.
 //!
 //! From the bottom up; imports point down only:

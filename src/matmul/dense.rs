@@ -11,8 +11,8 @@
 use super::float_rows::FloatRows;
 use super::known_errors::{KnownErrors, SharedErrors};
 use super::piece::{Operand, PieceTask};
-use super::precision::{self, Sample, TileWriter};
 use super::split::{self, Piece, Split};
+use super::to_tiles::{self, Sample, TileWriter};
 use super::work::{self, Parts, Scratch, ScratchLayout};
 use super::{Gate, Input, Output, Settings, Thread, Weights};
 use crate::cpu::Isa;
@@ -126,7 +126,7 @@ impl MatMul {
         Some(WorkLayout {
             act,
             tiles,
-            stats: parts.add(precision::slot_bytes(outlier_sets.checked_mul(ERROR_SAMPLE_ROWS)?)?)?,
+            stats: parts.add(to_tiles::slot_bytes(outlier_sets.checked_mul(ERROR_SAMPLE_ROWS)?)?)?,
             batches: parts.add(batch_bytes.checked_mul(batches)?)?,
             batch_bytes,
             flags: parts.add(batches.checked_mul(m)?)?,
@@ -254,7 +254,7 @@ impl MatMul {
             let tiles = buffer.tiles(0);
             let sets = facts.m.div_ceil(OUTLIER_SET_ROWS);
             if choice == Choice::Look {
-                precision::find_maxima(thread, k, sets, (0..sets).map(|i| self.outlier_set(&tiles, i)));
+                to_tiles::find_maxima(thread, k, sets, (0..sets).map(|i| self.outlier_set(&tiles, i)));
             }
             thread.wait();
             let known = buffer.known.get();
@@ -262,7 +262,7 @@ impl MatMul {
             if choice == Choice::Look {
                 let sample = |i| Sample { set: self.outlier_set(&tiles, i), most: ERROR_SAMPLE_ROWS, matrix: 0 };
                 let samples = (0..sets).map(sample);
-                let seen = precision::look(facts, known, samples, thread, buffer.stats, buffer.scratch);
+                let seen = to_tiles::look(facts, known, samples, thread, buffer.stats, buffer.scratch);
                 choice = facts.after_looking(&seen);
                 if thread.index == 0 && log::enabled(log::Level::Debug) {
                     let ([_, n, ..], name) = (self.weights.ne, self.weights.stored.info().name);

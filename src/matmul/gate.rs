@@ -22,7 +22,7 @@ pub struct Gate {
     pub weights: Weights,
     /// What is applied to its results.
     pub op: GluOp,
-    /// Above 1e-6: most that comes out of the activation, and largest magnitude of `up`.
+    /// Above 1e-6: most that comes out of the activation function, and largest magnitude of `up`.
     pub limit: f32,
     /// Added to the results of `up` and `gate` beforehand.
     pub biases: Biases,

@@ -7,7 +7,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `dense`, `experts` | the course of one operation, on every thread |
-//! | `precision` | looks at activations, makes tiles of them, holds each row to its bound |
+//! | `to_tiles` | looks at activations, makes tiles of them, holds each row to its bound |
 //! | `known_errors` | what is remembered of matrices: how much requantising them costs |
 //! | `split`, `experts/routing` | which pieces of the result are which thread's |
 //! | `piece` | one piece: the kernel that fits its operands |
@@ -22,11 +22,11 @@ mod float_rows;
 mod gate;
 pub mod known_errors;
 mod piece;
-mod precision;
 mod split;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod to_tiles;
 mod weights;
 mod work;
 

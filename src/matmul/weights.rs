@@ -7,7 +7,7 @@ use crate::cpu::Avx512;
 use crate::format::LANES;
 use crate::kernel::TILE_NR;
 use crate::panel::decoded::DecodedRows;
-use crate::panel::pack::WeightRows;
+use crate::panel::in_place::WeightRows;
 use crate::panel::plain::PlainRows;
 use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::panel::weights::Shape;

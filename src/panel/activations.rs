@@ -1,5 +1,5 @@
-//! Activations as the exact kernels read them: int8 in blocks of 32 along K, each with an f32 scale, and the integer
-//! sums that correct for unsigned weights and minima.
+//! Activations as the kernels of exact weights read them: int8 in blocks of 32 along K, each with an f32 scale, and the
+//! integer sums that correct for unsigned weights and minima.
 //!
 //! Rows are grouped into tiles of 16; the last tile has what is left. Within a tile, block `b` of all its rows is
 //! contiguous, 32 bytes each: what a TILELOADD with stride 32 loads, or a broadcast of 4 bytes. No row is padded: `m`

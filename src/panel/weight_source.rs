@@ -1,7 +1,7 @@
 //! Rows of one weight matrix in any form that kernels read, so that a task can carry its weights as one value.
 
 use super::decoded::DecodedRows;
-use super::pack::WeightRows;
+use super::in_place::WeightRows;
 use super::plain::PlainRows;
 use super::requant;
 use super::weight_sums::{SCRATCH_BYTES, WeightSums};
@@ -45,7 +45,7 @@ impl WeightSource {
     /// # Safety
     /// The rows must have the channels and be readable; `out` must be writable for 16 floats per channel and 64-byte
     /// aligned; `scratch` must be writable for what making panels of this form takes
-    /// ([`packed_bytes`](super::pack::packed_bytes), [`scratch_bytes`](super::decoded::scratch_bytes)) and 64-byte
+    /// ([`packed_bytes`](super::in_place::packed_bytes), [`scratch_bytes`](super::decoded::scratch_bytes)) and 64-byte
     /// aligned; AVX-512 must be there.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub unsafe fn floats(&self, panel: usize, from: usize, len: usize, out: *mut f32, scratch: *mut u8) {

@@ -81,9 +81,9 @@ Fetches the pinned sources of llama.cpp and ik_llama.cpp and builds them. Withou
   ik       ik_llama.cpp as it is, to compare with
   ik-amx   the same with this library linked in
 
---check checks every host that is served: are its structs found, do bytes come back from buffers, are products and a real
-model's logits right. It writes the table of docs/hosts.md. Some hosts are built first, some downloaded: Debian's unstable
-distribution in its version of today, into a folder of its own.
+--check checks every host that is served: are its structs found, do bytes come back from buffers, are products and a
+real model's logits right. It writes the table of docs/hosts.md. Some hosts are built first, some downloaded: Debian's
+unstable distribution in its version of today, into a folder of its own.
 
   NAME      only these rows of the table
   --quick   only those that CI has time for
@@ -94,16 +94,16 @@ Needs gcc, g++, python3 with venv, and binutils; for cpp-amx clang 14 or newer, 
 const DEMO_HELP: &str = "cargo xtask demo [--quick] [--host ik]
 
 Builds llama.cpp with this library, proves that the C++ AMX backend is gone, asks a chat model a question, and measures
-both. Commands are printed with their environment, to be copied into a shell. Without AMX it says so and uses what the CPU
-has.
+both. Commands are printed with their environment, to be copied into a shell. Without AMX it says so and uses what the
+CPU has.
 
   --quick    no table of speeds; in ik_llama.cpp one of a single turn
   --host ik  in ik_llama.cpp: this library in place and packed beside ik_llama.cpp without it";
 
 const VERIFY_HELP: &str = "cargo xtask verify [--host ik] [--upcycled] [--exact] [--types LIST] [--tokens N] [--json]
 
-Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32: this library and the host's
-plain path, side by side. Fails when this library is worse, or has not packed the weights.
+Mean KL divergence, same top token and perplexity of SmolLM2 against the same weights in F32: this library and the
+host's plain path, side by side. Fails when this library is worse, or has not packed the weights.
 
   --host ik     in ik_llama.cpp: in place (also with -rtr) and packed, beside ik_llama.cpp without this library; also
                 generates 2,000 tokens while every result is searched for NaN
@@ -118,9 +118,9 @@ plain path, side by side. Fails when this library is worse, or has not packed th
 const FORK_HELP: &str = "cargo xtask fork [--verify]
 
 Makes a fork of ik_llama.cpp that has a list of buffer types, chooses one for every tensor, and asks this library by
-function who computes a node. Builds it with the installed package, once alone and once with the module; lets a dense model
-and a mixture of experts answer in it. Before that: several hosts in one process, and the preloaded library in hosts that
-were linked in other ways and in programs that are no hosts.
+function who computes a node. Builds it with the installed package, once alone and once with the module; lets a dense
+model and a mixture of experts answer in it. Before that: several hosts in one process, and the preloaded library in
+hosts that were linked in other ways and in programs that are no hosts.
 
   --verify  also mean KL divergence and perplexity, against ik_llama.cpp as it is";
 
@@ -133,7 +133,25 @@ this machine has.
 
 const C_TESTS_HELP: &str = "cargo xtask c-tests [--quick]
 
+Builds and runs the programs in c_tests/, plain and with sanitizers, alone and on real hosts (c_tests/README.md), and
+compiles the header with every compiler that is here.
+
   --quick   no real hosts";
+
+const CMAKE_TESTS_HELP: &str = "cargo xtask cmake-tests
+
+Configures and builds the small trees in cmake/tests with the modules in cmake/: what is replaced, what is refused, with
+which words, and what is installed.";
+
+const MEMORY_HELP: &str = "cargo xtask memory
+
+Lets real hosts answer with little memory: below limits of addresses and of private memory, in a small control group if
+one can be made, and with locked memory. What loads without this library must load with it.";
+
+const HEADER_HELP: &str = "cargo xtask header
+
+Writes include/ggml-amx.h from the sources in src/capi/ and the table of weight types, and c_tests/types.h from the
+table.";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -148,10 +166,10 @@ fn main() -> ExitCode {
         "bench" => bench::HELP,
         "race" => race::HELP,
         "style" => style::HELP,
-        "header" => "cargo xtask header",
-        "cmake-tests" => "cargo xtask cmake-tests",
+        "header" => HEADER_HELP,
+        "cmake-tests" => CMAKE_TESTS_HELP,
         "fork" => FORK_HELP,
-        "memory" => "cargo xtask memory",
+        "memory" => MEMORY_HELP,
         "mutants" => mutants::HELP,
         "neighbours" => neighbours::HELP,
         "--help" | "-h" | "help" => HELP,
@@ -174,14 +192,14 @@ fn main() -> ExitCode {
         "bench" => bench::Options::parse(rest).map(|options| bench::run(&options)),
         "c-tests" => quick(rest).map(|quick| c_tests::run(&test::Options::new(quick, false))),
         "examples" => quick(rest).map(|quick| examples::run(&test::Options::new(quick, false))),
-        "cmake-tests" => quick(rest).map(|_| cmake_tests::run()),
-        "race" => quick(rest).map(|quick| race::run(&test::Options::new(quick, false))),
-        "style" => quick(rest).map(|_| style::run()),
+        "cmake-tests" => nothing(rest).map(|()| cmake_tests::run()),
+        "race" => nothing(rest).map(|()| race::run(&test::Options::new(false, false))),
+        "style" => nothing(rest).map(|()| style::run()),
         "fork" => only(rest, "--verify").map(by_function),
-        "memory" => quick(rest).map(|_| memory::run(|what, why| println!("  SKIPPED {what}: {why}"))),
+        "memory" => nothing(rest).map(|()| memory::run(|what, why| println!("  SKIPPED {what}: {why}"))),
         "mutants" => Ok(mutants::run(rest)),
         "neighbours" => neighbours::Options::parse(rest).map(|options| neighbours::run(&options)),
-        _ => quick(rest).map(|_| header::run()),
+        _ => nothing(rest).map(|()| header::run()),
     };
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -203,6 +221,11 @@ fn by_function(verify: bool) -> Result<()> {
     ik::processes(|what, why| println!("  SKIPPED {what}: {why}"))?;
     fork::run()?;
     if verify { fork::judge() } else { Ok(()) }
+}
+
+/// Commands without arguments.
+fn nothing(args: &[String]) -> Result<()> {
+    args.first().map_or(Ok(()), |other| Err(format!("unknown argument `{other}`")))
 }
 
 fn quick(args: &[String]) -> Result<bool> {

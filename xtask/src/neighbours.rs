@@ -17,9 +17,9 @@ use crate::{
 
 pub const HELP: &str = "cargo xtask neighbours [--types LIST] [--answers N] [--slots N]
 
-Greedy answers of SmolLM2 in llama.cpp to the same questions, each alone and then in slots whose prompts and tokens share
-batches, as in a server: how many are the same to the last token. Beside this library the host's plain path, and the same
-weights in F32 there, which is the most that can be.
+Greedy answers of SmolLM2 in llama.cpp to the same questions, each alone and then in slots whose prompts and tokens
+share batches, as in a server: how many are the same to the last token. Beside this library the host's plain path, and
+the same weights in F32 there, which is the most that can be.
 
   --types LIST  weight types, separated by commas; default Q4_0
   --answers N   default 400

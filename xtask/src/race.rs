@@ -11,9 +11,9 @@ use crate::{
 
 pub const HELP: &str = "cargo xtask race
 
-The Rust tests of teams, runs and packed tensors (src/host/ik, src/cpu) under ThreadSanitizer: graphs of several contexts on
-2 to 64 threads while models are loaded and unloaded. Needs the nightly toolchain. What is suppressed, and why, is in
-xtask/race.txt.";
+The Rust tests of teams, runs and packed tensors (src/host/ik, src/cpu) under ThreadSanitizer: graphs of several
+contexts on 2 to 64 threads while models are loaded and unloaded. Needs the nightly toolchain. What is suppressed, and
+why, is in xtask/race.txt.";
 
 /// Where instrumented builds go: another `std` flavour than the usual one.
 const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -1,5 +1,8 @@
 //! What [`super::rendezvous`] and other things that threads share are made of: atomics, locks, sleeping on a word of
 //! memory, and spinning before that. A module of its own, so that a test can put models in its place.
+//!
+//! What threads of the host share in `host/ik` is locked by the locks of this module, not by those of
+//! [`crate::process`]: under ThreadSanitizer they are pthread's, whose order it sees.
 
 #[cfg(race)]
 mod pthread;

@@ -5,9 +5,9 @@ use libc::c_void;
 
 use super::buffer_type::{host, lazy_buffer, mark_as_weights};
 use crate::cpu::limits;
+use crate::cpu::sync::Mutex;
 use crate::diag::border::ffi_boundary;
 use crate::host::{RawBuffer, budget};
-use crate::process::Mutex;
 
 /// What frees a buffer.
 type FreeBuffer = unsafe extern "C" fn(*mut RawBuffer);
@@ -52,7 +52,7 @@ unsafe extern "C" fn free_both(buffer: *mut RawBuffer) {
 /// # Safety
 /// `of_host` must be a live buffer without a companion. `ours` must be a live buffer that nobody else frees, or null.
 pub unsafe fn tie(of_host: *mut RawBuffer, ours: *mut RawBuffer, used: usize) {
-    // SAFETY: as this function's caller promises.
+    // SAFETY: both buffers are alive, and nobody else frees `ours` (`# Safety`).
     unsafe { tie_in(&mut COMPANIONS.lock(), of_host, ours, used) };
 }
 

@@ -128,7 +128,7 @@ fn up_and_gate(host: &'static IkHost, node: Tensor, first: Weights) -> Result<(W
     let name = || node.name();
     let number = node.param(0);
     let op = host.ik_ops.glu_ops.iter().find(|(n, _)| *n == number);
-    let (_, op) = op.ok_or_else(|| format!("{}: unknown activation {number}", name()))?;
+    let (_, op) = op.ok_or_else(|| format!("{}: unknown activation function {number}", name()))?;
     let second = node.source(1);
     let (up, gate) = match second {
         Some(w) => {

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use super::node::{HostKernel, Node};
 use super::team::Team;
 use crate::cpu::cores;
+use crate::cpu::sync::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::matmul::Op;
-use crate::process::{Condvar, Mutex, MutexGuard, RwLock, generation};
+use crate::process::generation;
 
 /// Most tokens for which the host's barrier is OpenMP's, if it is built with OpenMP. For more tokens it spins.
 const OPENMP_TOKENS: usize = 32;

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use super::host::IkHost;
 use super::{buffer_type, handshake, packed, product};
 use crate::buffer::held;
+use crate::cpu::sync::RwLock;
 use crate::cpu::{self, cores, rendezvous::Rendezvous};
 use crate::diag::env::env;
 use crate::host::abi::GgmlComputeParams;
 use crate::host::{RawBufferType, RawTensor, Tensor, operands};
 use crate::matmul::{Op, Settings, Thread};
-use crate::process::{RwLock, generation};
+use crate::process::generation;
 
 /// The buffer type `AMX`; `None` if the library steps aside.
 pub fn buffer_type() -> Option<*mut RawBufferType> {

@@ -10,7 +10,7 @@ use crate::format::{Format, LANES, WeightType, interleaved};
 use crate::host::decoders::last_type;
 use crate::host::{Flavour, Symbols};
 use crate::panel::decoded::DecodedType;
-use crate::panel::pack::WeightRows;
+use crate::panel::in_place::WeightRows;
 use crate::with_format;
 
 /// ggml's number and name of each type that weights may have, and how many rows it interleaves. Types that are not

@@ -24,7 +24,7 @@ use crate::cpu::{Amx, Avx512, Isa};
 use crate::dispatch::{self, ExactKernel};
 use crate::format::Format;
 use crate::panel::activations::Activations;
-use crate::panel::pack::packed_bytes;
+use crate::panel::in_place::packed_bytes;
 use crate::panel::weight_source::{PackedPanels, WeightSource};
 use crate::with_format;
 #[cfg(test)]

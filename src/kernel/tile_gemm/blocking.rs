@@ -7,7 +7,7 @@ use super::task::TileTask;
 use crate::cpu::cache;
 use crate::kernel::TILE_NR;
 use crate::panel::precision::{FINEST_PASS, STEP_BF16, STEP_BYTES, STEP_INT8};
-use crate::panel::{decoded, pack};
+use crate::panel::{decoded, in_place};
 
 /// k-steps of KC.
 const KC_STEPS: usize = 64;
@@ -71,7 +71,7 @@ pub fn scratch_bytes(outlier_sets: usize) -> usize {
 }
 
 /// Bytes of scratch to pack weights in place: a KC block of a panel, and one block of weights.
-pub const PACK_BYTES: usize = pack::packed_bytes(KC_STEPS * STEP_INT8) + pack::packed_bytes(1);
+pub const PACK_BYTES: usize = in_place::packed_bytes(KC_STEPS * STEP_INT8) + in_place::packed_bytes(1);
 
 /// Bytes of scratch to decode rows of `k` channels.
 pub const fn decoded_bytes(k: usize) -> usize {

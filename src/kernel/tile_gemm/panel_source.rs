@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::blocking::PACK_BYTES;
 use crate::format::{Format, LANES};
-use crate::panel::pack::{self, WeightRows};
+use crate::panel::in_place::{self, WeightRows};
 use crate::panel::weight_source::PackedPanels;
 
 /// Where packed panels come from.
@@ -72,7 +72,7 @@ impl PanelSource for PackedInPlace {
 
     unsafe fn block_of<F: Format>(&self, panel: usize, channel: usize) -> *const u8 {
         let first = channel / F::BLOCK;
-        let one_block = self.scratch.wrapping_add(PACK_BYTES - pack::packed_bytes(1));
+        let one_block = self.scratch.wrapping_add(PACK_BYTES - in_place::packed_bytes(1));
         // SAFETY: the rows have the block, the scratch room for one behind the KC block.
         unsafe { self.rows.pack::<F>(panel, first, 1, one_block) };
         Self::as_panel::<F>(one_block, first)

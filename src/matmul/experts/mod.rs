@@ -18,7 +18,7 @@ mod work;
 use super::float_rows::FloatRows;
 use super::known_errors::KnownErrors;
 use super::piece::{Operand, PieceTask};
-use super::precision::{self, Sample};
+use super::to_tiles::{self, Sample};
 use super::work::ALIGN;
 use super::{Gate, Input, Output, Settings, Thread, Weights, split};
 use crate::cpu::Isa;
@@ -258,9 +258,9 @@ impl ExpertMul {
         // SAFETY: the operation is valid; all threads come here with the same sets.
         let seen = unsafe {
             let sets_of_all = with_tiles().take(sets).map(|expert| self.outlier_set(buffer, expert));
-            precision::find_maxima(thread, k, sets, sets_of_all);
+            to_tiles::find_maxima(thread, k, sets, sets_of_all);
             thread.wait();
-            precision::look(facts, buffer.known.get(), samples, thread, buffer.stats, buffer.scratch)
+            to_tiles::look(facts, buffer.known.get(), samples, thread, buffer.stats, buffer.scratch)
         };
         let tiles = facts.experts_after_looking(&seen);
         if thread.index == 0 && log::enabled(log::Level::Debug) {

@@ -7,7 +7,7 @@ use crate::cpu::Isa;
 use crate::dispatch::Facts;
 use crate::format::ACT_BLOCK;
 use crate::matmul::piece::Operand;
-use crate::matmul::precision::TileWriter;
+use crate::matmul::to_tiles::TileWriter;
 use crate::matmul::{Thread, split};
 use crate::panel::precision::{Precision, TILE_MR};
 use crate::panel::rows::InputRow;
@@ -28,7 +28,7 @@ impl ExpertMul {
         buffer: &WorkBuffer<'_>,
         thread: &Thread<'_>,
     ) {
-        // SAFETY: the operation is valid and its choices are sorted; for tiles, errors are known and maxima found.
+        // SAFETY: the operation is valid, and what quantising reads of the work buffer was filled before (`# Safety`).
         unsafe {
             let writer = choice.tiles.map(|(_, precision)| {
                 let known = buffer.known.get();

@@ -4,7 +4,7 @@ use super::routing::{self, Expert, Routing};
 use super::{ExpertMul, SAMPLED_EXPERTS};
 use crate::matmul::known_errors::SharedErrors;
 use crate::matmul::work::{self, ALIGN, Parts, Scratch, ScratchLayout};
-use crate::matmul::{Thread, precision};
+use crate::matmul::{Thread, to_tiles};
 use crate::panel::activation_tiles::{ActivationTiles, TileLayout};
 use crate::panel::activations::{ActivationLayout, Activations};
 use crate::panel::outliers::{ERROR_SAMPLE_ROWS, ErrorStats, OUTLIER_SET_ROWS};
@@ -59,7 +59,7 @@ impl WorkLayout {
         let routing = routing::RoutingLayout::new(experts, choices)?;
         // One expert may have all choices.
         let looked_at = choices.div_ceil(OUTLIER_SET_ROWS).checked_add(SAMPLED_EXPERTS)?;
-        let stats = precision::slot_bytes(looked_at.checked_mul(ERROR_SAMPLE_ROWS)?)?;
+        let stats = to_tiles::slot_bytes(looked_at.checked_mul(ERROR_SAMPLE_ROWS)?)?;
         let mut parts = Parts::default();
         parts.add(SharedErrors::BYTES)?;
         Some(Self {

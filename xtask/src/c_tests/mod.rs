@@ -1,12 +1,12 @@
 //! The C and C++ tests in `c_tests/`: what each program needs follows from its name.
 //!
 //! `api_*` run without any ggml, linked with our static library (plain and with sanitizers) and once with the shared
-//! one; `fake_*` likewise, with a ggml of their own (`fake_layouts` once for each of its hosts). `*_host` run against
-//! real hosts: all of them (plain and with sanitizers) against the shared build, `smoke_host` also against the static
-//! and the DL build, some against a later version; `ik_*_host` against ik_llama.cpp with our library linked in;
-//! `wheel_*` with an older ggml from a Python package. `parity_process_host` and `ik_graph_host` also run with threads
-//! that spin. Each program prints its own counts; exit code 77 and lines that start with SKIPPED say what could not
-//! run.
+//! one; `fake_*` likewise, with a ggml of their own (those with `#define HOSTS` only plain, once for each of their
+//! hosts). `*_host` run against real hosts: all of them (plain and with sanitizers) against the shared build,
+//! `smoke_host` also against the static and the DL build, some against a later version; `ik_*_host` against
+//! ik_llama.cpp with our library linked in; `wheel_*` with an older ggml from a Python package. `parity_process_host`
+//! and `ik_graph_host` also run with threads that spin. Each program prints its own counts; exit code 77 and lines that
+//! start with SKIPPED say what could not run.
 
 mod jobs;
 

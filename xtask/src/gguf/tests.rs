@@ -1,3 +1,5 @@
+//! GGUF files that are written are read back the same, and broken ones are refused.
+
 use std::path::PathBuf;
 
 use super::*;

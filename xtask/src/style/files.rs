@@ -27,7 +27,8 @@ impl Source {
         match extension {
             "rs" => Some(Language::Rust),
             "c" | "h" | "hpp" | "cpp" => Some(Language::C),
-            "py" | "cmake" | "sh" => Some(Language::Hashes),
+            "py" | "cmake" | "sh" | "toml" => Some(Language::Hashes),
+            _ if self.path == ".ci/run" => Some(Language::Hashes),
             "txt" if stem.rsplit('/').next() == Some("CMakeLists") => Some(Language::Hashes),
             "md" => Some(Language::Markdown),
             _ => None,
@@ -69,23 +70,55 @@ pub fn tracked() -> Result<Vec<Source>> {
     Ok(all)
 }
 
-/// The line without what stands in double quotes. A string may go on in the next line: `quoted` says so.
-pub fn without_strings(line: &str, quoted: &mut bool) -> String {
-    let (mut out, mut last) = (String::new(), ' ');
-    let mut chars = line.chars();
+/// A string that goes on in the next line: with escapes, or raw with so many `#`.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Open {
+    #[default]
+    None,
+    Escaped,
+    Raw(usize),
+}
+
+/// The line without what stands in double quotes.
+pub fn without_strings(line: &str, open: &mut Open) -> String {
+    let (mut out, mut chars) = (String::new(), line.chars());
     while let Some(c) = chars.next() {
-        match c {
-            '\\' if *quoted => drop(chars.next()),
-            // Not the character '"'.
-            '"' if *quoted || last != '\'' => *quoted = !*quoted,
+        let rest = chars.as_str();
+        match *open {
+            Open::Escaped if c == '\\' => drop(chars.next()),
+            Open::Escaped if c == '"' => *open = Open::None,
+            Open::Raw(hashes) if c == '"' && rest.chars().take_while(|c| *c == '#').count() >= hashes => {
+                chars = rest[hashes..].chars();
+                *open = Open::None;
+            }
+            Open::Escaped | Open::Raw(_) => {}
             // What follows is a comment, where quotes mean nothing.
-            '/' if !*quoted && chars.as_str().starts_with('/') => return out + "/" + chars.as_str(),
-            _ if !*quoted => out.push(c),
-            _ => {}
+            Open::None if c == '/' && rest.starts_with('/') => return out + "/" + rest,
+            // The characters '"' and '\"'.
+            Open::None if c == '\'' && (rest.starts_with("\"'") || rest.starts_with("\\\"'")) => {
+                out.push(c);
+                chars = rest.trim_start_matches(['\\', '"']).chars();
+            }
+            Open::None if c == '"' => {
+                let before = out.trim_end_matches('#');
+                let is_raw = before.strip_suffix('r').is_some_and(|b| !b.ends_with(|c: char| c.is_alphanumeric()));
+                let is_raw = is_raw || before.ends_with("br") || before.ends_with("cr");
+                *open = if is_raw { Open::Raw(out.len() - before.len()) } else { Open::Escaped };
+            }
+            Open::None => out.push(c),
         }
-        last = c;
     }
     out
+}
+
+/// The lines of Rust code without their comments and strings.
+pub fn code(text: &str) -> Vec<String> {
+    let mut open = Open::None;
+    let line = |line: &str| {
+        let code = without_strings(line, &mut open);
+        code.split("//").next().unwrap_or_default().trim_end().to_string()
+    };
+    text.lines().map(line).collect()
 }
 
 #[cfg(test)]
@@ -101,7 +134,10 @@ pub mod tests {
     fn languages_follow_from_names() {
         let files =
             [("a/b.rs", Some(Language::Rust)), ("a.hpp", Some(Language::C)), ("x.md", Some(Language::Markdown))];
-        let more = [("a/CMakeLists.txt", Some(Language::Hashes)), ("cmake/ik-wrapped.txt", None), (".ci/run", None)];
+        let more =
+            [("a/CMakeLists.txt", Language::Hashes), (".ci/run", Language::Hashes), ("Cargo.toml", Language::Hashes)];
+        let more =
+            more.map(|(path, language)| (path, Some(language))).into_iter().chain([("cmake/ik-wrapped.txt", None)]);
         for (path, language) in files.into_iter().chain(more) {
             assert!(sources(&[(path, "")])[0].language() == language, "{path}");
         }
@@ -109,9 +145,10 @@ pub mod tests {
 
     #[test]
     fn strings_are_left_out_but_not_comments() {
-        let mut quoted = false;
-        let mut code = |line| without_strings(line, &mut quoted);
-        assert_eq!(code(r#"let a = "x // \" y" + '"'; // "z""#), r#"let a =  + '"'; // "z""#);
+        let mut open = Open::None;
+        let mut code = |line| without_strings(line, &mut open);
+        assert_eq!(code(r#"let a = "x // \" y" + '"'; // "z""#), r#"let a =  + ''; // "z""#);
+        assert_eq!(code(r##"let a = br#"x " // \"# + r"\" + '\"' + b; // c"##), "let a = br# + r + '' + b; // c");
         assert_eq!((code("let b = \"1").as_str(), code("// 2").as_str(), code("3\";").as_str()), ("let b = ", "", ";"));
     }
 }

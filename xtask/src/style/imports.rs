@@ -1,9 +1,10 @@
-//! Which files of the library a file uses: its `use` lines, and paths in its code that begin with `crate::` or
-//! `super::`. A simple reader that trusts rustfmt's lines and indentation. Code that only tests compile does not count.
+//! Which files of the library a file uses: its `use` lines, and paths in its code that begin with `crate::`, `super::`,
+//! a module below the file, or a name that `use` brings in. A simple reader that trusts rustfmt's lines and
+//! indentation. Code that only tests compile does not count.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::files::{Source, without_strings};
+use super::files::{Source, code};
 
 /// A path of names, from the root of the crate.
 type Path = Vec<String>;
@@ -18,6 +19,10 @@ struct Module<'a> {
     used: Vec<(Path, usize)>,
     /// Names that `use` brings into this module, and what they stand for.
     names: HashMap<String, Path>,
+    /// Modules all of whose names `use` brings in.
+    globs: Vec<Path>,
+    /// Names of items that the file itself has.
+    items: HashSet<String>,
 }
 
 /// All uses between the files of the library.
@@ -69,8 +74,16 @@ fn is_for_tests(line: &str) -> bool {
 }
 
 fn module<'a>(own: Path, source: &'a Source, known: &HashSet<Path>) -> Module<'a> {
-    let mut module = Module { file: &source.path, used: Vec::new(), names: HashMap::new() };
     let lines = code(&source.text);
+    let mut module = Module {
+        file: &source.path,
+        used: Vec::new(),
+        names: HashMap::new(),
+        globs: Vec::new(),
+        items: lines.iter().filter_map(|line| item(line)).collect(),
+    };
+    // Paths in code that begin with a name of this file, and their lines.
+    let mut by_name: Vec<(Path, usize)> = Vec::new();
     // Names of inline modules around the line, each with its indentation.
     let mut inline: Vec<(usize, String)> = Vec::new();
     let mut n = 0;
@@ -101,18 +114,41 @@ fn module<'a>(own: Path, source: &'a Source, known: &HashSet<Path>) -> Module<'a
                 tree.push_str(lines[n].trim());
             }
             for (name, path) in leaves(tree.trim_end_matches(';')) {
-                let Some(path) = absolute(path) else { continue };
-                module.used.push((path.clone(), begin + 1));
-                if inline.is_empty() {
-                    module.names.insert(name, path);
+                let Some(mut path) = absolute(path) else { continue };
+                if name == "*" {
+                    path.pop();
+                    module.globs.push(path.clone());
+                } else if inline.is_empty() {
+                    module.names.insert(name, path.clone());
                 }
+                module.used.push((path, begin + 1));
             }
         } else {
-            module.used.extend(paths(line).into_iter().filter_map(&absolute).map(|path| (path, n + 1)));
+            for path in paths(line) {
+                match absolute(path.clone()) {
+                    Some(path) => module.used.push((path, n + 1)),
+                    None => by_name.push((path, n + 1)),
+                }
+            }
         }
         n += 1;
     }
+    for (path, line) in by_name {
+        if let Some(first) = module.names.get(&path[0]) {
+            module.used.push(([first.clone(), path[1..].to_vec()].concat(), line));
+        }
+    }
     module
+}
+
+/// The name of the item that begins in this line.
+fn item(line: &str) -> Option<String> {
+    let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_').skip_while(|word| word.is_empty());
+    let is_item = |word: &&str| ["fn", "struct", "enum", "union", "trait", "type", "const", "static"].contains(word);
+    let is_before = |word: &&str| ["pub", "crate", "super", "in", "unsafe", "extern", "async", ""].contains(word);
+    let kind = words.find(|word| !is_before(word))?;
+    let name = if is_item(&kind) { words.find(|word| !word.is_empty() && !is_item(word))? } else { return None };
+    Some(name.to_string())
 }
 
 /// The line behind an item that begins with the attribute in line `n`.
@@ -128,16 +164,6 @@ fn end_of_item(lines: &[String], n: usize) -> usize {
         open |= line.ends_with('{');
     }
     lines.len()
-}
-
-/// Lines without comments and strings.
-fn code(text: &str) -> Vec<String> {
-    let mut quoted = false;
-    let line = |line: &str| {
-        let code = without_strings(line, &mut quoted);
-        code.split("//").next().unwrap_or_default().trim_end().to_string()
-    };
-    text.lines().map(line).collect()
 }
 
 /// What follows `use`, `pub use` or `pub(crate) use`.
@@ -184,10 +210,10 @@ fn split_group(group: &str) -> Vec<&str> {
     parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
-/// Paths in a line of code that begin with `crate::` or `super::`.
+/// Paths of at least two names in a line of code.
 fn paths(line: &str) -> Vec<Path> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-    let words = line.split(|c: char| !is_name(c)).filter(|w| w.starts_with("crate::") || w.starts_with("super::"));
+    let words = line.split(|c: char| !is_name(c)).filter(|w| w.contains("::") && !w.starts_with(':'));
     words.map(|w| w.split("::").map(str::to_string).filter(|s| !s.is_empty()).collect()).collect()
 }
 
@@ -217,9 +243,20 @@ fn absolute(path: Path, here: &Path, known: &HashSet<Path>) -> Option<Path> {
 fn defining_file<'a>(path: &Path, modules: &HashMap<Path, Module<'a>>, most: usize) -> Option<&'a str> {
     let depth = (0..=path.len()).rev().find(|n| modules.contains_key(&path[..*n]))?;
     let module = &modules[&path[..depth]];
-    let handed_on = path.get(depth).and_then(|name| module.names.get(name)).filter(|_| most > 0);
+    let handed_on = path.get(depth).and_then(|name| named(module, name, modules)).filter(|_| most > 0);
     let whole = handed_on.map(|other| [other.clone(), path[depth + 1..].to_vec()].concat());
     whole.and_then(|other| defining_file(&other, modules, most - 1)).or(Some(module.file))
+}
+
+/// What a name in a module stands for, if the module has it from elsewhere.
+fn named(module: &Module<'_>, name: &String, modules: &HashMap<Path, Module<'_>>) -> Option<Path> {
+    let by_glob = || {
+        let of =
+            |glob: &&Path| modules.get(*glob).is_some_and(|m| m.items.contains(name) || m.names.contains_key(name));
+        let glob = module.globs.iter().find(of).filter(|_| !module.items.contains(name))?;
+        Some([glob.clone(), vec![name.clone()]].concat())
+    };
+    module.names.get(name).cloned().or_else(by_glob)
 }
 
 #[cfg(test)]
@@ -245,6 +282,9 @@ mod tests {
             ("src/a/y.rs", "fn f() {\n    crate::b::f();\n}\n"),
             ("src/b.rs", "use crate::a::Thing;\n#[cfg(test)]\nmod tests {\n    use crate::a::y;\n}\n"),
             ("src/testing/mod.rs", "use crate::b;\n"),
+            ("src/c.rs", "use crate::{a, d};\nfn f() {\n    a::y::f(d::X);\n}\n"),
+            ("src/d/mod.rs", "mod e;\npub use e::*;\nfn g() {\n    e::f()\n}\n"),
+            ("src/d/e.rs", "pub const X: u8 = 1;\n"),
         ]);
         let uses = read(&all);
         let of = |file: &str| uses[file].iter().map(|(to, line)| format!("{to}:{line}")).collect::<Vec<_>>();
@@ -254,5 +294,8 @@ mod tests {
         // Thing is defined in x.rs, whatever file hands it on.
         assert_eq!(of("src/b.rs"), ["src/a/x.rs:1"]);
         assert!(!uses.contains_key("src/testing/mod.rs"));
+        // Through a module that is in scope, and through a name that another file hands on with all its others.
+        assert_eq!(of("src/c.rs"), ["src/a/mod.rs:1", "src/a/y.rs:3", "src/d/e.rs:3", "src/d/mod.rs:1"]);
+        assert_eq!(of("src/d/mod.rs"), ["src/d/e.rs:2"]);
     }
 }

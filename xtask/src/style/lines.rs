@@ -2,7 +2,7 @@
 
 use super::{
     Offence,
-    files::{Language, Source, without_strings},
+    files::{Language, Open, Source, without_strings},
 };
 
 /// As `max_width` in rustfmt.toml.
@@ -11,8 +11,8 @@ const COLUMNS: usize = 120;
 pub fn check(source: &Source) -> Vec<Offence> {
     let Some(language) = source.language() else { return Vec::new() };
     let is_text = match language {
-        Language::Rust => of_rust,
-        Language::C => of_c,
+        Language::Rust => |text: &str| with_slashes(text, true),
+        Language::C => |text: &str| with_slashes(text, false),
         Language::Hashes => with_hashes,
         Language::Markdown => prose,
     };
@@ -28,24 +28,23 @@ pub fn check(source: &Source) -> Vec<Offence> {
         .collect()
 }
 
-/// For each line, whether it has a comment.
-fn of_rust(text: &str) -> Vec<bool> {
-    let mut quoted = false;
-    text.lines().map(|line| without_strings(line, &mut quoted).contains("//")).collect()
-}
-
-/// For each line, whether it has a comment.
-fn of_c(text: &str) -> Vec<bool> {
-    let mut in_block = false;
+/// For each line, whether it has a comment. In Rust a string may go on in the next line, in C it ends with its own.
+fn with_slashes(text: &str, is_rust: bool) -> Vec<bool> {
+    let (mut open, mut in_block) = (Open::None, false);
     let has_comment = |line: &str| {
-        let code = without_strings(line, &mut false);
-        let was_in_block = in_block;
-        match (code.rfind("/*"), code.rfind("*/")) {
-            (Some(begin), end) if end.is_none_or(|end| end < begin) => in_block = true,
-            (_, Some(_)) => in_block = false,
-            _ => {}
+        if !is_rust {
+            open = Open::None;
         }
-        was_in_block || code.contains("//") || code.contains("/*")
+        let code = without_strings(line, &mut open);
+        let (mut rest, mut found) = (code.as_str(), in_block);
+        loop {
+            let end = if in_block { rest.find("*/") } else { rest.find("/*") };
+            let is_line = !in_block && rest.find("//").is_some_and(|at| end.is_none_or(|end| at < end));
+            found |= is_line || !in_block && end.is_some();
+            let Some(end) = end.filter(|_| !is_line) else { return found };
+            in_block = !in_block;
+            rest = &rest[end + 2..];
+        }
     };
     text.lines().map(has_comment).collect()
 }
@@ -53,7 +52,7 @@ fn of_c(text: &str) -> Vec<bool> {
 /// For each line, whether it has a comment.
 fn with_hashes(text: &str) -> Vec<bool> {
     let has_comment =
-        |line: &str| line.trim_start().starts_with('#') || without_strings(line, &mut false).contains(" # ");
+        |line: &str| line.trim_start().starts_with('#') || without_strings(line, &mut Open::None).contains(" # ");
     text.lines().map(has_comment).collect()
 }
 
@@ -97,6 +96,8 @@ mod tests {
         for path in ["a.cmake", "a/CMakeLists.txt", "a.sh", "a.py"] {
             assert_eq!(lines(path, [long("#"), long("code"), long("code # ")].join("\n")), [1, 3], "{path}");
         }
+        let text = ["// a/*.c", &long("code"), &long("/*"), &long("b"), "*/", &long("code"), "r\"\\\";", &long("//")];
+        assert_eq!(lines("a.rs", text.map(str::to_string).join("\n")), [3, 4, 8]);
         assert!(lines("a.rs", format!("let url = \"http://{}\";", "a".repeat(120))).is_empty());
     }
 

@@ -15,8 +15,10 @@ pub const HELP: &str = "cargo xtask style
 
 Reads the files that git knows and names each place where one of these rules is broken:
 
-  lines     comments, and prose in Markdown, have at most 120 columns (tables, code and lines that are one link may be longer)
-  sizes     in src/ and xtask/ no file has more than 400 lines without a reason in its first lines, no function more than 80
+  lines     comments, and prose in Markdown, have at most 120 columns (tables, code and lines that are one link may be
+            longer)
+  sizes     in src/ and xtask/ no file has more than 400 lines without a reason in its first lines, no function more
+            than 80
   SAFETY    a comment in src/ names the invariant; `promised by the caller` alone does not
   circles   no two files in src/ use each other, directly or through others";
 

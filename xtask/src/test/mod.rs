@@ -24,13 +24,14 @@ pub const HELP: &str = "cargo xtask test [--quick] [--full] [--keep-going]
 
 Style, format, clippy, Rust tests (all instruction sets, then with GGML_AMX_ISA=avx512 and portable, then under
 ThreadSanitizer; without AMX also with tiles in software), C tests, CMake modules, examples, real hosts, demo, verify,
-ik_llama.cpp. Stops at the first step that fails. The last line counts tests.
-A skip is no pass; on a machine with AMX only those of xtask/src/skips.rs are allowed.
+ik_llama.cpp, every host, little memory. Stops at the first step that fails. The last line counts tests.
+A skip is no pass, and a step that skipped something is `in part`; on a machine with AMX only the skips of
+xtask/src/skips.rs are allowed.
 
   --quick       no real hosts
   --full        also what takes too long for CI: a million rows against the promised bound, and planted defects, each
                 of which a test must find
-  --keep-going  go on after a step that failed, and list all failures at the end";
+  --keep-going  go on after what failed, and list all failures at the end; the exit code is 1 all the same";
 
 /// What the steps of a test run share.
 pub struct Options {
@@ -77,6 +78,20 @@ impl Options {
         self.passed.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Runs the checks of a step up to the first failure, or all of them if the run is to keep going.
+    fn each<'a>(&self, checks: impl IntoIterator<Item = Check<'a>>) -> Result<()> {
+        let mut failures = Vec::new();
+        for check in checks {
+            if let Err(why) = check() {
+                failures.push(why);
+                if !self.keep_going {
+                    break;
+                }
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+    }
+
     /// Records a check that could not run; the summary lists it by name.
     pub fn skip(&self, name: &str, why: &str) {
         println!("SKIPPED {name}: {why}");
@@ -100,6 +115,9 @@ impl Options {
         skips.iter().filter(|skip| has_amx && skips::allowed(skip).is_none()).cloned().collect()
     }
 }
+
+/// One check of a step that has several.
+type Check<'a> = Box<dyn FnOnce() -> Result<()> + 'a>;
 
 /// When a step runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -135,8 +153,9 @@ const STEPS: [Step; 19] = [
     Step {
         name: "hosts",
         when: When::WithHosts,
-        run: |_| {
-            [Kind::Llama, Kind::Static, Kind::Dl, Kind::Later].into_iter().try_for_each(|k| host::ensure(k).map(|_| ()))
+        run: |o| {
+            let kinds = [Kind::Llama, Kind::Static, Kind::Dl, Kind::Later];
+            o.each(kinds.map(|kind| Box::new(move || host::ensure(kind).map(|_| ())) as Check<'_>))
         },
     },
     Step { name: "demo", when: When::WithHosts, run: |_| demo::run(true) },
@@ -169,15 +188,17 @@ pub fn run(options: &Options) -> ExitCode {
         .extend(options.not_allowed(has_amx).into_iter().map(|skip| format!("skipped on a machine with AMX: {skip}")));
     println!("\n=== Summary");
     for (name, verdict, time) in &lines {
-        println!("  {verdict}  {:>7}  {name}", util::seconds(*time));
+        println!("  {verdict:<7}  {:>7}  {name}", util::seconds(*time));
     }
     let skips = options.skips.lock().expect("no step panics");
     for skip in skips.iter() {
-        println!("  SKIPPED          {skip}");
+        println!("  SKIPPED           {skip}");
     }
-    println!("  in all  {:>7}", util::seconds(start.elapsed()));
+    println!("  in all   {:>7}", util::seconds(start.elapsed()));
     for failure in &failures {
-        println!("  failure: {}", failure.lines().next().unwrap_or_default());
+        let mut lines = failure.lines();
+        println!("  failure: {}", lines.next().unwrap_or_default());
+        lines.for_each(|line| println!("           {line}"));
     }
     if !has_amx {
         println!("  This machine has no AMX: nothing here ran on a tile unit.");
@@ -203,12 +224,17 @@ fn run_steps(options: &Options, steps: &[&Step]) -> Outcome {
         let begin = Instant::now();
         let (before, skips) = (options.passed.load(Ordering::Relaxed), options.skip_count());
         let result = (step.run)(options);
+        let is_whole = options.skip_count() == skips;
         // A step that counted nothing is one test, unless it was skipped.
-        let is_new = || options.passed.load(Ordering::Relaxed) == before && options.skip_count() == skips;
-        if result.is_ok() && is_new() {
+        if result.is_ok() && is_whole && options.passed.load(Ordering::Relaxed) == before {
             options.pass(1);
         }
-        outcome.lines.push((step.name, if result.is_ok() { "passed" } else { "FAILED" }, begin.elapsed()));
+        let verdict = match (&result, is_whole) {
+            (Ok(()), true) => "passed",
+            (Ok(()), false) => "in part",
+            (Err(_), _) => "FAILED",
+        };
+        outcome.lines.push((step.name, verdict, begin.elapsed()));
         if let Err(why) = result {
             println!("\nFAILED {}: {why}", step.name);
             outcome.failures.push(format!("{}: {why}", step.name));
@@ -217,8 +243,12 @@ fn run_steps(options: &Options, steps: &[&Step]) -> Outcome {
     outcome
 }
 
-fn format(_: &Options) -> Result<()> {
-    util::run_shown(util::cargo().args(["fmt", "--all", "--check"]))?;
+fn format(options: &Options) -> Result<()> {
+    let all = || util::run_shown(util::cargo().args(["fmt", "--all", "--check"]));
+    options.each([Box::new(all) as Check<'_>, Box::new(format_types)])
+}
+
+fn format_types() -> Result<()> {
     // A macro of the table of weight types declares their modules, so `cargo fmt` does not find these files.
     let dir = util::repo().join("src/format");
     let entries = std::fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
@@ -243,10 +273,6 @@ fn verify_step(options: &Options, what: &verify::Options) -> Result<()> {
 
 /// Linked in, shared and static, and preloaded; few types and a short text, for the host takes long to build.
 fn ik_step(options: &Options) -> Result<()> {
-    ik::demo(true)?;
-    ik::linked_statically()?;
-    ik::processes(|what, why| options.skip(what, why))?;
-    fork::run()?;
     let few = |types: &[&str], upcycled| verify::Options {
         types: types.iter().map(ToString::to_string).collect(),
         upcycled,
@@ -254,8 +280,15 @@ fn ik_step(options: &Options) -> Result<()> {
         tokens: 4096,
         ..verify::Options::default()
     };
-    verify_step(options, &few(&["Q4_0", "IQ4_K"], false))?;
-    verify_step(options, &few(&["Q4_0"], true))
+    let checks: [Check<'_>; 6] = [
+        Box::new(|| ik::demo(true)),
+        Box::new(ik::linked_statically),
+        Box::new(|| ik::processes(|what, why| options.skip(what, why))),
+        Box::new(fork::run),
+        Box::new(|| verify_step(options, &few(&["Q4_0", "IQ4_K"], false))),
+        Box::new(|| verify_step(options, &few(&["Q4_0"], true))),
+    ];
+    options.each(checks)
 }
 
 #[cfg(test)]
@@ -285,6 +318,28 @@ mod tests {
         assert_eq!(run(false), (vec!["FAILED"], vec!["first: broken".into()], 2));
         let failures = vec!["first: broken".into(), "third: too".into()];
         assert_eq!(run(true), (vec!["FAILED", "passed", "FAILED"], failures, 0));
+    }
+
+    #[test]
+    fn a_step_that_skipped_something_did_not_pass() {
+        let options = Options::new(false, false);
+        let run = |options: &Options| {
+            options.skip("a check", "no reason");
+            Ok(())
+        };
+        let step = Step { name: "half", when: When::Always, run };
+        assert_eq!(run_steps(&options, &[&step]).lines[0].1, "in part");
+        assert_eq!(options.passed.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn all_checks_of_a_step_that_failed_are_named_if_the_run_is_to_keep_going() {
+        let fails = |why: &'static str| Box::new(move || Err(why.to_string())) as Check<'static>;
+        let run = |keep_going| {
+            let options = Options { keep_going, ..Options::new(false, false) };
+            options.each([fails("first"), Box::new(|| Ok(())), fails("third")])
+        };
+        assert_eq!((run(false), run(true)), (Err("first".into()), Err("first\nthird".into())));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use crate::{
 /// All Rust tests below a ceiling for the instruction set. Tests that could not run, or not wholly, say SKIPPED.
 pub(super) fn tests_below(options: &Options, isa: Option<&str>) -> Result<()> {
     let mut cargo = util::cargo();
-    cargo.args(["test", "--workspace", "--release", "--", "--show-output"]);
+    // All programs of tests, so that all failures are named.
+    cargo.args(["test", "--workspace", "--release", "--no-fail-fast", "--", "--show-output"]);
     match isa {
         Some(isa) => cargo.env("GGML_AMX_ISA", isa),
         None => cargo.env_remove("GGML_AMX_ISA"),

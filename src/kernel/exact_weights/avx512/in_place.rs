@@ -15,7 +15,7 @@ use super::super::operands::Operands;
 use super::micro::{Direct, micro, with_row_count};
 use crate::cpu::Avx512;
 use crate::format::{Format, LANES};
-use crate::panel::pack::WeightRows;
+use crate::panel::in_place::WeightRows;
 use crate::panel::weight_source::PackedPanels;
 
 /// Channels that are packed at a time.
