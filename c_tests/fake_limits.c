@@ -51,6 +51,33 @@ static void given_a_thread_with_any_name_then_limits_hold(void) {
     }
 }
 
+static int lines;
+
+/* A log callback that asks a loader's question itself when it gets the first line. */
+static void ask_from_the_log(int32_t level, const char * text) {
+    (void) level;
+    fputs(text, stderr);
+    if (lines++ == 0) {
+        accepts();
+    }
+}
+
+static int ask_with_a_log(void * unused) {
+    (void) unused;
+    ggml_backend_amx_buffer_type(); /* whose lines are not those of the limit */
+    fake_log_callback = ask_from_the_log;
+    limit(RLIMIT_AS, (size_t) 600 << 20);
+    return accepts() ? 1 : lines == 0 ? 2 : 0;
+}
+
+static void given_a_log_callback_that_asks_too_then_it_gets_an_answer(void) {
+    struct child c = child_fork(ask_with_a_log, NULL);
+    CHECK(c.signal == 0 && c.code == 0, "signal %d, exit code %d (1 accepted, 2 no line)\n%s", c.signal, c.code, c.err);
+    CHECK(count_lines_with(c.err, "stay with the host") == 2, "not one line for each question\n%s", c.err);
+    CHECK(!strstr(c.err, "a bug in ggml-amx"), "it panicked\n%s", c.err);
+    child_free(&c);
+}
+
 /* Asks when the process has taken all descriptors that it may have. */
 static int ask_without_a_descriptor(void * limited) {
     if (limited) {
@@ -135,6 +162,7 @@ int main(int count, char ** arguments) {
     setenv("GGML_AMX_ISA", "portable", 1);
 #ifndef __SANITIZE_ADDRESS__
     RUN(given_a_thread_with_any_name_then_limits_hold);
+    RUN(given_a_log_callback_that_asks_too_then_it_gets_an_answer);
     RUN(given_no_descriptor_to_read_limits_by_then_nothing_is_accepted_and_it_is_said);
 #endif
     RUN(given_record_locks_of_the_process_on_its_files_or_its_program_then_they_stay);

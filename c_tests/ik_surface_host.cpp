@@ -255,7 +255,8 @@ int packed_mode() {
     harness_test = "packed mode";
     open();
     rng r = {32};
-    const known a(GGML_TYPE_Q4_0, 256, 48, 20, r), b(GGML_TYPE_Q6_K, 256, 32, 20, r), odd(GGML_TYPE_Q4_0, 256, 33, 20, r);
+    const known a(GGML_TYPE_Q4_0, 256, 48, 20, r), b(GGML_TYPE_Q6_K, 256, 32, 20, r), odd(GGML_TYPE_Q4_0, 256, 33, 20, r),
+        small(GGML_TYPE_Q4_0, 256, 16, 20, r);
     const auto is_ours_now = [](const ggml_tensor * t) { return strcmp(ggml_backend_buffer_name(t->buffer), "AMX") == 0; };
     for (int round = 0; round < 4; round++) {
         // not mapped: all tensors of a context at once; round 1 has nothing that stays
@@ -276,6 +277,14 @@ int packed_mode() {
             odd.set(rest);
             CHECK(!is_ours_now(rest), "33 rows are packed");
             odd.check(rest, "not mapped, 33 rows");
+            // A tensor that comes later, in the place of that one, must not be packed over those beside it.
+            ggml_tensor * late = ggml_new_tensor_2d(t.get(), GGML_TYPE_Q4_0, 256, 16);
+            ggml_set_name(late, "blk.0.attn_v.weight");
+            memcpy(rest->data, small.m.bytes.data(), small.m.bytes.size());
+            ggml_backend_tensor_alloc(t.buffer.get(), late, rest->data);
+            CHECK(!is_ours_now(late), "a tensor was packed where others are");
+            small.check(late, "not mapped, later");
+            a.check(up, "not mapped, up, later"), b.check(down, "not mapped, down, later");
         }
     }
     for (int round = 0; round < 4; round++) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffer::held;
 use crate::cpu::limits::{self, Free};
+use crate::diag::log;
 use crate::info;
 use crate::process::{Mutex, generation};
 
@@ -168,6 +169,8 @@ fn free() -> Free {
 /// Whether a tensor may be packed in `bytes` bytes; a loader asks about operation `op` on it.
 pub fn accept(tensor: Question, op: i32, bytes: usize) -> bool {
     let now = Instant::now();
+    // The host's log callback may ask about other tensors.
+    let _until_the_pass_is_free = log::hold();
     PASS.with_borrow_mut(|pass| pass.ask(tensor, op, bytes as u64, now, |accepted| recently_free(accepted, now)))
 }
 

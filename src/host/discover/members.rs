@@ -159,7 +159,7 @@ impl BufferProbe<'_> {
             let layout = BufferLayout {
                 members,
                 get_name,
-                // Members when the buffer is freed.
+                // Found last, by freeing the buffer: see `find`.
                 free_buffer: 0,
                 get_base,
                 init_tensor,

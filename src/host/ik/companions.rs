@@ -7,6 +7,7 @@ use super::buffer_type::{host, lazy_buffer, mark_as_weights};
 use crate::cpu::limits;
 use crate::cpu::sync::Mutex;
 use crate::diag::border::ffi_boundary;
+use crate::diag::log;
 use crate::host::{RawBuffer, budget};
 
 /// What frees a buffer.
@@ -82,6 +83,8 @@ pub unsafe fn reserve(of_host: *mut RawBuffer, bytes: usize) -> Option<(*mut Raw
         companion.used += if fits { bytes } else { 0 };
         Some(fits.then_some((ours, at)))
     };
+    // A buffer that cannot be allocated is logged.
+    let _until_unlocked = log::hold();
     let mut all = COMPANIONS.lock();
     if let Some(found) = take(&mut all) {
         return found;

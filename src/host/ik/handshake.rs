@@ -6,7 +6,7 @@
 //! altogether.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use libc::{c_int, c_long, c_void};
 
@@ -179,8 +179,8 @@ pub fn note_node(node: Tensor, params: &GgmlComputeParams) {
     }
 }
 
-/// Makes a buffer of the type AMX; null if there is no memory for it. Passed in, for buffers of that type ask
-/// [`is_done`].
+/// Makes a buffer of the type AMX; null if there is no memory for it. It is an argument because the module of that
+/// type stands above this one: it asks [`is_done`] before it packs a tensor.
 type NewBuffer = fn(usize) -> *mut RawBuffer;
 
 /// Whether weights may be packed. The first call does the handshake, so it must not be made while the host is looked
@@ -188,8 +188,10 @@ type NewBuffer = fn(usize) -> *mut RawBuffer;
 pub fn is_done(host: &'static IkHost, new_buffer: NewBuffer) -> bool {
     let outcome = outcome(host, new_buffer);
     if let Err(why) = outcome {
-        static SAID: Once<()> = Once::new();
-        SAID.get_or_init(|| info!("nothing is packed: {}", why.text));
+        static SAID: AtomicBool = AtomicBool::new(false);
+        if !SAID.swap(true, Ordering::Relaxed) {
+            info!("nothing is packed: {}", why.text);
+        }
     }
     outcome.is_ok()
 }
@@ -199,8 +201,10 @@ pub fn is_done(host: &'static IkHost, new_buffer: NewBuffer) -> bool {
 pub fn is_understood(host: &'static IkHost, new_buffer: NewBuffer) -> bool {
     match outcome(host, new_buffer) {
         Err(why) if why.is_misunderstood => {
-            static SAID: Once<()> = Once::new();
-            SAID.get_or_init(|| info!("not used: {}", why.text));
+            static SAID: AtomicBool = AtomicBool::new(false);
+            if !SAID.swap(true, Ordering::Relaxed) {
+                info!("not used: {}", why.text);
+            }
             false
         }
         _ => true,

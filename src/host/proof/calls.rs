@@ -244,7 +244,7 @@ mod tests {
         let at = size.as_mut_ptr() as usize;
         assert_eq!(ask(Method::WorkSize, [1, NODE, at]), (1, String::new()));
         assert_eq!(size, [WORK, 7]);
-        // The second place holds a number of 32 bits and something else behind it.
+        // Words that are not 0, and addresses without memory: none of them is the host's variable.
         for place in [at, at + 8, 0x30_0000, 1 << 63] {
             assert!(ask(Method::WorkSize, [1, NODE, place]).1.contains("work_size"));
         }
